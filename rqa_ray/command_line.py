@@ -1,0 +1,116 @@
+"""Words of a command line, or a JSON config, to a Job; every mistake in them is one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+
+from transformers import HfArgumentParser
+
+from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Job, RetrieverTrainingArguments, Settings, check
+from rqa_ray.errors import InputError
+
+USAGE = "train.py [CONFIG.json] [--FLAG VALUE ...]"
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"{message} (-h lists all arguments)")
+
+
+def parse_job(argv: Sequence[str]) -> Job:
+    """A job from command-line words; a first word that ends in .json is a config, which flags after it override.
+
+    Raises:
+        InputError: unknown names or values that cannot work.
+    """
+    words, notes = _translate_aliases(_expand_config(list(argv)))
+    parser = _Parser((Settings, RetrieverTrainingArguments), allow_abbrev=False, usage=USAGE)
+    namespace, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise InputError(_unknown_argument(unknown[0], parser))
+    values = vars(namespace)
+    settings = Settings(**{item.name: values.pop(item.name) for item in dataclasses.fields(Settings)})
+    given = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
+    own_defaults = set(RetrieverTrainingArguments.__annotations__)
+    training = {name: value for name, value in values.items() if name in own_defaults or name in given}
+    for name in sorted(given & REFUSED.keys()):
+        if values[name] not in (None, False, defaults[name].default, "no", ""):
+            raise InputError(f"--{name} {values[name]}: {REFUSED[name]}")
+        training.pop(name)
+    for name in sorted(given & NO_EFFECT.keys()):
+        notes.append(f"--{name} has no effect: {NO_EFFECT[name]}")
+        training.pop(name)
+    resume = training.pop("resume_from_checkpoint", None)
+    if resume is not None and resume.lower() == "false":
+        resume = None
+    job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes)
+    check(job)
+    return job
+
+
+def _expand_config(words: list[str]) -> list[str]:
+    if not words or words[0].startswith("-"):
+        return words
+    path, rest = words[0], words[1:]
+    if not path.endswith(".json"):
+        raise InputError(f"{path}: not an argument; the first word is a .json config or a --flag")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: has to be an object of argument names and values")
+    expanded = []
+    for name, value in config.items():
+        if value is None:
+            continue
+        if isinstance(value, list):
+            expanded += [f"--{name}", *map(str, value)]
+        else:  # one word, so that a value may begin with a dash
+            expanded.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
+    return expanded + rest
+
+
+def _translate_aliases(words: list[str]) -> tuple[list[str], list[str]]:
+    """Replaces names that transformers dropped; returns a note for each."""
+    translated: list[str] = []
+    notes: list[str] = []
+    dropping = False
+    for word in words:
+        name, equals, value = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        name = name.replace("-", "_")
+        if name in ALIASES:
+            successor, why = ALIASES[name]
+            notes.append(f"--{name} {why}")
+            dropping = successor is None and not equals
+            translated += [f"--{successor}{equals}{value}"] if successor else []
+        elif dropping and not word.startswith("--"):
+            dropping = False
+        else:
+            dropping = False
+            translated.append(word)
+    return translated, notes
+
+
+def _unknown_argument(word: str, parser: argparse.ArgumentParser) -> str:
+    name = word.split("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{name}: unknown argument" + (f"; did you mean {close[0]}?" if close else " (-h lists all arguments)")
+
+
+def exit_with_message(error: InputError) -> None:
+    """Prints the one line on stderr and exits with code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,170 @@
+"""Global batches: the same rows at the same step for any number of ranks, dealt to ranks and cut into chunks.
+
+1. Epoch e's order is a permutation seeded by (seed, e); the epochs follow each other without a gap, so rows left over
+   at the end of one open the next. Batch b is the b-th run of G rows: an index, not a replay.
+2. Hard negatives of the batch are drawn by a generator seeded by (seed, b).
+3. Questions (with their passages) and hard negatives are sorted by length and dealt to ranks in turn, there and back.
+4. A rank's texts are cut into length-sorted chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rqa_ray.data.rows import TrainingRows
+from rqa_ray.retriever.encoder import Chunk, length_sorted_chunks
+
+
+@dataclass
+class RankBatch:
+    """One rank's part of a global batch: n questions, m passages (n positives, hard negatives, padding)."""
+
+    chunks: list[Chunk]
+    order: torch.Tensor  # (n + texts of passages,): rows of the chunks as questions, then passages
+    num_questions: int
+    passage_ids: torch.Tensor  # (m,)
+    is_passage: torch.Tensor  # (m,) false for padding rows
+    gold_ids: torch.Tensor  # (n, g)
+    global_batch_size: int
+    index: int
+    rows: np.ndarray  # (n,) row numbers, for messages
+
+    def to(self, device: torch.device) -> RankBatch:
+        """The same batch with its tensors on a device."""
+        self.chunks = [
+            {name: value.to(device, non_blocking=True) for name, value in chunk.items()} for chunk in self.chunks
+        ]
+        for name in ("order", "passage_ids", "is_passage", "gold_ids"):
+            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        return self
+
+
+class GlobalBatches(Dataset):
+    """`batches[b]` is this rank's part of global batch b; any b, in any order, always the same."""
+
+    def __init__(
+        self,
+        rows: TrainingRows,
+        global_batch_size: int,
+        hard_neg_ratio: float,
+        seed: int,
+        max_tokens_per_chunk: int,
+        pad_id: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not world_size <= global_batch_size <= len(rows):
+            raise ValueError(f"global_batch_size={global_batch_size}: needs {world_size} to {len(rows)} questions")
+        self.rows = rows
+        self.global_batch_size = global_batch_size
+        self.num_negatives = int(hard_neg_ratio * global_batch_size)
+        self.seed = seed
+        self.max_tokens_per_chunk = max_tokens_per_chunk
+        self.pad_id = pad_id
+        self.rank, self.world_size = rank, world_size
+        self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+
+    def batch_rows(self, batch: int) -> np.ndarray:
+        """(G,) row numbers of a global batch."""
+        places = batch * self.global_batch_size + np.arange(self.global_batch_size)
+        epochs, within = np.divmod(places, len(self.rows))
+        return np.concatenate([self._permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)])
+
+    def draw_negatives(self, batch: int, rows: np.ndarray) -> np.ndarray:
+        """Numbers of the hard negatives of a global batch: distinct passages, none a gold of the batch."""
+        if self.num_negatives == 0:
+            return np.zeros(0, dtype=np.int64)
+        pool = np.concatenate([np.arange(*self.rows.negative_of[row : row + 2]) for row in rows])
+        ids, first = np.unique(self.rows.negative_ids[pool], return_index=True)
+        golds = np.concatenate([self.rows.golds[row] for row in rows])
+        pool = pool[first[~np.isin(ids, golds)]]
+        drawn = np.random.default_rng([self.seed, batch, 1]).permutation(len(pool))[: self.num_negatives]
+        return pool[drawn]
+
+    def __getitem__(self, batch: int) -> RankBatch:
+        rows = self.batch_rows(batch)
+        negatives = self.draw_negatives(batch, rows)
+        lengths = self.rows.questions.lengths + self.rows.passages.lengths
+        mine = deal(rows, lengths[rows], self.rank, self.world_size)
+        mine_negatives = deal(negatives, self.rows.negatives.lengths[negatives], self.rank, self.world_size)
+
+        texts = [self.rows.questions[row] for row in mine]
+        texts += [self.rows.passages[row] for row in mine]
+        texts += [self.rows.negatives[row] for row in mine_negatives]
+        chunks, order = length_sorted_chunks(texts, self.max_tokens_per_chunk, self.pad_id)
+
+        # The gather needs as many passages from every rank: the most that a rank can be dealt.
+        num_passages = -(-len(rows) // self.world_size) + -(-self.num_negatives // self.world_size)
+        ids = np.concatenate([self.rows.passage_ids[mine], self.rows.negative_ids[mine_negatives]])
+        padding = num_passages - len(ids)
+        golds = [self.rows.golds[row] for row in mine]
+        width = max(map(len, golds))
+        return RankBatch(
+            chunks=chunks,
+            order=order,
+            num_questions=len(mine),
+            passage_ids=torch.from_numpy(np.pad(ids, (0, padding))),
+            is_passage=torch.arange(num_passages) < len(ids),
+            gold_ids=torch.from_numpy(np.stack([np.pad(gold, (0, width - len(gold)), "edge") for gold in golds])),
+            global_batch_size=self.global_batch_size,
+            index=batch,
+            rows=mine,
+        )
+
+
+def deal(items: np.ndarray, lengths: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """A rank's share of items sorted by (length, number), dealt there and back: even in items and in tokens."""
+    ordered = items[np.lexsort([items, lengths])]
+    turn = np.arange(len(items)) % (2 * world_size)
+    return ordered[np.where(turn < world_size, turn, 2 * world_size - 1 - turn) == rank]
+
+
+class EpochBatches(Sampler):
+    """Numbers of an epoch's batches, as `transformers.Trainer` counts epochs: each in a list, a batch of one index."""
+
+    def __init__(self, batches: GlobalBatches, gradient_accumulation_steps: int) -> None:
+        per_step = batches.global_batch_size * gradient_accumulation_steps
+        self.num_batches = max(1, len(batches) // per_step) * gradient_accumulation_steps
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for index in range(self.num_batches):
+            yield [self.epoch * self.num_batches + index]
+
+
+class BatchLoader(DataLoader):
+    """A DataLoader that knows its epoch: the Trainer sets it before each pass, and skips by index on resume."""
+
+    def __init__(self, batches: GlobalBatches, gradient_accumulation_steps: int, num_workers: int = 0) -> None:
+        self.epoch_batches = EpochBatches(batches, gradient_accumulation_steps)
+        super().__init__(
+            batches,
+            batch_sampler=self.epoch_batches,
+            collate_fn=_only,
+            num_workers=num_workers,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch_batches.set_epoch(epoch)
+
+
+def _only(batch: list[RankBatch]) -> RankBatch:
+    return batch[0]

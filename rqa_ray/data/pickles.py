@@ -1,0 +1,169 @@
+"""The restricted unpickler: reads a document database (`documents.pkl`) without running anything the file asks for.
+
+A pickle is a program that may call any function. Here a name in the file is looked up in one fixed table by exact
+(module, name), never imported, and stands for an inert class of this module: the Documents of LocalRQA and langchain
+become bags that hold their state, and the two helpers that old protocols need check their arguments. Every other name,
+persistent ids and extension codes are refused, and nothing of them runs. What comes out is str, dict and plain JSON.
+"""
+
+import io
+import json
+import pickle
+import pickletools
+from typing import Any, BinaryIO, NoReturn
+
+from rqa_ray.errors import InputError
+
+_DOCUMENT_MODULES = (
+    "local_rqa.schema.document",
+    "open_rqa.schema.document",  # LocalRQA before its renaming
+    "langchain.docstore.document",  # langchain's Document moved: one line for each module that ever defined it
+    "langchain.schema",
+    "langchain.schema.document",
+    "langchain_core.schema.document",
+    "langchain_core.documents",
+    "langchain_core.documents.base",
+)
+
+_CONVERT = (
+    "write JSONL (page_content, fmt_content and metadata of one document a line) with the tool that made the pickle"
+)
+
+
+def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
+    """The documents of a pickled list of Documents, or of dicts with page_content, in the order of the file.
+
+    Returns one `{"page_content": str, "fmt_content": str, "metadata": dict}` a document: fmt_content is "" and
+    metadata is {} where the document has none; metadata can be written as JSON. Reads the whole stream into memory.
+    Raises InputError, and nothing else, with one line that starts with `name`: the file asks for anything but a
+    Document, is damaged, or does not hold what is described above.
+    """
+    try:
+        data = stream.read()
+        _check_opcodes(data, name)
+        content = _DocumentUnpickler(io.BytesIO(data), name).load()
+    except InputError:
+        raise
+    except Exception as error:  # Damaged bytes make an unpickler raise nearly anything, gzip and memory included.
+        found = f"{type(error).__name__}: {error}"[:200]
+        _refuse(name, f"cannot be read as a pickle ({found}); copy the file again or {_CONVERT}", error)
+    if not isinstance(content, (list, tuple)):
+        _refuse(name, f"the pickle is of type {type(content).__name__}, expected a list of Documents; {_CONVERT}")
+    return [_raw_record(item, index, name) for index, item in enumerate(content)]
+
+
+class _Document:
+    """Stands for every Document class: keeps the state it is given and does nothing with it."""
+
+    __slots__ = ("state",)
+    state: Any
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Helper:
+    """A callable of old protocols. It is a class with `__setstate__`, so that BUILD cannot write attributes on it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise pickle.UnpicklingError("state for a helper")
+
+
+class _Reconstructor(_Helper):
+    """`copyreg._reconstructor`, by which protocols 0 and 1 make an object: here an empty record and nothing else."""
+
+    def __new__(cls, *args: Any) -> Any:
+        if len(args) != 3 or args[0] is not _Document or args[1] is not object or args[2] is not None:
+            raise pickle.UnpicklingError("an object that is not a Document")
+        return _Document()
+
+
+class _Set(_Helper):
+    """`set`, which protocols below 4 call by name; pydantic keeps the names of the fields in one."""
+
+    def __new__(cls, *args: Any) -> Any:
+        if len(args) != 1 or type(args[0]) is not list:
+            raise pickle.UnpicklingError("a set that is not made from a list")
+        return set(args[0])
+
+
+# Protocols 0 to 2 write the module names of Python 2.
+_ALLOWED: dict[tuple[str, str], type] = {
+    **{(module, "Document"): _Document for module in _DOCUMENT_MODULES},
+    ("copyreg", "_reconstructor"): _Reconstructor,
+    ("copy_reg", "_reconstructor"): _Reconstructor,
+    ("builtins", "object"): object,
+    ("__builtin__", "object"): object,
+    ("builtins", "set"): _Set,
+    ("__builtin__", "set"): _Set,
+}
+
+
+class _DocumentUnpickler(pickle.Unpickler):
+    """Knows the names of `_ALLOWED` and no others. `super().find_class`, which imports, is never called."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        super().__init__(stream)
+        self._name = name
+
+    def find_class(self, module: str, qualname: str, /) -> type:
+        if (module, qualname) not in _ALLOWED:
+            asked = ascii(f"{module}.{qualname}"[:200])
+            _refuse(self._name, f"the pickle asks for {asked}, which was refused and did not run; {_CONVERT}")
+        return _ALLOWED[module, qualname]
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        _refuse(self._name, f"the pickle refers to an object outside itself, which was refused; {_CONVERT}")
+
+
+def _check_opcodes(data: bytes, name: str) -> None:
+    """Reads the opcodes without running them, and stops what `find_class` cannot see.
+
+    Raises InputError for an extension code (the unpickler takes it from a cache of the process, past `find_class`) and
+    for bytes after the end, which are documents that would be lost; ValueError for a file that is cut or is no pickle
+    and for a memo index that one flipped bit made so large that the table for it would fill the machine's memory.
+    """
+    end = 0
+    for opcode, argument, position in pickletools.genops(data):
+        if opcode.name in ("EXT1", "EXT2", "EXT4"):
+            _refuse(name, f"the pickle asks for extension code {argument}, which was refused; {_CONVERT}")
+        if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(data):
+            raise ValueError(f"memo index {argument} at byte {position} of {len(data)}")
+        end = (position or 0) + 1
+    if end != len(data):
+        found = f"{len(data) - end} bytes after the end of the pickle at byte {end}"
+        _refuse(name, f"{found}, expected one list and nothing more; pickle all documents as one list or {_CONVERT}")
+
+
+def _raw_record(item: Any, index: int, name: str) -> dict[str, Any]:
+    """The three fields of one item. Raises InputError, with the index, for what is no document."""
+    fields = item
+    if isinstance(item, _Document):
+        fields = getattr(item, "state", None)
+        if isinstance(fields, dict):
+            fields = fields.get("__dict__", fields)  # Both generations of pydantic put the fields one level deeper.
+    if not isinstance(fields, dict):
+        found = "a Document without fields" if isinstance(item, _Document) else f"of type {type(item).__name__}"
+        _refuse(name, f"item {index} is {found}, expected a Document or a dict with page_content; {_CONVERT}")
+    fmt_content = fields.get("fmt_content")
+    record = {
+        "page_content": fields.get("page_content"),
+        "fmt_content": "" if fmt_content is None else fmt_content,
+        "metadata": fields.get("metadata", {}),
+    }
+    for field, expected in (("page_content", str), ("fmt_content", str), ("metadata", dict)):
+        if not isinstance(record[field], expected):
+            found = f"of type {type(record[field]).__name__}" if field in fields else "missing"
+            _refuse(name, f"item {index}: {field} is {found}, expected {expected.__name__}; {_CONVERT}")
+    try:
+        json.dumps(record["metadata"])
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:
+        _refuse(name, f"item {index}: metadata is not JSON ({error}); {_CONVERT}", error)
+    return record
+
+
+def _refuse(name: str, what: str, cause: Exception | None = None) -> NoReturn:
+    """Raises InputError as one printable line, whatever bytes the file put into its names."""
+    raise InputError("".join(c if c.isprintable() else " " for c in f"{name}: {what}")) from cause

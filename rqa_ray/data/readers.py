@@ -1,0 +1,272 @@
+"""Files to tokenised blocks with Ray Data: parse, flatten to one row per question and gold passage, tokenise, once.
+
+Each file is one task; its lines stream through in batches and leave as Arrow blocks in the object store, which workers
+map without a copy (`rows.py`). Lines are parsed as text, since metadata is free-form and differs from line to line. A
+bad line comes back as data, in the column `problem`, and the driver raises it as one line.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from rqa_ray.data.files import open_file, read_lines
+from rqa_ray.data.pickles import load_documents
+from rqa_ray.data.schema import (
+    Document,
+    QARecord,
+    RecordError,
+    parse_document,
+    parse_json,
+    parse_qa_record,
+    passage_id,
+    question_key,
+)
+from rqa_ray.errors import InputError
+from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+RECORDS_AT_ONCE = 256
+TOKENS = pa.list_(pa.int32())
+
+# Where a row comes from, and what its batch of records counted (in the batch's first row, 0 in the others).
+_COMMON = [
+    ("file", pa.int32()),
+    ("line", pa.int64()),
+    ("item", pa.int64()),
+    ("problem", pa.string()),
+    ("num_texts", pa.int64()),
+    ("num_truncated", pa.int64()),
+    ("num_empty_questions", pa.int64()),
+]
+_QUESTION = [
+    *_COMMON,
+    ("question_item", pa.int32()),
+    ("question_key", pa.int64()),
+    ("question_tokens", TOKENS),
+    ("passage_id", pa.int64()),
+    ("has_chat_history", pa.bool_()),
+]
+SCHEMAS = {
+    "train": pa.schema(
+        [
+            *_QUESTION,
+            ("passage_tokens", TOKENS),
+            ("hard_negative_tokens", pa.list_(TOKENS)),
+            ("hard_negative_ids", pa.list_(pa.int64())),
+        ]
+    ),
+    "questions": pa.schema([*_QUESTION, ("question", pa.string()), ("gold_doc", pa.string())]),
+    "corpus": pa.schema(
+        [
+            *_COMMON,
+            ("passage_id", pa.int64()),
+            ("text_hash", pa.int64()),
+            ("tokens", TOKENS),
+            ("document", pa.string()),
+        ]
+    ),
+}
+
+
+@dataclass
+class TokeniserSpec:
+    """What a task needs to make the tokenizer."""
+
+    folder: str
+    settings: EncoderSettings
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Blocks:
+    """One input, read: its blocks in the object store."""
+
+    refs: list[ray.ObjectRef]
+    dataset: ray.data.Dataset
+
+    def tables(self, *columns: str) -> list[pa.Table]:
+        """The blocks, all columns or only some; on another node than the blocks', only those columns travel."""
+        refs = self.dataset.select_columns(list(columns)).to_arrow_refs() if columns else self.refs
+        return [table for table in ray.get(refs) if len(table)]
+
+
+def read_inputs(inputs: dict[str, list[str]], spec: TokeniserSpec) -> dict[str, Blocks]:
+    """Reads `train`, `eval`, `test` and `corpus` (names to files) side by side.
+
+    Raises:
+        InputError: the first bad line of an input, or an input without records.
+    """
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        return dict(zip(inputs, pool.map(lambda name: _read(name, inputs[name], spec), inputs), strict=True))
+
+
+def _read(name: str, files: list[str], spec: TokeniserSpec) -> Blocks:
+    kind = name if name in SCHEMAS else "questions"
+    items = [{"file": index, "path": path} for index, path in enumerate(files)]
+    dataset = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(_read_file, batch_size=1, fn_kwargs={"kind": kind, "spec": spec})
+        .materialize()
+    )
+    blocks = Blocks(dataset.to_arrow_refs(), dataset)
+    found = pa.concat_tables(blocks.tables("file", "line", "problem")) if dataset.count() else None
+    if found is None:
+        raise InputError(f"{files[0]}: no records in it")
+    problems = found.filter(found["problem"].is_valid()).sort_by([("file", "ascending"), ("line", "ascending")])
+    if len(problems):
+        raise InputError(problems["problem"][0].as_py())
+    return blocks
+
+
+def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec) -> Iterator[pa.Table]:
+    """One file to tables of one schema; stops at the first bad record, which it returns as `problem`."""
+    path, file = str(batch["path"][0]), int(batch["file"][0])
+    tokenizer = _tokenizer(spec)
+    to_rows: Any = {"train": _train_rows, "questions": _question_rows, "corpus": _document_rows}[kind]
+    records = _records(path, kind)
+    problem, empty = None, True
+    while not problem:
+        good: list[tuple[int, Any]] = []
+        for line, record in islice(records, RECORDS_AT_ONCE):
+            if isinstance(record, str):
+                problem = record
+                break
+            good.append((line, record))
+        if not good:
+            break
+        empty = False
+        tokenizer.num_texts = tokenizer.num_truncated = 0
+        rows = to_rows(good, tokenizer)
+        for row in rows:
+            row |= {"file": file, "num_texts": 0, "num_truncated": 0, "num_empty_questions": 0}
+        if rows:
+            rows[0]["num_texts"], rows[0]["num_truncated"] = tokenizer.num_texts, tokenizer.num_truncated
+            rows[0]["num_empty_questions"] = sum(getattr(record, "num_empty_questions", 0) for _, record in good)
+            yield _table(rows, kind)
+    if empty and not problem:
+        problem = f"{path}: no records in it"
+    if problem:
+        yield _table([{"file": file, "line": 0, "problem": problem}], kind)
+
+
+def _table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
+    schema = SCHEMAS[kind]
+    return pa.table(
+        {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names}
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_tokenizer(key: str) -> TextTokenizer:
+    folder, settings, trust_remote_code = json.loads(key)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs a task per core already
+    return TextTokenizer(folder, EncoderSettings(**settings), trust_remote_code)
+
+
+def _tokenizer(spec: TokeniserSpec) -> TextTokenizer:
+    return _cached_tokenizer(json.dumps([spec.folder, vars(spec.settings), spec.trust_remote_code]))
+
+
+def _records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecord | str]]:
+    """(line, record) of a file; a string instead of a record says what is wrong and where."""
+    parse = parse_document if kind == "corpus" else parse_qa_record
+    if path.endswith(".pkl"):
+        if kind != "corpus":
+            yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
+            return
+        try:
+            with open_file(path) as file:
+                documents = load_documents(file, path)
+        except InputError as error:
+            yield 0, str(error)
+            return
+        yield from ((number, Document(**document)) for number, document in enumerate(documents, start=1))
+        return
+    try:
+        for number, line in read_lines(path):
+            try:
+                yield number, parse(parse_json(line.decode("utf-8")))
+            except UnicodeDecodeError as error:
+                yield number, f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
+            except RecordError as error:
+                yield number, f"{path}:{number}: {error}"
+    except (OSError, EOFError) as error:
+        yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
+
+
+def _train_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+    questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
+    texts = [doc.fmt_content for _, record in records for doc in record.gold_docs + record.hard_neg_docs]
+    passages = _once(tokenizer.passages, texts)
+    rows = _flatten(records, questions)
+    for row in rows:
+        gold, negatives = row.pop("gold"), row.pop("record").hard_neg_docs
+        row["passage_tokens"] = passages[gold.fmt_content]
+        row["hard_negative_tokens"] = [passages[doc.fmt_content] for doc in negatives]
+        row["hard_negative_ids"] = [doc.passage_id for doc in negatives]
+    return rows
+
+
+def _question_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+    questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
+    rows = _flatten(records, questions)
+    for row in rows:
+        row.pop("record")
+        row["gold_doc"] = json.dumps(row.pop("gold").to_dict())
+    return rows
+
+
+def _flatten(records: list[tuple[int, QARecord]], questions: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One row per question and gold passage."""
+    rows = []
+    for line, record in records:
+        for number, question in enumerate(record.questions):
+            for gold_number, gold in enumerate(record.gold_docs):
+                rows.append(
+                    {
+                        "line": line,
+                        "item": number * len(record.gold_docs) + gold_number,
+                        "question_item": number,
+                        "question": question.encode("utf-8", "replace").decode("utf-8"),
+                        "question_key": question_key(question),
+                        "question_tokens": questions[question],
+                        "passage_id": gold.passage_id,
+                        "has_chat_history": record.has_chat_history,
+                        "gold": gold,
+                        "record": record,
+                    }
+                )
+    return rows
+
+
+def _document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+    passages = _once(tokenizer.passages, [document.fmt_content for _, document in records])
+    return [
+        {
+            "line": line,
+            "item": 0,
+            "passage_id": document.passage_id,
+            "text_hash": passage_id(None, document.fmt_content),
+            "tokens": passages[document.fmt_content],
+            "document": json.dumps(document.to_dict()),
+        }
+        for line, document in records
+    ]
+
+
+def _once(tokenise: Any, texts: list[str]) -> dict[str, np.ndarray]:
+    """Token rows by text; a text that comes often is tokenised once."""
+    distinct = list(dict.fromkeys(texts))
+    return dict(zip(distinct, tokenise(distinct), strict=True))

@@ -1,0 +1,118 @@
+"""Ranked passage ids and gold passage ids in, retrieval metrics out; numpy only.
+
+Every number follows from one thing: the rank of each gold passage in the ranking of its question. The caller makes
+the ranking by (-score, document order), so nothing here depends on how ties are broken.
+
+Q questions, K retrieved passages per question, G pairs of a question and one of its gold passages.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+RECALL_CUTOFFS = (1, 4, 10, 100)
+TOP_CUTOFF = 10  # of nDCG and MRR
+ACCURACY_CUTOFF = 4  # LocalRQA hands the top 4 passages to its reader
+LATENCY = "retr/latency/avg_latency"  # seconds per question
+METRIC_NAMES = (
+    *(f"retr/document_recall/recall{k}" for k in RECALL_CUTOFFS),
+    f"retr/document_ndcg/ndcg{TOP_CUTOFF}",
+    f"retr/document_mrr/mrr{TOP_CUTOFF}",
+    "retr/document_accuracy/accuracy",
+    LATENCY,
+    "loss",
+)
+PAIRS_AT_ONCE = 1 << 16  # 65,536 pairs times 100 ranks of 8 bytes: about 52 MB
+
+GoldIds = Sequence[Sequence[int] | np.ndarray]
+
+
+def metric_names(split: str) -> list[str]:
+    """The names that an evaluation of `split` logs, such as "eval_retr/document_recall/recall4" and "eval_loss"."""
+    return [f"{split}_{name}" for name in METRIC_NAMES]
+
+
+def greater_is_better(name: str) -> bool:
+    """Whether a larger value of the metric `name`, with or without its split, is the better one."""
+    return not name.endswith(("loss", LATENCY))
+
+
+def retrieval_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, float]:
+    """Means over questions, by metric name without the split; latency and loss are measured elsewhere.
+
+    recall@k is strict: the share of questions **all** of whose golds are in the top k, LocalRQA's definition; with one
+    gold per question it is recall@k. A gold that is not in the corpus can therefore never be recalled.
+    accuracy is the share of the retrieved top 4 that are gold. nDCG has binary gains, and its ideal ranking has all
+    golds on top.
+
+    ranked_ids: (Q, K) in rank order, no id twice in a row, K below 100 when the corpus is that small.
+    gold_ids: Q lists of at least one id; an id that is repeated within a question counts once.
+    """
+    questions, ranks = _gold_ranks(ranked_ids, gold_ids)
+    num_questions, num_retrieved = ranked_ids.shape
+    starts = np.searchsorted(questions, np.arange(num_questions))
+    num_golds = np.bincount(questions, minlength=num_questions)
+    first, last = np.minimum.reduceat(ranks, starts), np.maximum.reduceat(ranks, starts)
+
+    discounts = 1 / np.log2(np.arange(TOP_CUTOFF) + 2)
+    in_top = ranks < min(TOP_CUTOFF, num_retrieved)
+    gains = np.bincount(questions[in_top], discounts[ranks[in_top]], minlength=num_questions)
+    ideal = np.cumsum(discounts)[np.minimum(num_golds, TOP_CUTOFF) - 1]
+    reciprocal = np.where(first < min(TOP_CUTOFF, num_retrieved), 1 / (first + 1), 0.0)
+    read = min(ACCURACY_CUTOFF, num_retrieved)
+
+    metrics = {f"retr/document_recall/recall{k}": np.mean(last < min(k, num_retrieved)) for k in RECALL_CUTOFFS}
+    metrics[f"retr/document_ndcg/ndcg{TOP_CUTOFF}"] = np.mean(gains / ideal)
+    metrics[f"retr/document_mrr/mrr{TOP_CUTOFF}"] = np.mean(reciprocal)
+    metrics["retr/document_accuracy/accuracy"] = np.count_nonzero(ranks < read) / (num_questions * read)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def recall_hits(ranked_ids: np.ndarray, gold_ids: GoldIds, k: int) -> np.ndarray:
+    """(Q,) bool: whether all golds of the question are in its top k. The mean is recall@k of `retrieval_metrics`."""
+    questions, ranks = _gold_ranks(ranked_ids, gold_ids)
+    missed = np.bincount(questions[ranks >= min(k, ranked_ids.shape[1])], minlength=len(ranked_ids))
+    return missed == 0
+
+
+def paired_sign_test(before: np.ndarray, after: np.ndarray) -> float:
+    """Two-sided exact p-value of the sign test on two (Q,) bool arrays of hits on the same questions.
+
+    Only the questions whose outcome changed count: were both models equally good, each would be a fair coin toss.
+    """
+    before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
+    if before.shape != after.shape:
+        raise ValueError(f"The sign test is paired: got {before.shape} hits before and {after.shape} after.")
+    won, lost = int(np.sum(after & ~before)), int(np.sum(before & ~after))
+    n = won + lost
+    # Integers are exact where 0.5**n underflows; each binomial coefficient comes from the one before it.
+    coefficient = tail = 1
+    for i in range(min(won, lost)):
+        coefficient = coefficient * (n - i) // (i + 1)
+        tail += coefficient
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _gold_ranks(ranked_ids: np.ndarray, gold_ids: GoldIds) -> tuple[np.ndarray, np.ndarray]:
+    """The question (G,) and the 0-based rank (G,) of every distinct gold, by question; rank K: not retrieved."""
+    num_questions, num_retrieved = ranked_ids.shape
+    counts = np.fromiter(map(len, gold_ids), dtype=np.int64)
+    if len(counts) != num_questions or not num_questions or not num_retrieved:
+        raise ValueError(f"Nothing to score: rankings {ranked_ids.shape}, gold ids of {len(counts)} questions.")
+    if not counts.all():
+        raise ValueError(f"Question {int(np.argmin(counts))} has no gold passage: its recall is not defined.")
+    golds = np.fromiter(chain.from_iterable(gold_ids), dtype=np.int64, count=int(counts.sum()))
+    questions = np.repeat(np.arange(num_questions), counts)
+    order = np.lexsort((golds, questions))
+    golds, questions = golds[order], questions[order]
+    new = np.ones(len(golds), dtype=bool)
+    new[1:] = (golds[1:] != golds[:-1]) | (questions[1:] != questions[:-1])
+    golds, questions = golds[new], questions[new]
+
+    ranks = np.empty(len(golds), dtype=np.int64)
+    for start in range(0, len(golds), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        found = ranked_ids[questions[part]] == golds[part, None]
+        ranks[part] = np.where(found.any(axis=1), found.argmax(axis=1), num_retrieved)
+    return questions, ranks

@@ -1,0 +1,175 @@
+"""Exact top-k and exact loss over a corpus that streams by in blocks: memory is the state plus one slice of scores.
+
+The state of both folds over blocks and over ranks in any order. A candidate of the top-k is one int64 key that sorts
+by (-score, position): ties are decided by the key itself, never by the order in which blocks or ranks arrive.
+
+Q questions, N passages of a block, K kept per question, D dimensions, G pairs of a question and one of its golds.
+A position is a passage's place in document order, from 0 to 2^32 - 1. Every passage is added exactly once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+EMPTY = torch.iinfo(torch.int64).min  # a slot without passage; the bits of a NaN, so below every real key
+LOW_32 = 2**32 - 1
+SCORES_AT_ONCE = 1 << 22  # scores of one slice of questions: 16 MB, and 32 MB as keys; half of it slows the matmul
+
+
+def encode_keys(scores: Tensor, positions: Tensor) -> Tensor:
+    """(Q, N) int64 keys of fp32 scores (Q, N) and positions (N,) or (Q, N): descending is (-score, position).
+
+    The high half is the score's bits, made order-preserving; the low half is the position, reversed.
+    Raises ValueError on a NaN score.
+    """
+    if scores.dtype != torch.float32:
+        raise TypeError(f"Scores have to be float32, got {scores.dtype}.")
+    if scores.isnan().any():
+        raise ValueError("A score is NaN: an embedding is not finite, so its passages cannot be ranked.")
+    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0: equal scores need equal bits
+    return (_flip_negative(bits).long() << 32) | (LOW_32 - positions)
+
+
+def decode_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The fp32 scores and int64 positions of `encode_keys`, both of the shape of `keys`."""
+    bits = _flip_negative((keys >> 32).int())
+    return bits.view(torch.float32), LOW_32 - (keys & LOW_32)
+
+
+def _flip_negative(bits: Tensor) -> Tensor:
+    """Floats store sign and magnitude: flipping the magnitude of the negative ones makes int32 order float order.
+
+    Its own inverse.
+    """
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+class RunningTopK:
+    """The best `k` passages of each question among those added so far; `keys` (Q, K) int64, descending."""
+
+    def __init__(self, num_questions: int, k: int, device: torch.device | str = "cpu"):
+        self.k = k
+        self.keys = torch.full((num_questions, k), EMPTY, dtype=torch.int64, device=device)
+
+    def add(self, scores: Tensor, positions: Tensor, first_question: int = 0) -> None:
+        """Merge the scores (q, N) of the q questions from `first_question` on with the passages at positions (N,)."""
+        for part in question_slices(*scores.shape):
+            rows = slice(first_question + part.start, first_question + part.stop)
+            self._fold(rows, self._best_of_block(scores[part], positions))
+
+    def merge(self, keys: Tensor) -> None:
+        """Merge the `keys` (Q, any K) of other passages, such as those of another rank."""
+        self._fold(slice(0, len(self.keys)), keys)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Scores and positions, both (Q, min(K, passages added)), best first."""
+        return decode_keys(self.keys[:, (self.keys != EMPTY).all(dim=0)])
+
+    def _fold(self, rows: slice, keys: Tensor) -> None:
+        self.keys[rows] = torch.cat([self.keys[rows], keys], dim=1).topk(self.k, dim=1).values
+
+    def _best_of_block(self, scores: Tensor, positions: Tensor) -> Tensor:
+        """(Q, min(K, N)) keys. Selecting floats is several times cheaper than making and selecting all keys."""
+        if scores.shape[1] <= self.k:
+            return encode_keys(scores, positions)
+        values, columns = scores.topk(self.k + 1, dim=1)  # a NaN ranks first, so that encode_keys sees it
+        keys = encode_keys(values, positions[columns])[:, : self.k]
+        # Equal scores on both sides of the cut: which of them floats let in is chance, so these rows select by keys.
+        tied = (values[:, self.k - 1] == values[:, self.k]).nonzero().squeeze(1)
+        if len(tied):
+            keys[tied] = encode_keys(scores[tied], positions).topk(self.k, dim=1).values
+        return keys
+
+
+class CorpusLoss:
+    """Cross-entropy of each question against the whole corpus, the question's other golds masked.
+
+    With lse the logsumexp of score / temperature over all passages that are no gold of the question, the loss of a
+    gold of score s is logaddexp(s / temperature, lse) - s / temperature. State, foldable over ranks:
+
+    lse: (Q,) float64, -inf before the first passage.
+    gold_scores: (G,) float32, -inf for a gold that has not been added.
+    """
+
+    def __init__(self, gold_positions: Sequence[Sequence[int] | np.ndarray], temperature: float, device="cpu"):
+        """gold_positions: for each question the positions of its golds; a repeated one counts once."""
+        golds = [np.unique(np.asarray(row, dtype=np.int64)) for row in gold_positions]
+        counts = np.array([len(row) for row in golds], dtype=np.int64)
+        flat = np.concatenate([np.empty(0, dtype=np.int64), *golds])
+        self.temperature = temperature
+        self.offsets = np.concatenate(
+            [[0], np.cumsum(counts)]
+        )  # the pairs of question i: offsets[i] to offsets[i + 1]
+        self.positions = torch.from_numpy(flat).to(device)
+        self.questions = torch.from_numpy(np.repeat(np.arange(len(golds)), counts)).to(device)
+        self.lse = torch.full((len(golds),), -torch.inf, dtype=torch.float64, device=device)
+        self.gold_scores = torch.full((len(flat),), -torch.inf, device=device)
+
+    def add(self, scores: Tensor, positions: Tensor, first_question: int = 0) -> None:
+        """Add the scores (q, N) of the q questions from `first_question` on with the passages at positions (N,)."""
+        if not scores.numel():
+            return
+        rows = slice(first_question, first_question + len(scores))
+        pairs = slice(self.offsets[rows.start], self.offsets[rows.stop])
+        ordered, columns = positions.sort()
+        nearest = torch.searchsorted(ordered, self.positions[pairs]).clamp_(max=len(ordered) - 1)
+        here = (ordered[nearest] == self.positions[pairs]).nonzero().squeeze(1)
+        cells = (self.questions[pairs][here] - first_question, columns[nearest[here]])
+        self.gold_scores[pairs][here] = scores[cells]
+
+        logits = scores / self.temperature
+        logits[cells] = -torch.inf
+        # torch.logsumexp takes three times as long. The clamp keeps -inf - -inf from becoming NaN: all may be golds.
+        top = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+        sums = logits.sub_(top).exp_().sum(dim=1).double()
+        # fp32 is exact enough within a block; the running sum over many blocks is where float64 is needed.
+        self.lse[rows] = torch.logaddexp(self.lse[rows], sums.log() + top.squeeze(1))
+
+    def merge(self, lse: Tensor, gold_scores: Tensor) -> None:
+        """Merge the state of another rank, which has seen other passages."""
+        self.lse = torch.logaddexp(self.lse, lse)
+        self.gold_scores = torch.maximum(self.gold_scores, gold_scores)
+
+    def result(self, rows: slice = slice(None)) -> float | None:
+        """The mean over the questions `rows` of the mean over the question's golds; None when none of these was added.
+
+        A gold that was never added does not count.
+        """
+        lse, gold_scores, questions = self.lse.cpu(), self.gold_scores.cpu().double(), self.questions.cpu()
+        start, stop, _ = rows.indices(len(lse))
+        seen = (gold_scores > -torch.inf) & (questions >= start) & (questions < stop)
+        logits, questions = gold_scores[seen] / self.temperature, questions[seen]
+        if not len(questions):
+            return None
+        losses = torch.logaddexp(logits, lse[questions]) - logits
+        num_golds = torch.bincount(questions, minlength=len(lse))
+        sums = torch.bincount(questions, losses, minlength=len(lse))
+        return float((sums[num_golds > 0] / num_golds[num_golds > 0]).mean())
+
+
+def search_block(
+    question_embeddings: Tensor,
+    passage_embeddings: Tensor,
+    positions: Tensor,
+    topk: RunningTopK,
+    loss: CorpusLoss | None = None,
+) -> None:
+    """Score all questions (Q, D) against a block of passages (N, D) at positions (N,), and fold it into the state.
+
+    Blocks of 4,000 to 16,000 passages are fastest: longer ones leave a slice of few questions to each matmul.
+    """
+    questions, passages = question_embeddings.float(), passage_embeddings.float()
+    for part in question_slices(len(questions), len(passages)):
+        scores = questions[part] @ passages.T
+        topk.add(scores, positions, part.start)
+        if loss is not None:
+            loss.add(scores, positions, part.start)
+
+
+def question_slices(num_questions: int, num_passages: int) -> Iterator[slice]:
+    """Slices of questions whose scores against the passages number at most SCORES_AT_ONCE, or of one question."""
+    step = max(1, SCORES_AT_ONCE // max(1, num_passages))
+    for start in range(0, num_questions, step):
+        yield slice(start, min(start + step, num_questions))

@@ -1,0 +1,89 @@
+"""Connecting to Ray, and what would fail later found in seconds: can these workers ever be placed?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+# Quiet: one progress line is all that a run prints. Has to be said before Ray is imported.
+for _name, _value in {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at the default of 2 s each report takes 2 s
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+
+from rqa_ray.arguments import Settings  # noqa: E402
+from rqa_ray.errors import InputError  # noqa: E402
+
+
+@dataclass
+class WorkerPlan:
+    """The training workers that a run asks for."""
+
+    num_workers: int
+    cpus: int
+    use_gpu: bool
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one worker."""
+        return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
+
+    def describe(self) -> str:
+        worker = f"{self.cpus} CPU" + (" and 1 GPU" if self.use_gpu else "")
+        return f"{self.num_workers} worker{'s' * (self.num_workers > 1)} with {worker} each"
+
+
+def connect() -> str:
+    """Connects to the cluster of RAY_ADDRESS (set in jobs), else starts a private local one; says which."""
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
+        local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        try:
+            ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
+        except ConnectionError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
+    nodes = _nodes()
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    kind = f"cluster at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "private local cluster"
+    return f"{kind}, {len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
+
+
+def plan_workers(settings: Settings, use_cpu: bool = False) -> WorkerPlan:
+    """How many workers, with what; one for each GPU where there are GPUs.
+
+    Raises:
+        InputError: the nodes can never hold them.
+    """
+    nodes = _nodes()
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    use_gpu = num_gpus > 0 and not use_cpu
+    num_workers = settings.num_workers or (num_gpus if use_gpu else 1)
+    largest = max(int(node.get("CPU", 0)) for node in nodes)
+    sizes = [settings.cpus_per_worker] if settings.cpus_per_worker else range(largest, 0, -1)
+    for cpus in sizes:
+        plan = WorkerPlan(num_workers, cpus, use_gpu)
+        if sum(_fits(node, plan.resources) for node in nodes) >= num_workers:
+            return plan
+    held = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    smallest = WorkerPlan(num_workers, settings.cpus_per_worker or 1, use_gpu).describe()
+    raise InputError(f"--num_workers {num_workers}: needs {smallest}, the cluster has nodes of {held}")
+
+
+def _fits(node: dict[str, float], resources: dict[str, float]) -> int:
+    return int(min(node.get(name, 0) // amount for name, amount in resources.items()))
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,0 +1,64 @@
+"""Rank, world size and the gather that keeps gradients; the identity where there is no process group."""
+
+import torch
+import torch.distributed as dist
+
+
+def is_distributed() -> bool:
+    """Whether a process group of more than one rank is there; decided at each call."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Rank of this process, 0 without a process group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenates the ranks' tensors of equal shape (R, ...) to (W * R, ...), without gradients."""
+    if not is_distributed():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """`gather` whose backward returns to each rank the gradient of its own rows, summed over all ranks.
+
+    The shape of the idea is lightly's `GatherLayer`; only collectives that gloo and nccl both have are used.
+    """
+    return _GatherWithGradient.apply(tensor) if is_distributed() else tensor
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.num_rows = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.num_rows :][: ctx.num_rows]
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether the flag is set on any rank; the same answer on all ranks."""
+    if not is_distributed():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if is_distributed():
+        dist.barrier()

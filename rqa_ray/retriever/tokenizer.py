@@ -1,0 +1,48 @@
+"""Texts to token rows: the one place where prefixes, special tokens and the length limit are applied."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from rqa_ray.retriever.saving import EncoderSettings
+
+
+class TextTokenizer:
+    """Tokenises questions and passages as the encoder settings say.
+
+    Rows come back as int32 arrays with special tokens, cut at `max_seq_length` tokens. `num_truncated` counts the
+    texts that were longer, `num_texts` all of them.
+    """
+
+    def __init__(self, folder: str, settings: EncoderSettings, trust_remote_code: bool = False) -> None:
+        self.settings = settings
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        self.tokenizer.truncation_side = "right"
+        self.num_truncated = 0
+        self.num_texts = 0
+
+    def questions(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token rows of questions, with the query prefix."""
+        return self._encode([self.settings.query_prefix + text for text in texts])
+
+    def passages(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token rows of passages, with the passage prefix."""
+        return self._encode([self.settings.passage_prefix + text for text in texts])
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
+        # Lone surrogates have no UTF-8 form, which the tokenizers' Rust side needs.
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        limit = self.settings.max_seq_length
+        batch = self.tokenizer(
+            texts, truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False
+        )
+        rows = [np.asarray(row, dtype=np.int32) for row in batch["input_ids"]]
+        self.num_texts += len(rows)
+        if batch.encodings is not None:
+            self.num_truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings)
+        else:
+            self.num_truncated += sum(len(row) >= limit for row in rows)
+        return rows

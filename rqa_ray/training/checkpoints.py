@@ -1,0 +1,237 @@
+"""Between the Trainer and Ray: reports, the stored checkpoints, resume, and the mailbox to the driver.
+
+A stored checkpoint is whole when its manifest is there and every file that the manifest names has its size: Ray copies
+the files of a folder one by one, and a kill can come between them. Ray owns which checkpoints are kept; its own list
+of them is written in place, so that after a kill the folders, not the list, say what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+from pyarrow import fs
+from transformers import TrainerCallback
+
+from rqa_ray.evaluation.metrics import greater_is_better
+from rqa_ray.retriever import distributed
+from rqa_ray.training.outputs import ModelState
+from rqa_ray.training.progress import Progress, as_record
+from rqa_ray.training.trainer import EVALUATION_FILE, RANKINGS_FILE, ContrastiveTrainer
+
+MANIFEST_FILE = "manifest.json"
+SCORE = "checkpoint_score"  # Ray ranks checkpoints by it
+NOT_EVALUATED = -1e30  # a checkpoint saved on a stop signal is the latest, never the best
+SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Rank 0 puts progress in, the driver takes it out and may ask for a stop."""
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = as_record(Progress())
+        self.notes: list[str] = []
+        self.stop = False
+
+    def put(self, record: dict[str, Any] | None, note: str | None = None) -> bool:
+        """Keeps the newest record; returns whether a stop was asked for."""
+        self.record = record or self.record
+        if note:
+            self.notes.append(note)
+        return self.stop
+
+    def take(self) -> tuple[dict[str, Any], list[str]]:
+        """The newest record, and the notes since the last call."""
+        notes, self.notes = self.notes, []
+        return self.record, notes
+
+    def request_stop(self) -> None:
+        self.stop = True
+
+
+class ReportCallback(TrainerCallback):
+    """Reports every checkpoint to Ray, with the metrics of its own step, and progress to the mailbox."""
+
+    def __init__(self, trainer: ContrastiveTrainer, mailbox: Any, questions_per_step: int) -> None:
+        self.trainer, self.mailbox = trainer, mailbox
+        self.progress = Progress(questions_per_step=questions_per_step)
+        self.metric = trainer.args.metric_for_best_model or ""
+        self.stopped = False
+        self._stop_asked: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        """Called by the evaluator with the number of texts encoded."""
+        if done < total:
+            self._send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.progress.best = f"{self.metric.rsplit('/', 1)[-1]} {metrics[self.metric]:.3f}"
+        self._send(phase="step", done=state.global_step, total=state.max_steps)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.progress.loss = logs.get("loss", self.progress.loss)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
+        if distributed.any_rank(self._stop_is_asked(), args.device) and state.global_step < state.max_steps:
+            self.stopped = control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        metrics: dict[str, Any] = {"step": state.global_step, SCORE: NOT_EVALUATED}
+        if self.trainer.evaluated_step == state.global_step:
+            metrics |= self.trainer.results["eval"].metrics
+            metrics[SCORE] = score(metrics[self.metric], self.metric, state.global_step)
+        checkpoint = None
+        if state.is_world_process_zero:
+            write_manifest(folder, state.global_step)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        distributed.barrier()
+        ray.train.report(metrics, checkpoint=checkpoint)  # returns when the upload is done
+        if state.is_world_process_zero:
+            shutil.rmtree(folder)
+
+    def _send(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self.progress, name, value)
+        if distributed.rank() == 0:
+            self._stop_asked = self.mailbox.put.remote(as_record(self.progress))
+
+    def _stop_is_asked(self) -> bool:
+        return bool(ray.get(self._stop_asked)) if self._stop_asked is not None else False
+
+
+def score(value: float, metric: str, step: int) -> float:
+    """What Ray ranks by, higher is better: the metric; of equal ones the earliest, where Ray would keep the latest."""
+    return (value if greater_is_better(metric) else -value) - 1e-12 * step
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Names every file of a checkpoint folder with its size (bytes)."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / MANIFEST_FILE).write_text(json.dumps({"step": step, "files": files}, indent=2))
+
+
+@contextmanager
+def local_checkpoint(resume_from: str | None) -> Iterator[str | None]:
+    """Local folder of the checkpoint to resume from: Ray's latest, else the one that the run starts from."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None and resume_from:
+        filesystem, path = open_storage(resume_from)
+        checkpoint = ray.train.Checkpoint(path, filesystem)
+    if checkpoint is None:
+        yield None
+    else:
+        with checkpoint.as_directory() as folder:
+            yield folder
+
+
+@dataclass
+class StoredCheckpoint:
+    """A whole checkpoint in storage."""
+
+    path: str
+    filesystem: fs.FileSystem
+    step: int
+    metrics: dict[str, float]  # empty where the step was not evaluated
+    before: dict[str, float]  # of step 0
+
+    def model_states(self) -> tuple[ModelState, ModelState]:
+        """The model before training, and that of this checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.download(RANKINGS_FILE, Path(folder) / RANKINGS_FILE)
+            with np.load(Path(folder) / RANKINGS_FILE) as arrays:
+                rankings = dict(arrays)
+        first = {name[len("before_") :]: value for name, value in rankings.items() if name.startswith("before_")}
+        return ModelState(0, self.before, first), ModelState(self.step, self.metrics, rankings)
+
+    def download(self, name: str, target: Path) -> None:
+        """Copies a file or folder of the checkpoint."""
+        source = f"{self.path}/{name}"
+        if self.filesystem.get_file_info(source).type == fs.FileType.Directory:
+            target.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(
+            source, str(target), source_filesystem=self.filesystem, destination_filesystem=fs.LocalFileSystem()
+        )
+
+
+def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
+    """The whole checkpoints of some runs, by step."""
+    filesystem, root = open_storage(storage_path)
+    found = []
+    for name in run_names:
+        for folder in filesystem.get_file_info(fs.FileSelector(f"{root}/{name}", allow_not_found=True)):
+            if folder.type == fs.FileType.Directory:
+                checkpoint = read_checkpoint(filesystem, folder.path)
+                found += [checkpoint] if checkpoint else []
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def read_checkpoint(filesystem: fs.FileSystem, path: str) -> StoredCheckpoint | None:
+    """The checkpoint of a folder, None where it is not whole."""
+    manifest = _read_json(filesystem, f"{path}/{MANIFEST_FILE}")
+    if manifest is None:
+        return None
+    infos = filesystem.get_file_info([f"{path}/{name}" for name in manifest["files"]])
+    if [info.size for info in infos] != list(manifest["files"].values()):
+        return None
+    evaluation = _read_json(filesystem, f"{path}/{EVALUATION_FILE}")
+    return StoredCheckpoint(path, filesystem, manifest["step"], evaluation["metrics"], evaluation["before"])
+
+
+def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredCheckpoint:
+    """The best of the evaluated checkpoints, of equals the earliest."""
+    evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
+    return max(evaluated, key=lambda checkpoint: score(checkpoint.metrics[metric], metric, checkpoint.step))
+
+
+def can_be_resumed_by_ray(storage_path: str, run_name: str) -> bool:
+    """Whether Ray's own list of a run's checkpoints is whole and every folder in it is too."""
+    filesystem, root = open_storage(storage_path)
+    snapshot = _read_json(filesystem, f"{root}/{run_name}/{SNAPSHOT_FILE}")
+    if not snapshot or not snapshot.get("latest_checkpoint_result"):
+        return False
+    names = {result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]}
+    names.add(snapshot["latest_checkpoint_result"]["checkpoint_dir_name"])
+    return all(read_checkpoint(filesystem, f"{root}/{run_name}/{name}") for name in names)
+
+
+def delete_runs(storage_path: str, run_names: list[str]) -> None:
+    """Deletes all that some runs stored."""
+    filesystem, root = open_storage(storage_path)
+    for name in run_names:
+        if filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.Directory:
+            filesystem.delete_dir(f"{root}/{name}")
+
+
+def open_storage(storage_path: str) -> tuple[fs.FileSystem, str]:
+    """File system and path of a storage path, a folder or a URI."""
+    if "://" in storage_path:
+        filesystem, path = fs.FileSystem.from_uri(storage_path)
+        return filesystem, path.rstrip("/")
+    return fs.LocalFileSystem(), os.path.abspath(storage_path)
+
+
+def _read_json(filesystem: fs.FileSystem, path: str) -> Any:
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    try:
+        with filesystem.open_input_stream(path) as file:
+            return json.loads(file.read())
+    except ValueError:  # cut short by a kill
+        return None

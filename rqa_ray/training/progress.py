@@ -1,0 +1,82 @@
+"""The one progress line of a run, from small records that rank 0 sends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+SECONDS_BETWEEN_PLAIN_LINES = 15.0
+
+
+@dataclass
+class Progress:
+    """Where a run is. `done` of `total` are optimizer steps, or texts while it evaluates."""
+
+    phase: str = "starting workers"
+    done: int = 0
+    total: int = 0
+    loss: float | None = None
+    best: str = ""
+    questions_per_step: int = 0
+    step: int = 0
+
+
+@dataclass
+class ProgressLine:
+    """Draws on one line of a terminal; elsewhere prints a plain line now and then."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _phase: str = ""
+    _start: tuple[float, int] = (0.0, 0)
+    _printed: float = float("-inf")
+    _width: int = 0
+
+    def draw(self, progress: Progress) -> None:
+        """Shows a record."""
+        now = time.monotonic()
+        if progress.phase != self._phase:
+            self._phase, self._start = progress.phase, (now, progress.done)
+        text = describe(progress, now - self._start[0], progress.done - self._start[1])
+        if self.stream.isatty():
+            self.stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        elif now - self._printed >= SECONDS_BETWEEN_PLAIN_LINES:
+            self._printed = now
+            self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        """Leaves an empty line to print on."""
+        if self.stream.isatty() and self._width:
+            self.stream.write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+
+def describe(progress: Progress, seconds: float, done: int) -> str:
+    """One line: `done` were finished in `seconds`."""
+    parts = [progress.phase]
+    if progress.total:
+        parts[0] += f" {progress.done:,}/{progress.total:,}"
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.best:
+        parts.append(progress.best)
+    if done > 0 and seconds > 0:
+        if progress.questions_per_step and progress.phase == "step":
+            parts.append(f"{done * progress.questions_per_step / seconds:.1f} questions/s")
+        parts.append(f"{duration((progress.total - progress.done) * seconds / done)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Such as 0:42 or 1:03:20."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def as_record(progress: Progress) -> dict[str, Any]:
+    """What is sent: plain data."""
+    return vars(progress).copy()

@@ -1,0 +1,75 @@
+"""What is odd about the data, said once, before training; from the small columns of the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from rqa_ray.data.rows import column
+
+
+class Tables(Protocol):
+    """One input's blocks; `readers.Blocks` is one."""
+
+    def tables(self, *columns: str) -> list[pa.Table]:
+        """Some columns of the blocks."""
+        ...
+
+
+def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
+    """Lines for the user, and the number of training rows."""
+    corpus_ids = column(blocks["corpus"].tables("passage_id"), "passage_id")
+    distinct = np.unique(corpus_ids)
+    duplicates = len(corpus_ids) - len(distinct)
+    lines = []
+    counted: dict[str, str] = {}
+    missing = []
+    num_rows = num_chats = num_empty = 0
+    for split in [name for name in blocks if name != "corpus"]:
+        tables = blocks[split].tables(
+            "file",
+            "line",
+            "question_item",
+            "question_key",
+            "passage_id",
+            "has_chat_history",
+            "num_empty_questions",
+        )
+        ids, keys = column(tables, "passage_id"), column(tables, "question_key")
+        asked = np.unique(
+            np.stack([column(tables, name) for name in ("file", "line", "question_item")]), axis=1
+        ).shape[1]
+        pairs = np.unique(np.stack([keys, ids]), axis=1)
+        several = int(np.sum(np.unique(pairs[0], return_counts=True)[1] > 1))
+        extra = f" ({several:,} wordings with several golds)" if several else ""
+        counted[split] = f"{split} {asked:,} questions{extra}"
+        lost = int(np.sum(~np.isin(np.unique(ids), distinct)))
+        missing += [f"{split} {lost:,}"] if lost else []
+        num_chats += int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables))
+        num_empty += int(column(tables, "num_empty_questions").sum())
+        num_rows = len(ids) if split == "train" else num_rows
+    lines.append(
+        f"data: {', '.join(counted.values())}; corpus {len(distinct):,} passages"
+        + (f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else "")
+    )
+    if missing:
+        lines.append(
+            f"warning: gold passages that are missing from the corpus, so cannot be found: {', '.join(missing)}"
+        )
+    cut = {name: _truncated(part) for name, part in blocks.items()}
+    if any(truncated for truncated, _ in cut.values()):
+        shares = ", ".join(f"{name} {truncated / total:.1%}" for name, (truncated, total) in cut.items() if truncated)
+        lines.append(f"texts longer than max_seq_length, cut: {shares}")
+    if num_empty:
+        lines.append(f"warning: empty questions, left out: {num_empty:,}")
+    if num_chats:
+        lines.append(f"note: chat_history is not used; {num_chats:,} rows have one")
+    return lines, num_rows
+
+
+def _truncated(part: Tables) -> tuple[int, int]:
+    tables = part.tables("num_truncated", "num_texts")
+    return int(column(tables, "num_truncated").sum()), int(column(tables, "num_texts").sum())

@@ -1,0 +1,85 @@
+"""What output_dir knows of its runs: whether it may be used, and where its last run can go on.
+
+Each run has a Ray run name of its own, since Ray resumes a name in silence. The names are kept in `run.json`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rqa_ray.arguments import Job
+from rqa_ray.errors import InputError
+from rqa_ray.training import checkpoints as stored
+from rqa_ray.training import outputs
+
+
+@dataclass
+class RunRecord:
+    """What output_dir keeps of its Ray runs, so that the same command can go on."""
+
+    storage_path: str
+    run_names: list[str]
+    resume_from: str | None = None  # a checkpoint folder that the newest run starts from
+
+    def save(self, output_dir: str) -> None:
+        outputs.write_json(Path(output_dir) / outputs.RUN_FILE, vars(self))
+
+
+def check_output_dir(job: Job) -> None:
+    """Refuses a folder in use, unless the user said what to do with it."""
+    folder = Path(job.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder}: is a file")
+    if job.resume and job.resume != "true" and stored.read_checkpoint(*stored.open_storage(job.resume)) is None:
+        raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
+    in_use = folder.is_dir() and any(folder.iterdir())
+    if in_use and not (job.resume or job.settings.overwrite_output_dir):
+        raise InputError(
+            f"--output_dir {folder}: is not empty; choose another, or go on with its run by "
+            "--resume_from_checkpoint true, or delete it by --overwrite_output_dir"
+        )
+
+
+def open_run(job: Job) -> RunRecord:
+    """Prepares output_dir for a new run, or finds where its last run can go on."""
+    folder = Path(job.output_dir)
+    previous = outputs.read_json(folder / outputs.RUN_FILE)
+    storage_path = job.settings.storage_path or str((folder / outputs.CHECKPOINTS_FOLDER).absolute())
+    name = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    record = RunRecord(storage_path, [name])
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.resume and job.resume != "true":
+        record.resume_from = job.resume
+    elif job.resume and previous:
+        record = RunRecord(**previous)
+        whole = stored.list_checkpoints(record.storage_path, record.run_names)
+        changed = changed_settings(outputs.read_json(folder / outputs.ALL_ARGS_FILE) or {}, job)
+        if changed:
+            print(f"warning: goes on with other settings than it began with: {changed}")
+        if not whole:
+            print("note: no checkpoint to resume from; starting anew")
+        elif not stored.can_be_resumed_by_ray(record.storage_path, record.run_names[-1]):
+            # Ray would refuse its own list of checkpoints: a new run starts from the newest whole folder.
+            record = RunRecord(record.storage_path, [*record.run_names, name], whole[-1].path)
+        if whole:
+            print(f"resuming from step {whole[-1].step}")
+        else:
+            record = RunRecord(record.storage_path, [*record.run_names, name])
+    elif job.resume:
+        print("note: nothing to resume from; starting anew")
+    elif previous:
+        stored.delete_runs(previous["storage_path"], previous["run_names"])
+    record.save(job.output_dir)
+    outputs.write_json(folder / outputs.ALL_ARGS_FILE, job.to_config())
+    return record
+
+
+def changed_settings(before: dict[str, Any], job: Job) -> str:
+    """Names whose values differ from those the run began with."""
+    now = job.to_config()
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)

@@ -1,0 +1,233 @@
+"""The in-batch contrastive loop on transformers' Trainer: step, batches, evaluation on the full corpus, checkpoints.
+
+Knows no Ray: it runs on one process, under torch.distributed, or inside Ray Train's workers alike.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch
+from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
+from rqa_ray.retriever import distributed
+from rqa_ray.retriever.cached_step import forward_backward
+from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.loss import contrastive_loss
+from rqa_ray.retriever.saving import load_weights, save_encoder
+
+MODEL_FOLDER = "model"
+EVALUATION_FILE = "evaluation.json"
+RANKINGS_FILE = "rankings.npz"
+TRAINER_STATE_FILE = "trainer_state.json"
+CHOICES_FILE = "choices.json"  # what was chosen automatically: used again on resume, for the same bits
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite on some rank; no optimizer step was made with it."""
+
+
+class ContrastiveTrainer(Trainer):
+    """Trains an encoder on global batches. `choices` are `max_tokens_per_chunk` and `gradient_cache`.
+
+    A checkpoint holds `model/` (a complete model folder), the optimizer and scheduler, `trainer_state.json`, and,
+    where the step was evaluated, metrics and rankings of eval and test in `evaluation.json` and `rankings.npz`; those
+    of step 0 always. It has no random state: batches and dropout masks are functions of (seed, batch, rank, chunk).
+    """
+
+    control: TrainerControl
+
+    # The loss of a micro-batch is a mean: it has to be divided by the number of accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tokenizer: Any,
+        args: TrainingArguments,
+        batches: GlobalBatches,
+        evaluator: RetrievalEvaluator,
+        *,
+        temperature: float,
+        choices: dict[str, Any],
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.batches = batches
+        self.evaluator = evaluator
+        self.temperature = temperature
+        self.choices = choices
+        self.results: dict[str, SplitResult] = {}  # of the last evaluation
+        self.before: dict[str, SplitResult] = {}  # of step 0, the pretrained model
+        self.evaluated_step = -1
+        super().__init__(
+            encoder,
+            args,
+            data_collator=_never_called,
+            train_dataset=batches,
+            eval_dataset=evaluator.questions["eval"],
+            callbacks=[SaveWithEvaluation(), *(callbacks or [])],
+        )
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> BatchLoader:
+        # Not through accelerator.prepare, which would shard again what is dealt to ranks already.
+        return BatchLoader(self.batches, self.args.gradient_accumulation_steps, self.args.dataloader_num_workers)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[override]
+        return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
+
+    def floating_point_ops(self, inputs: RankBatch) -> int:  # type: ignore[override]
+        return 0  # an estimate that nothing here uses
+
+    def training_step(
+        self, model: nn.Module, inputs: RankBatch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Adds the gradient of one global batch; the mean over ranks of what it returns is the loss."""
+        model.train()
+        batch = inputs.to(self.args.device)
+        seeds = [
+            chunk_seed(self.args.seed, batch.index, distributed.rank(), chunk) for chunk in range(len(batch.chunks))
+        ]
+
+        def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
+            return self.batch_loss(embeddings, batch) / self.current_gradient_accumulation_steps
+
+        cached = self.choices["gradient_cache"]
+        loss = forward_backward(model, batch.chunks, seeds, loss_of, self.accelerator.backward, cached)
+        if distributed.any_rank(not bool(torch.isfinite(loss)), self.args.device):
+            raise NonFiniteLossError(
+                f"step {self.state.global_step + 1}: the loss is not finite, the weights were not updated; "
+                f"rows of rank {distributed.rank()} in the batch: {', '.join(map(str, batch.rows[:20]))}; "
+                "lower --learning_rate or leave out --fp16"
+            )
+        return loss
+
+    def batch_loss(self, embeddings: torch.Tensor, batch: RankBatch) -> torch.Tensor:
+        """Loss of the embeddings of a batch's chunks (rows, D), in the order of the chunks."""
+        embeddings = embeddings[batch.order]
+        questions, passages = embeddings[: batch.num_questions], embeddings[batch.num_questions :]
+        padding = len(batch.passage_ids) - len(passages)
+        return contrastive_loss(
+            questions,
+            nn.functional.pad(passages, (0, 0, 0, padding)),
+            batch.passage_ids,
+            batch.is_passage,
+            batch.gold_ids,
+            self.temperature,
+            batch.global_batch_size,
+        )
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Metrics of the eval questions. Test questions are ranked in the same pass; only step 0 logs them."""
+        self.results = self.evaluator.evaluate(self.model)
+        self.evaluated_step = self.state.global_step
+        metrics = dict(self.results["eval"].metrics)
+        if self.state.global_step == 0:
+            self.before = self.results
+            metrics = merge_metrics(self.results)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self.state.global_step == 0:  # the pretrained model is a candidate for the best
+            self._determine_best_metric(metrics, trial)
+            self._save_checkpoint(self.model_wrapped, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.state.best_model_checkpoint = None  # a path of this worker means nothing after a resume
+        self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
+        here = self.results if self.evaluated_step == self.state.global_step else {}
+        evaluation = {
+            "step": self.state.global_step,
+            "metrics": merge_metrics(here),
+            "before": merge_metrics(self.before),
+        }
+        (folder / CHOICES_FILE).write_text(json.dumps(self.choices))
+        (folder / EVALUATION_FILE).write_text(json.dumps(evaluation, indent=2))
+        rankings: dict[str, Any] = _arrays("", here) | _arrays("before_", self.before)
+        np.savez(folder / RANKINGS_FILE, **rankings)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            save_encoder(self.model, self.tokenizer, str(Path(output_dir or self.args.output_dir) / MODEL_FOLDER))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_weights(self.model, str(folder / MODEL_FOLDER))
+        before = json.loads((folder / EVALUATION_FILE).read_text())["before"]
+        rankings = np.load(folder / RANKINGS_FILE)
+        self.before = {
+            split: SplitResult(
+                {name: value for name, value in before.items() if name.startswith(f"{split}_")},
+                rankings[f"before_{split}_scores"],
+                rankings[f"before_{split}_positions"],
+            )
+            for split in self.evaluator.questions
+        }
+
+    def is_finished(self, checkpoint: str) -> bool:
+        """Whether a checkpoint has all its steps: the Trainer's loop would run one more."""
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_FILE))
+        return self.state.global_step >= (self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: randomness has no state here."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: randomness has no state here."""
+
+
+class SaveWithEvaluation(TrainerCallback):
+    """Saving follows evaluation, and the last step is evaluated."""
+
+    def __init__(self) -> None:
+        self.evaluated_step = -1
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        control.should_save = control.should_evaluate
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_evaluate &= self.evaluated_step != state.global_step
+        control.should_save = control.should_evaluate
+
+
+def chunk_seed(seed: int, batch: int, rank: int, chunk: int) -> int:
+    """The random state of a chunk's dropout, a function of where the chunk is."""
+    return int(np.random.SeedSequence([seed, batch, rank, chunk]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
+    """The metrics of all splits in one."""
+    return {name: value for result in results.values() for name, value in result.metrics.items()}
+
+
+def _arrays(prefix: str, results: dict[str, SplitResult]) -> dict[str, np.ndarray]:
+    return {
+        f"{prefix}{split}_{name}": getattr(result, name)
+        for split, result in results.items()
+        for name in ("scores", "positions")
+    }
+
+
+def _never_called(rows: list) -> None:
+    raise AssertionError("batches are collated by GlobalBatches")
