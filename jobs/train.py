@@ -14,6 +14,8 @@ def main() -> None:
         train(job)
     except InputError as error:
         exit_with_message(error)
+    except KeyboardInterrupt:  # before or after training, which has a handler of its own
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

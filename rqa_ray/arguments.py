@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
@@ -105,11 +105,11 @@ class RetrieverTrainingArguments(TrainingArguments):
     max_steps: int = _setting(200, "Optimizer steps; -1 to train for num_train_epochs.")
     per_device_train_batch_size: int = _setting(256, "Questions per worker and batch.")
     per_device_eval_batch_size: int = _setting(128, "Texts per forward pass when encoding for evaluation, at most.")
-    lr_scheduler_type: str = _setting("cosine", "Learning-rate schedule.")
+    lr_scheduler_type: SchedulerType | str = _setting("cosine", "Learning-rate schedule.")
     warmup_steps: float = _setting(0.1, "Warm-up (steps; below 1: fraction of all steps).")
     weight_decay: float = _setting(0.01, "Weight decay.")
     logging_steps: float = _setting(10, "Log every so many optimizer steps (below 1: fraction of all steps).")
-    eval_strategy: str = _setting(
+    eval_strategy: IntervalStrategy | str = _setting(
         "steps", "When to evaluate and save: steps, epoch, or no (the start and the end only)."
     )
     eval_steps: float | None = _setting(50, "Evaluate and save every so many steps (below 1: fraction of all steps).")

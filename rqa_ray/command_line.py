@@ -37,7 +37,8 @@ def parse_job(argv: Sequence[str]) -> Job:
         raise InputError(_unknown_argument(unknown[0], parser))
     values = vars(namespace)
     settings = Settings(**{item.name: values.pop(item.name) for item in dataclasses.fields(Settings)})
-    given = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    options = parser._option_string_actions  # --no_NAME too: its destination is NAME
+    given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
     defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
     own_defaults = set(RetrieverTrainingArguments.__annotations__)
     training = {name: value for name, value in values.items() if name in own_defaults or name in given}

@@ -4,6 +4,7 @@ import glob
 import io
 import os
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from pyarrow import fs
 
@@ -29,7 +30,7 @@ def find_files(name: str, argument: str) -> list[str]:
         if not found:
             raise InputError(f"--{argument} {name}: no such file")
     for path in found:
-        if not path.endswith(SUFFIXES):
+        if not has_suffix(path, *SUFFIXES):
             raise InputError(f"--{argument} {path}: unknown kind of file; one of {', '.join(SUFFIXES)} can be read")
     return [path if "://" in path else os.path.abspath(path) for path in found]
 
@@ -40,12 +41,23 @@ def _find_remote(uri: str, argument: str) -> list[str]:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.Directory:
             items = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-            return sorted(uri.rstrip("/") + item.path[len(path.rstrip("/")) :] for item in items if item.is_file)
+            inner = [item.path[len(path.rstrip("/")) :] for item in items if item.is_file]
     except (OSError, ValueError) as error:
         raise InputError(f"--{argument} {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
     if info.type == fs.FileType.NotFound:
         raise InputError(f"--{argument} {uri}: no such file")
-    return [uri]
+    if info.type != fs.FileType.Directory:
+        return [uri]
+    folder, question_mark, query = uri.partition("?")
+    found = sorted(folder.rstrip("/") + quote(name) for name in inner if name.endswith(SUFFIXES))
+    if not found:
+        raise InputError(f"--{argument} {uri}: a folder without {', '.join(SUFFIXES)} files")
+    return [path + question_mark + query for path in found]
+
+
+def has_suffix(path: str, *suffixes: str) -> bool:
+    """Whether a path, or a URI without its query, ends in one of the suffixes."""
+    return (path.partition("?")[0] if "://" in path else path).endswith(suffixes)
 
 
 def open_file(path: str) -> io.BufferedReader:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rqa_ray.data.files import open_file, read_lines
+from rqa_ray.data.files import has_suffix, open_file, read_lines
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import (
     Document,
@@ -182,7 +182,7 @@ def _tokenizer(spec: TokeniserSpec) -> TextTokenizer:
 def _records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecord | str]]:
     """(line, record) of a file; a string instead of a record says what is wrong and where."""
     parse = parse_document if kind == "corpus" else parse_qa_record
-    if path.endswith(".pkl"):
+    if has_suffix(path, ".pkl"):
         if kind != "corpus":
             yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
             return

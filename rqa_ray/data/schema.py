@@ -114,8 +114,11 @@ def parse_qa_record(value: Any) -> QARecord:
         questions = [value["question"]]
     else:
         raise RecordError(f"no `questions` (or `question`), found {_keys(value)}")
-    if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
-        raise RecordError("`questions` has to be a list of strings")
+    strangers = (
+        [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
+    )
+    if strangers:
+        raise RecordError(f"`questions` has to be a list of strings, found {_kind(strangers[0])}")
     if not questions:
         raise RecordError("`questions` is empty")
     if "gold_docs" not in value:
@@ -150,7 +153,8 @@ def parse_json(line: str) -> Any:
 
 
 def _keys(value: dict) -> str:
-    return "keys " + (", ".join(f"`{key}`" for key in list(value)[:8]) or "none")
+    names = [" ".join(key.split())[:40] for key in list(value)[:8]]  # a key may hold line breaks
+    return "keys " + (", ".join(f"`{name}`" for name in names) or "none")
 
 
 def _kind(value: Any) -> str:

@@ -28,6 +28,7 @@ _POOLING_FLAGS = {
 }
 _MODULES = {"Transformer", "Pooling", "Normalize"}
 _DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that does not say; long-context encoders take --max_seq_length
+_NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 where there is none
 _POSITION_OFFSETS = {"roberta", "xlm-roberta", "camembert", "mpnet"}  # their positions start behind the padding index
 
 
@@ -109,7 +110,7 @@ def read_settings(
         raise InputError(
             f"{folder}: has the module {unknown}; only a transformer, pooling and normalising can be trained"
         )
-    config = _read_json(_transformer_folder(folder) / "config.json", None)
+    config = _read_json(transformer_folder(folder) / "config.json", None)
     if not isinstance(config, dict) or not config.get("model_type"):
         raise InputError(f"{folder}: not a model folder, it has no config.json with a model_type; pass one that has")
     general = _read_json(root / "config_sentence_transformers.json", {})
@@ -139,18 +140,19 @@ def load_encoder(
     Raises:
         InputError: weights are missing or have another shape, or the folder cannot be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     from rqa_ray.retriever.encoder import Encoder
 
-    path = str(_transformer_folder(folder))
+    path = str(transformer_folder(folder))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         own_dropout = _set_dropout(config, dropout)
         transformer, info = AutoModel.from_pretrained(
             path, config=config, dtype="float32", output_loading_info=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing or info["mismatched_keys"]:
@@ -212,7 +214,8 @@ def save_encoder(encoder: Encoder, tokenizer: Any, folder: str) -> None:
     )
 
 
-def _transformer_folder(folder: str) -> Path:
+def transformer_folder(folder: str) -> Path:
+    """Where the transformer and its tokenizer are: the folder itself, or a subfolder in models of before 2021."""
     modules = _read_json(Path(folder) / "modules.json", [])
     return Path(folder) / (modules[0].get("path") or "") if modules else Path(folder)
 
@@ -240,10 +243,12 @@ def _max_seq_length(folder: str, config: dict, asked: int | None) -> int:
         if positions and asked > positions:
             raise InputError(f"--max_seq_length {asked}: {folder} takes at most {positions} tokens")
         return asked
-    own = _read_json(Path(folder) / "sentence_bert_config.json", {}).get("max_seq_length")
+    own = _read_json(transformer_folder(folder) / "sentence_bert_config.json", {}).get("max_seq_length")
     if own is None and (Path(folder) / "modules.json").exists():  # sentence-transformers 6 keeps it in the tokenizer
-        own = _read_json(_transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
-    return int(min(own or _DEFAULT_MAX_SEQ_LENGTH, positions or own or _DEFAULT_MAX_SEQ_LENGTH))
+        own = _read_json(transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
+    if not own or own > _NO_LIMIT:
+        own = _DEFAULT_MAX_SEQ_LENGTH
+    return int(min(own, positions or own))
 
 
 def _set_dropout(config: Any, dropout: float | None) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import AutoTokenizer
 
-from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.retriever.saving import EncoderSettings, transformer_folder
 
 
 class TextTokenizer:
@@ -17,7 +17,8 @@ class TextTokenizer:
 
     def __init__(self, folder: str, settings: EncoderSettings, trust_remote_code: bool = False) -> None:
         self.settings = settings
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        path = str(transformer_folder(folder))
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         self.tokenizer.truncation_side = "right"
         self.num_truncated = 0
         self.num_texts = 0

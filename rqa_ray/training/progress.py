@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-SECONDS_BETWEEN_PLAIN_LINES = 15.0
+SECONDS_BETWEEN_PLAIN_LINES = 30.0
 
 
 @dataclass
@@ -31,6 +31,7 @@ class ProgressLine:
     _phase: str = ""
     _start: tuple[float, int] = (0.0, 0)
     _printed: float = float("-inf")
+    _last: str = ""
     _width: int = 0
 
     def draw(self, progress: Progress) -> None:
@@ -42,8 +43,8 @@ class ProgressLine:
         if self.stream.isatty():
             self.stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
-        elif now - self._printed >= SECONDS_BETWEEN_PLAIN_LINES:
-            self._printed = now
+        elif now - self._printed >= SECONDS_BETWEEN_PLAIN_LINES and text != self._last:
+            self._printed, self._last = now, text
             self.stream.write(text + "\n")
         self.stream.flush()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.rows import column
+from rqa_ray.errors import InputError
 
 
 class Tables(Protocol):
@@ -20,7 +21,11 @@ class Tables(Protocol):
 
 
 def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
-    """Lines for the user, and the number of training rows."""
+    """Lines for the user, and the number of training rows.
+
+    Raises:
+        InputError: no gold passage of the evaluation is in the corpus.
+    """
     corpus_ids = column(blocks["corpus"].tables("passage_id"), "passage_id")
     distinct = np.unique(corpus_ids)
     duplicates = len(corpus_ids) - len(distinct)
@@ -46,7 +51,12 @@ def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
         several = int(np.sum(np.unique(pairs[0], return_counts=True)[1] > 1))
         extra = f" ({several:,} wordings with several golds)" if several else ""
         counted[split] = f"{split} {asked:,} questions{extra}"
-        lost = int(np.sum(~np.isin(np.unique(ids), distinct)))
+        golds = np.unique(ids)
+        lost = int(np.sum(~np.isin(golds, distinct)))
+        if split == "eval" and lost == len(golds):
+            raise InputError(
+                "--eval_file: no gold passage of it is in full_dataset_file_path; are they of one data set?"
+            )
         missing += [f"{split} {lost:,}"] if lost else []
         num_chats += int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables))
         num_empty += int(column(tables, "num_empty_questions").sum())

@@ -6,8 +6,9 @@ Each run has a Ray run name of its own, since Ray resumes a name in silence. The
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class RunRecord:
     storage_path: str
     run_names: list[str]
     resume_from: str | None = None  # a checkpoint folder that the newest run starts from
+    files: list[str] = field(default_factory=list)  # what the finished run wrote, relative to output_dir
 
     def save(self, output_dir: str) -> None:
         outputs.write_json(Path(output_dir) / outputs.RUN_FILE, vars(self))
@@ -72,10 +74,19 @@ def open_run(job: Job) -> RunRecord:
     elif job.resume:
         print("note: nothing to resume from; starting anew")
     elif previous:
-        stored.delete_runs(previous["storage_path"], previous["run_names"])
+        delete_run(folder, RunRecord(**previous))
     record.save(job.output_dir)
     outputs.write_json(folder / outputs.ALL_ARGS_FILE, job.to_config())
     return record
+
+
+def delete_run(folder: Path, record: RunRecord) -> None:
+    """Deletes what an earlier run left in its folder and its storage, and nothing else."""
+    stored.delete_runs(record.storage_path, record.run_names)
+    for name in (outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in record.files:
+        (folder / name).unlink(missing_ok=True)
 
 
 def changed_settings(before: dict[str, Any], job: Job) -> str:

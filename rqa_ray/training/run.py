@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -26,7 +27,9 @@ from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_se
 # isort: split
 import ray
 import ray.train
+import torch
 from ray.exceptions import RayError
+from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from rqa_ray.data.readers import Blocks, TokeniserSpec, read_inputs
@@ -39,7 +42,7 @@ from rqa_ray.training.resume import RunRecord, check_output_dir, open_run
 from rqa_ray.training.worker import train_worker
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 DEMO_EVAL_SIZE, DEMO_TEST_SIZE = 250, 550
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -68,6 +71,8 @@ def train(job: Job) -> None:
     print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
     for note in job.notes:
         print(note)
+    if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
+        print("warning: --bf16 is emulated on this CPU, and slower than fp32")
 
     spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
     blocks = read_inputs(files, spec)
@@ -207,6 +212,10 @@ def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -
         show.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if isinstance(outcome["error"], WorkerGroupError):
+        rank, failure = min(outcome["error"].worker_failures.items())
+        print(f"error: training failed on rank {rank}: {failure}\n{how_to_go_on(job)}", file=sys.stderr)
+        raise SystemExit(1)
     if outcome["error"]:
         raise outcome["error"]
     if not (outcome["result"] or {}).get("stopped"):
@@ -229,10 +238,14 @@ def draw(show: ProgressLine, mailbox: Any, job: Job) -> None:
 
 def stop_message(job: Job, outcome: dict[str, Any]) -> None:
     """Says how to go on, and raises Stopped."""
-    words = [word for word in sys.argv if not word.startswith("--overwrite_output_dir")]
-    command = " ".join(["python", *words, "--resume_from_checkpoint true"])
-    print(f"stopped after step {outcome['result']['step']}, state saved in {job.output_dir}; go on with\n  {command}")
+    print(f"stopped after step {outcome['result']['step']}, state saved; {how_to_go_on(job)}")
     raise Stopped(STOP_EXIT_CODES[outcome["signal"]])
+
+
+def how_to_go_on(job: Job) -> str:
+    """The command that resumes this run."""
+    words = [word for word in sys.argv if not word.startswith(("--overwrite_output_dir", "--resume_from_checkpoint"))]
+    return f"go on in {job.output_dir} with\n  {shlex.join(['python', *words, '--resume_from_checkpoint', 'true'])}"
 
 
 def finish(
@@ -257,4 +270,6 @@ def finish(
         if job.settings.write_predictions:
             for split, asked in splits.items():
                 outputs.write_predictions(staging / f"{split}-predictions.jsonl", asked, corpus, best, split)
+        record.files = [str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()]
+        record.save(job.output_dir)
     outputs.print_summary(job, outputs.compare(splits, corpus, before, best), best)

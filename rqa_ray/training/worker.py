@@ -19,6 +19,7 @@ from rqa_ray.arguments import RetrieverTrainingArguments, Settings
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
+from rqa_ray.retriever import distributed
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
@@ -43,6 +44,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         trainer = build_trainer(settings, args, encoder, tokenizer, tables, config["micro_batch"], resume)
         accumulation = args.gradient_accumulation_steps
         report = ReportCallback(trainer, config["mailbox"], config["micro_batch"] * accumulation)
+        if args.process_index == 0:
+            choice = "with" if trainer.choices["gradient_cache"] else "without"
+            note = f"chunks of at most {trainer.choices['max_tokens_per_chunk']:,} tokens, {choice} gradient caching"
+            config["mailbox"].put.remote(None, note)
         if resume and trainer.is_finished(resume):  # killed after its last checkpoint
             return {"step": trainer.state.global_step, "stopped": False, "metrics": {}}
         trainer.evaluator.on_progress = report.on_evaluation_progress
@@ -103,7 +108,8 @@ def choose(
     texts = rows.questions.lengths.mean() + rows.passages.lengths.mean() * (1 + settings.hard_neg_ratio)
     longest = int(max(rows.questions.lengths.max(), rows.passages.lengths.max()))
     needed = encoder.activation_bytes(int(texts * micro_batch / args.world_size), longest)
-    return {"max_tokens_per_chunk": max_tokens, "gradient_cache": bool(needed > MEMORY_SHARE * free)}
+    too_large = distributed.any_rank(needed > MEMORY_SHARE * free, args.device)
+    return {"max_tokens_per_chunk": max_tokens, "gradient_cache": too_large}
 
 
 def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) -> RetrieverTrainingArguments:

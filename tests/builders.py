@@ -1,0 +1,95 @@
+"""Arrow tables with the columns that `rqa_ray.data.readers` writes, from plain rows; made without Ray.
+
+A row is a dict; the columns that it leaves out are 0, empty or null.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rqa_ray.data.rows import TrainingRows
+
+_TOKENS = pa.list_(pa.int32())
+_COMMON = {
+    "file": pa.int32(),
+    "line": pa.int64(),
+    "item": pa.int64(),
+    "problem": pa.string(),
+    "num_texts": pa.int64(),
+    "num_truncated": pa.int64(),
+    "num_empty_questions": pa.int64(),
+}
+_QUESTION = {
+    **_COMMON,
+    "question_item": pa.int32(),
+    "question_key": pa.int64(),
+    "question_tokens": _TOKENS,
+    "passage_id": pa.int64(),
+    "has_chat_history": pa.bool_(),
+}
+COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "train": {
+        **_QUESTION,
+        "passage_tokens": _TOKENS,
+        "hard_negative_tokens": pa.list_(_TOKENS),
+        "hard_negative_ids": pa.list_(pa.int64()),
+    },
+    "questions": {**_QUESTION, "question": pa.string(), "gold_doc": pa.string()},
+    "corpus": {
+        **_COMMON,
+        "passage_id": pa.int64(),
+        "text_hash": pa.int64(),
+        "tokens": _TOKENS,
+        "document": pa.string(),
+    },
+}
+
+
+def table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """One block of `train`, `questions` or `corpus`."""
+    return pa.table(
+        {
+            name: pa.array([row.get(name, _default(kind_of)) for row in rows], kind_of)
+            for name, kind_of in COLUMNS[kind].items()
+        }
+    )
+
+
+def _default(kind: pa.DataType) -> Any:
+    if pa.types.is_list(kind):
+        return []
+    return None if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
+
+
+def random_train_rows(
+    num_rows: int, seed: int = 0, max_length: int = 20, num_passages: int = 30, max_negatives: int = 3
+) -> list[dict[str, Any]]:
+    """Rows in input order. Passages come again as golds and as negatives; every third question repeats a wording."""
+    generator = np.random.default_rng(seed)
+
+    def tokens() -> list[int]:
+        return generator.integers(1, 1000, generator.integers(1, max_length + 1)).tolist()
+
+    passages = [tokens() for _ in range(num_passages)]
+    rows = []
+    for line in range(num_rows):
+        gold = int(generator.integers(num_passages))
+        negatives = generator.integers(num_passages, size=generator.integers(max_negatives + 1)).tolist()
+        rows.append(
+            {
+                "line": line,
+                "question_key": line // 3 if line % 3 == 1 else line,
+                "question_tokens": tokens(),
+                "passage_id": 100 + gold,
+                "passage_tokens": passages[gold],
+                "hard_negative_ids": [100 + negative for negative in negatives],
+                "hard_negative_tokens": [passages[negative] for negative in negatives],
+            }
+        )
+    return rows
+
+
+def random_training_rows(num_rows: int, **options: Any) -> TrainingRows:
+    """The same as workers hold them."""
+    return TrainingRows.from_tables([table("train", random_train_rows(num_rows, **options))])

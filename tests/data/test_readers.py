@@ -1,0 +1,87 @@
+"""Reading with real Ray Data: every kind of file gives the same rows."""
+
+import gzip
+import json
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from rqa_ray.data.rows import Corpus, Questions, TrainingRows
+from rqa_ray.retriever.saving import read_settings
+
+FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
+
+
+@pytest.fixture(scope="module")
+def spec(ray_cluster, tiny_model):
+    from rqa_ray.data.readers import TokeniserSpec
+
+    return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
+
+
+def read(name: str, paths: list[str], spec):
+    from rqa_ray.data.readers import read_inputs
+
+    return read_inputs({name: paths}, spec)[name].tables()
+
+
+def doc(text: str, source: str) -> dict:
+    return {"page_content": text, "metadata": {"source": source, "pages": [1, {"any": text}]}}
+
+
+RECORDS = [
+    {"questions": ["one", "", "two"], "gold_docs": [doc("alpha", "a"), doc("beta", "b")], "hard_neg_docs": []},
+    {"questions": ["ONE "], "gold_docs": [doc("gamma", "c")], "hard_neg_docs": [doc("alpha", "a"), doc("delta", "d")]},
+]
+
+
+def write(path: Path, records: list[dict]) -> str:
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+def test_a_row_for_each_question_and_gold_with_the_golds_of_its_wording(spec, tmp_path) -> None:
+    rows = TrainingRows.from_tables(read("train", [write(tmp_path / "train.jsonl", RECORDS)], spec))
+    assert len(rows) == 5  # one: 2 golds, two: 2 golds, ONE: 1 gold; the empty question is left out
+    assert [len(golds) for golds in rows.golds] == [3, 3, 2, 2, 3]
+    assert rows.negative_of.tolist() == [0, 0, 0, 0, 0, 2]
+
+
+def test_gzip_the_flat_form_and_several_files_give_the_same_rows(spec, tmp_path) -> None:
+    flat = [{**record, "question": question} for record in RECORDS for question in record.pop("questions") if question]
+    paths = [write(tmp_path / "1.jsonl.gz", flat[:2]), write(tmp_path / "2.jsonl", flat[2:])]
+    rows = TrainingRows.from_tables(read("train", paths, spec))
+    assert [len(golds) for golds in rows.golds] == [3, 3, 2, 2, 3]
+    questions = Questions.from_tables(read("eval", paths, spec))
+    assert [len(golds) for golds in questions.golds] == [3, 2, 3]
+
+
+def test_a_pickle_and_jsonl_hold_the_same_corpus(spec, tmp_path) -> None:
+    documents = [doc("alpha", "a"), doc("beta", "b"), doc("alpha", "a"), doc("alpha", "e")]
+    module = types.ModuleType("local_rqa.schema.document")
+    module.Document = type("Document", (), {"__module__": module.__name__})
+    sys.modules[module.__name__] = module
+    try:
+        objects = [module.Document() for _ in documents]
+        for item, document in zip(objects, documents, strict=True):
+            item.__dict__ = {**document, "fmt_content": ""}
+        (tmp_path / "documents.pkl").write_bytes(pickle.dumps(objects))
+    finally:
+        del sys.modules[module.__name__]
+    write(tmp_path / "documents.jsonl", documents)
+    one, other = (
+        Corpus.from_tables(read("corpus", [str(tmp_path / f"documents.{kind}")], spec)) for kind in ("pkl", "jsonl")
+    )
+    assert one.passage_ids.tolist() == other.passage_ids.tolist() and len(one) == 3
+    assert one.num_duplicates == 1
+
+
+def test_the_pickle_of_faire_has_1757_distinct_passages(spec) -> None:
+    if not FAIRE.is_dir():
+        pytest.skip("../shared/data/faire is not there")
+    corpus = Corpus.from_tables(read("corpus", [str(FAIRE / "documents.pkl")], spec))
+    assert (len(corpus), corpus.num_duplicates) == (1757, 1)

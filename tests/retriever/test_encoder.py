@@ -1,0 +1,190 @@
+"""The encoder against hand computations on its token vectors, and the cutting of rows into chunks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from rqa_ray.retriever.encoder import POOLINGS, Encoder, length_sorted_chunks
+from rqa_ray.retriever.saving import EncoderSettings, load_encoder, save_encoder
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+PAD = 0
+
+
+def token_rows(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(5, 140, length).astype(np.int32) for length in lengths]
+
+
+def load(folder: str, dropout: float | None = None, **settings) -> Encoder:
+    return load_encoder(folder, EncoderSettings(**settings), dropout)
+
+
+def embed(encoder: Encoder, rows: list[np.ndarray], max_tokens: int, **options) -> torch.Tensor:
+    chunks, order = length_sorted_chunks(rows, max_tokens, PAD)
+    return encoder(chunks, **options)[order]
+
+
+def embedding_gradients(encoder: Encoder, rows: list[np.ndarray], seeds: list[int]) -> dict[str, torch.Tensor]:
+    encoder.zero_grad()
+    chunks, _ = length_sorted_chunks(rows, 60, PAD)
+    assert len(chunks) == len(seeds)
+    embeddings = encoder(chunks, seeds)
+    (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
+    return {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooling_uses_the_tokens_of_the_text_and_no_padding(tiny_model, pooling, similarity):
+    encoder = load(tiny_model, pooling=pooling, similarity=similarity, normalize=similarity == "cosine").eval()
+    rows = token_rows([3, 9, 1, 17])
+    with torch.no_grad():
+        found = embed(encoder, rows, max_tokens=1000)  # one chunk: padded to 17
+        for row, embedding in zip(rows, found, strict=True):
+            alone = encoder.transformer(torch.from_numpy(row).long()[None]).last_hidden_state[0].numpy()
+            by_hand = {"mean": alone.mean(0), "cls": alone[0], "last": alone[-1], "max": alone.max(0)}[pooling]
+            if similarity == "cosine":
+                by_hand /= np.sqrt((by_hand**2).sum())
+            np.testing.assert_allclose(embedding.numpy(), by_hand, atol=1e-5)
+    assert found.dtype == torch.float32 and found.shape == (4, 32)
+    lengths = found.norm(dim=1)
+    unit = torch.allclose(lengths, torch.ones(4), atol=1e-6)
+    assert unit == (similarity == "cosine")
+
+
+def test_every_pooling_name_can_be_saved():
+    from rqa_ray.retriever.saving import POOLING_NAMES
+
+    assert list(POOLINGS) == list(POOLING_NAMES)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    st.integers(1, 200),
+    st.one_of(st.none(), st.integers(1, 7)),
+)
+def test_chunks_keep_rows_budget_and_order(lengths, max_tokens, max_rows):
+    rows = token_rows(lengths)
+    chunks, order = length_sorted_chunks(rows, max_tokens, PAD, max_rows)
+    found, previous_longest = [], 0
+    for chunk in chunks:
+        ids, mask = chunk["input_ids"], chunk["attention_mask"]
+        assert ids.dtype == mask.dtype == torch.int64 and ids.shape == mask.shape
+        assert ids.numel() <= max_tokens or len(ids) == 1
+        assert max_rows is None or len(ids) <= max_rows
+        assert mask.sum(1).max() == ids.shape[1]  # no column of padding alone
+        assert (ids[mask == 0] == PAD).all()
+        assert mask.sum(1).min() >= previous_longest  # like lengths together
+        previous_longest = ids.shape[1]
+        found += [row[: int(keep.sum())].numpy() for row, keep in zip(ids, mask, strict=True)]
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    for row, place in zip(rows, order.tolist(), strict=True):
+        np.testing.assert_array_equal(found[place], row)
+
+
+def test_no_rows_are_no_chunks():
+    chunks, order = length_sorted_chunks([], 100, PAD)
+    assert chunks == [] and order.tolist() == []
+
+
+def test_embeddings_do_not_depend_on_the_chunks(tiny_model):
+    encoder = load(tiny_model).eval()
+    rows = token_rows([5, 1, 60, 33, 7, 7, 12, 2, 20, 41, 3, 9, 15])
+    with torch.no_grad():
+        single = embed(encoder, rows, max_tokens=1)
+        assert single.std(0).mean() > 0.01  # they differ by text
+        for max_tokens in (50, 133, 100_000):
+            torch.testing.assert_close(embed(encoder, rows, max_tokens), single, rtol=0, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_dropout_and_other_seeds_another(tiny_model):
+    encoder = load(tiny_model)
+    assert encoder.training
+    rows = token_rows([8, 8, 8, 8])
+    once = embed(encoder, rows, 16, seeds=[1, 2])
+    torch.rand(7)  # whatever else draws random numbers in between
+    again = embed(encoder, rows, 16, seeds=[1, 2])
+    other = embed(encoder, rows, 16, seeds=[1, 3])
+    assert torch.equal(once, again)
+    assert torch.equal(once[:2], other[:2])
+    assert (once[2:] - other[2:]).abs().max() > 0.01
+    assert not torch.equal(once, encoder.eval()(length_sorted_chunks(rows, 16, PAD)[0]))
+
+
+def test_a_chunks_dropout_depends_on_its_seed_alone(tiny_model):
+    encoder = load(tiny_model)
+    first, second = (length_sorted_chunks(token_rows([8, 8], seed), 16, PAD)[0][0] for seed in (0, 1))
+    assert torch.equal(encoder([first, second], [5, 6])[2:], encoder([second], [6]))
+
+
+def test_a_dropout_of_zero_switches_all_dropout_off(tiny_model):
+    rows = token_rows([8, 12])
+    own, without = load(tiny_model), load(tiny_model, dropout=0.0)
+    assert not torch.equal(embed(own, rows, 50, seeds=[1]), embed(own, rows, 50, seeds=[2]))
+    assert torch.equal(embed(without, rows, 50, seeds=[1]), embed(without, rows, 50, seeds=[2]))
+
+
+def test_the_dropout_override_reaches_attention(tiny_model):
+    encoder = load(tiny_model, dropout=0.4)
+    for name, module in encoder.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            assert module.p == 0.4
+            if not name.endswith("attention.self.dropout"):
+                module.p = 0.0  # what is left varies by attention alone
+    rows = token_rows([8, 12])
+    first, second = (embed(encoder, rows, 50, seeds=[seed]) for seed in (1, 2))
+    assert (first - second).abs().max() > 0.01
+
+
+def test_the_dropout_override_is_not_saved_and_stays_in_use(tiny_model, tmp_path):
+    encoder = load(tiny_model, dropout=0.4)
+    save_encoder(encoder, TextTokenizer(tiny_model, encoder.settings).tokenizer, str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0.1
+    assert encoder.transformer.config.hidden_dropout_prob == 0.4
+    assert load(str(tmp_path)).transformer.config.hidden_dropout_prob == 0.1
+
+
+def test_the_pooler_is_kept_and_frozen_and_every_other_parameter_gets_a_gradient(tiny_model, tmp_path):
+    encoder = load(tiny_model)
+    gradients = embedding_gradients(encoder, token_rows([8, 12]), seeds=[1])
+    frozen = {name for name, value in encoder.named_parameters() if not value.requires_grad}
+    assert frozen == {"transformer.pooler.dense.weight", "transformer.pooler.dense.bias"}
+    assert gradients.keys() == {name for name, _ in encoder.named_parameters()} - frozen
+
+    save_encoder(encoder, TextTokenizer(tiny_model, encoder.settings).tokenizer, str(tmp_path))
+    with safe_open(Path(tiny_model) / "model.safetensors", "pt") as before:
+        with safe_open(tmp_path / "model.safetensors", "pt") as after:
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in before.keys())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradient_with_dropout_on(tiny_model, use_reentrant):
+    rows, seeds = token_rows([8, 12, 20, 30, 31]), [1, 2, 3]
+    encoder = load(tiny_model)
+    calls = []
+    for layer in encoder.transformer.encoder.layer:
+        layer.attention.register_forward_hook(lambda *_: calls.append(1))
+    plain = embedding_gradients(encoder, rows, seeds)
+    num_plain = len(calls)
+    encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    checkpointed = embedding_gradients(encoder, rows, seeds)
+    assert len(calls) - num_plain == 2 * num_plain  # the layers really ran again in the backward
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        assert gradient.norm() > 0
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_memory_estimate_counts_attention_probabilities_only_with_dropout(tiny_model):
+    own, without = load(tiny_model), load(tiny_model, dropout=0.0)
+    assert own.activation_bytes(1000, 64) > without.activation_bytes(1000, 64) == without.activation_bytes(1000, 8)
+    assert own.activation_bytes(2000, 64) == 2 * own.activation_bytes(1000, 64)

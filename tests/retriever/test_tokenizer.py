@@ -1,0 +1,81 @@
+"""Prefixes, special tokens, the length limit and its counts, and texts that break tokenizers."""
+
+import numpy as np
+import pytest
+
+from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+
+@pytest.fixture
+def tokenizer(tiny_model) -> TextTokenizer:
+    return TextTokenizer(tiny_model, EncoderSettings(max_seq_length=8))
+
+
+def words(tokenizer: TextTokenizer, row: np.ndarray) -> list[str]:
+    return tokenizer.tokenizer.convert_ids_to_tokens(row.tolist())
+
+
+def test_rows_are_int32_with_special_tokens(tokenizer):
+    (row,) = tokenizer.passages(["ab c"])
+    assert row.dtype == np.int32
+    assert words(tokenizer, row) == ["[CLS]", "a", "##b", "c", "[SEP]"]
+
+
+def test_questions_and_passages_have_their_own_prefixes(tiny_model):
+    settings = EncoderSettings(max_seq_length=16, query_prefix="q: ", passage_prefix="p: ")
+    tokenizer = TextTokenizer(tiny_model, settings)
+    (question,), (passage,) = tokenizer.questions(["x"]), tokenizer.passages(["x"])
+    assert words(tokenizer, question) == ["[CLS]", "q", ":", "x", "[SEP]"]
+    assert words(tokenizer, passage) == ["[CLS]", "p", ":", "x", "[SEP]"]
+
+
+def test_only_texts_beyond_the_limit_are_cut_and_counted(tokenizer):
+    # 6 tokens fit beside the two special ones.
+    rows = tokenizer.passages(["a b c d e", "a b c d e f", "a b c d e f g", "abcdefghij"])
+    assert [len(row) for row in rows] == [7, 8, 8, 8]
+    assert words(tokenizer, rows[2]) == ["[CLS]", *"abcdef", "[SEP]"]
+    assert (tokenizer.num_texts, tokenizer.num_truncated) == (4, 2)
+
+
+def test_counts_add_up_over_calls_and_the_prefix_counts_as_text(tiny_model):
+    tokenizer = TextTokenizer(tiny_model, EncoderSettings(max_seq_length=8, query_prefix="q: "))
+    tokenizer.passages(["a b c d e f"])
+    tokenizer.questions(["a b c d e f", "a b c d"])
+    assert (tokenizer.num_texts, tokenizer.num_truncated) == (3, 1)
+
+
+def test_the_end_is_cut_also_where_the_folder_says_the_start(tiny_model, tmp_path):
+    tokenizer = TextTokenizer(tiny_model, EncoderSettings(max_seq_length=4)).tokenizer
+    tokenizer.truncation_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    again = TextTokenizer(str(tmp_path), EncoderSettings(max_seq_length=4))
+    assert words(again, again.passages(["a b c"])[0]) == ["[CLS]", "a", "b", "[SEP]"]
+
+
+def test_an_empty_text_is_its_special_tokens_and_no_texts_are_no_rows(tokenizer):
+    rows = tokenizer.questions(["", " \n"])
+    assert [words(tokenizer, row) for row in rows] == [["[CLS]", "[SEP]"]] * 2
+    assert tokenizer.questions([]) == []
+    assert (tokenizer.num_texts, tokenizer.num_truncated) == (2, 0)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\udc00\ud800", "a\x00b", "\U0001f600", "\u202e\ufeff"])
+def test_no_text_breaks_it(tokenizer, text):
+    (row,) = tokenizer.passages([text])
+    assert words(tokenizer, row)[0] == "[CLS]" and words(tokenizer, row)[-1] == "[SEP]"
+
+
+def test_a_lone_surrogate_becomes_a_question_mark_and_the_rest_stays(tokenizer):
+    (row,) = tokenizer.passages(["a \udfff b"])
+    assert words(tokenizer, row) == ["[CLS]", "a", "?", "b", "[SEP]"]
+
+
+def test_the_tokenizer_of_a_model_in_a_subfolder_is_found(tiny_model, tmp_path):
+    # The layout of sentence-transformers before 0.4.
+    (tmp_path / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]'
+    )
+    (tmp_path / "0_Transformer").symlink_to(tiny_model)
+    tokenizer = TextTokenizer(str(tmp_path), EncoderSettings(max_seq_length=8))
+    assert words(tokenizer, tokenizer.passages(["a"])[0]) == ["[CLS]", "a", "[SEP]"]

@@ -1,0 +1,40 @@
+"""Only the modules marked (Ray) in the README need Ray; the rest runs where it is not installed."""
+
+import subprocess
+import sys
+
+NEED_RAY = {
+    "rqa_ray.preflight",
+    "rqa_ray.data.readers",
+    "rqa_ray.training.checkpoints",
+    "rqa_ray.training.resume",
+    "rqa_ray.training.run",
+    "rqa_ray.training.worker",
+}
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+sys.modules["ray"] = None  # importing it raises ImportError
+import rqa_ray
+failed = []
+for module in pkgutil.walk_packages(rqa_ray.__path__, "rqa_ray."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        if not error.name or not error.name.startswith("ray"):
+            raise
+        failed.append(module.name)
+print(*failed)
+"""
+
+
+def output_of(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_all_modules_but_those_that_need_ray_are_imported_without_it():
+    assert set(output_of(IMPORT_ALL).split()) <= NEED_RAY
+
+
+def test_importing_the_package_imports_neither_torch_nor_ray():
+    assert output_of("import sys, rqa_ray; print(sorted({'torch', 'ray'} & sys.modules.keys()))") == "[]"

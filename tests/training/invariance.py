@@ -1,0 +1,218 @@
+"""One rank of the invariance test: 10 SGD steps of the real trainer on data made to be awkward; run by `spawn`.
+
+The mutations are the mistakes that public implementations make; the test has to notice each.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import BertConfig, BertModel, TrainerCallback
+
+from rqa_ray.arguments import RetrieverTrainingArguments
+from rqa_ray.data.batches import GlobalBatches
+from rqa_ray.data.rows import Corpus, Questions, TrainingRows
+from rqa_ray.evaluation.evaluate import RetrievalEvaluator
+from rqa_ray.retriever import distributed
+from rqa_ray.retriever import loss as loss_module
+from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.training import trainer as trainer_module
+from rqa_ray.training.trainer import ContrastiveTrainer
+
+GLOBAL_BATCH, STEPS, VOCABULARY = 16, 10, 100
+MUTATIONS = ("factor W", "factor 1/W", "no mask", "mask before the gather", "detached gather")
+
+
+def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
+    """40 questions over 12 passages: passages repeat in every batch of 16, and every third question has two golds."""
+    generator = np.random.default_rng(seed)
+
+    def tokens(shortest: int, longest: int) -> list[int]:
+        return generator.integers(5, VOCABULARY, generator.integers(shortest, longest)).tolist()
+
+    passages = [tokens(5, 40) for _ in range(20)]
+    rows = []
+    for question in range(40):
+        asked = tokens(3, 12)
+        for gold in {question % 12, (question + 5) % 12} if question % 3 == 0 else {question % 12}:
+            negatives = generator.choice(np.arange(6, 20), 3, replace=False).tolist()
+            rows.append(
+                {
+                    "file": 0,
+                    "line": question,
+                    "item": gold,
+                    "question_item": 0,
+                    "question_key": question,
+                    "question_tokens": asked,
+                    "passage_id": gold,
+                    "passage_tokens": passages[gold],
+                    "hard_negative_tokens": [passages[number] for number in negatives],
+                    "hard_negative_ids": negatives,
+                }
+            )
+    int32 = pa.list_(pa.int32())
+    schema = pa.schema(
+        [(name, pa.int64()) for name in ("file", "line", "item", "question_item", "question_key", "passage_id")]
+        + [("question_tokens", int32), ("passage_tokens", int32)]
+        + [("hard_negative_tokens", pa.list_(int32)), ("hard_negative_ids", pa.list_(pa.int64()))]
+    )
+    train = pa.Table.from_pylist(rows, schema)
+    numbers = np.arange(20)
+    corpus = pa.table(
+        {
+            "file": np.zeros(20, int),
+            "line": numbers,
+            "item": np.zeros(20, int),
+            "passage_id": numbers,
+            "text_hash": numbers,
+            "tokens": pa.array(passages, int32),
+        }
+    )
+    return {"train": [train], "eval": [train], "corpus": [corpus]}
+
+
+class Recorder(TrainerCallback):
+    """Keeps the gradient that the optimizer is about to use, at the first and the last step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step in (0, STEPS - 1):
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]).clone())
+
+
+def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient_cache: bool, mutation: str) -> None:
+    """Trains and, on rank 0, saves gradients, losses, weights and what the data contained to `folder`/result.pt."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+        os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
+        store = f"file://{folder}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    mutate(mutation)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    encoder = Encoder(BertModel(config), EncoderSettings(max_seq_length=64))
+    args = RetrieverTrainingArguments(
+        output_dir=f"{folder}/scratch-{rank}",
+        max_steps=STEPS,
+        learning_rate=0.1,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        use_cpu=True,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+        ddp_broadcast_buffers=False,
+    )
+    data = tables()
+    batches = GlobalBatches(
+        TrainingRows.from_tables(data["train"]),
+        global_batch_size=GLOBAL_BATCH,
+        hard_neg_ratio=hard_neg_ratio,
+        seed=3,
+        max_tokens_per_chunk=150,
+        pad_id=0,
+        rank=rank,
+        world_size=world_size,
+    )
+    evaluator = RetrievalEvaluator(
+        Corpus.from_tables(data["corpus"]),
+        {"eval": Questions.from_tables(data["eval"])},
+        temperature=0.2,
+        pad_id=0,
+        max_tokens_per_chunk=150,
+        max_rows_per_chunk=8,
+    )
+    choices = {"max_tokens_per_chunk": 150, "gradient_cache": gradient_cache}
+    recorder = Recorder()
+    trainer = ContrastiveTrainer(
+        encoder, None, args, batches, evaluator, temperature=0.2, choices=choices, callbacks=[recorder]
+    )
+    trainer._save_checkpoint = lambda *_: None  # the tiny model has no tokenizer to save
+    start = weights(encoder)
+    trainer.train()
+    if rank == 0:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        scores = evaluator.evaluate(encoder)["eval"].metrics if world_size == 1 else {}
+        torch.save(
+            {
+                "start": start,
+                "weights": weights(encoder),
+                "gradients": recorder.gradients,
+                "losses": losses,
+                "metrics": scores,
+                "num_masked": count_masked(batches),
+                "num_negatives": len(batches.draw_negatives(0, batches.batch_rows(0))),
+            },
+            Path(folder) / "result.pt",
+        )
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def weights(encoder: Encoder) -> torch.Tensor:
+    """All trained weights in one vector."""
+    return torch.cat([p.detach().flatten() for p in encoder.parameters() if p.requires_grad]).clone()
+
+
+def count_masked(batches: GlobalBatches) -> int:
+    """Columns that a question has to ignore in the first global batch."""
+    whole = GlobalBatches(batches.rows, GLOBAL_BATCH, 0.0, batches.seed, 1000, 0)[0]
+    labels = torch.arange(GLOBAL_BATCH)
+    return int(loss_module.false_negatives(whole.passage_ids, whole.is_passage, whole.gold_ids, labels).sum())
+
+
+def mutate(mutation: str) -> None:
+    """Puts one known mistake into the program."""
+    original = trainer_module.contrastive_loss
+    if mutation == "factor W":
+        trainer_module.contrastive_loss = lambda *args: original(*args) * distributed.world_size()
+    elif mutation == "factor 1/W":
+        trainer_module.contrastive_loss = lambda *args: original(*args) / distributed.world_size()
+    elif mutation == "no mask":
+        loss_module.false_negatives = lambda ids, is_candidate, gold_ids, labels: (~is_candidate).repeat(
+            len(labels), 1
+        )
+    elif mutation == "mask before the gather":
+        masked = loss_module.false_negatives
+
+        def only_local(ids, is_candidate, gold_ids, labels):
+            everything = masked(ids, is_candidate, gold_ids, labels)
+            local = torch.zeros(len(ids), dtype=torch.bool)
+            share = len(ids) // distributed.world_size()
+            local[distributed.rank() * share :][:share] = True
+            return everything & (local | ~is_candidate)
+
+        loss_module.false_negatives = only_local
+    elif mutation == "detached gather":
+        gather = distributed.gather
+
+        def own_slot_only(tensor):
+            share, rank = len(tensor), distributed.rank()
+            everything = gather(tensor.detach())
+            return torch.cat([everything[: rank * share], tensor, everything[(rank + 1) * share :]])
+
+        distributed.gather_with_gradient = own_slot_only
+    elif mutation != "none":
+        raise ValueError(mutation)

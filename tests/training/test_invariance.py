@@ -1,0 +1,71 @@
+"""The contract of this product: the same global batch gives the same loss and the same gradient on 1, 2 and 4 workers.
+
+Real gloo processes, the real trainer, fp32, SGD (Adam would hide a wrong factor), gradients compared by norm.
+"""
+
+import functools
+import multiprocessing
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from tests.training import invariance
+
+# Ranks fork from one process that has imported torch: a rank starts in a second instead of six.
+multiprocessing.set_forkserver_preload(["tests.training.invariance"])
+
+
+@functools.cache
+def result(world_size: int, hard_neg_ratio: float, gradient_cache: bool = False, mutation: str = "none") -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, mutation)
+        torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
+        return torch.load(Path(folder) / "result.pt")
+
+
+def differences(one: dict, other: dict) -> dict[str, float]:
+    """Relative differences: of the weights to the way that they went, of the gradients at steps 1 and 10."""
+    moved = (one["weights"] - one["start"]).norm()
+    return {
+        "weights": float((one["weights"] - other["weights"]).norm() / moved),
+        **{
+            f"gradient {step}": float((a - b).norm() / a.norm())
+            for step, a, b in zip((1, 10), one["gradients"], other["gradients"], strict=True)
+        },
+    }
+
+
+def is_the_same_training(one: dict, other: dict) -> bool:
+    found = differences(one, other)
+    return found["weights"] <= 1e-3 and found["gradient 1"] <= 1e-5 and found["gradient 10"] <= 1e-5
+
+
+@pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])
+@pytest.mark.parametrize(("some", "more"), [(1, 2), (1, 4), (2, 4)])
+def test_any_number_of_workers_makes_the_same_steps(some: int, more: int, hard_neg_ratio: float) -> None:
+    one, other = result(some, hard_neg_ratio), result(more, hard_neg_ratio)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+
+
+def test_gradient_caching_makes_the_same_steps() -> None:
+    for world_size in (1, 2):
+        cached = result(world_size, 0.25, gradient_cache=True)
+        assert is_the_same_training(result(1, 0.25), cached), differences(result(1, 0.25), cached)
+
+
+def test_the_comparison_is_not_vacuous() -> None:
+    plain, with_negatives = result(1, 0.0), result(1, 0.25)
+    assert plain["num_masked"] > 0, "no passage repeated in the batch, no question had two golds"
+    assert with_negatives["num_negatives"] > 0 and plain["num_negatives"] == 0
+    for outcome in (plain, with_negatives):
+        assert all(gradient.norm() > 1e-3 for gradient in outcome["gradients"])
+        assert (outcome["weights"] - outcome["start"]).norm() > 0.1
+
+
+@pytest.mark.parametrize("mutation", invariance.MUTATIONS)
+def test_the_comparison_notices(mutation: str) -> None:
+    assert not is_the_same_training(result(1, 0.25), result(2, 0.25, mutation=mutation))
