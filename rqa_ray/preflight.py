@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-# Quiet: one progress line is all that a run prints. Has to be said before Ray is imported.
+# Has to be said before Ray is imported; the workers of a private local cluster inherit it. Quiet: one progress line is
+# all that a run prints. Fair: on a machine that others use too, a waiting thread must sleep, not spin (a step took 2.7
+# times as long), and workers must not be nicer than everybody else.
 for _name, _value in {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -15,7 +17,8 @@ for _name, _value in {
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at the default of 2 s each report takes 2 s
-    "RAY_worker_niceness": "0",  # at the default of 15 training starves on a machine that others use too
+    "RAY_worker_niceness": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }.items():
     os.environ.setdefault(_name, _value)

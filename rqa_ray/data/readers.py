@@ -21,18 +21,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rqa_ray.data.files import has_suffix, open_file, read_lines
-from rqa_ray.data.pickles import load_documents
-from rqa_ray.data.schema import (
-    Document,
-    QARecord,
-    RecordError,
-    parse_document,
-    parse_json,
-    parse_qa_record,
-    passage_id,
-    question_key,
-)
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import Document, QARecord, passage_id, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings
 from rqa_ray.retriever.tokenizer import TextTokenizer
@@ -135,7 +125,7 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec) -> 
     path, file = str(batch["path"][0]), int(batch["file"][0])
     tokenizer = _tokenizer(spec)
     to_rows: Any = {"train": _train_rows, "questions": _question_rows, "corpus": _document_rows}[kind]
-    records = _records(path, kind)
+    records = read_records(path, "documents" if kind == "corpus" else "questions")
     problem, empty = None, True
     while not problem:
         good: list[tuple[int, Any]] = []
@@ -177,33 +167,6 @@ def _cached_tokenizer(key: str) -> TextTokenizer:
 
 def _tokenizer(spec: TokeniserSpec) -> TextTokenizer:
     return _cached_tokenizer(json.dumps([spec.folder, vars(spec.settings), spec.trust_remote_code]))
-
-
-def _records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecord | str]]:
-    """(line, record) of a file; a string instead of a record says what is wrong and where."""
-    parse = parse_document if kind == "corpus" else parse_qa_record
-    if has_suffix(path, ".pkl"):
-        if kind != "corpus":
-            yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
-            return
-        try:
-            with open_file(path) as file:
-                documents = load_documents(file, path)
-        except InputError as error:
-            yield 0, str(error)
-            return
-        yield from ((number, Document(**document)) for number, document in enumerate(documents, start=1))
-        return
-    try:
-        for number, line in read_lines(path):
-            try:
-                yield number, parse(parse_json(line.decode("utf-8")))
-            except UnicodeDecodeError as error:
-                yield number, f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
-            except RecordError as error:
-                yield number, f"{path}:{number}: {error}"
-    except (OSError, EOFError) as error:
-        yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
 
 
 def _train_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:

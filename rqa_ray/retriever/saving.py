@@ -150,13 +150,19 @@ def load_encoder(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         own_dropout = _set_dropout(config, dropout)
         transformer, info = AutoModel.from_pretrained(
-            path, config=config, dtype="float32", output_loading_info=True, trust_remote_code=trust_remote_code
+            path,
+            config=config,
+            dtype="float32",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing or info["mismatched_keys"]:
-        what = f"weights are missing: {', '.join(sorted(missing)[:3])}" if missing else "weights have another shape"
+        names = sorted(missing) or sorted(str(mismatch[0]) for mismatch in info["mismatched_keys"])
+        what = f"weights {'are missing' if missing else 'have another shape'}: {', '.join(names[:3])}"
         raise InputError(f"{folder}: {what}; pass a folder whose weights belong to its config.json")
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         transformer.pooler = None  # random weights would be saved as if they were the model's
@@ -224,6 +230,8 @@ def _read_pooling(root: Path, modules: list[dict]) -> str:
     for module in modules:
         if str(module.get("type", "")).endswith("Pooling"):
             config = _read_json(root / module["path"] / "config.json", {})
+            if config.get("include_prompt") is False:
+                raise InputError(f"{root}: its pooling leaves the prompt's tokens out, which is not supported")
             mode = config.get("pooling_mode")
             chosen = [name for name, flag in _POOLING_FLAGS.items() if config.get(flag)]
             chosen += [name for name, other in POOLING_NAMES.items() if other == mode]

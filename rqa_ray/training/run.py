@@ -20,6 +20,7 @@ from typing import Any
 from rqa_ray.arguments import Job
 from rqa_ray.data.demo import write_demo
 from rqa_ray.data.files import find_files
+from rqa_ray.data.records import check_beginnings
 from rqa_ray.errors import InputError
 from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: makes it quiet
 from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_settings
@@ -43,7 +44,7 @@ from rqa_ray.training.worker import train_worker
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 POLL_SECONDS = 0.5
-DEMO_EVAL_SIZE, DEMO_TEST_SIZE = 250, 550
+DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -108,13 +109,16 @@ def train(job: Job) -> None:
 def input_files(job: Job) -> dict[str, list[str]]:
     """Files by input name: train, eval, test, corpus."""
     given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
-    return {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
+    files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
+    for name, paths in files.items():
+        check_beginnings(paths, "documents" if name == "corpus" else "questions")
+    return files
 
 
 def demo_files(job: Job) -> dict[str, list[str]]:
     """Writes the built-in data under output_dir."""
     folder = Path(job.output_dir) / "demo_data"
-    paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE)
+    paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
     return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
 
 

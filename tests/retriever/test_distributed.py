@@ -53,6 +53,7 @@ def on_rank(model_folder: str) -> dict:
     half_used = rows_of(rank).requires_grad_()
     (distributed.gather_with_gradient(half_used).sum() * (rank == 1)).backward()  # rank 0's loss does not depend on it
     everywhere = torch.arange(6).view(2, 3) + 10 * rank
+    distributed.barrier()
     return {
         "who": (distributed.is_distributed(), distributed.rank(), distributed.world_size()),
         "gathered": gathered.detach(),
@@ -62,7 +63,6 @@ def on_rank(model_folder: str) -> dict:
         "transposed": distributed.gather(everywhere.T),
         "flags": distributed.gather(torch.tensor([True, rank == 1])),
         "any": [distributed.any_rank(flag) for flag in (False, rank == 0, rank == 1, True)],
-        "barrier": distributed.barrier(),
         "steps": {key: step(model_folder, rank, RANKS, *key) for key in STEPS},
     }
 

@@ -1,6 +1,7 @@
 """The loss against loops over questions and columns, in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,12 @@ def test_a_question_that_meets_only_its_own_golds_has_loss_and_gradient_zero():
 def test_padding_rows_change_nothing_whatever_is_in_them():
     generator = torch.Generator().manual_seed(0)
     questions, passages = torch.randn(3, 4, generator=generator), torch.randn(5, 4, generator=generator)
-    common = {"questions": questions, "gold_ids": torch.arange(3)[:, None], "temperature": 0.1, "global_batch_size": 3}
+    common: dict[str, Any] = {
+        "questions": questions,
+        "gold_ids": torch.arange(3)[:, None],
+        "temperature": 0.1,
+        "global_batch_size": 3,
+    }
     without = contrastive_loss(
         passages=passages[:4], passage_ids=torch.arange(4), is_passage=torch.ones(4, dtype=torch.bool), **common
     )

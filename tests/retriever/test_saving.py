@@ -1,10 +1,12 @@
 """Model folders: what sentence-transformers makes of ours, what we make of its, and what is refused."""
 
+import importlib
 import json
 import random
 import shutil
 import string
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +118,7 @@ def test_a_saved_encoder_loads_to_the_same_bits(tiny_model, tmp_path):
     encoder, tokenizer = load_encoder(tiny_model, settings), TextTokenizer(tiny_model, settings)
     with torch.no_grad():
         for value in encoder.parameters():
-            value += 0.01
+            value.add_(0.01)
     folder = str(save(encoder, tokenizer, tmp_path))
     again, other = load_encoder(folder, settings), load_encoder(tiny_model, settings)
     load_weights(other, folder)
@@ -126,12 +128,12 @@ def test_a_saved_encoder_loads_to_the_same_bits(tiny_model, tmp_path):
 
 def save_with_sentence_transformers(source: str, folder: Path, pooling="mean", normalize=True, **options) -> str:
     try:
-        from sentence_transformers.base.modules import Normalize, Transformer
-        from sentence_transformers.sentence_transformer.modules import Pooling
+        modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
     except ImportError:  # before version 6
-        from sentence_transformers.models import Normalize, Pooling, Transformer
-    modules = [Transformer(source, max_seq_length=40), Pooling(32, pooling_mode=pooling)]
-    SentenceTransformer(modules=modules + [Normalize()] * normalize, device="cpu", **options).save(str(folder))
+        modules = importlib.import_module("sentence_transformers.models")
+    parts = [modules.Transformer(source, max_seq_length=40), modules.Pooling(32, pooling_mode=pooling)]
+    parts += [modules.Normalize()] if normalize else []
+    SentenceTransformer(modules=parts, device="cpu", **options).save(str(folder))
     return str(folder)
 
 
@@ -178,7 +180,7 @@ def test_settings_default_to_the_folder_and_flags_override_them(tiny_model, mini
     saved = EncoderSettings("cls", "dot", False, 20, "q: ", "p: ")
     save(load_encoder(tiny_model, saved), TextTokenizer(tiny_model, saved), tmp_path)
     assert read_settings(str(tmp_path)) == saved
-    flags = {
+    flags: dict[str, Any] = {
         "pooling": "max",
         "similarity": "cosine",
         "max_seq_length": 64,
@@ -243,7 +245,8 @@ def test_weights_of_another_shape_are_refused(copy):
     changed = weights(copy)
     changed["embeddings.word_embeddings.weight"] = torch.zeros(7, 32)
     save_file(changed, copy / "model.safetensors", {"format": "pt"})
-    assert str(copy) in refusal(load_encoder, str(copy), EncoderSettings())
+    message = refusal(load_encoder, str(copy), EncoderSettings())
+    assert str(copy) in message and "weights have another shape: embeddings.word_embeddings.weight" in message
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "absent"])

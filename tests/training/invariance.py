@@ -95,6 +95,38 @@ def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient
         store = f"file://{folder}/store"
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     mutate(mutation)
+    recorder = Recorder()
+    trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder)
+    encoder, batches = trainer.model, trainer.batches
+    start = weights(encoder)
+    trainer.train()
+    if rank == 0:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        torch.save(
+            {
+                "start": start,
+                "weights": weights(encoder),
+                "gradients": recorder.gradients,
+                "losses": losses,
+                "num_masked": count_masked(batches),
+                "num_negatives": len(batches.draw_negatives(0, batches.batch_rows(0))),
+            },
+            Path(folder) / "result.pt",
+        )
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def make_trainer(
+    folder: str,
+    hard_neg_ratio: float,
+    gradient_cache: bool,
+    rank: int,
+    world_size: int,
+    recorder: Recorder,
+    **extra,
+) -> ContrastiveTrainer:
+    """One rank's trainer: a random BERT without dropout, SGD with learning rate 0.1, no clipping."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -108,23 +140,24 @@ def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient
         initializer_range=0.2,
     )
     encoder = Encoder(BertModel(config), EncoderSettings(max_seq_length=64))
-    args = RetrieverTrainingArguments(
-        output_dir=f"{folder}/scratch-{rank}",
-        max_steps=STEPS,
-        learning_rate=0.1,
-        optim="sgd",
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        use_cpu=True,
-        eval_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        disable_tqdm=True,
-        ddp_broadcast_buffers=False,
-    )
+    own = {
+        "output_dir": f"{folder}/scratch-{rank}",
+        "max_steps": STEPS,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "use_cpu": True,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "ddp_broadcast_buffers": False,
+    }
+    args = RetrieverTrainingArguments(**(own | extra))
     data = tables()
     batches = GlobalBatches(
         TrainingRows.from_tables(data["train"]),
@@ -145,30 +178,11 @@ def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient
         max_rows_per_chunk=8,
     )
     choices = {"max_tokens_per_chunk": 150, "gradient_cache": gradient_cache}
-    recorder = Recorder()
     trainer = ContrastiveTrainer(
         encoder, None, args, batches, evaluator, temperature=0.2, choices=choices, callbacks=[recorder]
     )
     trainer._save_checkpoint = lambda *_: None  # the tiny model has no tokenizer to save
-    start = weights(encoder)
-    trainer.train()
-    if rank == 0:
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        scores = evaluator.evaluate(encoder)["eval"].metrics if world_size == 1 else {}
-        torch.save(
-            {
-                "start": start,
-                "weights": weights(encoder),
-                "gradients": recorder.gradients,
-                "losses": losses,
-                "metrics": scores,
-                "num_masked": count_masked(batches),
-                "num_negatives": len(batches.draw_negatives(0, batches.batch_rows(0))),
-            },
-            Path(folder) / "result.pt",
-        )
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
+    return trainer
 
 
 def weights(encoder: Encoder) -> torch.Tensor:

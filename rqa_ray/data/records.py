@@ -1,0 +1,51 @@
+"""Files to records, one after the other; a bad record comes back as data."""
+
+from collections.abc import Iterator
+
+from rqa_ray.data.files import has_suffix, open_file, read_lines
+from rqa_ray.data.pickles import load_documents
+from rqa_ray.data.schema import Document, QARecord, RecordError, parse_document, parse_json, parse_qa_record
+from rqa_ray.errors import InputError
+
+
+def read_records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecord | str]]:
+    """(line, record) of a file of `questions` or `documents`; a string for a record says what is wrong there.
+
+    Blank lines are skipped. A pickle's lines are the numbers of its documents.
+    """
+    parse = parse_document if kind == "documents" else parse_qa_record
+    if has_suffix(path, ".pkl"):
+        if kind != "documents":
+            yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
+            return
+        try:
+            with open_file(path) as file:
+                documents = load_documents(file, path)
+        except InputError as error:
+            yield 0, str(error)
+            return
+        yield from ((number, Document(**document)) for number, document in enumerate(documents, start=1))
+        return
+    try:
+        for number, line in read_lines(path):
+            try:
+                yield number, parse(parse_json(line.decode("utf-8")))
+            except UnicodeDecodeError as error:
+                yield number, f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
+            except RecordError as error:
+                yield number, f"{path}:{number}: {error}"
+    except (OSError, EOFError) as error:
+        yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
+
+
+def check_beginnings(files: list[str], kind: str) -> None:
+    """Reads the first record of each file: a file of another kind, or an empty one, is found before Ray starts.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    for path in files:
+        if not has_suffix(path, ".pkl"):  # a pickle is read whole or not at all
+            _, record = next(read_records(path, kind), (0, f"{path}: no records in it"))
+            if isinstance(record, str):
+                raise InputError(record)

@@ -1,0 +1,60 @@
+"""The trainer on one process: what is not about ranks."""
+
+import pytest
+import torch
+
+from rqa_ray.training.trainer import NonFiniteLossError, chunk_seed
+from tests.training.invariance import GLOBAL_BATCH, Recorder, make_trainer, weights
+
+
+def train(folder, recorder: Recorder | None = None, **arguments):
+    trainer = make_trainer(str(folder), 0.25, False, 0, 1, recorder or Recorder(), **arguments)
+    trainer.train()
+    return trainer
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path) -> None:
+    trainer = make_trainer(str(tmp_path), 0.0, False, 0, 1, Recorder())
+    with torch.no_grad():
+        trainer.model.transformer.embeddings.LayerNorm.weight[0] = float("nan")
+    before = weights(trainer.model)
+    with pytest.raises(NonFiniteLossError, match="^step 1: the loss is not finite, the weights were not"):
+        trainer.train()
+    assert torch.equal(weights(trainer.model).nan_to_num(), before.nan_to_num())
+
+
+def test_accumulating_is_the_mean_of_the_gradients_of_the_batches(tmp_path) -> None:
+    accumulated = Recorder()
+    train(tmp_path, accumulated, gradient_accumulation_steps=2, max_steps=1)
+    trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder())
+    trainer.current_gradient_accumulation_steps = 2
+    for batch in range(2):
+        trainer.training_step(trainer.model, trainer.batches[batch])
+    expected = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+    assert expected.norm() > 1e-3
+    assert (accumulated.gradients[0] - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_the_logged_loss_is_the_mean_over_the_questions(tmp_path) -> None:
+    trainer = train(tmp_path, max_steps=1)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    fresh = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder())
+    batch = fresh.batches[0]
+    with torch.no_grad():
+        embeddings = fresh.model(batch.chunks)
+        assert logged == pytest.approx([float(fresh.batch_loss(embeddings, batch))], rel=1e-6)
+    assert batch.num_questions == GLOBAL_BATCH
+
+
+def test_every_chunk_has_a_seed_of_its_own() -> None:
+    places = [(seed, batch, rank, chunk) for seed in (0, 1) for batch in (0, 1) for rank in (0, 1) for chunk in (0, 1)]
+    assert len({chunk_seed(*place) for place in places}) == len(places)
+
+
+def test_the_last_step_is_evaluated_and_saved_whatever_the_interval(tmp_path) -> None:
+    trainer = make_trainer(str(tmp_path), 0.0, False, 0, 1, Recorder(), eval_strategy="steps", eval_steps=4)
+    saved = []
+    trainer._save_checkpoint = lambda *_: saved.append(trainer.state.global_step)
+    trainer.train()
+    assert saved == [4, 8, 10]
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == saved
