@@ -69,7 +69,7 @@ class Settings:
         "Questions per optimizer step, all workers. Default: per_device_train_batch_size x workers x accumulation.",
     )
     max_tokens_per_chunk: int | None = _setting(
-        None, "A forward pass takes at most so many tokens, with padding. Default: 2,000 on CPU, 32,768 on a GPU."
+        None, "A forward pass takes at most so many tokens, with padding. Default: 1,000 on CPU, 32,768 on a GPU."
     )
     gradient_cache: Literal["auto", "true", "false"] = _setting(
         "auto",
@@ -172,6 +172,14 @@ NO_EFFECT: dict[str, str] = {
     "local_rank": "Ray places the workers",
     "ignore_data_skip": "resuming is an index, not a replay",
     "save_on_each_node": "checkpoints go to storage_path",
+    "dataloader_pin_memory": "batches are views of Ray's object store",
+    "dataloader_prefetch_factor": "batches are views of Ray's object store",
+    "dataloader_persistent_workers": "batches are views of Ray's object store",
+    "dataloader_multiprocessing_context": "batches are views of Ray's object store",
+    "dataloader_in_order": "batches are a function of the step",
+    "accelerator_config": "batches are dealt to ranks already",
+    "ddp_backend": "Ray sets up the process group",
+    "ddp_broadcast_buffers": "ranks may forward unequal numbers of chunks",
 }
 
 
@@ -239,6 +247,13 @@ def check(job: Job) -> None:
         ("gradient_accumulation_steps", job.accumulation_steps, lambda value: value >= 1, "at least 1"),
         ("logging_steps", training["logging_steps"], lambda value: value > 0, "above 0"),
         ("eval_steps", training["eval_steps"], lambda value: value > 0, "above 0"),
+        (
+            "eval_steps",
+            training["eval_steps"],
+            lambda value: value < 1 or value == int(value),
+            "a whole number above 1",
+        ),
+        ("save_total_limit", training.get("save_total_limit"), lambda value: value >= 1, "at least 1"),
         ("warmup_steps", training["warmup_steps"], lambda value: value >= 0, "0 or more"),
         ("seed", training["seed"], lambda value: value >= 0, "0 or more"),
     ]

@@ -53,11 +53,17 @@ def connect() -> str:
         address = os.environ.get("RAY_ADDRESS")
         # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
         local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:
-            ray.init(address=address or "local", logging_level="error", log_to_driver=False, **local)
+            ray.init(**options)
         except ConnectionError as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()  # Ray gives its node 30 s, which a busy machine may take to load it the first time
+            ray.init(**options)
     nodes = _nodes()
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     kind = f"cluster at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "private local cluster"

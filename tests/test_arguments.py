@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -469,3 +470,9 @@ print("ray" in sys.modules, torch.cuda.is_initialized(), called)
 def test_parsing_looks_for_no_gpu_and_imports_no_ray():
     done = subprocess.run([sys.executable, "-c", WATCHED, *FAIRE], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False False []"
+
+
+def test_the_readme_names_every_training_argument_that_is_no_longer_what_it_was() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    missing = [name for name in [*REFUSED, *NO_EFFECT, *ALIASES] if f"`{name}`" not in readme]
+    assert not missing

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -161,7 +160,6 @@ def _table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
 @functools.lru_cache(maxsize=1)
 def _cached_tokenizer(key: str) -> TextTokenizer:
     folder, settings, trust_remote_code = json.loads(key)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray runs a task per core already
     return TextTokenizer(folder, EncoderSettings(**settings), trust_remote_code)
 
 

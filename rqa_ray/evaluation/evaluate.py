@@ -71,9 +71,9 @@ class RetrievalEvaluator:
         device = next(encoder.parameters()).device
         rows = [row for part in self.questions.values() for row in part.tokens]
         self._done, self._total = 0, -(-len(rows) // distributed.world_size())
-        started = time.perf_counter()
+        started = _now(device)
         questions = self._encode_questions(encoder, rows)
-        search_seconds = time.perf_counter() - started
+        search_seconds = _now(device) - started
 
         topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
         loss = CorpusLoss(self._gold_positions, self.temperature, device)
@@ -87,9 +87,9 @@ class RetrievalEvaluator:
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             positions = self._by_text[np.repeat(self._first_of_text[texts], counts) + within]
             passages = embeddings[torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(device)]
-            started = time.perf_counter()
+            started = _now(device)
             search_block(questions, passages, torch.from_numpy(positions).to(device), topk, loss)
-            search_seconds += time.perf_counter() - started
+            search_seconds += _now(device) - started
         _merge_ranks(topk, loss)
         slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
         return self._results(topk, loss, slowest / len(rows))
@@ -134,6 +134,12 @@ def _positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray)
     places = np.searchsorted(passage_ids, golds, sorter=by_id)
     places = by_id[np.minimum(places, len(by_id) - 1)]
     return places[passage_ids[places] == golds]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # work queued before belongs to before
+    return time.perf_counter()
 
 
 def _merge_ranks(topk: RunningTopK, loss: CorpusLoss) -> None:

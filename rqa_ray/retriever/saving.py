@@ -171,13 +171,14 @@ def load_encoder(
     return encoder
 
 
-def load_weights(encoder: Encoder, folder: str) -> None:
+def load_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False) -> None:
     """Copies the weights of a saved folder into an encoder of the same kind; strict.
 
     Raises:
         InputError, RuntimeError: the weights are not this encoder's.
     """
-    encoder.load_state_dict(load_encoder(folder, encoder.settings).state_dict(), strict=True)
+    saved = load_encoder(folder, encoder.settings, trust_remote_code=trust_remote_code)
+    encoder.load_state_dict(saved.state_dict(), strict=True)
 
 
 def save_encoder(encoder: Encoder, tokenizer: Any, folder: str) -> None:

@@ -1,8 +1,8 @@
 """Between the Trainer and Ray: reports, the stored checkpoints, resume, and the mailbox to the driver.
 
 A stored checkpoint is whole when its manifest is there and every file that the manifest names has its size: Ray copies
-the files of a folder one by one, and a kill can come between them. Ray owns which checkpoints are kept; its own list
-of them is written in place, so that after a kill the folders, not the list, say what is there.
+the files of a folder one by one, and a kill can come between them. Ray owns which checkpoints of a run are kept.
+Its own list of them is written late and in place, so a run that resumes is a new Ray run from the newest whole folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from rqa_ray.training.trainer import EVALUATION_FILE, RANKINGS_FILE, Contrastive
 MANIFEST_FILE = "manifest.json"
 SCORE = "checkpoint_score"  # Ray ranks checkpoints by it
 NOT_EVALUATED = -1e30  # a checkpoint saved on a stop signal is the latest, never the best
-SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 
 
 @ray.remote(num_cpus=0)
@@ -79,7 +78,7 @@ class ReportCallback(TrainerCallback):
             self._send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        self.progress.best = f"{self.metric.rsplit('/', 1)[-1]} {metrics[self.metric]:.3f}"
+        self.progress.quality = f"{self.metric.rsplit('/', 1)[-1]} {metrics[self.metric]:.3f}"
         self._send(phase="step", done=state.global_step, total=state.max_steps)
 
     def on_log(self, args, state, control, logs, **kwargs):
@@ -88,8 +87,8 @@ class ReportCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self._send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
         if distributed.any_rank(self._stop_is_asked(), args.device) and state.global_step < state.max_steps:
+            # An evaluation that is due at this step is made: after the resume it would never be.
             self.stopped = control.should_training_stop = control.should_save = True
-            control.should_evaluate = False
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -145,7 +144,8 @@ def local_checkpoint(resume_from: str | None) -> Iterator[str | None]:
 class StoredCheckpoint:
     """A whole checkpoint in storage."""
 
-    path: str
+    location: str  # path or URI
+    path: str  # in its file system
     filesystem: fs.FileSystem
     step: int
     metrics: dict[str, float]  # empty where the step was not evaluated
@@ -173,17 +173,20 @@ class StoredCheckpoint:
 def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
     """The whole checkpoints of some runs, by step."""
     filesystem, root = open_storage(storage_path)
+    base, question_mark, query = storage_path.partition("?") if "://" in storage_path else (root, "", "")
     found = []
     for name in run_names:
         for folder in filesystem.get_file_info(fs.FileSelector(f"{root}/{name}", allow_not_found=True)):
             if folder.type == fs.FileType.Directory:
-                checkpoint = read_checkpoint(filesystem, folder.path)
+                location = f"{base.rstrip('/')}/{name}/{folder.base_name}{question_mark}{query}"
+                checkpoint = read_checkpoint(location)
                 found += [checkpoint] if checkpoint else []
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def read_checkpoint(filesystem: fs.FileSystem, path: str) -> StoredCheckpoint | None:
-    """The checkpoint of a folder, None where it is not whole."""
+def read_checkpoint(location: str) -> StoredCheckpoint | None:
+    """The checkpoint of a folder or URI, None where it is not whole."""
+    filesystem, path = open_storage(location)
     manifest = _read_json(filesystem, f"{path}/{MANIFEST_FILE}")
     if manifest is None:
         return None
@@ -191,24 +194,13 @@ def read_checkpoint(filesystem: fs.FileSystem, path: str) -> StoredCheckpoint | 
     if [info.size for info in infos] != list(manifest["files"].values()):
         return None
     evaluation = _read_json(filesystem, f"{path}/{EVALUATION_FILE}")
-    return StoredCheckpoint(path, filesystem, manifest["step"], evaluation["metrics"], evaluation["before"])
+    return StoredCheckpoint(location, path, filesystem, manifest["step"], evaluation["metrics"], evaluation["before"])
 
 
 def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredCheckpoint:
     """The best of the evaluated checkpoints, of equals the earliest."""
     evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
     return max(evaluated, key=lambda checkpoint: score(checkpoint.metrics[metric], metric, checkpoint.step))
-
-
-def can_be_resumed_by_ray(storage_path: str, run_name: str) -> bool:
-    """Whether Ray's own list of a run's checkpoints is whole and every folder in it is too."""
-    filesystem, root = open_storage(storage_path)
-    snapshot = _read_json(filesystem, f"{root}/{run_name}/{SNAPSHOT_FILE}")
-    if not snapshot or not snapshot.get("latest_checkpoint_result"):
-        return False
-    names = {result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]}
-    names.add(snapshot["latest_checkpoint_result"]["checkpoint_dir_name"])
-    return all(read_checkpoint(filesystem, f"{root}/{run_name}/{name}") for name in names)
 
 
 def delete_runs(storage_path: str, run_names: list[str]) -> None:

@@ -28,6 +28,7 @@ ALL_ARGS_FILE = "all_args.json"
 RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
 CHECKPOINTS_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
+DEMO_FOLDER = "demo_data"
 _HEADLINES = ("document_recall/recall4", "document_ndcg/ndcg10")
 
 
@@ -197,6 +198,7 @@ def print_summary(job: Job, lines: list[str], best: ModelState) -> None:
     print(f"best step {best.step} by {job.training['metric_for_best_model']}; model and results in {folder}")
     arguments = os.path.join(folder, ALL_ARGS_FILE)
     print("next:")
-    print(f"  tensorboard --logdir {os.path.join(folder, TENSORBOARD_FOLDER)}")
+    if "tensorboard" in (job.training["report_to"] or ""):
+        print(f"  tensorboard --logdir {job.settings.logging_dir or os.path.join(folder, TENSORBOARD_FOLDER)}")
     rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
     print(f"  python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {folder.rstrip('/')}-2")

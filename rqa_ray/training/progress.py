@@ -18,7 +18,7 @@ class Progress:
     done: int = 0
     total: int = 0
     loss: float | None = None
-    best: str = ""
+    quality: str = ""  # at the last evaluation
     questions_per_step: int = 0
     step: int = 0
 
@@ -62,8 +62,8 @@ def describe(progress: Progress, seconds: float, done: int) -> str:
         parts[0] += f" {progress.done:,}/{progress.total:,}"
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
-    if progress.best:
-        parts.append(progress.best)
+    if progress.quality:
+        parts.append(progress.quality)
     if done > 0 and seconds > 0:
         if progress.questions_per_step and progress.phase == "step":
             parts.append(f"{done * progress.questions_per_step / seconds:.1f} questions/s")

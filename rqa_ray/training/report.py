@@ -80,6 +80,11 @@ def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
     return lines, num_rows
 
 
+def has_negatives(train: Tables) -> bool:
+    """Whether any training row brings hard negatives."""
+    return any(len(chunk.values) for table in train.tables("hard_negative_ids") for chunk in table[0].chunks)
+
+
 def _truncated(part: Tables) -> tuple[int, int]:
     tables = part.tables("num_truncated", "num_texts")
     return int(column(tables, "num_truncated").sum()), int(column(tables, "num_texts").sum())

@@ -5,6 +5,7 @@ Each run has a Ray run name of its own, since Ray resumes a name in silence. The
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import time
@@ -36,9 +37,10 @@ def check_output_dir(job: Job) -> None:
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder}: is a file")
-    if job.resume and job.resume != "true" and stored.read_checkpoint(*stored.open_storage(job.resume)) is None:
+    if job.resume and job.resume != "true" and stored.read_checkpoint(job.resume) is None:
         raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
-    in_use = folder.is_dir() and any(folder.iterdir())
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    in_use = found - {outputs.DEMO_FOLDER}  # written before the data was found to be wrong
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
             f"--output_dir {folder}: is not empty; choose another, or go on with its run by "
@@ -47,34 +49,29 @@ def check_output_dir(job: Job) -> None:
 
 
 def open_run(job: Job) -> RunRecord:
-    """Prepares output_dir for a new run, or finds where its last run can go on."""
+    """Prepares output_dir for a new Ray run; one that resumes starts from the newest whole checkpoint."""
     folder = Path(job.output_dir)
     previous = outputs.read_json(folder / outputs.RUN_FILE)
-    storage_path = job.settings.storage_path or str((folder / outputs.CHECKPOINTS_FOLDER).absolute())
     name = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    record = RunRecord(storage_path, [name])
+    record = RunRecord(absolute(job.settings.storage_path or str(folder / outputs.CHECKPOINTS_FOLDER)), [name])
     folder.mkdir(parents=True, exist_ok=True)
     if job.resume and job.resume != "true":
-        record.resume_from = job.resume
+        record.resume_from = absolute(job.resume)
     elif job.resume and previous:
-        record = RunRecord(**previous)
-        whole = stored.list_checkpoints(record.storage_path, record.run_names)
+        before = RunRecord(**previous)
+        record = RunRecord(before.storage_path, [*before.run_names, name], before.resume_from, before.files)
+        whole = stored.list_checkpoints(before.storage_path, before.run_names)
+        record.resume_from = whole[-1].location if whole else before.resume_from
         changed = changed_settings(outputs.read_json(folder / outputs.ALL_ARGS_FILE) or {}, job)
         if changed:
             print(f"warning: goes on with other settings than it began with: {changed}")
-        if not whole:
-            print("note: no checkpoint to resume from; starting anew")
-        elif not stored.can_be_resumed_by_ray(record.storage_path, record.run_names[-1]):
-            # Ray would refuse its own list of checkpoints: a new run starts from the newest whole folder.
-            record = RunRecord(record.storage_path, [*record.run_names, name], whole[-1].path)
-        if whole:
-            print(f"resuming from step {whole[-1].step}")
-        else:
-            record = RunRecord(record.storage_path, [*record.run_names, name])
-    elif job.resume:
-        print("note: nothing to resume from; starting anew")
     elif previous:
         delete_run(folder, RunRecord(**previous))
+    if record.resume_from:
+        checkpoint = stored.read_checkpoint(record.resume_from)
+        print(f"resuming from step {checkpoint.step if checkpoint else '?'} in {record.resume_from}")
+    elif job.resume:
+        print("note: no checkpoint to resume from; starting anew")
     record.save(job.output_dir)
     outputs.write_json(folder / outputs.ALL_ARGS_FILE, job.to_config())
     return record
@@ -83,10 +80,15 @@ def open_run(job: Job) -> RunRecord:
 def delete_run(folder: Path, record: RunRecord) -> None:
     """Deletes what an earlier run left in its folder and its storage, and nothing else."""
     stored.delete_runs(record.storage_path, record.run_names)
-    for name in (outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER):
+    for name in (outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER, outputs.DEMO_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in record.files:
         (folder / name).unlink(missing_ok=True)
+
+
+def absolute(location: str) -> str:
+    """A URI as it is, a path made absolute: workers have another working directory."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 
 def changed_settings(before: dict[str, Any], job: Job) -> str:

@@ -13,17 +13,13 @@ import shlex
 import signal
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rqa_ray.arguments import Job
-from rqa_ray.data.demo import write_demo
-from rqa_ray.data.files import find_files
-from rqa_ray.data.records import check_beginnings
 from rqa_ray.errors import InputError
 from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: makes it quiet
-from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_settings
+from rqa_ray.retriever.saving import EncoderSettings, find_model_folder
 
 # isort: split
 import ray
@@ -32,19 +28,27 @@ import torch
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rqa_ray.data.readers import Blocks, TokeniserSpec, read_inputs
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
+from rqa_ray.training.inputs import (
+    check_tokenizer,
+    demo_files,
+    encoder_settings,
+    input_files,
+    micro_batch_size,
+    with_global_batch,
+)
 from rqa_ray.training.progress import Progress, ProgressLine
-from rqa_ray.training.report import data_report
+from rqa_ray.training.report import data_report, has_negatives
 from rqa_ray.training.resume import RunRecord, check_output_dir, open_run
+from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
 from rqa_ray.training.worker import train_worker
 
-INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 POLL_SECONDS = 0.5
-DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -63,15 +67,19 @@ def train(job: Job) -> None:
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
     encoder = encoder_settings(job, model_folder)
     check_output_dir(job)
+    check_tokenizer(model_folder, encoder, job.settings.trust_remote_code)
     cluster = connect()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOP_EXIT_CODES[signal.SIGTERM]))  # Ray's own exits with 15
     plan = plan_workers(job.settings, bool(job.training.get("use_cpu")))
-    job = batch_arithmetic(job, plan)
+    job = with_global_batch(job, plan.num_workers)
     if files is None:
         files = demo_files(job)
     print(f"Ray: {cluster}; {plan.describe()}")
     print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
     for note in job.notes:
         print(note)
+    if job.training.get("fp16") and not plan.use_gpu:
+        raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
     if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
 
@@ -79,12 +87,8 @@ def train(job: Job) -> None:
     blocks = read_inputs(files, spec)
     lines, num_rows = data_report(blocks)
     print("\n".join(lines))
-    micro_batch = (job.settings.global_batch_size or 0) // job.accumulation_steps
-    if micro_batch > num_rows:
-        print(f"warning: batches of {num_rows} questions, as many as there are, not {micro_batch}")
-        micro_batch = num_rows
-    if plan.num_workers > micro_batch:
-        raise InputError(f"--num_workers {plan.num_workers}: more workers than the {micro_batch} questions of a batch")
+    micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, has_negatives(blocks["train"]))
+    print("\n".join(lines))
 
     record = open_run(job)
     print(f"checkpoints in {record.storage_path}")
@@ -97,6 +101,8 @@ def train(job: Job) -> None:
         "model_folder": model_folder,
         "blocks": {name: part.refs for name, part in blocks.items()},
         "cpus": plan.cpus,
+        "num_workers": plan.num_workers,
+        "cwd": os.getcwd(),
         "use_gpu": plan.use_gpu,
         "resume_from": record.resume_from,
     }
@@ -106,67 +112,11 @@ def train(job: Job) -> None:
     finish(job, record, encoder, blocks, outcome["result"])
 
 
-def input_files(job: Job) -> dict[str, list[str]]:
-    """Files by input name: train, eval, test, corpus."""
-    given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
-    files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
-    for name, paths in files.items():
-        check_beginnings(paths, "documents" if name == "corpus" else "questions")
-    return files
-
-
-def demo_files(job: Job) -> dict[str, list[str]]:
-    """Writes the built-in data under output_dir."""
-    folder = Path(job.output_dir) / "demo_data"
-    paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
-    return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
-
-
-def encoder_settings(job: Job, model_folder: str) -> EncoderSettings:
-    """The folder's settings with the flags over them; notes a forgotten prefix."""
-    settings = job.settings
-    encoder = read_settings(
-        model_folder,
-        pooling=settings.pooling_type,
-        similarity=settings.similarity,
-        max_seq_length=settings.max_seq_length,
-        query_prefix=settings.query_prefix,
-        passage_prefix=settings.passage_prefix,
-    )
-    name = (settings.model_name_or_path or "").lower()
-    wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
-    for family, flags in wanted.items():
-        if family in name.replace("/", "-").split("-") and not encoder.has_prefixes:
-            job.notes.append(f"warning: {family} models were trained with prefixes and none is set; see {flags}")
-    return encoder
-
-
-def batch_arithmetic(job: Job, plan: WorkerPlan) -> Job:
-    """The job with its global batch size filled in, and a note that says how many candidates a question has."""
-    settings, accumulation = job.settings, job.accumulation_steps
-    default = job.training["per_device_train_batch_size"] * plan.num_workers * accumulation
-    total = settings.global_batch_size or default
-    if total % accumulation:
-        raise InputError(
-            f"--global_batch_size {total}: has to be a multiple of gradient_accumulation_steps {accumulation}"
-        )
-    batch = total // accumulation
-    negatives = int(settings.hard_neg_ratio * batch)
-    notes = [
-        *job.notes,
-        f"batch: {batch} questions over {plan.num_workers} worker{'s' * (plan.num_workers > 1)} and {negatives} hard "
-        f"negatives, {batch + negatives} candidates for each question",
-    ]
-    if accumulation > 1:
-        notes.append(f"warning: accumulating {accumulation} batches adds no negatives; --global_batch_size alone does")
-    if settings.hard_neg_ratio > 0 and negatives == 0:
-        notes.append(f"warning: --hard_neg_ratio {settings.hard_neg_ratio:g} of {batch} questions is no hard negative")
-    return replace(job, settings=replace(settings, global_batch_size=total), notes=notes)
-
-
 def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -> dict[str, Any]:
     """Runs the workers to their end; returns rank 0's result, and the signal that stopped them, if one did."""
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    # On the driver's node, so that it lives as long as the driver.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     keep = job.training.get("save_total_limit") or 1
     trainer = TorchTrainer(
         train_worker,
@@ -222,7 +172,10 @@ def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -
         raise SystemExit(1)
     if outcome["error"]:
         raise outcome["error"]
-    if not (outcome["result"] or {}).get("stopped"):
+    if outcome["result"]["failure"]:
+        print(f"error: {outcome['result']['failure']}", file=sys.stderr)
+        raise SystemExit(1)
+    if not outcome["result"]["stopped"]:
         outcome["signal"] = None  # it came when the run had ended
     return outcome
 
@@ -248,7 +201,13 @@ def stop_message(job: Job, outcome: dict[str, Any]) -> None:
 
 def how_to_go_on(job: Job) -> str:
     """The command that resumes this run."""
-    words = [word for word in sys.argv if not word.startswith(("--overwrite_output_dir", "--resume_from_checkpoint"))]
+    words, skip = [], False
+    for word in sys.argv:
+        is_value, skip = skip and not word.startswith("--"), False
+        if word.split("=")[0] in ("--overwrite_output_dir", "--resume_from_checkpoint"):
+            skip = "=" not in word
+        elif not is_value:
+            words.append(word)
     return f"go on in {job.output_dir} with\n  {shlex.join(['python', *words, '--resume_from_checkpoint', 'true'])}"
 
 
@@ -258,8 +217,8 @@ def finish(
     """Writes output_dir from the best checkpoint, and prints the summary."""
     metric = job.training["metric_for_best_model"]
     whole = stored.list_checkpoints(record.storage_path, record.run_names)
-    if record.resume_from and not any(checkpoint.path == record.resume_from for checkpoint in whole):
-        outside = stored.read_checkpoint(*stored.open_storage(record.resume_from))
+    if record.resume_from and not any(checkpoint.location == record.resume_from for checkpoint in whole):
+        outside = stored.read_checkpoint(record.resume_from)
         whole = [*([outside] if outside else []), *whole]
     best_stored = stored.best_checkpoint(whole, metric)
     before, best = best_stored.model_states()
@@ -268,8 +227,8 @@ def finish(
     splits |= {split: outputs.AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
     folder = Path(job.output_dir)
     with outputs.staged(folder) as staging:
-        best_stored.download("model", staging)
-        whole[-1].download("trainer_state.json", staging / "trainer_state.json")
+        best_stored.download(MODEL_FOLDER, staging)
+        whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         outputs.write_results(staging, job, encoder, before, best, result["metrics"])
         if job.settings.write_predictions:
             for split, asked in splits.items():

@@ -55,6 +55,7 @@ class ContrastiveTrainer(Trainer):
         *,
         temperature: float,
         choices: dict[str, Any],
+        trust_remote_code: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -62,6 +63,7 @@ class ContrastiveTrainer(Trainer):
         self.evaluator = evaluator
         self.temperature = temperature
         self.choices = choices
+        self.trust_remote_code = trust_remote_code
         self.results: dict[str, SplitResult] = {}  # of the last evaluation
         self.before: dict[str, SplitResult] = {}  # of step 0, the pretrained model
         self.evaluated_step = -1
@@ -168,7 +170,7 @@ class ContrastiveTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_weights(self.model, str(folder / MODEL_FOLDER))
+        load_weights(self.model, str(folder / MODEL_FOLDER), self.trust_remote_code)
         before = json.loads((folder / EVALUATION_FILE).read_text())["before"]
         rankings = np.load(folder / RANKINGS_FILE)
         self.before = {
@@ -183,7 +185,7 @@ class ContrastiveTrainer(Trainer):
     def is_finished(self, checkpoint: str) -> bool:
         """Whether a checkpoint has all its steps: the Trainer's loop would run one more."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_FILE))
-        return self.state.global_step >= (self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps)
+        return self.state.global_step >= self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Nothing: randomness has no state here."""
@@ -207,7 +209,9 @@ class SaveWithEvaluation(TrainerCallback):
         control.should_save = control.should_evaluate
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_evaluate &= self.evaluated_step != state.global_step
+        # Also called when a stop broke off in the middle of an epoch, whose end it then is not.
+        is_end = not (control.should_training_stop and state.epoch % 1)
+        control.should_evaluate &= is_end and self.evaluated_step != state.global_step
         control.should_save = control.should_evaluate
 
 

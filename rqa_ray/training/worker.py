@@ -25,9 +25,9 @@ from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import ReportCallback, local_checkpoint
-from rqa_ray.training.trainer import CHOICES_FILE, ContrastiveTrainer
+from rqa_ray.training.trainer import CHOICES_FILE, ContrastiveTrainer, NonFiniteLossError
 
-TOKENS_PER_CHUNK = {"cpu": 2_000, "cuda": 32_768}
+TOKENS_PER_CHUNK = {"cpu": 1_000, "cuda": 32_768}  # on CPUs, what stays in the cache: 4,000 take 1.6 times as long
 MEMORY_SHARE = 0.5  # of the free memory that the graph of a batch may take before gradient caching steps in
 
 
@@ -49,11 +49,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             note = f"chunks of at most {trainer.choices['max_tokens_per_chunk']:,} tokens, {choice} gradient caching"
             config["mailbox"].put.remote(None, note)
         if resume and trainer.is_finished(resume):  # killed after its last checkpoint
-            return {"step": trainer.state.global_step, "stopped": False, "metrics": {}}
+            return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
         trainer.evaluator.on_progress = report.on_evaluation_progress
         trainer.add_callback(report)
-        output = trainer.train(resume_from_checkpoint=resume)
-        return {"step": trainer.state.global_step, "stopped": report.stopped, "metrics": output.metrics}
+        try:
+            metrics, failure = trainer.train(resume_from_checkpoint=resume).metrics, None
+        except NonFiniteLossError as error:  # on all ranks together; a restart by Ray would meet it again
+            metrics, failure = {}, str(error)
+        step = trainer.state.global_step
+        return {"step": step, "stopped": report.stopped, "failure": failure, "metrics": metrics}
 
 
 def build_trainer(
@@ -68,8 +72,12 @@ def build_trainer(
     """The trainer of one rank from tokenised tables (`train`, `eval`, `corpus`, maybe `test`)."""
     rows = TrainingRows.from_tables(tables["train"])
     pad_id = tokenizer.pad_token_id or 0
-    choices = outputs.read_json(Path(resume) / CHOICES_FILE) if resume else None
-    choices = choices or choose(settings, args, encoder, rows, micro_batch)
+    choices = choose(settings, args, encoder, rows, micro_batch)
+    if resume:  # what was found out is used again, what the user says goes first
+        before = outputs.read_json(Path(resume) / CHOICES_FILE)
+        found_out = [settings.max_tokens_per_chunk is None and "max_tokens_per_chunk"]
+        found_out += [settings.gradient_cache == "auto" and "gradient_cache"]
+        choices |= {name: before[name] for name in found_out if name}
     batches = GlobalBatches(
         rows,
         global_batch_size=micro_batch,
@@ -90,7 +98,14 @@ def build_trainer(
         mixed_precision=torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
     )
     return ContrastiveTrainer(
-        encoder, tokenizer, args, batches, evaluator, temperature=settings.temperature, choices=choices
+        encoder,
+        tokenizer,
+        args,
+        batches,
+        evaluator,
+        temperature=settings.temperature,
+        choices=choices,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
@@ -121,13 +136,17 @@ def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) ->
     }.items():
         if settings[name]:
             os.environ[variable] = settings[name]
-    logging_dir = settings["logging_dir"] or os.path.join(output_dir, outputs.TENSORBOARD_FOLDER)
+    logging_dir = os.path.join(
+        config["cwd"], settings["logging_dir"] or os.path.join(output_dir, outputs.TENSORBOARD_FOLDER)
+    )
     os.environ["TENSORBOARD_LOGGING_DIR"] = logging_dir
     own = {
         "output_dir": scratch,
         "run_name": training.get("run_name") or os.path.basename(output_dir),
         "use_cpu": not config["use_gpu"],
         "disable_tqdm": True,
+        # For samples per second: what each worker really has.
+        "per_device_train_batch_size": -(-config["micro_batch"] // config["num_workers"]),
         "eval_on_start": not resuming,  # it would run after every resume
         "save_strategy": "no",  # SaveWithEvaluation saves
         "logging_nan_inf_filter": False,

@@ -1,0 +1,100 @@
+"""What a job asks for, checked and filled in, before Ray is needed: files, model folder, batch sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rqa_ray.arguments import Job
+from rqa_ray.data.demo import write_demo
+from rqa_ray.data.files import find_files
+from rqa_ray.data.records import check_beginnings
+from rqa_ray.errors import InputError
+from rqa_ray.retriever.saving import EncoderSettings, read_settings, transformer_folder
+from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.training import outputs
+
+INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
+DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
+
+
+def input_files(job: Job) -> dict[str, list[str]]:
+    """Files by input name: train, eval, test, corpus."""
+    given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
+    files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
+    for name, paths in files.items():
+        check_beginnings(paths, "documents" if name == "corpus" else "questions")
+    return files
+
+
+def demo_files(job: Job) -> dict[str, list[str]]:
+    """Writes the built-in data under output_dir."""
+    folder = Path(job.output_dir) / outputs.DEMO_FOLDER
+    paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
+    return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
+
+
+def encoder_settings(job: Job, model_folder: str) -> EncoderSettings:
+    """The folder's settings with the flags over them; notes a forgotten prefix."""
+    settings = job.settings
+    encoder = read_settings(
+        model_folder,
+        pooling=settings.pooling_type,
+        similarity=settings.similarity,
+        max_seq_length=settings.max_seq_length,
+        query_prefix=settings.query_prefix,
+        passage_prefix=settings.passage_prefix,
+    )
+    name = (settings.model_name_or_path or "").lower()
+    wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
+    for family, flags in wanted.items():
+        if family in name.replace("/", "-").split("-") and not encoder.has_prefixes:
+            job.notes.append(f"warning: {family} models were trained with prefixes and none is set; see {flags}")
+    return encoder
+
+
+def check_tokenizer(model_folder: str, encoder: EncoderSettings, trust_remote_code: bool) -> None:
+    """Raises InputError where a model folder has no tokenizer or no weights."""
+    folder = transformer_folder(model_folder)
+    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        raise InputError(f"{model_folder}: not a model folder, it has no *.safetensors or pytorch_model.bin")
+    try:
+        TextTokenizer(model_folder, encoder, trust_remote_code)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(f"{model_folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def with_global_batch(job: Job, num_workers: int) -> Job:
+    """The job with its global batch size filled in."""
+    accumulation = job.accumulation_steps
+    total = job.settings.global_batch_size or job.training["per_device_train_batch_size"] * num_workers * accumulation
+    if total % accumulation:
+        raise InputError(f"--global_batch_size {total}: is no multiple of gradient_accumulation_steps {accumulation}")
+    return replace(job, settings=replace(job.settings, global_batch_size=total))
+
+
+def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
+    """Questions that meet in one loss, and lines that say what they meet.
+
+    Raises:
+        InputError: fewer questions than workers.
+    """
+    lines = []
+    batch = (job.settings.global_batch_size or 0) // job.accumulation_steps
+    if batch > num_rows:
+        lines.append(f"warning: batches of {num_rows} questions, as many as there are, not {batch}")
+        batch = num_rows
+    if num_workers > batch:
+        raise InputError(f"--num_workers {num_workers}: more workers than the {batch} questions of a batch")
+    ratio = job.settings.hard_neg_ratio
+    negatives = int(ratio * batch) if has_negatives else 0
+    workers = f"{num_workers} worker{'s' * (num_workers > 1)}"
+    lines.append(
+        f"batch: {batch} questions over {workers} and up to {negatives} hard negatives, "
+        f"{batch + negatives} candidates for each question"
+    )
+    if job.accumulation_steps > 1:
+        lines.append(f"warning: accumulating {job.accumulation_steps} batches adds no negatives; a larger batch does")
+    if has_negatives and ratio > 0 and negatives == 0:
+        lines.append(f"warning: --hard_neg_ratio {ratio:g} of {batch} questions is no hard negative")
+    return batch, lines
