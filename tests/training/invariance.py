@@ -114,7 +114,9 @@ def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient
             Path(folder) / "result.pt",
         )
     if world_size > 1:
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+        # Not by the way of destructors: DDP's holds the GIL and waits for gloo's thread, which may wait for the GIL.
+        os._exit(0)
 
 
 def make_trainer(

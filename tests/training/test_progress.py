@@ -35,7 +35,7 @@ def test_a_duration_is_minutes_and_seconds_with_hours_where_there_are_some(secon
         (Progress(), 3.0, 0, "starting workers"),
         (Progress("step", 0, 1200), 0.0, 0, "step 0/1,200"),
         (
-            Progress("step", 1000, 1200, loss=0.12345, best="best 0.5"),
+            Progress("step", 1000, 1200, loss=0.12345, quality="best 0.5"),
             0.0,
             0,
             "step 1,000/1,200, loss 0.123, best 0.5",
