@@ -145,6 +145,7 @@ def test_a_run_that_does_not_improve_keeps_the_pretrained_weights_and_says_so(
     assert all(torch.equal(before[name], after[name]) for name in after)
 
 
+@pytest.mark.slow
 def test_all_args_repeats_the_run_to_the_bit(ray_cluster, finished: Path, tmp_path) -> None:
     run([str(finished / "all_args.json"), "--output_dir", str(tmp_path / "again")])
     for name in ("model.safetensors", "eval-predictions.jsonl"):
