@@ -1,8 +1,13 @@
-"""Arrow tables with the columns that `rqa_ray.data.readers` writes, from plain rows; made without Ray.
+"""Test data made without Ray: Arrow tables with the columns that `rqa_ray.data.readers` writes, and genuine pickles.
 
-A row is a dict; the columns that it leaves out are 0, empty or null.
+A row of a table is a dict; the columns that it leaves out are 0, empty or null.
 """
 
+import dataclasses
+import pickle
+import sys
+import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,3 +98,29 @@ def random_train_rows(
 def random_training_rows(num_rows: int, **options: Any) -> TrainingRows:
     """The same as workers hold them."""
     return TrainingRows.from_tables([table("train", random_train_rows(num_rows, **options))])
+
+
+def dataclass_document() -> type:
+    @dataclasses.dataclass
+    class Document:
+        page_content: str
+        fmt_content: str = ""
+        metadata: dict = dataclasses.field(default_factory=dict)
+
+    return Document
+
+
+def pickled(make_class: Callable[[], type], module: str, build: Callable[[type], Any], protocol: int) -> bytes:
+    """What `build(Document)` pickles to where `module` is importable. It is importable no more on return."""
+    document = make_class()
+    document.__module__, document.__qualname__ = module, "Document"
+    parts = module.split(".")
+    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    assert not set(names) & set(sys.modules), "the test would hide a package that is installed and in use"
+    try:
+        sys.modules.update({name: types.ModuleType(name) for name in names})
+        vars(sys.modules[module])["Document"] = document
+        return pickle.dumps(build(document), protocol)
+    finally:
+        for name in names:
+            del sys.modules[name]

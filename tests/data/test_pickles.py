@@ -1,7 +1,6 @@
 """A document database is read whole, and nothing that a pickle asks for is ever run."""
 
 import copyreg
-import dataclasses
 import io
 import json
 import os
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.errors import InputError
+from tests.builders import dataclass_document, pickled
 
 PROTOCOLS = range(6)
 FAIRE = Path(__file__).parents[2].parent / "shared/data/faire/documents.pkl"
@@ -43,16 +43,6 @@ def refused(data: bytes) -> str:
     return message
 
 
-def dataclass_document() -> type:
-    @dataclasses.dataclass
-    class Document:
-        page_content: str
-        fmt_content: str = ""
-        metadata: dict = dataclasses.field(default_factory=dict)
-
-    return Document
-
-
 def pydantic_1_document() -> type:
     if sys.version_info >= (3, 14):
         pytest.skip("pydantic 1 does not run on Python 3.14 and later")
@@ -73,22 +63,6 @@ def pydantic_2_document() -> type:
         id: str | None = None
 
     return Document
-
-
-def pickled(make_class: Callable[[], type], module: str, build: Callable[[type], Any], protocol: int) -> bytes:
-    """What `build(Document)` pickles to where `module` is importable. It is importable no more on return."""
-    document = make_class()
-    document.__module__, document.__qualname__ = module, "Document"
-    parts = module.split(".")
-    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    assert not set(names) & set(sys.modules), "the test would hide a package that is installed and in use"
-    try:
-        sys.modules.update({name: types.ModuleType(name) for name in names})
-        vars(sys.modules[module])["Document"] = document
-        return pickle.dumps(build(document), protocol)
-    finally:
-        for name in names:
-            del sys.modules[name]
 
 
 def two(document: type) -> list[Any]:
