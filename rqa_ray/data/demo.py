@@ -58,18 +58,11 @@ class Pair:
 
 
 def write_demo(
-    folder: Path,
-    num_train: int,
-    num_eval: int,
-    num_test: int,
-    max_chars: int = 600,
-    seed: int = 0,
-    num_documents: int | None = None,
+    folder: Path, num_train: int, num_eval: int, num_test: int, max_chars: int = 600, seed: int = 0
 ) -> dict[str, Path]:
     """Write train, eval, test and documents.jsonl; return their paths under the names of the train job's flags.
 
-    Passages are cut to `max_chars` characters (about three to a token). The corpus is the passages of all questions,
-    or `num_documents` passages: those of eval and test always, then of train, then of questions that were not chosen.
+    Passages are cut to `max_chars` characters (about three to a token). The corpus is the passages of all questions.
     A smaller split is the beginning of a larger one with the same seed. InputError when there are too few pairs.
     """
     stdlib = Path(sysconfig.get_paths()["stdlib"])
@@ -80,17 +73,12 @@ def write_demo(
     sizes = {"eval": num_eval, "test": num_test, "train": num_train}
     for split, size in sizes.items():
         if not 1 <= size <= len(splits[split]):
-            raise InputError(f"num_{split}={size}: this Python's standard library has 1 to {len(splits[split])}")
+            name = "--demo_size" if split == "train" else f"num_{split}"
+            raise InputError(f"{name} {size}: this Python's standard library has 1 to {len(splits[split])}")
     chosen = {split: splits[split][:size] for split, size in sizes.items()}
 
-    wanted = [pair for split in sizes for pair in chosen[split]]
-    unchosen = [pair for split, size in sizes.items() for pair in splits[split][size:]]
-    corpus_size = len(wanted) if num_documents is None else num_documents
-    if not num_eval + num_test <= corpus_size <= len(pairs):
-        limits = f"{num_eval + num_test} (the eval and test passages) to {len(pairs)} (all there are)"
-        raise InputError(f"num_documents={corpus_size}: the corpus can have {limits}")
-    # In an order of its own: search breaks ties by document order, and the splits' order has the chosen ones first.
-    corpus = in_seeded_order((wanted + unchosen)[:corpus_size], f"corpus {seed}")
+    # In an order of its own: search breaks ties by document order, and the splits' order has the evaluated ones first.
+    corpus = in_seeded_order([pair for split in sizes for pair in chosen[split]], f"corpus {seed}")
 
     files: dict[str, list[dict]] = {"documents.jsonl": [pair.document for pair in corpus]}
     for split in sizes:

@@ -29,7 +29,7 @@ from rqa_ray.retriever.tokenizer import TextTokenizer
 RECORDS_AT_ONCE = 256
 TOKENS = pa.list_(pa.int32())
 
-# Where a row comes from, and what its batch of records counted (in the batch's first row, 0 in the others).
+# Where a row comes from, and what was counted in its file (in one row of it, 0 in the others).
 _COMMON = [
     ("file", pa.int32()),
     ("line", pa.int64()),
@@ -110,9 +110,7 @@ def _read(name: str, files: list[str], spec: TokeniserSpec) -> Blocks:
         .materialize()
     )
     blocks = Blocks(dataset.to_arrow_refs(), dataset)
-    found = pa.concat_tables(blocks.tables("file", "line", "problem")) if dataset.count() else None
-    if found is None:
-        raise InputError(f"{files[0]}: no records in it")
+    found = pa.concat_tables(blocks.tables("file", "line", "problem"))
     problems = found.filter(found["problem"].is_valid()).sort_by([("file", "ascending"), ("line", "ascending")])
     if len(problems):
         raise InputError(problems["problem"][0].as_py())
@@ -123,9 +121,11 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec) -> 
     """One file to tables of one schema; stops at the first bad record, which it returns as `problem`."""
     path, file = str(batch["path"][0]), int(batch["file"][0])
     tokenizer = _tokenizer(spec)
+    tokenizer.num_texts = tokenizer.num_truncated = 0
     to_rows: Any = {"train": _train_rows, "questions": _question_rows, "corpus": _document_rows}[kind]
     records = read_records(path, "documents" if kind == "corpus" else "questions")
-    problem, empty = None, True
+    problem, empty, num_empty = None, True, 0
+    held: list[dict[str, Any]] = []  # one batch of rows; the file's counts go with its last one
     while not problem:
         good: list[tuple[int, Any]] = []
         for line, record in islice(records, RECORDS_AT_ONCE):
@@ -136,16 +136,19 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec) -> 
         if not good:
             break
         empty = False
-        tokenizer.num_texts = tokenizer.num_truncated = 0
+        num_empty += sum(getattr(record, "num_empty_questions", 0) for _, record in good)
         rows = to_rows(good, tokenizer)
         for row in rows:
             row |= {"file": file, "num_texts": 0, "num_truncated": 0, "num_empty_questions": 0}
-        if rows:
-            rows[0]["num_texts"], rows[0]["num_truncated"] = tokenizer.num_texts, tokenizer.num_truncated
-            rows[0]["num_empty_questions"] = sum(getattr(record, "num_empty_questions", 0) for _, record in good)
-            yield _table(rows, kind)
-    if empty and not problem:
-        problem = f"{path}: no records in it"
+        if rows and held:
+            yield _table(held, kind)
+        held = rows or held
+    if held:
+        counts = {"num_texts": tokenizer.num_texts, "num_truncated": tokenizer.num_truncated}
+        held[0] |= {**counts, "num_empty_questions": num_empty}
+        yield _table(held, kind)
+    elif not problem:
+        problem = f"{path}: {'no records in it' if empty else 'all its questions are empty'}"
     if problem:
         yield _table([{"file": file, "line": 0, "problem": problem}], kind)
 

@@ -127,7 +127,6 @@ class Corpus:
     passage_ids: np.ndarray  # (P,)
     tokens: Ragged  # (U,) texts, U <= P
     text_of: np.ndarray  # (P,) which text a passage has
-    num_duplicates: int
 
     @classmethod
     def from_tables(cls, tables: Sequence[pa.Table]) -> Corpus:
@@ -137,7 +136,6 @@ class Corpus:
             passage_ids=column(tables, "passage_id")[order],
             tokens=Ragged(_arrays(tables, "tokens"), order[first]),
             text_of=text_of,
-            num_duplicates=sum(map(len, tables)) - len(order),
         )
 
     def __len__(self) -> int:

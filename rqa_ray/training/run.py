@@ -72,14 +72,14 @@ def train(job: Job) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOP_EXIT_CODES[signal.SIGTERM]))  # Ray's own exits with 15
     plan = plan_workers(job.settings, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, plan.num_workers)
+    if job.training.get("fp16") and not plan.use_gpu:
+        raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
     if files is None:
         files = demo_files(job)
     print(f"Ray: {cluster}; {plan.describe()}")
     print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
     for note in job.notes:
         print(note)
-    if job.training.get("fp16") and not plan.use_gpu:
-        raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
     if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
 

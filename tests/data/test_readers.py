@@ -2,15 +2,14 @@
 
 import gzip
 import json
-import pickle
-import sys
-import types
 from pathlib import Path
 
 import pytest
 
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
+from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import read_settings
+from tests.builders import dataclass_document, pickled
 
 FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
@@ -52,7 +51,10 @@ def test_a_row_for_each_question_and_gold_with_the_golds_of_its_wording(spec, tm
 
 
 def test_gzip_the_flat_form_and_several_files_give_the_same_rows(spec, tmp_path) -> None:
-    flat = [{**record, "question": question} for record in RECORDS for question in record.pop("questions") if question]
+    flat = []
+    for record in RECORDS:
+        rest = {name: value for name, value in record.items() if name != "questions"}
+        flat += [{**rest, "question": question} for question in record["questions"] if question]
     paths = [write(tmp_path / "1.jsonl.gz", flat[:2]), write(tmp_path / "2.jsonl", flat[2:])]
     rows = TrainingRows.from_tables(read("train", paths, spec))
     assert [len(golds) for golds in rows.golds] == [3, 3, 2, 2, 3]
@@ -60,28 +62,33 @@ def test_gzip_the_flat_form_and_several_files_give_the_same_rows(spec, tmp_path)
     assert [len(golds) for golds in questions.golds] == [3, 2, 3]
 
 
+def test_empty_questions_are_counted_though_a_whole_batch_has_no_others(spec, tmp_path) -> None:
+    blank = {**RECORDS[0], "questions": ["", ""]}
+    path = write(tmp_path / "train.jsonl", [RECORDS[0], *[blank] * 600])
+    assert sum(sum(table["num_empty_questions"].to_pylist()) for table in read("train", [path], spec)) == 1201
+
+
+def test_a_file_of_empty_questions_is_refused(spec, tmp_path) -> None:
+    path = write(tmp_path / "eval.jsonl", [{**RECORDS[0], "questions": [""]}])
+    with pytest.raises(InputError, match="eval.jsonl: all its questions are empty"):
+        read("eval", [path], spec)
+
+
 def test_a_pickle_and_jsonl_hold_the_same_corpus(spec, tmp_path) -> None:
     documents = [doc("alpha", "a"), doc("beta", "b"), doc("alpha", "a"), doc("alpha", "e")]
-    module = types.ModuleType("local_rqa.schema.document")
-    module.Document = type("Document", (), {"__module__": module.__name__})
-    sys.modules[module.__name__] = module
-    try:
-        objects = [module.Document() for _ in documents]
-        for item, document in zip(objects, documents, strict=True):
-            item.__dict__ = {**document, "fmt_content": ""}
-        (tmp_path / "documents.pkl").write_bytes(pickle.dumps(objects))
-    finally:
-        del sys.modules[module.__name__]
+    objects = pickled(
+        dataclass_document, "local_rqa.schema.document", lambda make: [make(**fields) for fields in documents], 4
+    )
+    (tmp_path / "documents.pkl").write_bytes(objects)
     write(tmp_path / "documents.jsonl", documents)
     one, other = (
         Corpus.from_tables(read("corpus", [str(tmp_path / f"documents.{kind}")], spec)) for kind in ("pkl", "jsonl")
     )
     assert one.passage_ids.tolist() == other.passage_ids.tolist() and len(one) == 3
-    assert one.num_duplicates == 1
 
 
 def test_the_pickle_of_faire_has_1757_distinct_passages(spec) -> None:
     if not FAIRE.is_dir():
         pytest.skip("../shared/data/faire is not there")
     corpus = Corpus.from_tables(read("corpus", [str(FAIRE / "documents.pkl")], spec))
-    assert (len(corpus), corpus.num_duplicates) == (1757, 1)
+    assert len(corpus) == 1757
