@@ -102,7 +102,7 @@ class RetrieverTrainingArguments(TrainingArguments):
 
     output_dir: str | None = _setting(None, "Folder of the fine-tuned model, metrics, predictions and checkpoints.")
     learning_rate: float = _setting(1e-5, "Peak learning rate.")
-    max_steps: int = _setting(200, "Optimizer steps; -1 to train for num_train_epochs.")
+    max_steps: int = _setting(200, "Optimizer steps. --num_train_epochs without --max_steps: all of those epochs.")
     per_device_train_batch_size: int = _setting(256, "Questions per worker and batch.")
     per_device_eval_batch_size: int = _setting(128, "Texts per forward pass when encoding for evaluation, at most.")
     lr_scheduler_type: SchedulerType | str = _setting("cosine", "Learning-rate schedule.")

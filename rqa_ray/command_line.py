@@ -49,6 +49,11 @@ def parse_job(argv: Sequence[str]) -> Job:
     for name in sorted(given & NO_EFFECT.keys()):
         notes.append(f"--{name} has no effect: {NO_EFFECT[name]}")
         training.pop(name)
+    if "num_train_epochs" in given and training["max_steps"] > 0:
+        if "max_steps" in given:
+            notes.append(f"--num_train_epochs has no effect beside --max_steps {training['max_steps']}")
+        else:
+            training["max_steps"] = -1  # our default would win over the epochs that were asked for
     resume = training.pop("resume_from_checkpoint", None)
     if resume is not None and resume.lower() == "false":
         resume = None

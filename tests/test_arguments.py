@@ -128,6 +128,12 @@ def test_arguments_of_transformers_are_passed_on_only_when_given():
     )
 
 
+def test_asking_for_epochs_takes_the_place_of_the_default_number_of_steps():
+    assert parse("--num_train_epochs 3").training["max_steps"] == -1
+    both = parse("--num_train_epochs 3 --max_steps 7")
+    assert both.training["max_steps"] == 7 and "num_train_epochs" in both.notes[0]
+
+
 def test_a_flag_may_be_switched_off_in_transformers_two_ways():
     assert parse("--no_log_on_each_node").training["log_on_each_node"] is False
     assert parse("--log_on_each_node false").training["log_on_each_node"] is False
