@@ -172,6 +172,7 @@ NO_EFFECT: dict[str, str] = {
     "local_rank": "Ray places the workers",
     "ignore_data_skip": "resuming is an index, not a replay",
     "save_on_each_node": "checkpoints go to storage_path",
+    "dataloader_num_workers": "batches are made ahead in a thread",
     "dataloader_pin_memory": "batches are views of Ray's object store",
     "dataloader_prefetch_factor": "batches are views of Ray's object store",
     "dataloader_persistent_workers": "batches are views of Ray's object store",

@@ -11,6 +11,14 @@ settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The fastest for a tiny model, and does not spin against whatever else runs on the machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """A model folder: a random BERT of 2 layers, dropout on; its word pieces are single characters."""

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,7 +47,10 @@ class RankBatch:
 
 
 class GlobalBatches(Dataset):
-    """`batches[b]` is this rank's part of global batch b; any b, in any order, always the same."""
+    """`batches[b]` is this rank's part of global batch b; any b, in any order, always the same.
+
+    While batch b is in use, b + 1 is made in a thread, so that the step does not wait for it.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,8 @@ class GlobalBatches(Dataset):
         self.pad_id = pad_id
         self.rank, self.world_size = rank, world_size
         self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[RankBatch]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,6 +100,13 @@ class GlobalBatches(Dataset):
         return pool[drawn]
 
     def __getitem__(self, batch: int) -> RankBatch:
+        is_made = self._ahead is not None and self._ahead[0] == batch
+        future = self._ahead[1] if self._ahead and is_made else self._thread.submit(self.make, batch)
+        self._ahead = batch + 1, self._thread.submit(self.make, batch + 1)
+        return future.result()
+
+    def make(self, batch: int) -> RankBatch:
+        """This rank's part of a global batch: a function of its number."""
         rows = self.batch_rows(batch)
         negatives = self.draw_negatives(batch, rows)
         lengths = self.rows.questions.lengths + self.rows.passages.lengths
@@ -153,14 +166,9 @@ class EpochBatches(Sampler):
 class BatchLoader(DataLoader):
     """A DataLoader that knows its epoch: the Trainer sets it before each pass, and skips by index on resume."""
 
-    def __init__(self, batches: GlobalBatches, gradient_accumulation_steps: int, num_workers: int = 0) -> None:
+    def __init__(self, batches: GlobalBatches, gradient_accumulation_steps: int) -> None:
         self.epoch_batches = EpochBatches(batches, gradient_accumulation_steps)
-        super().__init__(
-            batches,
-            batch_sampler=self.epoch_batches,
-            collate_fn=_only,
-            num_workers=num_workers,
-        )
+        super().__init__(batches, batch_sampler=self.epoch_batches, collate_fn=_only)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch_batches.set_epoch(epoch)

@@ -5,9 +5,10 @@ padding rows follow), W ranks, G questions in the global batch, D dimensions, g 
 """
 
 import torch
-import torch.nn.functional as F
 
 from rqa_ray.retriever import distributed
+
+MAX_SCORES = 2**24  # of one block: 64 MiB, a few times
 
 
 def contrastive_loss(
@@ -35,16 +36,47 @@ def contrastive_loss(
         temperature: divides the scores.
         global_batch_size: G.
     """
-    num_questions, num_passages = len(questions), len(passages)
     candidates = distributed.gather_with_gradient(passages)  # (W * m, D)
-    candidate_ids = distributed.gather(passage_ids)
-    is_candidate = distributed.gather(is_passage)
-
-    scores = questions.float() @ candidates.float().T / temperature  # (n, W * m)
-    labels = distributed.rank() * num_passages + torch.arange(num_questions, device=scores.device)
-    scores = scores.masked_fill(false_negatives(candidate_ids, is_candidate, gold_ids, labels), float("-inf"))
-    total = F.cross_entropy(scores, labels, reduction="sum")
+    candidate_ids, is_candidate = distributed.gather(torch.stack([passage_ids, is_passage.long()], dim=1)).unbind(1)
+    labels = distributed.rank() * len(passages) + torch.arange(len(questions), device=questions.device)
+    total = _SummedCrossEntropy.apply(
+        questions.float(), candidates.float(), candidate_ids, is_candidate.bool(), gold_ids, labels, temperature
+    )
     return total * distributed.world_size() / global_batch_size
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy summed over the questions, in blocks of rows of the score matrix.
+
+    The forward pass computes the gradients too, while it has the scores of a block: the memory is one block, whatever
+    the batch. The idea is Liger Kernel's fused linear cross-entropy (Hsu et al. 2024).
+    """
+
+    @staticmethod
+    def forward(ctx, questions, candidates, candidate_ids, is_candidate, gold_ids, labels, temperature):
+        total = questions.new_zeros(())
+        of_questions, of_candidates = torch.empty_like(questions), torch.zeros_like(candidates)
+        rows_at_once = max(1, MAX_SCORES // len(candidates))
+        for start in range(0, len(questions), rows_at_once):
+            block = slice(start, start + rows_at_once)
+            own = labels[block, None]
+            scores = (questions[block] @ candidates.T).div_(temperature)
+            masked = false_negatives(candidate_ids, is_candidate, gold_ids[block], labels[block])
+            scores.masked_fill_(masked, float("-inf"))
+            log_shares = scores.log_softmax(dim=1)
+            total -= log_shares.gather(1, own).sum()
+            # d total / d scores: the softmax, less one at the label
+            gradient = log_shares.exp_().scatter_add_(1, own, -torch.ones_like(own, dtype=scores.dtype))
+            gradient.div_(temperature)
+            of_questions[block] = gradient @ candidates
+            of_candidates.addmm_(gradient.T, questions[block])
+        ctx.save_for_backward(of_questions, of_candidates)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        of_questions, of_candidates = ctx.saved_tensors
+        return gradient * of_questions, gradient * of_candidates, None, None, None, None, None
 
 
 def false_negatives(

@@ -4,6 +4,9 @@ Knows no Ray: it runs on one process, under torch.distributed, or inside Ray Tra
 """
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,7 @@ class ContrastiveTrainer(Trainer):
         self.results: dict[str, SplitResult] = {}  # of the last evaluation
         self.before: dict[str, SplitResult] = {}  # of step 0, the pretrained model
         self.evaluated_step = -1
+        self._seconds = {"waiting": 0.0, "computing": 0.0}  # since the loss was logged
         super().__init__(
             encoder,
             args,
@@ -80,10 +84,11 @@ class ContrastiveTrainer(Trainer):
 
     def get_train_dataloader(self) -> BatchLoader:
         # Not through accelerator.prepare, which would shard again what is dealt to ranks already.
-        return BatchLoader(self.batches, self.args.gradient_accumulation_steps, self.args.dataloader_num_workers)
+        return BatchLoader(self.batches, self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[override]
-        return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
+        with self._timed("waiting"):
+            return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
 
     def floating_point_ops(self, inputs: RankBatch) -> int:  # type: ignore[override]
         return 0  # an estimate that nothing here uses
@@ -102,7 +107,8 @@ class ContrastiveTrainer(Trainer):
             return self.batch_loss(embeddings, batch) / self.current_gradient_accumulation_steps
 
         cached = self.choices["gradient_cache"]
-        loss = forward_backward(model, batch.chunks, seeds, loss_of, self.accelerator.backward, cached)
+        with self._timed("computing"):
+            loss = forward_backward(model, batch.chunks, seeds, loss_of, self.accelerator.backward, cached)
         if distributed.any_rank(not bool(torch.isfinite(loss)), self.args.device):
             raise NonFiniteLossError(
                 f"step {self.state.global_step + 1}: the loss is not finite, the weights were not updated; "
@@ -125,6 +131,19 @@ class ContrastiveTrainer(Trainer):
             self.temperature,
             batch.global_batch_size,
         )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to each logged loss the share of the time in which the step waited for its batch (fraction)."""
+        if "loss" in logs:
+            logs["data_wait_share"] = self._seconds["waiting"] / max(sum(self._seconds.values()), 1e-9)
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+        super().log(logs, start_time)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[what] += time.perf_counter() - start
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of the eval questions. Test questions are ranked in the same pass; only step 0 logs them."""

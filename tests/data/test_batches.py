@@ -280,9 +280,13 @@ def test_an_epoch_has_as_many_batches_as_fit_in_the_rows():
     assert len(BatchLoader(batches(size=4), 4)) == 8
 
 
-def test_worker_processes_of_the_loader_give_the_same_batches_in_the_same_order():
-    here, there = BatchLoader(batches(size=20), 1), BatchLoader(batches(size=20), 1, num_workers=1)
-    for loader in (here, there):
-        loader.set_epoch(3)
-    for one, other in zip(here, there, strict=True):
-        assert_same(one, other)
+def test_the_next_batch_is_made_ahead_and_any_other_one_on_demand(monkeypatch):
+    made = batches(size=4)
+    expected = {number: batches(size=4).make(number) for number in range(6)}
+    numbers = []
+    make = made.make
+    monkeypatch.setattr(made, "make", lambda number: numbers.append(number) or make(number))
+    for number in (0, 1, 4, 3):
+        assert_same(made[number], expected[number])
+    made._thread.shutdown()
+    assert numbers == [0, 1, 2, 4, 5, 3, 4]

@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -57,9 +58,10 @@ def gradients(function, batch, dtype):
     return loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))
 
 
-@given(batches())
-def test_loss_and_gradient_are_those_of_a_loop_over_questions_and_columns(batch):
-    found = gradients(contrastive_loss, batch, torch.float32)
+@given(batches(), st.sampled_from([1, 20, 2**24]))
+def test_loss_and_gradient_are_those_of_a_loop_over_questions_and_columns_in_blocks_of_any_size(batch, max_scores):
+    with mock.patch("rqa_ray.retriever.loss.MAX_SCORES", max_scores):
+        found = gradients(contrastive_loss, batch, torch.float32)
     expected = gradients(brute_force, batch, torch.float64)
     for value, reference in zip(found, expected, strict=True):
         # A gradient is a difference of numbers of the size of the passages over the temperature.

@@ -1,5 +1,7 @@
 """The trainer on one process: what is not about ranks."""
 
+import time
+
 import pytest
 import torch
 
@@ -44,6 +46,18 @@ def test_the_logged_loss_is_the_mean_over_the_questions(tmp_path) -> None:
         embeddings = fresh.model(batch.chunks)
         assert logged == pytest.approx([float(fresh.batch_loss(embeddings, batch))], rel=1e-6)
     assert batch.num_questions == GLOBAL_BATCH
+
+
+def test_the_share_of_the_time_that_steps_wait_for_their_batches_is_logged(tmp_path, monkeypatch) -> None:
+    def share(trainer) -> float:
+        return max(entry["data_wait_share"] for entry in trainer.state.log_history[1:] if "loss" in entry)
+
+    assert share(train(tmp_path, max_steps=3)) < 0.1
+    slow = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), max_steps=3)
+    make = slow.batches.make
+    monkeypatch.setattr(slow.batches, "make", lambda number: time.sleep(2) or make(number))
+    slow.train()
+    assert share(slow) > 0.5
 
 
 def test_every_chunk_has_a_seed_of_its_own() -> None:
