@@ -1,10 +1,14 @@
-"""Settings and fixtures of all tests: models, and one Ray cluster for the session."""
+"""Settings and fixtures of all tests: models, small question files, and one Ray cluster for the session."""
 
 import json
+import random
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
 # A shared machine may stop for longer than any deadline.
 settings.register_profile("shared-machine", deadline=None)
@@ -43,6 +47,36 @@ def tiny_model(tmp_path_factory) -> str:
     BertModel(config).save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> dict[str, str]:
+    """train (24 lines, 48 questions), eval, test, documents: a passage is a few words, a question some of them."""
+    folder = tmp_path_factory.mktemp("small-data")
+    generator = random.Random(0)
+    documents = []
+    for number in range(60):
+        words = " ".join(generator.choices(WORDS, k=generator.randint(4, 12)))
+        documents.append({"page_content": words, "metadata": {"source": f"doc/{number}", "title": WORDS[number % 19]}})
+    splits = {"train": range(24), "eval": range(24, 36), "test": range(36, 48)}
+    paths = {"full_dataset_file_path": write_lines(folder / "documents.jsonl", documents)}
+    for split, numbers in splits.items():
+        records = []
+        for number in numbers:
+            words = documents[number]["page_content"].split()
+            questions = [" ".join(generator.sample(words, 3)) for _ in range(2)]
+            golds = [documents[number]] + ([documents[number + 1]] if number % 6 == 0 else [])
+            negatives = [documents[(number + 7) % 60], documents[(number + 11) % 60]]
+            records.append(
+                {"questions": questions, "gold_docs": golds, "hard_neg_docs": negatives, "chat_history": []}
+            )
+        paths[f"{split}_file"] = write_lines(folder / f"{split}.jsonl", records)
+    return paths
+
+
+def write_lines(path: Path, records: list) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
 
 
 @pytest.fixture(scope="session")

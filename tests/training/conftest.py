@@ -1,42 +1,6 @@
-"""Small question files on which training takes seconds."""
-
-import json
-import random
-from pathlib import Path
+"""The flags of a small run."""
 
 import pytest
-
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory) -> dict[str, str]:
-    """train (24 lines, 48 questions), eval, test, documents: a passage is a few words, a question some of them."""
-    folder = tmp_path_factory.mktemp("small-data")
-    generator = random.Random(0)
-    documents = []
-    for number in range(60):
-        words = " ".join(generator.choices(WORDS, k=generator.randint(4, 12)))
-        documents.append({"page_content": words, "metadata": {"source": f"doc/{number}", "title": WORDS[number % 19]}})
-    splits = {"train": range(24), "eval": range(24, 36), "test": range(36, 48)}
-    paths = {"full_dataset_file_path": write_lines(folder / "documents.jsonl", documents)}
-    for split, numbers in splits.items():
-        records = []
-        for number in numbers:
-            words = documents[number]["page_content"].split()
-            questions = [" ".join(generator.sample(words, 3)) for _ in range(2)]
-            golds = [documents[number]] + ([documents[number + 1]] if number % 6 == 0 else [])
-            negatives = [documents[(number + 7) % 60], documents[(number + 11) % 60]]
-            records.append(
-                {"questions": questions, "gold_docs": golds, "hard_neg_docs": negatives, "chat_history": []}
-            )
-        paths[f"{split}_file"] = write_lines(folder / f"{split}.jsonl", records)
-    return paths
-
-
-def write_lines(path: Path, records: list) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
 
 
 @pytest.fixture(scope="session")
