@@ -1,5 +1,6 @@
 """The encoder against hand computations on its token vectors, and the cutting of rows into chunks."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -31,11 +32,10 @@ def embed(encoder: Encoder, rows: list[np.ndarray], max_tokens: int, **options) 
     return encoder(chunks, **options)[order]
 
 
-def embedding_gradients(encoder: Encoder, rows: list[np.ndarray], seeds: list[int]) -> dict[str, torch.Tensor]:
+def embedding_gradients(encoder: Encoder, rows: list[np.ndarray]) -> dict[str, torch.Tensor]:
     encoder.zero_grad()
     chunks, _ = length_sorted_chunks(rows, 60, PAD)
-    assert len(chunks) == len(seeds)
-    embeddings = encoder(chunks, seeds)
+    embeddings = encoder(chunks, range(len(chunks)))
     (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
     return {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
 
@@ -89,6 +89,23 @@ def test_chunks_keep_rows_budget_and_order(lengths, max_tokens, max_rows):
         np.testing.assert_array_equal(found[place], row)
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(20, 100))
+def test_no_other_cut_has_fewer_tokens_where_a_chunk_costs_a_twentieth_of_its_budget(lengths, max_tokens):
+    def cost(parts: list[list[int]]) -> float:
+        return sum(len(part) * part[-1] + max_tokens / 20 for part in parts)
+
+    ordered = sorted(lengths)
+    possible = []
+    for places in itertools.product([False, True], repeat=len(ordered) - 1):
+        ends = [index + 1 for index, is_cut in enumerate(places) if is_cut]
+        parts = [ordered[start:end] for start, end in zip([0, *ends], [*ends, len(ordered)], strict=True)]
+        if all(len(part) * part[-1] <= max_tokens or len(part) == 1 for part in parts):
+            possible.append(cost(parts))
+    chunks, _ = length_sorted_chunks(token_rows(lengths), max_tokens, PAD)
+    found = [sorted(chunk["attention_mask"].sum(1).tolist()) for chunk in chunks]
+    assert cost(found) == pytest.approx(min(possible))
+
+
 def test_no_rows_are_no_chunks():
     chunks, order = length_sorted_chunks([], 100, PAD)
     assert chunks == [] and order.tolist() == []
@@ -125,7 +142,7 @@ def test_a_chunks_dropout_depends_on_its_seed_alone(tiny_model):
 
 
 def test_a_dropout_of_zero_switches_all_dropout_off(tiny_model):
-    rows = token_rows([8, 12])
+    rows = token_rows([12, 12])
     own, without = load(tiny_model), load(tiny_model, dropout=0.0)
     assert not torch.equal(embed(own, rows, 50, seeds=[1]), embed(own, rows, 50, seeds=[2]))
     assert torch.equal(embed(without, rows, 50, seeds=[1]), embed(without, rows, 50, seeds=[2]))
@@ -138,7 +155,7 @@ def test_the_dropout_override_reaches_attention(tiny_model):
             assert module.p == 0.4
             if not name.endswith("attention.self.dropout"):
                 module.p = 0.0  # what is left varies by attention alone
-    rows = token_rows([8, 12])
+    rows = token_rows([12, 12])
     first, second = (embed(encoder, rows, 50, seeds=[seed]) for seed in (1, 2))
     assert (first - second).abs().max() > 0.01
 
@@ -154,7 +171,7 @@ def test_the_dropout_override_is_not_saved_and_stays_in_use(tiny_model, tmp_path
 
 def test_the_pooler_is_kept_and_frozen_and_every_other_parameter_gets_a_gradient(tiny_model, tmp_path):
     encoder = load(tiny_model)
-    gradients = embedding_gradients(encoder, token_rows([8, 12]), seeds=[1])
+    gradients = embedding_gradients(encoder, token_rows([8, 12]))
     frozen = {name for name, value in encoder.named_parameters() if not value.requires_grad}
     assert frozen == {"transformer.pooler.dense.weight", "transformer.pooler.dense.bias"}
     assert gradients.keys() == {name for name, _ in encoder.named_parameters()} - frozen
@@ -168,15 +185,15 @@ def test_the_pooler_is_kept_and_frozen_and_every_other_parameter_gets_a_gradient
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing_gives_the_same_gradient_with_dropout_on(tiny_model, use_reentrant):
-    rows, seeds = token_rows([8, 12, 20, 30, 31]), [1, 2, 3]
+    rows = token_rows([8, 12, 20, 30, 31])
     encoder = load(tiny_model)
     calls = []
     for layer in encoder.transformer.encoder.layer:
         layer.attention.register_forward_hook(lambda *_: calls.append(1))
-    plain = embedding_gradients(encoder, rows, seeds)
+    plain = embedding_gradients(encoder, rows)
     num_plain = len(calls)
     encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
-    checkpointed = embedding_gradients(encoder, rows, seeds)
+    checkpointed = embedding_gradients(encoder, rows)
     assert len(calls) - num_plain == 2 * num_plain  # the layers really ran again in the backward
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
