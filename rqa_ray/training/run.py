@@ -168,7 +168,9 @@ def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -
             signal.signal(number, handler)
     if isinstance(outcome["error"], WorkerGroupError):
         rank, failure = min(outcome["error"].worker_failures.items())
-        print(f"error: training failed on rank {rank}: {failure}\n{how_to_go_on(job)}", file=sys.stderr)
+        print(
+            f"error: training failed on rank {rank}: {reason_of(str(failure))}\n{how_to_go_on(job)}", file=sys.stderr
+        )
         raise SystemExit(1)
     if outcome["error"]:
         raise outcome["error"]
@@ -191,6 +193,12 @@ def draw(show: ProgressLine, mailbox: Any, job: Job) -> None:
         print(note)
     if not job.training.get("disable_tqdm"):
         show.draw(Progress(**progress))
+
+
+def reason_of(failure: str) -> str:
+    """What a worker died of: of the page that Ray writes about a lack of memory, the one line that counts."""
+    lines = [line for line in failure.splitlines() if "running low on memory" in line]
+    return f"{lines[0]}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true" if lines else failure
 
 
 def stop_message(job: Job, outcome: dict[str, Any]) -> None:

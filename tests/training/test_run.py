@@ -280,6 +280,14 @@ def test_a_killed_run_ends_with_the_same_weights(flags, one_worker, tmp_path, mo
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
+def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
+    from rqa_ray.training.run import reason_of
+
+    page = "A worker health check failed.\nWorker(...)\n4 worker(s) were killed: the node running low on memory.\nmore"
+    assert reason_of(page).startswith("4 worker(s) were killed") and "\n" not in reason_of(page)
+    assert reason_of("Traceback\nValueError: x") == "Traceback\nValueError: x"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(flags, tmp_path, number, code) -> None:
