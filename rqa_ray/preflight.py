@@ -87,8 +87,11 @@ def plan_workers(settings: Settings, use_cpu: bool = False) -> WorkerPlan:
         if sum(_fits(node, plan.resources) for node in nodes) >= num_workers:
             return plan
     held = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    smallest = WorkerPlan(num_workers, settings.cpus_per_worker or 1, use_gpu).describe()
-    raise InputError(f"--num_workers {num_workers}: needs {smallest}, the cluster has nodes of {held}")
+    smallest = WorkerPlan(num_workers, settings.cpus_per_worker or 1, use_gpu)
+    most = sum(_fits(node, smallest.resources) for node in nodes)
+    raise InputError(
+        f"--num_workers {num_workers}: needs {smallest.describe()}, the cluster has nodes of {held}; {most} fit"
+    )
 
 
 def _fits(node: dict[str, float], resources: dict[str, float]) -> int:
