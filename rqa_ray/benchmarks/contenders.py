@@ -57,7 +57,7 @@ class Workload:
 
     def batches(self, batch_size: int) -> GlobalBatches:
         """The seeded batches that all contenders train on."""
-        ids = np.asarray(self.passage_ids)
+        ids = self.passage_ids
         rows = TrainingRows(
             questions=_ragged(self.question_tokens),
             passages=_ragged(self.passage_tokens),
@@ -81,7 +81,7 @@ def rqa_ray_step(workload: Workload) -> Step:
         max_tokens_per_chunk=workload.max_tokens_per_chunk,
     )
     args = RetrieverTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=tempfile.gettempdir(),  # nothing is saved
         report_to="none",
         bf16=workload.bf16,
         learning_rate=LEARNING_RATE,

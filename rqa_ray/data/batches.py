@@ -74,7 +74,7 @@ class GlobalBatches(Dataset):
         self.rank, self.world_size = rank, world_size
         self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
         self._thread = ThreadPoolExecutor(1)
-        self._ahead: tuple[int, Future[RankBatch]] | None = None
+        self._ahead: dict[int, Future[RankBatch]] = {}  # the next batch
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,9 +100,8 @@ class GlobalBatches(Dataset):
         return pool[drawn]
 
     def __getitem__(self, batch: int) -> RankBatch:
-        is_made = self._ahead is not None and self._ahead[0] == batch
-        future = self._ahead[1] if self._ahead and is_made else self._thread.submit(self.make, batch)
-        self._ahead = batch + 1, self._thread.submit(self.make, batch + 1)
+        future = self._ahead.get(batch) or self._thread.submit(self.make, batch)
+        self._ahead = {batch + 1: self._thread.submit(self.make, batch + 1)}
         return future.result()
 
     def make(self, batch: int) -> RankBatch:

@@ -87,8 +87,12 @@ class Blocks:
 
     def tables(self, *columns: str) -> list[pa.Table]:
         """The blocks, all columns or only some; on another node than the blocks', only those columns travel."""
-        refs = self.dataset.select_columns(list(columns)).to_arrow_refs() if columns else self.refs
-        return [table for table in ray.get(refs) if len(table)]
+        return fetch_tables(self.dataset.select_columns(list(columns)).to_arrow_refs() if columns else self.refs)
+
+
+def fetch_tables(refs: list[ray.ObjectRef]) -> list[pa.Table]:
+    """The blocks that are not empty; on their own node mapped without a copy."""
+    return [table for table in ray.get(refs) if len(table)]
 
 
 def read_inputs(inputs: dict[str, list[str]], spec: TokeniserSpec) -> dict[str, Blocks]:

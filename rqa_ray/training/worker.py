@@ -8,12 +8,11 @@ import tempfile
 import warnings
 from typing import Any
 
-import ray
-import ray.train
 import torch
 import transformers
 
 from rqa_ray.arguments import RetrieverTrainingArguments, Settings
+from rqa_ray.data.readers import fetch_tables
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
@@ -27,7 +26,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     _be_quiet()
     torch.set_num_threads(config["cpus"])
     settings = Settings(**config["settings"])
-    tables = {name: [table for table in ray.get(refs) if len(table)] for name, refs in config["blocks"].items()}
+    tables = {name: fetch_tables(refs) for name, refs in config["blocks"].items()}
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch, local_checkpoint(config["resume_from"]) as resume:
         args = _training_arguments(config, scratch, resume is not None)
         encoder = load_encoder(config["model_folder"], config["encoder"], settings.dropout, settings.trust_remote_code)
