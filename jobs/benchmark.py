@@ -24,9 +24,18 @@ def parse() -> argparse.Namespace:
     train.add_argument("--bf16", action="store_true", help="mixed precision, of all contenders")
     train.add_argument("--gradient_cache", choices=["auto", "true", "false"], default="auto", help="of this project")
     train.add_argument("--max_tokens_per_chunk", type=int, help="of this project; default: as jobs/train.py")
-    train.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender")
+    train.add_argument("--torch_compile", action="store_true", help="of this project")
     train.add_argument(
-        "--peer", choices=["all", "none"], default="all", help="measure the peers too, or the limit only"
+        "--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender, or of a worker"
+    )
+    train.add_argument(
+        "--through_ray", type=int, nargs="*", default=[], metavar="WORKERS", help="measure so many Ray workers too"
+    )
+    train.add_argument(
+        "--peer",
+        choices=["all", "none", "sentence-transformers", "LocalRQA"],
+        default="all",
+        help="measure the peers too, or the limit only",
     )
     return parser.parse_args()
 
@@ -36,16 +45,15 @@ def main() -> None:
     from rqa_ray.benchmarks import train
 
     try:
-        if args.peer == "all" and importlib.util.find_spec("sentence_transformers") is None:
-            raise InputError("--peer all: needs sentence-transformers; pip install -e '.[test]', or --peer none")
+        if args.peer in ("all", "sentence-transformers") and importlib.util.find_spec("sentence_transformers") is None:
+            raise InputError(
+                f"--peer {args.peer}: needs sentence-transformers; pip install -e '.[test]', or --peer none"
+            )
         settings = {name: value for name, value in vars(args).items() if name not in ("what", "output")}
-        options = ("train_file", "max_seq_length", "batch_size", "dropout", "bf16")
-        workload = train.read_workload(
-            model_name=args.model_name_or_path,
-            **{name: settings[name] for name in (*options, "gradient_cache", "max_tokens_per_chunk")},
-        )
-        peers = list(train.PEERS) if args.peer == "all" else []
-        results = train.run(workload, args.rounds, args.steps, args.threads, peers)
+        names = ("train_file", "max_seq_length", "batch_size", "dropout", "bf16", "gradient_cache")
+        options = {name: settings[name] for name in (*names, "max_tokens_per_chunk", "torch_compile")}
+        workload = train.read_workload(model_name=args.model_name_or_path, **options)
+        results = train.run(workload, args.rounds, args.steps, args.threads, args.peer, args.through_ray)
         summary = train.summarise(results)
         train.write_report(args.output, settings, results, summary)
     except InputError as error:

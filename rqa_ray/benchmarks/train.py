@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -24,22 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel
 
 from rqa_ray.benchmarks import contenders
-from rqa_ray.benchmarks.contenders import Step, Workload
+from rqa_ray.benchmarks.contenders import OWN, Contender, Stopwatch, Workload
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import find_model_folder, read_settings
+from rqa_ray.retriever import distributed
+from rqa_ray.retriever.saving import find_model_folder, read_settings, transformer_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
-OWN = "rqa_ray"
-PEERS: dict[str, Callable[[Workload], Step]] = {
-    "sentence-transformers": partial(contenders.sentence_transformers_step, cached=False),
-    "sentence-transformers cached": partial(contenders.sentence_transformers_step, cached=True),
-    "LocalRQA's way": contenders.localrqa_step,
-}
-WARM_UP_PAIRS = 8
+Figures = dict[str, float]
 
 
 def read_workload(
@@ -70,89 +66,132 @@ def read_workload(
     )
 
 
-def run(workload: Workload, rounds: int, steps: int, threads: int, peers: list[str]) -> dict[str, Any]:
-    """Measures all contenders in turn; returns every round's figures by contender."""
+def run(
+    workload: Workload, rounds: int, steps: int, threads: int, peer: str, through_ray: list[int]
+) -> dict[str, list[Figures]]:
+    """Measures the contenders in turn; returns every round's figures by contender.
+
+    `peer` is `all`, `none` or what the names of the peers begin with, `through_ray` the numbers of Ray workers.
+    """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
-    entries: dict[str, Callable[[Workload], Step]] = {OWN: contenders.rqa_ray_step}
-    for max_tokens in contenders.LIMIT_TOKENS_PER_CHUNK[workload.device.type]:
-        entries[f"limit, chunks of {max_tokens:,}"] = partial(contenders.limit_step, max_tokens=max_tokens)
-    entries |= {name: PEERS[name] for name in peers}
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in entries}
+    everyone = {OWN: contenders.own} | contenders.limits()
+    for name, contender in contenders.peers(workload.device).items():
+        if peer == "all" or name.startswith(peer):
+            everyone[name] = contender
+    entries: dict[str, Callable[..., Figures]] = {
+        name: partial(measure, contender=contender) for name, contender in everyone.items()
+    }
+    if through_ray:
+        from rqa_ray.benchmarks.through_ray import measure_through_ray
+
+        for workers in through_ray:
+            entries[f"{OWN} through Ray, {workers} worker{'s'[: workers > 1]}"] = partial(
+                measure_through_ray, num_workers=workers
+            )
+    peak = _in_a_process(matmul_peak, workload.device, workload.bf16, threads)
+    results: dict[str, list[Figures]] = {name: [] for name in entries}
     for number in range(rounds):
-        for name, make_step in entries.items():
+        for name, entry in entries.items():
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                indices = range(number * steps, (number + 1) * steps)
-                results[name].append(process.submit(_measure, make_step, workload, indices, threads).result())
+            figures = _in_a_process(entry, workload, number, steps, threads, time.time())
+            figures["share_of_matmul_peak"] = figures["useful_flops_per_second"] / peak
+            results[name].append(figures)
     return results
 
 
-def _measure(
-    make_step: Callable[[Workload], Step], workload: Workload, indices: range, threads: int
-) -> dict[str, float]:
-    """Figures of some steps, after a small one that loads and allocates what later ones find in place."""
+def _in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def measure(workload: Workload, seed: int, steps: int, threads: int, began: float, contender: Contender) -> Figures:
+    """Figures of some steps of a contender, of all ranks together; `began` is the time at which it was asked for."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    step = make_step(workload)
-    step(workload.batches(WARM_UP_PAIRS), 0)
-    batches = workload.batches(workload.batch_size)
-    is_cuda = workload.device.type == "cuda"
-    if is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    tokens = sum(step(batches, index) for index in indices)
-    if is_cuda:
-        torch.cuda.synchronize()
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    lengths = np.array(
-        [len(q) + len(p) for q, p in zip(workload.question_tokens, workload.passage_tokens, strict=True)]
-    )
-    rows = np.concatenate([batches.batch_rows(index) for index in indices])
-    peak = torch.cuda.max_memory_allocated() if is_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    stopwatch = Stopwatch(workload.device)
+    batches = workload.batches(seed, distributed.rank(), distributed.world_size())
+    tokens = contender(workload, batches, steps, stopwatch)
+    figures = stopwatch.figures
+    totals = distributed.gather(torch.tensor([[figures["cpu_seconds"], float(tokens)]], dtype=torch.float64))
+    cpu_seconds, tokens = totals.sum(0).tolist()
+    lengths = [np.array([len(row) for row in rows]) for rows in (workload.question_tokens, workload.passage_tokens)]
+    rows = np.concatenate([batches.batch_rows(index) for index in range(1, steps + 1)])
+    flops = sum(training_flops(workload.model_folder, part[rows]) for part in lengths)
+    pairs = {"pairs_per_second": figures["seconds"], "pairs_per_cpu_second": cpu_seconds}
+    rate = "pairs_per_second" if workload.device.type == "cuda" else "pairs_per_cpu_second"
     return {
-        "seconds": seconds,
-        "pairs_per_second": len(rows) / seconds,
-        "pairs_per_cpu_second": len(rows) / cpu_seconds,
-        "useful_tokens_per_pair": float(lengths[rows].mean()),
+        **figures,
+        **{name: len(rows) / time_taken for name, time_taken in pairs.items()},
+        "rate": len(rows) / pairs[rate],
+        "useful_tokens_per_pair": float(sum(part[rows].mean() for part in lengths)),
         "computed_tokens_per_pair": tokens / len(rows),
-        "peak_memory_gb": peak / 1e9,
+        "useful_flops_per_second": flops / pairs[rate],
+        "seconds_to_second_step": stopwatch.started_at - began,
     }
 
 
-def summarise(results: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+def training_flops(model_folder: str, lengths: np.ndarray) -> float:
+    """Floating-point operations of forward and backward on texts of these lengths without padding.
+
+    Six for each weight of a linear layer and token, and attention's; as in PaLM (Chowdhery et al. 2022), appendix B.
+    """
+    config = AutoConfig.from_pretrained(str(transformer_folder(model_folder)))
+    with torch.device("meta"):
+        model: Any = AutoModel.from_config(config)
+    model.pooler = None
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    attention = 12.0 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).sum()
+    return 6.0 * weights * lengths.sum() + attention
+
+
+def matmul_peak(device: torch.device, bf16: bool, threads: int) -> float:
+    """Operations per second of a large matrix product, on CPUs per CPU-second."""
+    torch.set_num_threads(threads)
+    size = 8192 if device.type == "cuda" else 2048
+    factor = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    stopwatch = Stopwatch(device)
+    factor @ factor
+    stopwatch.start()
+    for _ in range(10):
+        factor @ factor
+    stopwatch.stop()
+    return 10 * 2 * size**3 / stopwatch.figures["seconds" if device.type == "cuda" else "cpu_seconds"]
+
+
+def summarise(results: dict[str, list[Figures]]) -> dict[str, Figures]:
     """Medians over the rounds by contender, and `times_slower`: the median of this project's ratio to it."""
     summary = {}
     for name, rounds in results.items():
         summary[name] = {figure: statistics.median(row[figure] for row in rounds) for figure in rounds[0]}
-        ratios = [
-            own["pairs_per_cpu_second"] / other["pairs_per_cpu_second"]
-            for own, other in zip(results[OWN], rounds, strict=True)
-        ]
+        ratios = [own["rate"] / other["rate"] for own, other in zip(results[OWN], rounds, strict=True)]
         summary[name]["times_slower"] = statistics.median(ratios)
     return summary
 
 
-def table(summary: dict[str, dict[str, float]]) -> str:
-    """A Markdown table, as it stands in the README."""
+def table(summary: dict[str, Figures]) -> str:
+    """A Markdown table, as it stands in the README; ratios are of pairs per CPU-second, on a GPU per second."""
     lines = [
-        "| | pairs/CPU-s | pairs/s | rqa_ray is faster by | tokens a pair, useful of computed | peak memory, GB |",
-        "|---|---|---|---|---|---|",
+        "| | pairs/CPU-s | pairs/s | rqa_ray is faster by | share of matmul peak | tokens a pair, useful of computed "
+        "| peak memory, GB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, figures in summary.items():
         tokens = f"{figures['useful_tokens_per_pair']:.0f} of {figures['computed_tokens_per_pair']:.0f}"
         lines.append(
             f"| {name} | {figures['pairs_per_cpu_second']:.2f} | {figures['pairs_per_second']:.2f} "
-            f"| {figures['times_slower']:.2f} | {tokens} | {figures['peak_memory_gb']:.1f} |"
+            f"| {figures['times_slower']:.2f} | {figures['share_of_matmul_peak']:.0%} | {tokens} "
+            f"| {figures['peak_memory_gb']:.1f} |"
         )
+    lines += ["", f"{OWN} waited for its batches {summary[OWN]['data_wait_share']:.2%} of the time."]
     return "\n".join(lines)
 
 
 def write_report(output: str, settings: dict[str, Any], results: dict[str, Any], summary: dict[str, Any]) -> None:
     """Everything measured, with what it was measured on, as JSON."""
-    packages = ("torch", "transformers", *(["sentence-transformers"] if any(p in results for p in PEERS) else []))
+    is_peer = any(name.startswith("sentence-transformers") for name in results)
+    packages = ("torch", "transformers", *(["sentence-transformers"] if is_peer else []))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     report = {
         "settings": settings,

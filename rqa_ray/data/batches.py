@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rqa_ray.data.rows import TrainingRows
-from rqa_ray.retriever.encoder import Chunk, length_sorted_chunks
+from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 
 
 @dataclass
@@ -38,9 +38,7 @@ class RankBatch:
 
     def to(self, device: torch.device) -> RankBatch:
         """The same batch with its tensors on a device."""
-        self.chunks = [
-            {name: value.to(device, non_blocking=True) for name, value in chunk.items()} for chunk in self.chunks
-        ]
+        self.chunks = [chunk.to(device) for chunk in self.chunks]
         for name in ("order", "passage_ids", "is_passage", "gold_ids"):
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         return self
@@ -58,8 +56,9 @@ class GlobalBatches(Dataset):
         global_batch_size: int,
         hard_neg_ratio: float,
         seed: int,
-        max_tokens_per_chunk: int,
         pad_id: int,
+        max_tokens_per_chunk: int = 1_000,
+        packed: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -70,7 +69,7 @@ class GlobalBatches(Dataset):
         self.num_negatives = int(hard_neg_ratio * global_batch_size)
         self.seed = seed
         self.max_tokens_per_chunk = max_tokens_per_chunk
-        self.pad_id = pad_id
+        self.pad_id, self.packed = pad_id, packed
         self.rank, self.world_size = rank, world_size
         self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
         self._thread = ThreadPoolExecutor(1)
@@ -115,7 +114,7 @@ class GlobalBatches(Dataset):
         texts = [self.rows.questions[row] for row in mine]
         texts += [self.rows.passages[row] for row in mine]
         texts += [self.rows.negatives[row] for row in mine_negatives]
-        chunks, order = length_sorted_chunks(texts, self.max_tokens_per_chunk, self.pad_id)
+        chunks, order = length_sorted_chunks(texts, self.max_tokens_per_chunk, self.pad_id, self.packed)
 
         # The gather needs as many passages from every rank: the most that a rank can be dealt.
         num_passages = -(-len(rows) // self.world_size) + -(-self.num_negatives // self.world_size)

@@ -15,7 +15,8 @@ from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
 from rqa_ray.evaluation.search import EMPTY, CorpusLoss, RunningTopK, search_block
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.encoder import Encoder, length_sorted_chunks
+from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.encoder import Encoder
 
 TOP_K = max(RECALL_CUTOFFS)
 TEXTS_PER_BLOCK = 4096
@@ -42,12 +43,14 @@ class RetrievalEvaluator:
         pad_id: int,
         max_tokens_per_chunk: int,
         max_rows_per_chunk: int,
+        packed: bool = False,
         mixed_precision: torch.dtype | None = None,
     ) -> None:
         self.corpus, self.questions = corpus, questions
         self.temperature = temperature
         self.pad_id = pad_id
         self.max_tokens, self.max_rows = max_tokens_per_chunk, max_rows_per_chunk
+        self.packed = packed
         self.mixed_precision = mixed_precision
         self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
         by_id = np.argsort(corpus.passage_ids)
@@ -118,12 +121,12 @@ class RetrievalEvaluator:
 
     def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
         device = next(encoder.parameters()).device
-        chunks, order = length_sorted_chunks(rows, self.max_tokens, self.pad_id, self.max_rows)
+        chunks, order = length_sorted_chunks(rows, self.max_tokens, self.pad_id, self.packed, self.max_rows)
         enabled = self.mixed_precision is not None
         with torch.autocast(device.type, self.mixed_precision or torch.bfloat16, enabled=enabled):
             parts = []
             for chunk in chunks:
-                parts.append(encoder.embed([{name: value.to(device) for name, value in chunk.items()}]).float())
+                parts.append(encoder.embed([chunk.to(device)]).float())
                 self._done += len(parts[-1])
                 self.on_progress(self._done, self._total)
         return torch.cat(parts)[order.to(device)]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from rqa_ray.retriever.encoder import Chunk
+from rqa_ray.retriever.chunks import Chunk
 
 
 def forward_backward(

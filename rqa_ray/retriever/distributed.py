@@ -28,25 +28,32 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """`gather` whose backward returns to each rank the gradient of its own rows, summed over all ranks.
+def gather_with_gradient(tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gather` of fp32 rows (R, D) and their int64 ids (R, n), in one collective.
 
-    The shape of the idea is lightly's `GatherLayer`; only collectives that gloo and nccl both have are used.
+    Its backward returns to each rank the gradient of its own rows, summed over all ranks. The shape of the idea is
+    lightly's `GatherLayer`; only collectives that gloo and nccl both have are used.
     """
-    return _GatherWithGradient.apply(tensor) if is_distributed() else tensor
+    return _GatherWithGradient.apply(tensor, ids) if is_distributed() else (tensor, ids)
 
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.num_rows = len(tensor)
-        return gather(tensor)
+        # As int32, so that no bits of an id are read as a number that a copy might change.
+        parts = [tensor.contiguous().view(torch.int32), ids.contiguous().view(torch.int32)]
+        widths = [part.shape[1] for part in parts]
+        values, numbers = gather(torch.cat(parts, dim=1)).split(widths, dim=1)
+        gathered = values.contiguous().view(torch.float32), numbers.contiguous().view(torch.int64)
+        ctx.mark_non_differentiable(gathered[1])
+        return gathered
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient[rank() * ctx.num_rows :][: ctx.num_rows]
+        return gradient[rank() * ctx.num_rows :][: ctx.num_rows], None
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:

@@ -3,16 +3,18 @@
 Shapes: B texts in a chunk, L tokens of its longest text, D dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from rqa_ray.retriever.saving import EncoderSettings
-
-Chunk = dict[str, torch.Tensor]  # input_ids and attention_mask, both (B, L)
+from rqa_ray.retriever import attention
+from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
+from rqa_ray.retriever.dropout import replace_dropout
+from rqa_ray.retriever.saving import POSITION_OFFSETS, EncoderSettings
 
 
 def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -40,6 +42,15 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
+def unpack(packed: torch.Tensor, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token embeddings (1, T, D) of a packed chunk as (B, L, D), and the mask (B, L) that says which are tokens."""
+    assert chunk.places is not None
+    shape = len(chunk), chunk.lengths[-1]
+    tokens = packed.new_zeros(shape[0] * shape[1], packed.shape[-1]).index_copy(0, chunk.places, packed[0])
+    mask = torch.zeros(shape[0] * shape[1], dtype=torch.long, device=packed.device).index_fill(0, chunk.places, 1)
+    return tokens.view(*shape, -1), mask.view(shape)
+
+
 class Encoder(nn.Module):
     """Token chunks to embeddings. One forward over a list of chunks, so that DDP sees one forward a step."""
 
@@ -54,6 +65,15 @@ class Encoder(nn.Module):
         if getattr(transformer, "pooler", None) is not None:
             # Kept, so that the saved folder has the keys that it came with; unused, so DDP must not wait for it.
             transformer.pooler.requires_grad_(False)
+        replace_dropout(transformer)
+        config: Any = transformer.config
+        is_known = config.model_type in attention.MODEL_TYPES and type(transformer).__module__.startswith(
+            "transformers."
+        )
+        if is_known:
+            transformer.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+        self.can_pack = is_known  # whether it takes packed chunks
+        self.first_position = config.pad_token_id + 1 if config.model_type in POSITION_OFFSETS else 0
 
     def forward(self, chunks: Sequence[Chunk], seeds: Sequence[int] | None = None) -> torch.Tensor:
         """(rows, D) fp32 embeddings of all rows of all chunks, in order.
@@ -66,70 +86,64 @@ class Encoder(nn.Module):
     def embed(self, chunks: Sequence[Chunk], seeds: Sequence[int] | None = None) -> torch.Tensor:
         """`forward` without the mixed precision that the Trainer wraps around that name."""
         embeddings = []
-        for index, chunk in enumerate(chunks):
+        for index, (chunk, inputs) in enumerate(zip(chunks, self._inputs(chunks), strict=True)):
             if seeds is not None:
                 torch.manual_seed(seeds[index])
-            tokens = self.transformer(**chunk).last_hidden_state
-            pooled = POOLINGS[self.settings.pooling](tokens.float(), chunk["attention_mask"])
+            tokens = self.transformer(**inputs).last_hidden_state
+            tokens, mask = (
+                (tokens, chunk.attention_mask) if chunk.attention_mask is not None else unpack(tokens, chunk)
+            )
+            pooled = POOLINGS[self.settings.pooling](tokens.float(), mask)
             embeddings.append(nn.functional.normalize(pooled, dim=-1) if self.settings.normalize else pooled)
         return torch.cat(embeddings)
+
+    def _inputs(self, chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
+        """The transformer's arguments for each chunk."""
+        if chunks and chunks[0].attention_mask is None:
+            # Looked up for all chunks at once: each look-up has a gradient of the size of the vocabulary.
+            vectors = self.transformer.get_input_embeddings()(torch.cat([chunk.input_ids for chunk in chunks], dim=1))
+            parts = vectors.split([chunk.num_tokens for chunk in chunks], dim=1)
+            for chunk, part in zip(chunks, parts, strict=True):
+                assert chunk.position_ids is not None
+                positions = chunk.position_ids + self.first_position
+                yield {"inputs_embeds": part, "position_ids": positions, "chunk": chunk}
+        else:
+            yield from ({"input_ids": chunk.input_ids, "attention_mask": chunk.attention_mask} for chunk in chunks)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """The hook by which `--gradient_checkpointing` reaches the transformer."""
         self.transformer.activation_checkpointing_enable(**kwargs)
 
-    def activation_bytes(self, num_tokens: int, max_length: int) -> int:
-        """Estimate of the memory that the graph of so many tokens holds, in bytes.
+    def packing_works(self) -> bool:
+        """Whether packed chunks give the embeddings of padded ones on this device, with and without a graph."""
+        device = next(self.parameters()).device
+        rows = [np.arange(5, 5 + length) % 100 for length in (7, 20, 64)]
+        was_training = self.training
+        self.eval()
+        try:
+            padded, packed = (length_sorted_chunks(rows, 100, 0, packed)[0] for packed in (False, True))
+            expected = self.embed([chunk.to(device) for chunk in padded])
+            found = self.embed([chunk.to(device) for chunk in packed])
+            found.sum().backward()
+            with torch.inference_mode():
+                self.embed([chunk.to(device) for chunk in packed])
+            return bool(nn.functional.cosine_similarity(found, expected).min() > 0.999)
+        except (RuntimeError, NotImplementedError):  # no kernel for this device, type or head size
+            return False
+        finally:
+            self.zero_grad()
+            self.train(was_training)
 
-        Fitted to BERT-like encoders in fp32: about 20 values a hidden unit and layer; with dropout attention keeps its
-        probabilities, a row of `max_length` for each head and token, three times.
-        """
-        config = self.transformer.config
-        layers, hidden = config.num_hidden_layers, config.hidden_size
-        values = 20 * hidden
-        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.transformer.modules()):
-            values += 3 * config.num_attention_heads * max_length
-        return 4 * layers * values * num_tokens
+    def graph_bytes(self, chunk: Chunk) -> int:
+        """Memory that autograd keeps of a chunk until its backward pass (bytes): measured, by running it forward."""
+        kept = {}
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
 
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
 
-def length_sorted_chunks(
-    rows: Sequence[np.ndarray], max_tokens: int, pad_id: int, max_rows: int | None = None
-) -> tuple[list[Chunk], torch.Tensor]:
-    """Cuts token rows into padded chunks of rows of like length, at most `max_tokens` tokens with padding.
-
-    A chunk has at least one row. Also returns `order` (rows,): `chunk_rows[order]` are the rows as they were given.
-    """
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    by_length = np.argsort(lengths, kind="stable")
-    cuts = _cuts(lengths[by_length], max_tokens, max_rows or len(rows))
-    order = torch.empty(len(rows), dtype=torch.long)
-    order[torch.from_numpy(by_length)] = torch.arange(len(rows))
-    groups = [by_length[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
-    return [_pad([rows[row] for row in group], pad_id) for group in groups], order
-
-
-def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int) -> list[int]:
-    """Where to cut sorted lengths (N,) so that the tokens with padding are fewest, a chunk costing 5% of its budget.
-
-    Exact, by dynamic programming over the end of the last chunk: filling chunks one by one pads 5% more in Faire.
-    """
-    cost = np.zeros(len(lengths) + 1)  # of the best cut of the first so many rows
-    last = np.zeros(len(lengths) + 1, dtype=np.int64)  # where its last chunk begins
-    for end in range(1, len(lengths) + 1):
-        length = max(int(lengths[end - 1]), 1)
-        first = max(end - max(1, min(max_rows, max_tokens // length)), 0)
-        costs = cost[first:end] + np.arange(end - first, 0, -1) * length
-        best = int(costs.argmin())
-        cost[end], last[end] = costs[best] + max_tokens / 20, first + best
-    cuts = [len(lengths)]
-    while cuts[-1] > 0:
-        cuts.append(int(last[cuts[-1]]))
-    return cuts[::-1]
-
-
-def _pad(rows: list[np.ndarray], pad_id: int) -> Chunk:
-    shape = (len(rows), len(rows[-1]))  # sorted: the last row is the longest
-    input_ids, mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)], mask[index, : len(row)] = row, 1
-    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            embeddings = self.embed([chunk], [0])
+        del embeddings  # the graph lived until here, so that no storage was given away and counted twice
+        return sum(size for address, size in kept.items() if address not in parameters)

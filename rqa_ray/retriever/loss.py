@@ -36,11 +36,12 @@ def contrastive_loss(
         temperature: divides the scores.
         global_batch_size: G.
     """
-    candidates = distributed.gather_with_gradient(passages)  # (W * m, D)
-    candidate_ids, is_candidate = distributed.gather(torch.stack([passage_ids, is_passage.long()], dim=1)).unbind(1)
+    what_they_are = torch.stack([passage_ids, is_passage.long()], dim=1)
+    candidates, numbers = distributed.gather_with_gradient(passages.float(), what_they_are)  # (W * m, D), (W * m, 2)
+    candidate_ids, is_candidate = numbers.unbind(1)
     labels = distributed.rank() * len(passages) + torch.arange(len(questions), device=questions.device)
     total = _SummedCrossEntropy.apply(
-        questions.float(), candidates.float(), candidate_ids, is_candidate.bool(), gold_ids, labels, temperature
+        questions.float(), candidates, candidate_ids, is_candidate.bool(), gold_ids, labels, temperature
     )
     return total * distributed.world_size() / global_batch_size
 

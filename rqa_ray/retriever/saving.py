@@ -29,7 +29,7 @@ _POOLING_FLAGS = {
 _MODULES = {"Transformer", "Pooling", "Normalize"}
 _DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that does not say; long-context encoders take --max_seq_length
 _NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 where there is none
-_POSITION_OFFSETS = {"roberta", "xlm-roberta", "camembert", "mpnet"}  # their positions start behind the padding index
+POSITION_OFFSETS = {"roberta", "xlm-roberta", "camembert", "mpnet"}  # their positions start behind the padding index
 
 
 @dataclass
@@ -246,7 +246,7 @@ def _read_pooling(root: Path, modules: list[dict]) -> str:
 
 def _max_seq_length(folder: str, config: dict, asked: int | None) -> int:
     positions = config.get("max_position_embeddings")
-    if positions and config["model_type"] in _POSITION_OFFSETS:
+    if positions and config["model_type"] in POSITION_OFFSETS:
         positions -= 2
     if asked is not None:
         if positions and asked > positions:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -14,12 +16,14 @@ from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
 from rqa_ray.retriever import distributed
+from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.training import outputs
 from rqa_ray.training.trainer import CHOICES_FILE, ContrastiveTrainer
 
-TOKENS_PER_CHUNK = {"cpu": 1_000, "cuda": 32_768}  # on CPUs, what stays in the cache: 4,000 take 1.6 times as long
-MEMORY_SHARE = 0.5  # of the free memory that the graph of a batch may take before gradient caching steps in
+# Where more makes nothing faster: on CPUs the activations fall out of the cache, GPUs are busy.
+TOKENS_PER_CHUNK = {"cpu": 2_000, "cuda": 32_768}
+MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a chunk, or of a whole batch without caching
 
 
 def build_trainer(
@@ -32,31 +36,27 @@ def build_trainer(
     resume: str | None = None,
 ) -> ContrastiveTrainer:
     """The trainer of one rank from tokenised tables (`train`, `eval`, `corpus`, maybe `test`)."""
-    rows = TrainingRows.from_tables(tables["train"])
-    pad_id = tokenizer.pad_token_id or 0
-    choices = choose(settings, args, encoder, rows, micro_batch)
-    if resume:  # what was found out is used again, what the user says goes first
-        before = outputs.read_json(Path(resume) / CHOICES_FILE)
-        found_out = [settings.max_tokens_per_chunk is None and "max_tokens_per_chunk"]
-        found_out += [settings.gradient_cache == "auto" and "gradient_cache"]
-        choices |= {name: before[name] for name in found_out if name}
+    if args.torch_compile:
+        args = compile_transformer(encoder, args)
     batches = GlobalBatches(
-        rows,
+        TrainingRows.from_tables(tables["train"]),
         global_batch_size=micro_batch,
         hard_neg_ratio=settings.hard_neg_ratio,
         seed=args.seed if args.data_seed is None else args.data_seed,
-        max_tokens_per_chunk=choices["max_tokens_per_chunk"],
-        pad_id=pad_id,
+        pad_id=tokenizer.pad_token_id or 0,
         rank=args.process_index,
         world_size=args.world_size,
     )
+    before = outputs.read_json(Path(resume) / CHOICES_FILE) if resume else {}
+    choices = choose(settings, args, encoder, batches, before)
     evaluator = RetrievalEvaluator(
         Corpus.from_tables(tables["corpus"]),
         {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables},
         temperature=settings.temperature,
-        pad_id=pad_id,
+        pad_id=batches.pad_id,
         max_tokens_per_chunk=choices["max_tokens_per_chunk"],
         max_rows_per_chunk=args.per_device_eval_batch_size,
+        packed=choices["packed"],
         mixed_precision=torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
     )
     return ContrastiveTrainer(
@@ -71,19 +71,77 @@ def build_trainer(
     )
 
 
+def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> RetrieverTrainingArguments:
+    """Compiles the transformer alone, for texts of any number and length; returns arguments that compile no more.
+
+    The Trainer would compile the whole encoder, whose list of chunks is another one in every batch.
+    """
+    import torch._inductor.config
+
+    torch._inductor.config.fallback_random = True  # torch's own dropout masks: gradient caching replays them
+    encoder.transformer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
+    encoder.can_pack = False  # packed attention is a loop over texts, or nested tensors
+    args = copy.copy(args)
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+    return args
+
+
 def choose(
-    settings: Settings, args: RetrieverTrainingArguments, encoder: Encoder, rows: TrainingRows, micro_batch: int
+    settings: Settings,
+    args: RetrieverTrainingArguments,
+    encoder: Encoder,
+    batches: GlobalBatches,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The settings that are found out: chunk size by device, gradient caching by memory."""
-    max_tokens = settings.max_tokens_per_chunk or TOKENS_PER_CHUNK.get(args.device.type, TOKENS_PER_CHUNK["cuda"])
-    if settings.gradient_cache != "auto":
-        return {"max_tokens_per_chunk": max_tokens, "gradient_cache": settings.gradient_cache == "true"}
-    if args.device.type == "cuda":
-        free = torch.cuda.mem_get_info(args.device)[0]
-    else:
-        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    texts = rows.questions.lengths.mean() + rows.passages.lengths.mean() * (1 + settings.hard_neg_ratio)
-    longest = int(max(rows.questions.lengths.max(), rows.passages.lengths.max()))
-    needed = encoder.activation_bytes(int(texts * micro_batch / args.world_size), longest)
-    too_large = distributed.any_rank(needed > MEMORY_SHARE * free, args.device)
-    return {"max_tokens_per_chunk": max_tokens, "gradient_cache": too_large}
+    """What the user leaves open, found out by measuring and set in `batches`; on a resume what was found `before`.
+
+    packed: whether chunks are without padding, where the model and the device can.
+    max_tokens_per_chunk: by device, fewer where the graph of such a chunk would not fit in memory.
+    gradient_cache: whether the graph of a whole batch would not fit.
+    """
+    device, before = args.device, before or {}
+    encoder.to(device)
+    packed = encoder.can_pack and (device.type == "cpu" or encoder.packing_works())
+    batches.packed = packed = before.get("packed", packed)
+    free = MEMORY_SHARE * _free_memory(device) - 12 * sum(value.numel() for value in encoder.parameters())
+    precision = torch.bfloat16 if args.bf16 else torch.float16
+
+    def graph_bytes(chunk: Chunk) -> float:
+        """A token (bytes)."""
+        with torch.autocast(device.type, precision, enabled=args.bf16 or args.fp16):
+            return encoder.graph_bytes(chunk.to(device)) / chunk.num_tokens
+
+    max_tokens = settings.max_tokens_per_chunk or before.get("max_tokens_per_chunk")
+    if not max_tokens:
+        longest = batches.rows.passages[int(batches.rows.passages.lengths.argmax())]
+        fitting = free / graph_bytes(length_sorted_chunks([longest], 1, batches.pad_id, packed)[0][0])
+        max_tokens = min(TOKENS_PER_CHUNK.get(device.type, TOKENS_PER_CHUNK["cuda"]), max(int(fitting), 1))
+        max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
+    batches.max_tokens_per_chunk = max_tokens
+
+    cached = settings.gradient_cache == "true"
+    if settings.gradient_cache == "auto" and "gradient_cache" in before:
+        cached = before["gradient_cache"]
+    elif settings.gradient_cache == "auto":
+        chunks = batches.make(0).chunks
+        lengths = [chunk.lengths[-1] for chunk in chunks]
+        # Linear in the length: what attention keeps of a token is proportional to it, the rest is constant.
+        ends = [graph_bytes(chunk) for chunk in (chunks[0], chunks[-1])]
+        a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
+        needed = float(a_token @ [chunk.num_tokens for chunk in chunks])
+        cached = distributed.any_rank(needed > free, device)
+    return {"packed": packed, "max_tokens_per_chunk": max_tokens, "gradient_cache": cached}
+
+
+def describe(choices: dict[str, Any]) -> str:
+    """One line for the start of a run."""
+    padding = "no padding" if choices["packed"] else "padded to their longest text"
+    caching = "with" if choices["gradient_cache"] else "without"
+    return f"chunks of at most {choices['max_tokens_per_chunk']:,} tokens, {padding}; {caching} gradient caching"
+
+
+def _free_memory(device: torch.device) -> int:
+    """Of this rank (bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

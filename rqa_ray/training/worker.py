@@ -16,7 +16,7 @@ from rqa_ray.data.readers import fetch_tables
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
-from rqa_ray.training.build import build_trainer
+from rqa_ray.training.build import build_trainer, describe
 from rqa_ray.training.checkpoints import ReportCallback, local_checkpoint
 from rqa_ray.training.trainer import NonFiniteLossError
 
@@ -35,9 +35,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         accumulation = args.gradient_accumulation_steps
         report = ReportCallback(trainer, config["mailbox"], config["micro_batch"] * accumulation)
         if args.process_index == 0:
-            choice = "with" if trainer.choices["gradient_cache"] else "without"
-            note = f"chunks of at most {trainer.choices['max_tokens_per_chunk']:,} tokens, {choice} gradient caching"
-            config["mailbox"].put.remote(None, note)
+            config["mailbox"].put.remote(None, describe(trainer.choices))
         if resume and trainer.is_finished(resume):  # killed after its last checkpoint
             return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
         trainer.evaluator.on_progress = report.on_evaluation_progress
@@ -75,6 +73,7 @@ def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) ->
         "logging_nan_inf_filter": False,
         "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of chunks
     }
+    own |= {"ddp_find_unused_parameters": training.get("ddp_find_unused_parameters", False)}  # all are used
     return RetrieverTrainingArguments(**(training | own))
 
 

@@ -5,15 +5,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from rqa_ray.benchmarks import contenders, train
-from rqa_ray.benchmarks.train import OWN, PEERS, read_workload, summarise, table, write_report
+from rqa_ray.benchmarks.contenders import OWN, Stopwatch
+from rqa_ray.benchmarks.train import read_workload, summarise, table, write_report
 from rqa_ray.errors import InputError
+
+CPU = torch.device("cpu")
+EVERYONE = {OWN: contenders.own} | contenders.limits() | contenders.peers(CPU)
 
 
 @pytest.fixture
 def workload(files, tiny_model):
-    return read_workload(files["train_file"], tiny_model, 32, batch_size=8, dropout=0.0, bf16=False)
+    work = read_workload(files["train_file"], tiny_model, 32, batch_size=8, dropout=0.0, bf16=False)
+    return dataclasses.replace(work, max_tokens_per_chunk=64)
 
 
 def test_the_texts_are_those_of_the_training_file_cut_at_the_length(workload, files) -> None:
@@ -22,21 +28,37 @@ def test_the_texts_are_those_of_the_training_file_cut_at_the_length(workload, fi
     assert max(map(len, workload.passage_tokens)) == 32
 
 
-@pytest.mark.parametrize("name", [OWN, "limit", *PEERS])
-def test_a_contender_computes_on_all_tokens_of_the_batch_and_its_padding(workload, name) -> None:
-    workload = dataclasses.replace(workload, max_tokens_per_chunk=64)
-    make = {OWN: contenders.rqa_ray_step, "limit": lambda work: contenders.limit_step(work, 64), **PEERS}[name]
-    batches = workload.batches(8)
-    rows = batches.batch_rows(1)
-    lengths = np.array(
-        [[len(tokens[row]) for row in rows] for tokens in (workload.question_tokens, workload.passage_tokens)]
-    )
-    padded = {"LocalRQA's way": 2 * 8 * 32}.get(name, 8 * lengths.max(axis=1).sum())
-    computed = make(workload)(batches, 1)
-    if name in (OWN, "limit"):
-        assert lengths.sum() <= computed < padded
+@pytest.mark.parametrize("name", EVERYONE)
+def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding(workload, name, monkeypatch) -> None:
+    monkeypatch.setitem(contenders.LIMIT_TOKENS_PER_CHUNK, "cpu", 64)
+    batches = workload.batches(seed=0)
+    texts = [
+        [np.array([len(tokens[row]) for row in batches.batch_rows(index)]) for index in (1, 2)]
+        for tokens in (workload.question_tokens, workload.passage_tokens)
+    ]
+    useful = sum(int(lengths.sum()) for column in texts for lengths in column)
+    padded = sum(8 * int(lengths.max()) for column in texts for lengths in column)
+    stopwatch = Stopwatch(CPU)
+    computed = EVERYONE[name](workload, batches, 2, stopwatch)
+    assert stopwatch.figures["seconds"] > 0 and stopwatch.figures["cpu_seconds"] > 0
+    if name in (OWN, "limit, no padding"):
+        assert computed == useful
+    elif name == "limit, padded chunks":
+        assert useful < computed < padded
     else:
-        assert computed == padded
+        assert computed == {"LocalRQA's way": 2 * 2 * 8 * 32}.get(name, padded)
+
+
+def test_the_share_of_time_that_this_project_waits_for_data_is_measured(workload) -> None:
+    stopwatch = Stopwatch(CPU)
+    contenders.own(workload, workload.batches(seed=0), 2, stopwatch)
+    assert 0 < stopwatch.figures["data_wait_share"] < 0.5
+
+
+def test_useful_operations_are_six_a_weight_and_token_and_those_of_attention(tiny_model) -> None:
+    weights = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # two layers of attention and feed-forward
+    expected = 6 * weights * 30 + 12 * 2 * 32 * (10**2 + 20**2)
+    assert train.training_flops(tiny_model, np.array([10, 20])) == expected
 
 
 def test_a_file_with_too_few_pairs_for_a_batch_is_refused(files, tiny_model) -> None:
@@ -44,22 +66,26 @@ def test_a_file_with_too_few_pairs_for_a_batch_is_refused(files, tiny_model) -> 
         read_workload(files["train_file"], tiny_model, 32, batch_size=1000, dropout=0.0, bf16=False)
 
 
-def figures(pairs_per_cpu_second: float) -> dict[str, float]:
+def figures(rate: float) -> dict[str, float]:
     names = ("seconds", "pairs_per_second", "useful_tokens_per_pair", "computed_tokens_per_pair", "peak_memory_gb")
-    return {**dict.fromkeys(names, 1.0), "pairs_per_cpu_second": pairs_per_cpu_second}
+    ones = dict.fromkeys((*names, "share_of_matmul_peak", "data_wait_share"), 1.0)
+    return {**ones, "rate": rate, "pairs_per_cpu_second": rate}
 
 
 def test_the_ratio_is_the_median_of_the_rounds_ratios(tmp_path) -> None:
     results = {OWN: [figures(3), figures(30), figures(4)], "peer": [figures(1), figures(10), figures(2)]}
     summary = summarise(results)
     assert summary["peer"]["times_slower"] == 3 and summary[OWN]["times_slower"] == 1
-    assert "| peer | 2.00 | 1.00 | 3.00 | 1 of 1 | 1.0 |" in table(summary)
+    assert "| peer | 2.00 | 1.00 | 3.00 | 100% | 1 of 1 | 1.0 |" in table(summary)
     write_report(str(tmp_path / "report.json"), {"rounds": 3}, results, summary)
     assert json.loads((tmp_path / "report.json").read_text())["rounds"]["peer"] == results["peer"]
 
 
 @pytest.mark.slow
 def test_the_spawned_process_measures_time_and_memory_of_its_own(workload) -> None:
-    measured = train.run(workload, rounds=1, steps=2, threads=1, peers=[])[OWN][0]
-    assert 0.1 < measured["peak_memory_gb"] < 3
+    results = train.run(workload, rounds=1, steps=2, threads=1, peer="none", through_ray=[2])
+    measured = results[OWN][0]
+    assert 0.1 < measured["peak_memory_gb"] < 3 and 0 < measured["share_of_matmul_peak"] < 1
     assert measured["pairs_per_second"] == pytest.approx(16 / measured["seconds"])
+    through_ray = results[f"{OWN} through Ray, 2 workers"][0]
+    assert through_ray["computed_tokens_per_pair"] == measured["computed_tokens_per_pair"]  # both ranks' tokens

@@ -34,7 +34,7 @@ def texts(batch: RankBatch) -> list[list[int]]:
     rows = [
         ids[mask.bool()].tolist()
         for chunk in batch.chunks
-        for ids, mask in zip(chunk["input_ids"], chunk["attention_mask"], strict=True)
+        for ids, mask in zip(chunk.input_ids, chunk.attention_mask, strict=True)
     ]
     return [rows[place] for place in batch.order]
 
@@ -57,7 +57,7 @@ def assert_same(one: RankBatch, other: RankBatch) -> None:
     for name in ("order", "passage_ids", "is_passage", "gold_ids"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     for chunk, other_chunk in zip(one.chunks, other.chunks, strict=True):
-        assert all(torch.equal(chunk[name], other_chunk[name]) for name in ("input_ids", "attention_mask"))
+        assert torch.equal(chunk.input_ids, other_chunk.input_ids) and chunk.lengths == other_chunk.lengths
 
 
 @st.composite
@@ -240,7 +240,7 @@ def test_a_batch_is_the_same_whenever_and_in_whatever_order_it_is_asked_for(case
 
 def test_a_chunk_has_no_more_tokens_than_asked_for_with_padding_unless_it_is_one_text():
     for chunk in batches(rows=MANY, size=64)[0].chunks:
-        assert chunk["input_ids"].numel() <= 64 or len(chunk["input_ids"]) == 1
+        assert chunk.num_tokens <= 64 or len(chunk) == 1
 
 
 # Epochs as transformers' Trainer counts them

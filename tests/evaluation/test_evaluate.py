@@ -8,6 +8,7 @@ from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation import evaluate
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
 from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES, metric_names
+from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.saving import EncoderSettings, load_encoder
 from tests.builders import table
@@ -114,9 +115,9 @@ class World:
 
 
 def encode(encoder: Encoder, tokens: list[int]) -> np.ndarray:
-    chunk = {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
+    chunks, _ = length_sorted_chunks([np.array(tokens)], 1000, 0)
     with torch.no_grad():
-        return encoder([chunk])[0].double().numpy()
+        return encoder(chunks)[0].double().numpy()
 
 
 def load(folder: str) -> Encoder:
@@ -210,8 +211,9 @@ def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_mo
         assert_equal(World().evaluator().evaluate(encoder), expected)
         assert encoder.training == encoder.transformer.training == training
     assert all(value.grad is None for value in encoder.parameters())
-    chunk = {"input_ids": torch.tensor([[2, 9, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    encoder([chunk]).sum().backward()  # inference mode has not leaked into the weights
+    encoder(
+        length_sorted_chunks([np.array([2, 9, 3])], 10, 0)[0]
+    ).sum().backward()  # inference mode has not leaked into the weights
 
 
 def test_mixed_precision_changes_scores_a_little(tiny_model, expected):

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from rqa_ray.retriever.cached_step import forward_backward
-from rqa_ray.retriever.encoder import Encoder, length_sorted_chunks
+from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.loss import contrastive_loss
 from rqa_ray.retriever.saving import EncoderSettings, load_encoder
 
 NUM_QUESTIONS, NUM_PASSAGES, LENGTH = 5, 8, 10
 # 13 rows of 10 tokens: one a chunk; 3 (does not divide); 5; all; more than there are.
 MAX_TOKENS = [1, 30, 59, 130, 100_000]
+LAYOUTS = [pytest.param(False, id="padded"), pytest.param(True, id="packed")]
 
 
 @pytest.fixture
@@ -19,11 +21,13 @@ def encoder(tiny_model) -> Encoder:
     return load_encoder(tiny_model, EncoderSettings())
 
 
-def step(encoder, max_tokens, gradient_cache, *, seed=0, backward=torch.Tensor.backward, accumulate=False):
+def step(
+    encoder, max_tokens, gradient_cache, packed=False, *, seed=0, backward=torch.Tensor.backward, accumulate=False
+):
     """Loss, gradients by parameter name, and number of chunks of one batch."""
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, LENGTH) for _ in range(NUM_QUESTIONS + NUM_PASSAGES)]
-    chunks, order = length_sorted_chunks(rows, max_tokens, pad_id=0)
+    chunks, order = length_sorted_chunks(rows, max_tokens, 0, packed)
     ids = torch.tensor([1, 2, 3, 1, 4, 5, 2, 6])  # two questions of one passage, and a negative that is a gold
 
     def loss_of(embeddings):
@@ -40,36 +44,34 @@ def step(encoder, max_tokens, gradient_cache, *, seed=0, backward=torch.Tensor.b
 
 
 def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """Of gradients that are there and not zero. By norm: that of key biases is zero in theory."""
+    """The largest, of all gradients together and of each that counts; by norm, as key biases have none in theory."""
     assert found.keys() == expected.keys() and len(expected) > 30
-    for name, gradient in expected.items():
-        assert gradient.norm() > 0, name
-        if not name.endswith("key.bias"):
-            assert (found[name] - gradient).norm() < 0.2 * gradient.norm(), name
     both = [torch.cat([part[name].flatten() for name in expected]) for part in (found, expected)]
-    return float((both[0] - both[1]).norm() / both[1].norm())
+    norm = both[1].norm()
+    counting = [name for name, gradient in expected.items() if gradient.norm() > 1e-4 * norm]
+    assert norm > 0.1 and len(counting) > 25
+    differences = [float((found[name] - expected[name]).norm() / expected[name].norm()) for name in counting]
+    return max(float((both[0] - both[1]).norm() / norm), *differences)
 
 
+@pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("max_tokens", MAX_TOKENS)
-def test_cached_equals_plain_with_the_same_dropout_masks(encoder, max_tokens):
-    loss, gradients, num_chunks = step(encoder, max_tokens, gradient_cache=True)
-    plain_loss, plain_gradients, _ = step(encoder, max_tokens, gradient_cache=False)
-    other_loss, _, _ = step(encoder, max_tokens, gradient_cache=False, seed=1000)
+def test_cached_equals_plain_with_the_same_dropout_masks(encoder, max_tokens, packed):
+    loss, gradients, num_chunks = step(encoder, max_tokens, True, packed)
+    plain_loss, plain_gradients, _ = step(encoder, max_tokens, False, packed)
+    other_loss, _, _ = step(encoder, max_tokens, False, packed, seed=1000)
     assert num_chunks == {1: 13, 30: 5, 59: 3}.get(max_tokens, 1)
     assert abs(other_loss - plain_loss) > 1e-3  # dropout is on
     assert loss > 0.1
     torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=1e-6)
     assert relative_difference(gradients, plain_gradients) < 1e-5
-    for name, gradient in plain_gradients.items():
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-5
-        )
 
 
+@pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("max_tokens", MAX_TOKENS)
-def test_without_dropout_the_chunks_do_not_change_the_result(tiny_model, max_tokens):
+def test_without_dropout_neither_the_chunks_nor_their_layout_change_the_result(tiny_model, max_tokens, packed):
     encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0)
-    loss, gradients, _ = step(encoder, max_tokens, gradient_cache=True)
+    loss, gradients, _ = step(encoder, max_tokens, True, packed)
     plain_loss, plain_gradients, num_chunks = step(encoder, 100_000, gradient_cache=False)
     assert num_chunks == 1
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.cached_step import forward_backward
-from rqa_ray.retriever.encoder import length_sorted_chunks
+from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.loss import contrastive_loss
 from rqa_ray.retriever.saving import EncoderSettings, load_encoder
 from tests.ranks import run_ranks
@@ -21,7 +21,8 @@ def assert_identities() -> None:
     assert not distributed.is_distributed()
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.gather(tensor) is tensor
-    assert distributed.gather_with_gradient(tensor) is tensor
+    ids = torch.arange(6).view(3, 2)
+    assert [id(part) for part in distributed.gather_with_gradient(tensor, ids)] == [id(tensor), id(ids)]
     assert distributed.any_rank(True) is True and distributed.any_rank(False) is False
     distributed.barrier()
 
@@ -48,15 +49,18 @@ def ranks(tmp_path_factory, tiny_model) -> list[dict]:
 def on_rank(model_folder: str) -> dict:
     rank = distributed.rank()
     own = rows_of(rank).requires_grad_()
-    gathered = distributed.gather_with_gradient(own)
+    own_ids = ids_of(rank)
+    gathered, gathered_ids = distributed.gather_with_gradient(own, own_ids)
     (gathered * weights_of(rank)).sum().backward()
     half_used = rows_of(rank).requires_grad_()
-    (distributed.gather_with_gradient(half_used).sum() * (rank == 1)).backward()  # rank 0's loss does not depend on it
+    values, _ = distributed.gather_with_gradient(half_used, own_ids)
+    (values.sum() * (rank == 1)).backward()  # rank 0's loss does not depend on it
     everywhere = torch.arange(6).view(2, 3) + 10 * rank
     distributed.barrier()
     return {
         "who": (distributed.is_distributed(), distributed.rank(), distributed.world_size()),
         "gathered": gathered.detach(),
+        "gathered ids": gathered_ids,
         "gradient": own.grad,
         "gradient of one rank's loss": half_used.grad,
         "ids": distributed.gather(everywhere),
@@ -71,6 +75,11 @@ def rows_of(rank: int) -> torch.Tensor:
     return torch.arange(6.0).view(3, 2) + 100 * rank
 
 
+def ids_of(rank: int) -> torch.Tensor:
+    """Of every bit pattern, those of NaNs among them."""
+    return torch.tensor([[-1, 2**63 - 1], [0x7FC00001_7F800001, -(2**63)], [3, 4]]) - rank
+
+
 def weights_of(rank: int) -> torch.Tensor:
     return torch.randn(3 * RANKS, 2, generator=torch.Generator().manual_seed(rank))
 
@@ -83,6 +92,7 @@ def test_gather_concatenates_in_the_order_of_ranks_whatever_the_type_and_the_str
     ids = torch.arange(6).view(2, 3)
     for found in ranks:
         assert torch.equal(found["gathered"], torch.cat([rows_of(0), rows_of(1)]))
+        assert torch.equal(found["gathered ids"], torch.cat([ids_of(0), ids_of(1)]))
         assert torch.equal(found["ids"], torch.cat([ids, ids + 10]))
         assert torch.equal(found["transposed"], torch.cat([ids.T, ids.T + 10]))
         assert found["flags"].tolist() == [True, False, True, True]
@@ -117,7 +127,7 @@ def step(model_folder: str, rank: int, world_size: int, gradient_cache: bool, nu
     my_negatives = NUM_QUESTIONS + np.arange(num_negatives)[world_size - 1 - rank :: world_size]
     my_passages = np.concatenate([mine, my_negatives])
     rows = [questions[i] for i in mine] + [passages[i] for i in my_passages]
-    chunks, order = length_sorted_chunks(rows, max_tokens=40, pad_id=0)
+    chunks, order = length_sorted_chunks(rows, max_tokens=40, pad_id=0, packed=True)
     num_passages = -(-NUM_QUESTIONS // world_size) + -(-num_negatives // world_size)
     padding = num_passages - len(my_passages)
 

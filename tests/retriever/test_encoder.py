@@ -1,21 +1,21 @@
-"""The encoder against hand computations on its token vectors, and the cutting of rows into chunks."""
+"""The encoder against hand computations on its token vectors, on padded and packed chunks."""
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 
-from rqa_ray.retriever.encoder import POOLINGS, Encoder, length_sorted_chunks
+from rqa_ray.retriever import attention
+from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.encoder import POOLINGS, Encoder
 from rqa_ray.retriever.saving import EncoderSettings, load_encoder, save_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 PAD = 0
+LAYOUTS = [pytest.param(False, id="padded"), pytest.param(True, id="packed")]
 
 
 def token_rows(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
@@ -27,26 +27,27 @@ def load(folder: str, dropout: float | None = None, **settings) -> Encoder:
     return load_encoder(folder, EncoderSettings(**settings), dropout)
 
 
-def embed(encoder: Encoder, rows: list[np.ndarray], max_tokens: int, **options) -> torch.Tensor:
-    chunks, order = length_sorted_chunks(rows, max_tokens, PAD)
+def embed(encoder: Encoder, rows: list[np.ndarray], max_tokens: int, packed: bool = False, **options) -> torch.Tensor:
+    chunks, order = length_sorted_chunks(rows, max_tokens, PAD, packed)
     return encoder(chunks, **options)[order]
 
 
-def embedding_gradients(encoder: Encoder, rows: list[np.ndarray]) -> dict[str, torch.Tensor]:
+def embedding_gradients(encoder: Encoder, rows: list[np.ndarray], packed: bool = False) -> dict[str, torch.Tensor]:
     encoder.zero_grad()
-    chunks, _ = length_sorted_chunks(rows, 60, PAD)
+    chunks, _ = length_sorted_chunks(rows, 60, PAD, packed)
     embeddings = encoder(chunks, range(len(chunks)))
     (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
     return {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_pooling_uses_the_tokens_of_the_text_and_no_padding(tiny_model, pooling, similarity):
+def test_pooling_uses_the_tokens_of_the_text_and_no_padding(tiny_model, pooling, similarity, packed):
     encoder = load(tiny_model, pooling=pooling, similarity=similarity, normalize=similarity == "cosine").eval()
     rows = token_rows([3, 9, 1, 17])
     with torch.no_grad():
-        found = embed(encoder, rows, max_tokens=1000)  # one chunk: padded to 17
+        found = embed(encoder, rows, 1000, packed)  # one chunk, padded to 17
         for row, embedding in zip(rows, found, strict=True):
             alone = encoder.transformer(torch.from_numpy(row).long()[None]).last_hidden_state[0].numpy()
             by_hand = {"mean": alone.mean(0), "cls": alone[0], "last": alone[-1], "max": alone.max(0)}[pooling]
@@ -65,74 +66,30 @@ def test_every_pooling_name_can_be_saved():
     assert list(POOLINGS) == list(POOLING_NAMES)
 
 
-@given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=40),
-    st.integers(1, 200),
-    st.one_of(st.none(), st.integers(1, 7)),
-)
-def test_chunks_keep_rows_budget_and_order(lengths, max_tokens, max_rows):
-    rows = token_rows(lengths)
-    chunks, order = length_sorted_chunks(rows, max_tokens, PAD, max_rows)
-    found, previous_longest = [], 0
-    for chunk in chunks:
-        ids, mask = chunk["input_ids"], chunk["attention_mask"]
-        assert ids.dtype == mask.dtype == torch.int64 and ids.shape == mask.shape
-        assert ids.numel() <= max_tokens or len(ids) == 1
-        assert max_rows is None or len(ids) <= max_rows
-        assert mask.sum(1).max() == ids.shape[1]  # no column of padding alone
-        assert (ids[mask == 0] == PAD).all()
-        assert mask.sum(1).min() >= previous_longest  # like lengths together
-        previous_longest = ids.shape[1]
-        found += [row[: int(keep.sum())].numpy() for row, keep in zip(ids, mask, strict=True)]
-    assert sorted(order.tolist()) == list(range(len(rows)))
-    for row, place in zip(rows, order.tolist(), strict=True):
-        np.testing.assert_array_equal(found[place], row)
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(20, 100))
-def test_no_other_cut_has_fewer_tokens_where_a_chunk_costs_a_twentieth_of_its_budget(lengths, max_tokens):
-    def cost(parts: list[list[int]]) -> float:
-        return sum(len(part) * part[-1] + max_tokens / 20 for part in parts)
-
-    ordered = sorted(lengths)
-    possible = []
-    for places in itertools.product([False, True], repeat=len(ordered) - 1):
-        ends = [index + 1 for index, is_cut in enumerate(places) if is_cut]
-        parts = [ordered[start:end] for start, end in zip([0, *ends], [*ends, len(ordered)], strict=True)]
-        if all(len(part) * part[-1] <= max_tokens or len(part) == 1 for part in parts):
-            possible.append(cost(parts))
-    chunks, _ = length_sorted_chunks(token_rows(lengths), max_tokens, PAD)
-    found = [sorted(chunk["attention_mask"].sum(1).tolist()) for chunk in chunks]
-    assert cost(found) == pytest.approx(min(possible))
-
-
-def test_no_rows_are_no_chunks():
-    chunks, order = length_sorted_chunks([], 100, PAD)
-    assert chunks == [] and order.tolist() == []
-
-
-def test_embeddings_do_not_depend_on_the_chunks(tiny_model):
+@pytest.mark.parametrize("packed", LAYOUTS)
+def test_embeddings_do_not_depend_on_the_chunks(tiny_model, packed):
     encoder = load(tiny_model).eval()
     rows = token_rows([5, 1, 60, 33, 7, 7, 12, 2, 20, 41, 3, 9, 15])
     with torch.no_grad():
         single = embed(encoder, rows, max_tokens=1)
         assert single.std(0).mean() > 0.01  # they differ by text
         for max_tokens in (50, 133, 100_000):
-            torch.testing.assert_close(embed(encoder, rows, max_tokens), single, rtol=0, atol=1e-5)
+            torch.testing.assert_close(embed(encoder, rows, max_tokens, packed), single, rtol=0, atol=1e-5)
 
 
-def test_equal_seeds_give_equal_dropout_and_other_seeds_another(tiny_model):
+@pytest.mark.parametrize("packed", LAYOUTS)
+def test_equal_seeds_give_equal_dropout_and_other_seeds_another(tiny_model, packed):
     encoder = load(tiny_model)
     assert encoder.training
     rows = token_rows([8, 8, 8, 8])
-    once = embed(encoder, rows, 16, seeds=[1, 2])
+    once = embed(encoder, rows, 16, packed, seeds=[1, 2])
     torch.rand(7)  # whatever else draws random numbers in between
-    again = embed(encoder, rows, 16, seeds=[1, 2])
-    other = embed(encoder, rows, 16, seeds=[1, 3])
+    again = embed(encoder, rows, 16, packed, seeds=[1, 2])
+    other = embed(encoder, rows, 16, packed, seeds=[1, 3])
     assert torch.equal(once, again)
     assert torch.equal(once[:2], other[:2])
     assert (once[2:] - other[2:]).abs().max() > 0.01
-    assert not torch.equal(once, encoder.eval()(length_sorted_chunks(rows, 16, PAD)[0]))
+    assert not torch.equal(once, embed(encoder.eval(), rows, 16, packed))
 
 
 def test_a_chunks_dropout_depends_on_its_seed_alone(tiny_model):
@@ -148,7 +105,8 @@ def test_a_dropout_of_zero_switches_all_dropout_off(tiny_model):
     assert torch.equal(embed(without, rows, 50, seeds=[1]), embed(without, rows, 50, seeds=[2]))
 
 
-def test_the_dropout_override_reaches_attention(tiny_model):
+@pytest.mark.parametrize("packed", LAYOUTS)
+def test_the_dropout_override_reaches_attention(tiny_model, packed):
     encoder = load(tiny_model, dropout=0.4)
     for name, module in encoder.named_modules():
         if isinstance(module, torch.nn.Dropout):
@@ -156,7 +114,7 @@ def test_the_dropout_override_reaches_attention(tiny_model):
             if not name.endswith("attention.self.dropout"):
                 module.p = 0.0  # what is left varies by attention alone
     rows = token_rows([12, 12])
-    first, second = (embed(encoder, rows, 50, seeds=[seed]) for seed in (1, 2))
+    first, second = (embed(encoder, rows, 50, packed, seeds=[seed]) for seed in (1, 2))
     assert (first - second).abs().max() > 0.01
 
 
@@ -183,17 +141,18 @@ def test_the_pooler_is_kept_and_frozen_and_every_other_parameter_gets_a_gradient
             assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in before.keys())
 
 
+@pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_activation_checkpointing_gives_the_same_gradient_with_dropout_on(tiny_model, use_reentrant):
+def test_activation_checkpointing_gives_the_same_gradient_with_dropout_on(tiny_model, use_reentrant, packed):
     rows = token_rows([8, 12, 20, 30, 31])
     encoder = load(tiny_model)
     calls = []
     for layer in encoder.transformer.encoder.layer:
         layer.attention.register_forward_hook(lambda *_: calls.append(1))
-    plain = embedding_gradients(encoder, rows)
+    plain = embedding_gradients(encoder, rows, packed)
     num_plain = len(calls)
     encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
-    checkpointed = embedding_gradients(encoder, rows)
+    checkpointed = embedding_gradients(encoder, rows, packed)
     assert len(calls) - num_plain == 2 * num_plain  # the layers really ran again in the backward
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
@@ -201,7 +160,52 @@ def test_activation_checkpointing_gives_the_same_gradient_with_dropout_on(tiny_m
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-6)
 
 
-def test_the_memory_estimate_counts_attention_probabilities_only_with_dropout(tiny_model):
+def test_the_bytes_of_a_graph_are_those_that_autograd_keeps(tiny_model):
+    without = load(tiny_model, dropout=0.0)
+    sizes = [
+        without.graph_bytes(length_sorted_chunks(token_rows([length] * count), 10_000, PAD, True)[0][0])
+        for length, count in ((20, 10), (20, 20), (40, 10))
+    ]
+    # Beyond the tables that every chunk looks up, memory is proportional to the tokens.
+    assert sizes[0] > 200 * 2 * 10 * 32 * 4
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.1) and sizes[2] == pytest.approx(sizes[1], rel=0.1)
+
+
+def test_the_bytes_of_a_graph_with_dropout_include_the_probabilities_of_attention(tiny_model):
+    long, short = (
+        length_sorted_chunks(token_rows([length] * count), 10_000, PAD, True)[0][0]
+        for length, count in ((60, 4), (6, 40))
+    )
     own, without = load(tiny_model), load(tiny_model, dropout=0.0)
-    assert own.activation_bytes(1000, 64) > without.activation_bytes(1000, 64) == without.activation_bytes(1000, 8)
-    assert own.activation_bytes(2000, 64) == 2 * own.activation_bytes(1000, 64)
+    more = own.graph_bytes(long) - own.graph_bytes(short)
+    probabilities = 2 * 4 * (4 * 60**2 - 40 * 6**2)  # layers, heads, texts
+    assert more == pytest.approx(5 * probabilities, rel=0.05)  # four bytes a probability and one for its mask
+    assert own.graph_bytes(long) > without.graph_bytes(long)
+
+
+def test_packing_works_here_and_leaves_the_encoder_as_it_was(tiny_model):
+    encoder = load(tiny_model)
+    assert encoder.can_pack and encoder.packing_works()
+    assert encoder.training and all(value.grad is None for value in encoder.parameters())
+
+
+def test_an_attention_that_is_wrong_or_raises_does_not_work(tiny_model, monkeypatch):
+    encoder = load(tiny_model)
+    monkeypatch.setattr(attention, "_run_by_run", lambda query, key, value, *_: value.transpose(0, 1)[None])
+    assert not encoder.packing_works()
+
+    def no_kernel(*_):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(attention, "_run_by_run", no_kernel)
+    assert not encoder.packing_works()
+
+
+def test_a_gradient_of_packed_chunks_is_that_of_padded_ones(tiny_model):
+    rows = token_rows([3, 9, 9, 17, 30, 5])
+    encoder = load(tiny_model, dropout=0.0)
+    padded, packed = (embedding_gradients(encoder, rows, layout) for layout in (False, True))
+    assert padded.keys() == packed.keys()
+    everything = [torch.cat([part[name].flatten() for name in padded]) for part in (padded, packed)]
+    assert everything[0].norm() > 0.1
+    assert (everything[0] - everything[1]).norm() < 1e-5 * everything[0].norm()

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.encoder import POOLINGS, Encoder, length_sorted_chunks
+from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.encoder import POOLINGS, Encoder
 from rqa_ray.retriever.saving import (
     EncoderSettings,
     find_model_folder,

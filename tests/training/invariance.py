@@ -86,7 +86,9 @@ class Recorder(TrainerCallback):
             self.gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]).clone())
 
 
-def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient_cache: bool, mutation: str) -> None:
+def run(
+    rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient_cache: bool, packed: bool, mutation: str
+) -> None:
     """Trains and, on rank 0, saves gradients, losses, weights and what the data contained to `folder`/result.pt."""
     torch.set_num_threads(1)
     if world_size > 1:
@@ -98,6 +100,7 @@ def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient
     recorder = Recorder()
     trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder)
     encoder, batches = trainer.model, trainer.batches
+    batches.packed = packed
     start = weights(encoder)
     trainer.train()
     if rank == 0:
@@ -107,6 +110,7 @@ def run(rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient
                 "start": start,
                 "weights": weights(encoder),
                 "gradients": recorder.gradients,
+                "sizes": [value.numel() for value in encoder.parameters() if value.requires_grad],
                 "losses": losses,
                 "num_masked": count_masked(batches),
                 "num_negatives": len(batches.draw_negatives(0, batches.batch_rows(0))),
@@ -194,7 +198,7 @@ def weights(encoder: Encoder) -> torch.Tensor:
 
 def count_masked(batches: GlobalBatches) -> int:
     """Columns that a question has to ignore in the first global batch."""
-    whole = GlobalBatches(batches.rows, GLOBAL_BATCH, 0.0, batches.seed, 1000, 0)[0]
+    whole = GlobalBatches(batches.rows, GLOBAL_BATCH, 0.0, batches.seed, 0)[0]
     labels = torch.arange(GLOBAL_BATCH)
     return int(loss_module.false_negatives(whole.passage_ids, whole.is_passage, whole.gold_ids, labels).sum())
 
@@ -224,10 +228,10 @@ def mutate(mutation: str) -> None:
     elif mutation == "detached gather":
         gather = distributed.gather
 
-        def own_slot_only(tensor):
+        def own_slot_only(tensor, ids):
             share, rank = len(tensor), distributed.rank()
             everything = gather(tensor.detach())
-            return torch.cat([everything[: rank * share], tensor, everything[(rank + 1) * share :]])
+            return torch.cat([everything[: rank * share], tensor, everything[(rank + 1) * share :]]), gather(ids)
 
         distributed.gather_with_gradient = own_slot_only
     elif mutation != "none":

@@ -19,9 +19,15 @@ multiprocessing.set_forkserver_preload(["tests.training.invariance"])
 
 
 @functools.cache
-def result(world_size: int, hard_neg_ratio: float, gradient_cache: bool = False, mutation: str = "none") -> dict:
+def result(
+    world_size: int,
+    hard_neg_ratio: float,
+    gradient_cache: bool = False,
+    packed: bool = True,
+    mutation: str = "none",
+) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, mutation)
+        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt")
 
@@ -51,10 +57,24 @@ def test_any_number_of_workers_makes_the_same_steps(some: int, more: int, hard_n
     assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
 
 
-def test_gradient_caching_makes_the_same_steps() -> None:
-    for world_size in (1, 2):
-        cached = result(world_size, 0.25, gradient_cache=True)
-        assert is_the_same_training(result(1, 0.25), cached), differences(result(1, 0.25), cached)
+@pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_gradient_caching_makes_the_same_steps(world_size: int, hard_neg_ratio: float) -> None:
+    plain, cached = result(world_size, hard_neg_ratio), result(world_size, hard_neg_ratio, gradient_cache=True)
+    assert is_the_same_training(plain, cached), differences(plain, cached)
+    assert plain["losses"][0] == pytest.approx(cached["losses"][0], rel=1e-6)
+    assert plain["losses"] == pytest.approx(cached["losses"], rel=1e-5)
+    # From the same weights every parameter's gradient is the same, where it is more than rounding.
+    whole = plain["gradients"][0].norm()
+    pairs = zip(*(run["gradients"][0].split(run["sizes"]) for run in (plain, cached)), strict=True)
+    counting = [(one, other) for one, other in pairs if one.norm() > 1e-4 * whole]
+    assert len(counting) > 25
+    assert max(float((one - other).norm() / one.norm()) for one, other in counting) <= 1e-5
+
+
+def test_padded_chunks_make_the_same_steps_as_packed_ones() -> None:
+    padded = result(2, 0.25, packed=False)
+    assert is_the_same_training(result(1, 0.25), padded), differences(result(1, 0.25), padded)
 
 
 def test_the_comparison_is_not_vacuous() -> None:

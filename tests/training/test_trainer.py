@@ -1,10 +1,12 @@
 """The trainer on one process: what is not about ranks."""
 
+import copy
 import time
 
 import pytest
 import torch
 
+from rqa_ray.training.build import compile_transformer
 from rqa_ray.training.trainer import NonFiniteLossError, chunk_seed
 from tests.training.invariance import GLOBAL_BATCH, Recorder, make_trainer, weights
 
@@ -58,6 +60,35 @@ def test_the_share_of_the_time_that_steps_wait_for_their_batches_is_logged(tmp_p
     monkeypatch.setattr(slow.batches, "make", lambda number: time.sleep(2) or make(number))
     slow.train()
     assert share(slow) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("backend", "dropout"),
+    [
+        ("eager", 0.0),
+        pytest.param("inductor", 0.0, marks=pytest.mark.slow),
+        pytest.param("inductor", 0.1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_encoder_makes_the_same_steps_cached_or_not(tmp_path, backend, dropout) -> None:
+    def gradients(compiled: bool, cached: bool) -> list[torch.Tensor]:
+        recorder = Recorder()
+        trainer = make_trainer(str(tmp_path), 0.25, cached, 0, 1, recorder, max_steps=2)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+        if compiled:
+            arguments = copy.copy(trainer.args)
+            arguments.torch_compile, arguments.torch_compile_backend = True, backend
+            assert not compile_transformer(trainer.model, arguments).torch_compile  # it is done, the Trainer must not
+        trainer.train()
+        return recorder.gradients
+
+    torch._dynamo.reset()
+    # With dropout the eager step has other masks, cheaper ones.
+    expected = gradients(compiled=dropout > 0, cached=False)
+    for found, gradient in zip(gradients(compiled=True, cached=True), expected, strict=True):
+        assert (found - gradient).norm() <= 1e-4 * gradient.norm() > 0
 
 
 def test_every_chunk_has_a_seed_of_its_own() -> None:

@@ -1,0 +1,119 @@
+"""Attention over packed texts against attention over each text alone."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from rqa_ray.retriever import attention
+from rqa_ray.retriever.attention import MODEL_TYPES, packed_attention
+from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.dropout import apply_mask, keep_mask
+from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.saving import EncoderSettings
+from tests.retriever.test_chunks import token_rows
+
+LENGTHS = [2, 3, 9, 9, 40]
+HEADS, DIMENSIONS = 4, 8
+
+
+@pytest.fixture
+def chunk():
+    return length_sorted_chunks(token_rows(LENGTHS), 1000, 0, packed=True)[0][0]
+
+
+def heads(requires_grad: bool = True) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, HEADS, sum(LENGTHS), DIMENSIONS, generator=generator).requires_grad_() for _ in range(3)]
+
+
+def one_by_one(query, key, value):
+    texts = zip(*(part.split(LENGTHS, dim=2) for part in (query, key, value)), strict=True)
+    parts = [nn.functional.scaled_dot_product_attention(*text, scale=0.3) for text in texts]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()], ids=["run by run", "nested, as on CUDA"])
+def test_every_text_attends_to_itself_alone(chunk, devices, monkeypatch):
+    monkeypatch.setattr(attention, "RUN_BY_RUN", devices)
+    inputs = heads()
+    found, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, chunk=chunk)
+    expected = one_by_one(*inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    towards = torch.randn_like(expected)
+    for one, other in zip(
+        *(torch.autograd.grad(result, inputs, towards) for result in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds():
+    query, key, value = (part[:, :, -40:].detach().requires_grad_() for part in heads())
+    torch.manual_seed(3)
+    found = attention._DropoutAttention.apply(query, key, value, 0.25, 0.3)
+    torch.manual_seed(3)
+    shares = (query @ key.transpose(2, 3) * 0.3).softmax(3)
+    kept = keep_mask(shares.shape, 0.25)
+    expected = apply_mask_with_graph(shares, kept) @ value
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    towards = torch.randn_like(expected)
+    for one, other in zip(
+        *(torch.autograd.grad(result, (query, key, value), towards) for result in (found, expected)), strict=True
+    ):
+        assert other.norm() > 1
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def apply_mask_with_graph(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    return values * apply_mask(torch.ones_like(values), kept, 0.25)
+
+
+def test_dropout_in_attention_keeps_the_expectation(chunk):
+    inputs = [part.detach() for part in heads()]
+    torch.manual_seed(0)
+    mean = sum(packed_attention(nn.Module(), *inputs, None, 0.2, 0.3, chunk=chunk)[0] for _ in range(400)) / 400
+    assert (mean - one_by_one(*inputs)).abs().mean() < 0.02
+
+
+SMALL = {
+    "vocab_size": 150,
+    "hidden_size": 32,
+    "dim": 32,  # distilbert's names
+    "hidden_dim": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 64,
+    "embedding_size": 32,
+    "max_position_embeddings": 500,
+    "pad_token_id": 1,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(model_type):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SMALL)
+    encoder = Encoder(AutoModel.from_config(config), EncoderSettings()).eval()
+    assert encoder.can_pack
+    rows = token_rows([3, 9, 9, 40, 2, 400])
+    found = []
+    for packed in (False, True):
+        chunks, order = length_sorted_chunks(rows, 10_000, config.pad_token_id, packed)
+        encoder.zero_grad()
+        embeddings = encoder(chunks)[order]
+        (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
+        gradients = [value.grad.flatten() for value in encoder.parameters() if value.grad is not None]
+        found.append((embeddings.detach(), torch.cat(gradients)))
+    assert found[0][0].std(0).mean() > 0.01 and found[0][1].norm() > 0.1
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
+    assert (found[1][1] - found[0][1]).norm() < 1e-5 * found[0][1].norm()
+
+
+@pytest.mark.parametrize("model_type", ["mpnet", "modernbert"])
+def test_a_model_with_a_bias_or_a_window_is_padded(model_type):
+    config = AutoConfig.for_model(model_type, **SMALL)
+    assert not Encoder(AutoModel.from_config(config), EncoderSettings()).can_pack
