@@ -69,7 +69,8 @@ class Settings:
         "Questions per optimizer step, all workers. Default: per_device_train_batch_size x workers x accumulation.",
     )
     max_tokens_per_chunk: int | None = _setting(
-        None, "A forward pass takes at most so many tokens, with padding. Default: 1,000 on CPU, 32,768 on a GPU."
+        None,
+        "Tokens of a forward pass, at most. Default: 2,000 on CPU, 32,768 on a GPU, fewer where memory is short.",
     )
     gradient_cache: Literal["auto", "true", "false"] = _setting(
         "auto",

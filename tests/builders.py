@@ -68,13 +68,18 @@ def _default(kind: pa.DataType) -> Any:
 
 
 def random_train_rows(
-    num_rows: int, seed: int = 0, max_length: int = 20, num_passages: int = 30, max_negatives: int = 3
+    num_rows: int,
+    seed: int = 0,
+    max_length: int = 20,
+    num_passages: int = 30,
+    max_negatives: int = 3,
+    vocabulary: int = 1000,
 ) -> list[dict[str, Any]]:
     """Rows in input order. Passages come again as golds and as negatives; every third question repeats a wording."""
     generator = np.random.default_rng(seed)
 
     def tokens() -> list[int]:
-        return generator.integers(1, 1000, generator.integers(1, max_length + 1)).tolist()
+        return generator.integers(1, vocabulary, generator.integers(1, max_length + 1)).tolist()
 
     passages = [tokens() for _ in range(num_passages)]
     rows = []

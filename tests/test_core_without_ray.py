@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 NEED_RAY = {
+    "rqa_ray.benchmarks.through_ray",
     "rqa_ray.preflight",
     "rqa_ray.data.readers",
     "rqa_ray.training.checkpoints",

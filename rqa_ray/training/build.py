@@ -101,14 +101,18 @@ def choose(
     """
     device, before = args.device, before or {}
     encoder.to(device)
-    packed = encoder.can_pack and (device.type == "cpu" or encoder.packing_works())
-    batches.packed = packed = before.get("packed", packed)
+    mixed = torch.autocast(device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16)
+    if "packed" in before:
+        packed = before["packed"]
+    else:
+        packed = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
+    batches.packed = packed
+    # Gradients and the two moments of Adam are still to come.
     free = MEMORY_SHARE * _free_memory(device) - 12 * sum(value.numel() for value in encoder.parameters())
-    precision = torch.bfloat16 if args.bf16 else torch.float16
 
     def graph_bytes(chunk: Chunk) -> float:
         """A token (bytes)."""
-        with torch.autocast(device.type, precision, enabled=args.bf16 or args.fp16):
+        with mixed:
             return encoder.graph_bytes(chunk.to(device)) / chunk.num_tokens
 
     max_tokens = settings.max_tokens_per_chunk or before.get("max_tokens_per_chunk")
@@ -131,6 +135,13 @@ def choose(
         needed = float(a_token @ [chunk.num_tokens for chunk in chunks])
         cached = distributed.any_rank(needed > free, device)
     return {"packed": packed, "max_tokens_per_chunk": max_tokens, "gradient_cache": cached}
+
+
+def _packing_works(encoder: Encoder, mixed: torch.autocast) -> bool:
+    """In training's precision and in evaluation's."""
+    with mixed:
+        works = encoder.packing_works()
+    return works and encoder.packing_works()
 
 
 def describe(choices: dict[str, Any]) -> str:

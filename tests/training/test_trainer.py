@@ -91,6 +91,19 @@ def test_a_compiled_encoder_makes_the_same_steps_cached_or_not(tmp_path, backend
         assert (found - gradient).norm() <= 1e-4 * gradient.norm() > 0
 
 
+def test_the_size_of_the_chunks_changes_no_logged_loss(tmp_path) -> None:
+    def losses(max_tokens: int) -> list[float]:
+        trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder())
+        trainer.batches.max_tokens_per_chunk, trainer.batches.packed = max_tokens, True
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    expected = losses(10_000)
+    assert len(expected) == 10 and max(expected) - min(expected) > 0.01
+    for max_tokens in (1, 70, 333):
+        assert losses(max_tokens) == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_chunk_has_a_seed_of_its_own() -> None:
     places = [(seed, batch, rank, chunk) for seed in (0, 1) for batch in (0, 1) for rank in (0, 1) for chunk in (0, 1)]
     assert len({chunk_seed(*place) for place in places}) == len(places)
