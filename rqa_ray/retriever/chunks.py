@@ -64,15 +64,16 @@ def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> 
     cost = np.zeros(len(lengths) + 1)  # of the best cut of the first so many rows
     last = np.zeros(len(lengths) + 1, dtype=np.int64)  # where its last chunk begins
     for end in range(1, len(lengths) + 1):
-        first = max(end - max_rows, 0)
+        longest = max(int(lengths[end - 1]), 1)
         if packed:
-            tokens = tokens_before[end] - tokens_before[first:end]
+            fitting = end - int(np.searchsorted(tokens_before, tokens_before[end] - max_tokens))
         else:
-            tokens = np.arange(end - first, 0, -1) * max(int(lengths[end - 1]), 1)
-        fitting = min(int(np.count_nonzero(tokens > max_tokens)), len(tokens) - 1)  # falling: the first few do not fit
-        costs = cost[first + fitting : end] + tokens[fitting:]
+            fitting = max_tokens // longest
+        first = end - max(1, min(max_rows, fitting, end))
+        tokens = tokens_before[end] - tokens_before[first:end] if packed else np.arange(end - first, 0, -1) * longest
+        costs = cost[first:end] + tokens
         best = int(costs.argmin())
-        cost[end], last[end] = costs[best] + max_tokens / 20, first + fitting + best
+        cost[end], last[end] = costs[best] + max_tokens / 20, first + best
     cuts = [len(lengths)]
     while cuts[-1] > 0:
         cuts.append(int(last[cuts[-1]]))
