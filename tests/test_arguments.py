@@ -61,9 +61,9 @@ def test_localrqas_first_documented_command_parses_to_its_values_without_notes()
     assert job.output_dir == "model_checkpoints/my_CTL_ret_model"
     assert job.settings == Settings(
         model_name_or_path="intfloat/e5-base-v2",
-        train_file="train_w_q.jsonl",
-        eval_file="eval_w_q.jsonl",
-        full_dataset_file_path="documents.pkl",
+        train_file=["train_w_q.jsonl"],
+        eval_file=["eval_w_q.jsonl"],
+        full_dataset_file_path=["documents.pkl"],
         pooling_type="mean",
         hard_neg_ratio=0.05,
     )
@@ -75,7 +75,7 @@ def test_localrqas_first_documented_command_parses_to_its_values_without_notes()
 
 def test_localrqas_second_documented_command_parses_with_a_word_on_saving_and_on_its_temperature():
     job = parse_job(DATABRICKS)
-    assert (job.settings.test_file, job.settings.temperature) == ("test_w_q.jsonl", 1.2)
+    assert (job.settings.test_file, job.settings.temperature) == (["test_w_q.jsonl"], 1.2)
     assert {name: job.training[name] for name in ("max_steps", "eval_steps", "logging_steps")} == {
         "max_steps": 100,
         "eval_steps": 2,
@@ -353,7 +353,7 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("--temp 1", "--temp: unknown argument"),  # no abbreviations: they break when names are added
         ("--learning_rate fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
         ("--max_steps 1.5", "argument --max_steps/--max-steps: invalid int value: '1.5'"),
-        ("--eval_file", "argument --eval_file/--eval-file: expected one argument"),
+        ("--eval_file", "argument --eval_file/--eval-file: expected at least one argument"),
         (
             "--trust_remote_code maybe",
             "argument --trust_remote_code/--trust-remote-code: Truthy value expected: got maybe",

@@ -48,7 +48,7 @@ def read_workload(
     """
     folder = find_model_folder(model_name)
     questions, passages, ids = [], [], []
-    for path in find_files(train_file, "train_file"):
+    for path in find_files([train_file], "train_file"):
         for _, record in read_records(path, "questions"):
             if isinstance(record, str):
                 raise InputError(record)

@@ -3,56 +3,92 @@
 import glob
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from urllib.parse import quote
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from rqa_ray.errors import InputError
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".pkl")
+LINES = (".jsonl", ".json")
+COMPRESSED = (".gz", ".zst")
+SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
 
 
-def find_files(name: str, argument: str) -> list[str]:
-    """Absolute paths or URIs of the files that `name` (a file, a glob, a folder, a URI) stands for, sorted.
+def find_files(names: Iterable[str], argument: str) -> list[str]:
+    """Absolute paths or URIs of the files that each name (a file, a glob, a folder, a URI) stands for.
+
+    In the order of the names, sorted within one; a folder stands for the files in it and below it that can be read,
+    a file that several names stand for comes once.
 
     Raises:
         InputError: there is none, or a suffix is unknown; `argument` is the flag to blame.
     """
-    if "://" in name:
-        found = _find_remote(name, argument)
-    elif os.path.isdir(name):
-        found = sorted(os.path.join(name, item) for item in os.listdir(name) if item.endswith(SUFFIXES))
-        if not found:
-            raise InputError(f"--{argument} {name}: a folder without {', '.join(SUFFIXES)} files")
-    else:
-        found = [name] if os.path.exists(name) else sorted(glob.glob(name))
-        if not found:
-            raise InputError(f"--{argument} {name}: no such file")
-    for path in found:
-        if not has_suffix(path, *SUFFIXES):
-            raise InputError(f"--{argument} {path}: unknown kind of file; one of {', '.join(SUFFIXES)} can be read")
-    return [path if "://" in path else os.path.abspath(path) for path in found]
+    found: dict[str, None] = {}
+    for name in names:
+        for path in _find_remote(name, argument) if "://" in name else _find_local(name, argument):
+            if not has_suffix(path, *SUFFIXES):
+                raise InputError(
+                    f"--{argument} {path}: unknown kind of file; one of {', '.join(SUFFIXES)} can be read"
+                )
+            found[path if "://" in path else os.path.abspath(path)] = None
+    return list(found)
+
+
+def _find_local(name: str, argument: str) -> list[str]:
+    matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    if not matches:
+        raise InputError(f"--{argument} {name}: no such file")
+    found = []
+    for match in matches:
+        if not os.path.isdir(match):
+            found.append(match)
+            continue
+        inner = [os.path.join(folder, item) for folder, _, items in os.walk(match) for item in items]
+        found += _readable([path[len(match) :] for path in inner], match, argument)
+    return found
 
 
 def _find_remote(uri: str, argument: str) -> list[str]:
+    base, question_mark, query = uri.partition("?")
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
         info = filesystem.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            items = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-            inner = [item.path[len(path.rstrip("/")) :] for item in items if item.is_file]
-    except (OSError, ValueError) as error:
+        is_glob = info.type == fs.FileType.NotFound and glob.has_magic(path)
+        if is_glob:  # look below the last folder without a pattern
+            depth = next(i for i, part in enumerate(path.split("/")) if glob.has_magic(part))
+            root, pattern = "/".join(path.split("/")[:depth]), path.split("/")
+            base = "/".join(base.split("/")[: depth - len(pattern)])
+        else:
+            root = path.rstrip("/")
+        inner = []
+        if is_glob or info.type == fs.FileType.Directory:
+            items = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+            inner = [item.path[len(root) :] for item in items if item.is_file]
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"--{argument} {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
-    if info.type == fs.FileType.NotFound:
-        raise InputError(f"--{argument} {uri}: no such file")
-    if info.type != fs.FileType.Directory:
+    if is_glob:
+        inner = sorted(item for item in inner if _matches((root + item).split("/"), pattern))
+    elif info.type == fs.FileType.Directory:
+        inner = _readable(inner, uri, argument, folder="")
+    elif info.type == fs.FileType.File:
         return [uri]
-    folder, question_mark, query = uri.partition("?")
-    found = sorted(folder.rstrip("/") + quote(name) for name in inner if name.endswith(SUFFIXES))
-    if not found:
-        raise InputError(f"--{argument} {uri}: a folder without {', '.join(SUFFIXES)} files")
-    return [path + question_mark + query for path in found]
+    if not inner:
+        raise InputError(f"--{argument} {uri}: no such file")
+    return [base.rstrip("/") + quote(item) + question_mark + query for item in inner]
+
+
+def _readable(inner: list[str], name: str, argument: str, folder: str | None = None) -> list[str]:
+    """Of paths within a folder those with a known suffix, none hidden, sorted; behind the folder's own path."""
+    kept = [item for item in inner if item.endswith(SUFFIXES) and "/." not in f"/{item}"]
+    if not kept:
+        raise InputError(f"--{argument} {name}: a folder without {', '.join(SUFFIXES)} files")
+    return sorted((name if folder is None else folder) + item for item in kept)
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 
 def has_suffix(path: str, *suffixes: str) -> bool:
@@ -64,6 +100,12 @@ def open_file(path: str) -> io.BufferedReader:
     """The bytes of a file, decompressed by its suffix."""
     filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     return io.BufferedReader(filesystem.open_input_stream(inner, compression="detect"))
+
+
+def open_random_access(path: str) -> NativeFile:
+    """A file that can be read from any place, as Parquet is."""
+    filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    return filesystem.open_input_file(inner)
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes]]:

@@ -1,8 +1,12 @@
 """Files to records, one after the other; a bad record comes back as data."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from rqa_ray.data.files import has_suffix, open_file, read_lines
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rqa_ray.data.files import has_suffix, open_file, open_random_access, read_lines
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, QARecord, RecordError, parse_document, parse_json, parse_qa_record
 from rqa_ray.errors import InputError
@@ -11,7 +15,7 @@ from rqa_ray.errors import InputError
 def read_records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecord | str]]:
     """(line, record) of a file of `questions` or `documents`; a string for a record says what is wrong there.
 
-    Blank lines are skipped. A pickle's lines are the numbers of its documents.
+    Blank lines are skipped. A pickle's lines are the numbers of its documents, those of Parquet of its rows.
     """
     parse = parse_document if kind == "documents" else parse_qa_record
     if has_suffix(path, ".pkl"):
@@ -26,16 +30,33 @@ def read_records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecor
             return
         yield from ((number, Document(**document)) for number, document in enumerate(documents, start=1))
         return
+    is_parquet = has_suffix(path, ".parquet")
     try:
-        for number, line in read_lines(path):
+        for number, value in _parquet_rows(path) if is_parquet else read_lines(path):
             try:
-                yield number, parse(parse_json(line.decode("utf-8")))
+                yield number, parse(value if is_parquet else parse_json(value.decode("utf-8")))
             except UnicodeDecodeError as error:
                 yield number, f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
             except RecordError as error:
                 yield number, f"{path}:{number}: {error}"
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, pa.ArrowException) as error:
         yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
+
+
+def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, row). One schema for all rows fills what a record lacks with nulls: they are left out."""
+    number = 0
+    with open_random_access(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+            for row in batch.to_pylist(maps_as_pydicts="lossy"):
+                number += 1
+                yield number, _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def check_beginnings(files: list[str], kind: str) -> None:

@@ -87,6 +87,11 @@ def parse_document(value: Any) -> Document:
             value.get("fmt_content") or "",
             value.get("metadata") or {},
         )
+        if isinstance(metadata, str):  # as Parquet keeps what differs from row to row
+            try:
+                metadata = json.loads(metadata)
+            except ValueError:
+                raise RecordError(f"`metadata` has to be an object, or JSON of one, found {metadata[:60]!r}") from None
     elif "text" in value:
         content, formatted = value["text"], ""
         metadata = {key: item for key, item in value.items() if key != "text"}

@@ -3,6 +3,7 @@
 import gzip
 import os
 
+import pyarrow as pa
 import pytest
 
 from rqa_ray.data.files import find_files, has_suffix, open_file, read_lines
@@ -30,31 +31,54 @@ def lines(path, content: bytes) -> list[tuple[int, bytes]]:
 
 def test_a_file_is_found_by_its_absolute_path(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert find_files("a.jsonl", "train_file") == [str(folder / "a.jsonl")]
+    assert find_files(["a.jsonl"], "train_file") == [str(folder / "a.jsonl")]
 
 
 def test_a_glob_finds_its_files_in_order(folder):
-    assert names(find_files(str(folder / "*.jsonl*"), "train_file")) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
+    assert names(find_files([str(folder / "*.jsonl*")], "train_file")) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder):
     (folder / "a[1].jsonl").write_bytes(b"")
-    assert names(find_files(str(folder / "a[1].jsonl"), "train_file")) == ["a[1].jsonl"]
+    assert names(find_files([str(folder / "a[1].jsonl")], "train_file")) == ["a[1].jsonl"]
 
 
 def test_a_folder_stands_for_the_files_in_it_that_can_be_read(folder):
-    assert names(find_files(str(folder), "train_file")) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
+    assert names(find_files([str(folder)], "train_file")) == ["a.jsonl", "b.jsonl", "c.jsonl.gz"]
+
+
+def test_a_folder_stands_for_files_below_it_too_and_for_none_that_are_hidden(folder):
+    for name in ("deep/er/d.parquet", ".cache/e.jsonl", "deep/.f.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    expected = ["a.jsonl", "b.jsonl", "c.jsonl.gz", "deep/er/d.parquet"]
+    assert find_files([str(folder)], "train_file") == [str(folder / name) for name in expected]
+    assert find_files([f"file://{folder}"], "train_file") == [f"file://{folder}/{name}" for name in expected]
+
+
+def test_several_names_keep_their_order_and_a_file_comes_once(folder):
+    found = find_files([str(folder / "b.jsonl"), str(folder / "*.jsonl"), str(folder / "c.jsonl.gz")], "train_file")
+    assert names(found) == ["b.jsonl", "a.jsonl", "c.jsonl.gz"]
+
+
+def test_a_uri_may_be_a_glob_over_files_and_folders(folder):
+    for name in ("x1/d.jsonl", "x2/d.jsonl", "y/d.jsonl", "x1/deep/d.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+    found = find_files([f"file://{folder}/x*/*.jsonl"], "train_file")
+    assert found == [f"file://{folder}/x1/d.jsonl", f"file://{folder}/x2/d.jsonl"]
+    assert list(read_lines(found[0])) == [(1, b"{}")]
 
 
 def test_a_uri_is_kept_as_it_is(folder):
     uri = f"file://{folder}/a.jsonl?region=x"
-    assert find_files(uri, "train_file") == [uri]
+    assert find_files([uri], "train_file") == [uri]
     assert list(read_lines(uri)) == []
 
 
 def test_the_uri_of_a_folder_stands_for_uris_of_the_files_in_it_that_can_be_read(folder):
     (folder / "with space.jsonl").write_bytes(b"{}")
-    found = find_files(f"file://{folder}/?region=x", "train_file")
+    found = find_files([f"file://{folder}/?region=x"], "train_file")
     assert [uri.removeprefix(f"file://{folder}/") for uri in found] == [
         "a.jsonl?region=x",
         "b.jsonl?region=x",
@@ -73,7 +97,7 @@ def test_the_query_of_a_uri_does_not_hide_its_suffix():
 def test_a_name_that_stands_for_nothing_is_refused_with_its_flag(folder, name):
     name = name.format(folder) if "://" in name else str(folder / name)
     with pytest.raises(InputError) as error:
-        find_files(name, "train_file")
+        find_files([name], "train_file")
     assert str(error.value) == f"--train_file {name}: no such file"
 
 
@@ -81,7 +105,7 @@ def test_a_name_that_stands_for_nothing_is_refused_with_its_flag(folder, name):
 def test_a_folder_without_files_that_can_be_read_is_refused(tmp_path, scheme):
     (tmp_path / "notes.txt").write_bytes(b"")
     with pytest.raises(InputError, match=r"^--eval_file .*: a folder without \.jsonl, .* files$"):
-        find_files(f"{scheme}{tmp_path}", "eval_file")
+        find_files([f"{scheme}{tmp_path}"], "eval_file")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "*"])
@@ -89,13 +113,13 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(folder, name):
     with pytest.raises(
         InputError, match=r"^--eval_file .*notes\.txt: unknown kind of file; one of \.jsonl, .* can be"
     ):
-        find_files(str(folder / name), "eval_file")
+        find_files([str(folder / name)], "eval_file")
 
 
 @pytest.mark.parametrize("uri", ["nowhere://bucket/a.jsonl", "file://a b.jsonl"])
 def test_a_uri_that_cannot_be_opened_is_refused_in_one_line(uri):
     with pytest.raises(InputError, match=r"^--train_file \S+.*: cannot be opened \([^\n]+\)$"):
-        find_files(uri, "train_file")
+        find_files([uri], "train_file")
 
 
 # Lines
@@ -135,6 +159,12 @@ def test_a_file_of_a_byte_order_mark_only_has_no_lines(tmp_path):
 
 def test_gzip_is_known_by_its_suffix(tmp_path):
     assert lines(tmp_path / "f.jsonl.gz", gzip.compress(b"{}\n\n[1]\n")) == [(1, b"{}\n"), (3, b"[1]\n")]
+
+
+def test_zstandard_is_known_by_its_suffix(tmp_path):
+    with pa.CompressedOutputStream(str(tmp_path / "f.jsonl.zst"), "zstd") as file:
+        file.write(b"{}\n\n[1]\n")
+    assert list(read_lines(str(tmp_path / "f.jsonl.zst"))) == [(1, b"{}\n"), (3, b"[1]\n")]
 
 
 def test_a_line_longer_than_any_buffer_is_one_line(tmp_path):
