@@ -33,9 +33,10 @@ def parse() -> argparse.Namespace:
     )
     train.add_argument(
         "--peer",
-        choices=["all", "none", "sentence-transformers", "LocalRQA"],
-        default="all",
-        help="measure the peers too, or the limit only",
+        choices=["all", "none", "sentence-transformers", "cached", "LocalRQA"],
+        nargs="+",
+        default=["all"],
+        help="measure these peers too (cached: sentence-transformers' loss with gradient caching)",
     )
     return parser.parse_args()
 
@@ -45,10 +46,9 @@ def main() -> None:
     from rqa_ray.benchmarks import train
 
     try:
-        if args.peer in ("all", "sentence-transformers") and importlib.util.find_spec("sentence_transformers") is None:
-            raise InputError(
-                f"--peer {args.peer}: needs sentence-transformers; pip install -e '.[test]', or --peer none"
-            )
+        needs_them = {"all", "sentence-transformers", "cached"} & set(args.peer)
+        if needs_them and importlib.util.find_spec("sentence_transformers") is None:
+            raise InputError("--peer: needs sentence-transformers; pip install -e '.[test]', or --peer none")
         settings = {name: value for name, value in vars(args).items() if name not in ("what", "output")}
         names = ("train_file", "max_seq_length", "batch_size", "dropout", "bf16", "gradient_cache")
         options = {name: settings[name] for name in (*names, "max_tokens_per_chunk", "torch_compile")}

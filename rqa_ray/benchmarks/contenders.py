@@ -233,16 +233,16 @@ def limits() -> dict[str, Contender]:
     return {"limit, padded chunks": partial(limit, packed=False), "limit, no padding": partial(limit, packed=True)}
 
 
-def peers(device: torch.device) -> dict[str, Contender]:
-    """What users have today."""
+def peers(device: torch.device) -> dict[str, dict[str, Contender]]:
+    """What users have today, by the name by which it is asked for."""
     cached: dict[str, Contender] = {
         f"sentence-transformers cached, mini-batch {size}": partial(sentence_transformers, mini_batch=size)
         for size in CACHED_MINI_BATCH[device.type]
     }
     return {
-        "sentence-transformers": partial(sentence_transformers, mini_batch=None),
-        **cached,
-        "LocalRQA's way": localrqa,
+        "sentence-transformers": {"sentence-transformers": partial(sentence_transformers, mini_batch=None)},
+        "cached": cached,
+        "LocalRQA": {"LocalRQA's way": localrqa},
     }
 
 

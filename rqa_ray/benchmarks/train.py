@@ -67,17 +67,16 @@ def read_workload(
 
 
 def run(
-    workload: Workload, rounds: int, steps: int, threads: int, peer: str, through_ray: list[int]
+    workload: Workload, rounds: int, steps: int, threads: int, peers: list[str], through_ray: list[int]
 ) -> dict[str, list[Figures]]:
     """Measures the contenders in turn; returns every round's figures by contender.
 
-    `peer` is `all`, `none` or what the names of the peers begin with, `through_ray` the numbers of Ray workers.
+    `peers` are names in `contenders.peers`, or `all`; `through_ray` are the numbers of Ray workers.
     """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
     everyone = {OWN: contenders.own} | contenders.limits()
-    for name, contender in contenders.peers(workload.device).items():
-        if peer == "all" or name.startswith(peer):
-            everyone[name] = contender
+    for name, contenders_of_peer in contenders.peers(workload.device).items():
+        everyone |= contenders_of_peer if {"all", name} & set(peers) else {}
     entries: dict[str, Callable[..., Figures]] = {
         name: partial(measure, contender=contender) for name, contender in everyone.items()
     }
