@@ -173,7 +173,7 @@ def limit(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Sto
 def localrqa(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch) -> int:
     """LocalRQA's way: every text padded to the longest length, gradient checkpointing."""
     plain = PlainLoop(workload.model_folder, workload.dropout, workload.bf16, workload.device)
-    plain.model.gradient_checkpointing_enable()
+    plain.model.activation_checkpointing_enable()
 
     def step(index: int) -> int:
         with torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.bf16):
