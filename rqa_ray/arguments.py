@@ -38,6 +38,10 @@ class Settings:
     full_dataset_file_path: list[str] | None = _setting(
         None, "All passages: documents.pkl, JSONL or Parquet; the corpus that is searched."
     )
+    on_bad_record: Literal["error", "skip"] = _setting(
+        "error",
+        "A record that is wrong ends the job before training (error), or is left out, counted and listed (skip).",
+    )
     demo_size: int | None = _setting(
         None, "Train on the built-in data, with so many training questions, instead of files (questions)."
     )

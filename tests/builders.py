@@ -24,6 +24,7 @@ _COMMON = {
     "num_texts": pa.int64(),
     "num_truncated": pa.int64(),
     "num_empty_questions": pa.int64(),
+    "skipped": pa.string(),
 }
 _QUESTION = {
     **_COMMON,

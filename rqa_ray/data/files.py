@@ -13,6 +13,8 @@ from rqa_ray.errors import InputError
 
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
+RANGE_BYTES = 32 * 2**20
+MAX_LINE_BYTES = 2**28  # of one record; what has no line breaks would fill the memory
 SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
 
 
@@ -108,11 +110,48 @@ def open_random_access(path: str) -> NativeFile:
     return filesystem.open_input_file(inner)
 
 
-def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, bytes) of the lines that are not blank; a byte-order mark is left out."""
-    with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
+def byte_ranges(path: str) -> list[tuple[int, int | None]]:
+    """(start, end) of the parts of a file that are read side by side: of plain large ones, else (0, None)."""
+    if not has_suffix(path, *LINES):
+        return [(0, None)]
+    with open_random_access(path) as file:
+        size = file.size()
+    if size <= RANGE_BYTES:
+        return [(0, None)]
+    return [(start, min(start + RANGE_BYTES, size)) for start in range(0, size, RANGE_BYTES)]
+
+
+def lines_before(path: str, start: int) -> int:
+    """The number of lines that begin before the first line of a range of bytes."""
+    count = int(start > 0)  # the last of them ends at or behind the byte before the range
+    with open_random_access(path) as file:
+        while file.tell() < start - 1:
+            count += file.read(min(2**20, start - 1 - file.tell())).count(b"\n")
+    return count
+
+
+def read_lines(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of the lines that begin within a range of bytes and are not blank, without a byte-order mark.
+
+    Lines are numbered from `start` + 1 on: in a whole file as a person counts them, in a range so that the numbers of
+    all ranges are in the order of the file. A line above `MAX_LINE_BYTES` comes cut to one byte more than that.
+    """
+    place = start
+    with open_file(path) if end is None else io.BufferedReader(open_random_access(path)) as file:
+        if start:
+            file.seek(start - 1)
+            place += len(file.readline()) - 1  # the rest of a line that began before
+        number = start
+        while end is None or place < end:
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            place += len(line)
+            number += 1
+            if place == len(line):
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield number, line
+            while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES + 1) or b"\n"
+                place += len(line)

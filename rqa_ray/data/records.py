@@ -6,16 +6,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqa_ray.data.files import has_suffix, open_file, open_random_access, read_lines
+from rqa_ray.data.files import (
+    MAX_LINE_BYTES,
+    has_suffix,
+    lines_before,
+    open_file,
+    open_random_access,
+    read_lines,
+)
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, QARecord, RecordError, parse_document, parse_json, parse_qa_record
 from rqa_ray.errors import InputError
 
 
-def read_records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecord | str]]:
+def read_records(
+    path: str, kind: str, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, Document | QARecord | str]]:
     """(line, record) of a file of `questions` or `documents`; a string for a record says what is wrong there.
 
-    Blank lines are skipped. A pickle's lines are the numbers of its documents, those of Parquet of its rows.
+    Blank lines are skipped. A pickle's lines are the numbers of its documents, those of Parquet of its rows. Of a
+    range of bytes the lines are numbered as `files.read_lines` does; what is said of a line counts from the file's
+    beginning.
     """
     parse = parse_document if kind == "documents" else parse_qa_record
     if has_suffix(path, ".pkl"):
@@ -32,15 +43,27 @@ def read_records(path: str, kind: str) -> Iterator[tuple[int, Document | QARecor
         return
     is_parquet = has_suffix(path, ".parquet")
     try:
-        for number, value in _parquet_rows(path) if is_parquet else read_lines(path):
+        before = None  # counted where something is wrong
+        for number, value in _parquet_rows(path) if is_parquet else read_lines(path, start, end):
+            record: Document | QARecord | str
             try:
-                yield number, parse(value if is_parquet else parse_json(value.decode("utf-8")))
+                record = parse(value if is_parquet else _parse_line(value))
             except UnicodeDecodeError as error:
-                yield number, f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
+                record = f"not UTF-8 ({error.reason} at byte {error.start})"
             except RecordError as error:
-                yield number, f"{path}:{number}: {error}"
+                record = str(error)
+            if isinstance(record, str):
+                before = lines_before(path, start) if before is None else before
+                record = f"{path}:{before + number - start}: {record}"
+            yield number, record
     except (OSError, EOFError, pa.ArrowException) as error:
         yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
+
+
+def _parse_line(line: bytes) -> Any:
+    if len(line) > MAX_LINE_BYTES:
+        raise RecordError(f"a line of more than {MAX_LINE_BYTES:,} bytes, which is no record")
+    return parse_json(line.decode("utf-8"))
 
 
 def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -59,14 +82,18 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def check_beginnings(files: list[str], kind: str) -> None:
+def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> None:
     """Reads the first record of each file: a file of another kind, or an empty one, is found before Ray starts.
 
     Raises:
-        InputError: what is wrong with it.
+        InputError: what is wrong with it; with `skip_bad` only where no record is right.
     """
     for path in files:
-        if not has_suffix(path, ".pkl"):  # a pickle is read whole or not at all
-            _, record = next(read_records(path, kind), (0, f"{path}: no records in it"))
-            if isinstance(record, str):
-                raise InputError(record)
+        if has_suffix(path, ".pkl"):  # read whole or not at all
+            continue
+        first, problem = None, f"{path}: no records in it"
+        for _, first in read_records(path, kind):
+            if not isinstance(first, str) or not skip_bad:
+                break
+        if first is None or isinstance(first, str):
+            raise InputError(first or problem)

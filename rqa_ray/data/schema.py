@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_QUESTIONS = 100_000  # of one passage
+
 
 class RecordError(ValueError):
     """One record is not what the data contract asks for; the message says what was found, without the place."""
@@ -126,6 +128,8 @@ def parse_qa_record(value: Any) -> QARecord:
         raise RecordError(f"`questions` has to be a list of strings, found {_kind(strangers[0])}")
     if not questions:
         raise RecordError("`questions` is empty")
+    if len(questions) > MAX_QUESTIONS:
+        raise RecordError(f"`questions` has {len(questions):,} of them, at most {MAX_QUESTIONS:,} can be right")
     if "gold_docs" not in value:
         raise RecordError(f"no `gold_docs`, found {_keys(value)}")
     if not isinstance(value["gold_docs"], list) or not value["gold_docs"]:

@@ -23,7 +23,8 @@ def input_files(job: Job) -> dict[str, list[str]]:
     given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
     files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
     for name, paths in files.items():
-        check_beginnings(paths, "documents" if name == "corpus" else "questions")
+        kind = "documents" if name == "corpus" else "questions"
+        check_beginnings(paths, kind, job.settings.on_bad_record == "skip")
     return files
 
 

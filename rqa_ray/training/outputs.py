@@ -29,6 +29,7 @@ RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
 CHECKPOINTS_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
 DEMO_FOLDER = "demo_data"
+BAD_RECORDS_FILE = "bad_records.jsonl"
 _HEADLINES = ("document_recall/recall4", "document_ndcg/ndcg10")
 
 
@@ -101,6 +102,15 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value of a JSON file, None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_bad_records(folder: Path, problems: list[str], kinds: dict[str, int]) -> str:
+    """Lists the first records that were left out, a line of JSON each; returns a line for the user."""
+    temporary = folder / f".{BAD_RECORDS_FILE}.tmp"
+    temporary.write_text("".join(json.dumps({"problem": problem}) + "\n" for problem in problems), encoding="utf-8")
+    os.replace(temporary, folder / BAD_RECORDS_FILE)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+    return f"warning: bad records, left out: {counts}; the first are listed in {folder / BAD_RECORDS_FILE}"
 
 
 def write_results(

@@ -82,7 +82,7 @@ def delete_run(folder: Path, record: RunRecord) -> None:
     stored.delete_runs(record.storage_path, record.run_names)
     for name in (outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER, outputs.DEMO_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in record.files:
+    for name in [*record.files, outputs.BAD_RECORDS_FILE]:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -30,7 +30,7 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rqa_ray.data.readers import Blocks, TokeniserSpec, read_inputs
+from rqa_ray.data.readers import Blocks, Skipped, TokeniserSpec, read_inputs
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
@@ -84,13 +84,16 @@ def train(job: Job) -> None:
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
 
     spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
-    blocks = read_inputs(files, spec)
+    blocks = read_inputs(files, spec, job.settings.on_bad_record == "skip")
     lines, num_rows = data_report(blocks)
     print("\n".join(lines))
+    skipped = Skipped.of(part.skipped() for part in blocks.values())
     micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, has_negatives(blocks["train"]))
     print("\n".join(lines))
 
     record = open_run(job)
+    if skipped.kinds:
+        print(outputs.write_bad_records(Path(job.output_dir), skipped.first, skipped.kinds))
     print(f"checkpoints in {record.storage_path}")
     config = {
         "settings": vars(job.settings),

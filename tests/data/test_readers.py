@@ -92,3 +92,50 @@ def test_the_pickle_of_faire_has_1757_distinct_passages(spec) -> None:
         pytest.skip("../shared/data/faire is not there")
     corpus = Corpus.from_tables(read("corpus", [str(FAIRE / "documents.pkl")], spec))
     assert len(corpus) == 1757
+
+
+def lines_of(path: Path, count: int) -> list[str]:
+    return [json.dumps(doc(f"text {number}", f"s{number}")) + "\n" for number in range(count)]
+
+
+def test_a_large_file_is_read_in_ranges_to_the_rows_of_one_reading(spec, tmp_path, monkeypatch) -> None:
+    from rqa_ray.data import files, readers
+
+    path = write(tmp_path / "train.jsonl", [{**RECORDS[number % 2], "n": number} for number in range(50)])
+    whole = TrainingRows.from_tables(read("train", [path], spec))
+    monkeypatch.setattr(files, "RANGE_BYTES", 3000)
+    assert len(files.byte_ranges(path)) > 3
+    ranges = TrainingRows.from_tables(read("train", [path], spec))
+    assert len(ranges) == len(whole) == 125
+    for name in ("passage_ids", "negative_ids", "negative_of"):
+        assert getattr(ranges, name).tolist() == getattr(whole, name).tolist()
+    assert all(one.tolist() == other.tolist() for one, other in zip(ranges.questions, whole.questions, strict=True))
+    assert readers.SKIPPED_LISTED == 20
+
+
+def test_bad_records_are_left_out_counted_by_kind_and_the_first_are_listed(spec, tmp_path, monkeypatch) -> None:
+    from rqa_ray.data import files
+    from rqa_ray.data.readers import read_inputs
+
+    lines = lines_of(tmp_path, 60)
+    lines[3] = "oops\n"
+    lines[40] = '{"a": 1}\n'
+    lines[50:] = ["[]\n"] * 30 + lines[50:]
+    (tmp_path / "documents.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(files, "RANGE_BYTES", 1500)
+    blocks = read_inputs({"corpus": [str(tmp_path / "documents.jsonl")]}, spec, skip_bad=True)["corpus"]
+    assert len(Corpus.from_tables(blocks.tables())) == 58
+    skipped = blocks.skipped()
+    assert skipped.kinds == {"not JSON": 1, "a document needs `page_content`": 1, "a document has to be an object": 30}
+    assert len(skipped.first) == 20
+    assert [line.split(": ")[0].rsplit(":")[-1] for line in skipped.first[:3]] == ["4", "41", "51"]
+    with pytest.raises(InputError, match=r"documents.jsonl:4: not JSON"):
+        read("corpus", [str(tmp_path / "documents.jsonl")], spec)
+
+
+def test_a_file_without_a_right_record_is_refused_though_bad_ones_are_skipped(spec, tmp_path) -> None:
+    from rqa_ray.data.readers import read_inputs
+
+    (tmp_path / "documents.jsonl").write_text("[]\n" * 600)
+    with pytest.raises(InputError, match=r"documents.jsonl: all its 600 records are bad; the first: .*:1: a document"):
+        read_inputs({"corpus": [str(tmp_path / "documents.jsonl")]}, spec, skip_bad=True)

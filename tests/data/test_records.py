@@ -1,13 +1,18 @@
 """Every kind of file gives the same records; a bad one comes back as a line that says where it is."""
 
 import gzip
+import itertools
 import json
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rqa_ray.data import files, records
 from rqa_ray.data.records import check_beginnings, read_records
 from rqa_ray.errors import InputError
 
@@ -40,17 +45,17 @@ def write(path: Path, records: list[dict]) -> str:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".json", ".parquet"])
-@pytest.mark.parametrize(("kind", "records"), [("questions", QUESTIONS), ("documents", DOCUMENTS)])
-def test_every_kind_of_file_holds_the_same_records(tmp_path, suffix, kind, records) -> None:
+@pytest.mark.parametrize(("kind", "written"), [("questions", QUESTIONS), ("documents", DOCUMENTS)])
+def test_every_kind_of_file_holds_the_same_records(tmp_path, suffix, kind, written) -> None:
     if suffix == ".parquet":  # whose one schema needs the fields of all records in each
-        names = list(dict.fromkeys(name for record in records for name in record))
-        records = [{name: record.get(name) for name in names} for record in records]
-        plain = [{name: value for name, value in record.items() if value is not None} for record in records]
+        names = list(dict.fromkeys(name for record in written for name in record))
+        written = [{name: record.get(name) for name in names} for record in written]
+        plain = [{name: value for name, value in record.items() if value is not None} for record in written]
     else:
-        plain = records
+        plain = written
     expected = list(read_records(write(tmp_path / "plain.jsonl", plain), kind))
-    assert len(expected) == len(records) and not any(isinstance(record, str) for _, record in expected)
-    assert list(read_records(write(tmp_path / f"other{suffix}", records), kind)) == expected
+    assert len(expected) == len(written) and not any(isinstance(record, str) for _, record in expected)
+    assert list(read_records(write(tmp_path / f"other{suffix}", written), kind)) == expected
 
 
 def test_metadata_may_be_json_in_a_string(tmp_path) -> None:
@@ -81,3 +86,95 @@ def test_a_file_that_is_not_what_its_suffix_says_is_one_line(tmp_path, suffix) -
     path.write_bytes(b"not that at all")
     with pytest.raises(InputError, match=rf"^{path}: cannot be read \([^\n]+\)$"):
         check_beginnings([str(path)], "questions")
+
+
+# Ranges of bytes, by which large files are read side by side
+
+
+@given(
+    st.lists(st.sampled_from(["", "  ", "a", "bb" * 9, "é" * 20, "\r"]), max_size=12),
+    st.lists(st.integers(1, 60), max_size=5, unique=True),
+    st.booleans(),
+)
+def test_the_ranges_of_a_file_hold_each_of_its_lines_once_and_in_order(lines, cuts, ends_with_newline) -> None:
+    content = "\n".join(lines).encode() + b"\n" * ends_with_newline
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.write(content)
+        file.flush()
+        whole = list(files.read_lines(file.name))
+        ends = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
+        parts = [list(files.read_lines(file.name, start, end)) for start, end in itertools.pairwise(ends)]
+        for start, part in zip(ends, parts, strict=False):
+            before = files.lines_before(file.name, start)
+            assert all(whole_line in whole for whole_line in [(n - start + before, line) for n, line in part])
+    numbers = [number for part in parts for number, _ in part]
+    assert numbers == sorted(set(numbers))
+    assert [line for part in parts for _, line in part] == [line for _, line in whole]
+
+
+def test_only_large_files_of_plain_lines_are_read_in_ranges(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "RANGE_BYTES", 10)
+    for name, expected in {
+        "small.jsonl": [(0, None)],
+        "large.jsonl": [(0, 10), (10, 20), (20, 25)],
+        "large.jsonl.gz": [(0, None)],
+        "large.parquet": [(0, None)],
+    }.items():
+        (tmp_path / name).write_bytes(b"x" * (5 if name.startswith("small") else 25))
+        assert files.byte_ranges(str(tmp_path / name)) == expected
+
+
+def test_a_bad_line_in_a_range_is_named_by_its_line_in_the_file(tmp_path) -> None:
+    path = write(tmp_path / "d.jsonl", DOCUMENTS)
+    Path(path).write_text("\n" + Path(path).read_text() + "oops\n")
+    size = Path(path).stat().st_size
+    problems = [record for _, record in read_records(path, "documents", 20, size) if isinstance(record, str)]
+    assert len(problems) == 1 and problems[0].startswith(f"{path}:5: not JSON (")
+
+
+def test_a_line_without_end_is_one_bad_record_and_the_next_is_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 100)
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(doc("x" * 1000)) + "\n" + json.dumps(doc("beta")) + "\n")
+    [(_, first), (line, second)] = read_records(str(path), "documents")
+    assert first == f"{path}:1: a line of more than 100 bytes, which is no record"
+    assert line == 2 and second.page_content == "beta"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            '{"questions": ' + json.dumps(["q"] * 100_001) + ', "gold_docs": [{"page_content": "a"}]}',
+            "100,001 of them",
+        ),
+        ('{"questions": ' + "[" * 100_000, "not JSON (maximum recursion depth"),
+        ("\x00", "not JSON ("),
+        ('{"a": 1, "b": 2}', "no `questions` (or `question`), found keys `a`, `b`"),
+    ],
+)
+def test_absurd_input_is_one_line(tmp_path, line, problem) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(line + "\n")
+    [(_, found)] = read_records(str(path), "questions")
+    assert found.startswith(f"{path}:1: ") and problem in found and "\n" not in found and len(found) < 500
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\ud800 alone", "x" * 10_000_000, "", " "])
+def test_strange_text_is_kept_as_it_is(tmp_path, text) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(doc(text, source="s")) + "\n")
+    [(_, found)] = read_records(str(path), "documents")
+    assert found.page_content == text and isinstance(found.passage_id, int)
+
+
+def test_a_first_record_that_is_bad_is_refused_before_ray_unless_bad_ones_are_skipped(tmp_path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("oops\n" + json.dumps(doc("a")) + "\n")
+    with pytest.raises(InputError, match=rf"^{path}:1: not JSON"):
+        check_beginnings([str(path)], "documents")
+    check_beginnings([str(path)], "documents", skip_bad=True)
+    path.write_text("oops\n\noops\n")
+    with pytest.raises(InputError, match=rf"^{path}:3: not JSON"):
+        check_beginnings([str(path)], "documents", skip_bad=True)

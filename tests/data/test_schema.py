@@ -168,7 +168,7 @@ def test_a_chat_history_that_is_not_empty_is_noticed(history, has):
         ({"con\ntent": "x"}, "a document needs `page_content` (or `text`), found keys `con tent`"),
         ({"page_content": None}, "`page_content` has to be a string, found null"),
         ({"page_content": "x", "fmt_content": ["y"]}, "`fmt_content` has to be a string, found a list"),
-        ({"page_content": "x", "metadata": "y"}, "`metadata` has to be an object, found a string"),
+        ({"page_content": "x", "metadata": "y"}, "`metadata` has to be an object, or JSON of one, found 'y'"),
         ({"text": {"a": 1}}, "`page_content` has to be a string, found an object"),
     ],
 )
