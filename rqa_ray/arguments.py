@@ -38,6 +38,7 @@ class Settings:
     full_dataset_file_path: list[str] | None = _setting(
         None, "All passages: documents.pkl, JSONL or Parquet; the corpus that is searched."
     )
+    prepared_path: str | None = _setting(None, "Folder that jobs/prepare.py wrote, in place of the files above.")
     on_bad_record: Literal["error", "skip"] = _setting(
         "error",
         "A record that is wrong ends the job before training (error), or is left out, counted and listed (skip).",
@@ -226,7 +227,9 @@ def check(job: Job) -> None:
     given = [name for name in files if any(getattr(settings, name) or [])]
     if settings.demo_size is not None and given:
         raise InputError(f"--demo_size makes its own data: leave out --{given[0]}, or --demo_size")
-    if settings.demo_size is None:
+    if settings.prepared_path and (given or settings.demo_size is not None):
+        raise InputError(f"--prepared_path has all data: leave out --{[*given, 'demo_size'][0]}, or --prepared_path")
+    if settings.demo_size is None and not settings.prepared_path:
         for name in files:
             if name != "test_file" and name not in given:
                 raise InputError(f"--{name} is missing")

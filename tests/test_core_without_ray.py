@@ -6,6 +6,7 @@ import sys
 NEED_RAY = {
     "rqa_ray.benchmarks.through_ray",
     "rqa_ray.preflight",
+    "rqa_ray.data.prepare",
     "rqa_ray.data.readers",
     "rqa_ray.training.checkpoints",
     "rqa_ray.training.resume",

@@ -98,15 +98,25 @@ def has_suffix(path: str, *suffixes: str) -> bool:
     return (path.partition("?")[0] if "://" in path else path).endswith(suffixes)
 
 
+def _filesystem_of(path: str) -> tuple[fs.FileSystem, str]:
+    return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    filesystem, inner = _filesystem_of(path)
+    return filesystem.get_file_info(inner).type == fs.FileType.File
+
+
 def open_file(path: str) -> io.BufferedReader:
     """The bytes of a file, decompressed by its suffix."""
-    filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    filesystem, inner = _filesystem_of(path)
     return io.BufferedReader(filesystem.open_input_stream(inner, compression="detect"))
 
 
 def open_random_access(path: str) -> NativeFile:
     """A file that can be read from any place, as Parquet is."""
-    filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    filesystem, inner = _filesystem_of(path)
     return filesystem.open_input_file(inner)
 
 

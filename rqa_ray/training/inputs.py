@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from rqa_ray.arguments import Job
 from rqa_ray.data.demo import write_demo
-from rqa_ray.data.files import find_files
+from rqa_ray.data.files import exists, find_files
 from rqa_ray.data.records import check_beginnings
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings, read_settings, transformer_folder
@@ -20,7 +21,11 @@ DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 def input_files(job: Job) -> dict[str, list[str]]:
     """Files by input name: train, eval, test, corpus."""
-    given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
+    if job.settings.prepared_path:
+        inside = {name: os.path.join(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
+        given = {name: ("prepared_path", [path]) for name, path in inside.items() if name != "test" or exists(path)}
+    else:
+        given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
     files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
     for name, paths in files.items():
         kind = "documents" if name == "corpus" else "questions"

@@ -1,0 +1,107 @@
+"""Documents and question files to validated, deduplicated, hashed Parquet that `jobs/train.py --prepared_path` takes.
+
+One file an input: `train`, `eval`, `test` (a record a row: questions, gold_docs, gold_ids, hard_neg_docs,
+hard_negative_ids) and `corpus` (a distinct passage a row: passage_id, page_content, fmt_content, metadata as JSON).
+Order and records are those of the input, so that training makes the same global batches from either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rqa_ray.data.readers import Skipped, TokeniserSpec, read_inputs
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.survey import survey
+
+ROWS_PER_GROUP = 1_000
+NO_LIMIT = 1_000_000  # tokens: the survey wants the whole length
+_DOCUMENT = [("page_content", pa.string()), ("fmt_content", pa.string()), ("metadata", pa.string())]
+_DOCUMENTS = pa.list_(pa.struct(_DOCUMENT))
+_IDS = pa.list_(pa.int64())
+SCHEMAS = {
+    "documents": pa.schema([("passage_id", pa.int64()), *_DOCUMENT]),
+    "questions": pa.schema(
+        [
+            ("questions", pa.list_(pa.string())),
+            ("gold_docs", _DOCUMENTS),
+            ("gold_ids", _IDS),
+            ("hard_neg_docs", _DOCUMENTS),
+            ("hard_negative_ids", _IDS),
+        ]
+    ),
+}
+
+
+def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokeniserSpec, skip_bad: bool) -> list[str]:
+    """Writes the inputs (names to files) to a folder, whole or not at all; returns what is to know of the data.
+
+    Raises:
+        InputError: the first bad record, or an input without records.
+    """
+    blocks = read_inputs(inputs, replace(spec, settings=replace(spec.settings, max_seq_length=NO_LIMIT)), skip_bad)
+    lines = survey({name: part.tables() for name, part in blocks.items()}, spec.settings.max_seq_length)
+    skipped = Skipped.of(part.skipped() for part in blocks.values())
+    if skipped.kinds:
+        lines.append(f"bad records, left out: {', '.join(f'{kind} {n:,}' for kind, n in skipped.kinds.items())}")
+        lines += [f"  {problem}" for problem in skipped.first]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        for name, files in inputs.items():
+            write(files, "documents" if name == "corpus" else "questions", staging / f"{name}.parquet")
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return lines
+
+
+def write(files: list[str], kind: str, path: Path) -> None:
+    """The good records of some files as one Parquet file; of documents the distinct ones."""
+    schema, rows = SCHEMAS[kind], _rows(files, kind)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _rows(files: list[str], kind: str) -> Iterator[dict[str, Any]]:
+    seen: set[int] = set()
+    for path in files:
+        for _, record in read_records(path, kind):
+            if isinstance(record, QARecord):
+                yield {
+                    "questions": [_utf8(question) for question in record.questions],
+                    "gold_docs": [_columns(document) for document in record.gold_docs],
+                    "gold_ids": [document.passage_id for document in record.gold_docs],
+                    "hard_neg_docs": [_columns(document) for document in record.hard_neg_docs],
+                    "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
+                }
+            elif isinstance(record, Document) and record.passage_id not in seen:
+                seen.add(record.passage_id)
+                yield {"passage_id": record.passage_id, **_columns(record)}
+
+
+def _columns(document: Document) -> dict[str, Any]:
+    record = document.to_dict()
+    return {
+        "page_content": _utf8(document.page_content),
+        "fmt_content": _utf8(record["fmt_content"]) if "fmt_content" in record else None,
+        "metadata": json.dumps(document.metadata),
+    }
+
+
+def _utf8(text: str) -> str:
+    """Without lone surrogates, which have no UTF-8 form; the tokenizer replaces them too."""
+    return text.encode("utf-8", "replace").decode("utf-8")

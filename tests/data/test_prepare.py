@@ -1,0 +1,117 @@
+"""Preparing data: the numbers of the survey, and Parquet that holds what the files held."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rqa_ray.command_line import parse_job
+from rqa_ray.data.records import read_records
+from rqa_ray.data.rows import Corpus, TrainingRows
+from rqa_ray.data.survey import Split, survey
+from rqa_ray.errors import InputError
+from rqa_ray.retriever.saving import read_settings
+from rqa_ray.training.inputs import input_files
+from tests.builders import random_train_rows, table
+
+FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
+
+
+@pytest.fixture(scope="module")
+def spec(ray_cluster, tiny_model):
+    from rqa_ray.data.readers import TokeniserSpec
+
+    return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=32))
+
+
+@pytest.fixture(scope="module")
+def inputs(files) -> dict[str, list[str]]:
+    names = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
+    return {name: [files[flag]] for name, flag in names.items()}
+
+
+@pytest.fixture(scope="module")
+def prepared(spec, inputs, tmp_path_factory) -> tuple[Path, list[str]]:
+    from rqa_ray.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared") / "out"
+    return folder, prepare(inputs, folder, spec, skip_bad=False)
+
+
+def test_the_parquet_holds_the_records_of_the_files(prepared, inputs) -> None:
+    folder, _ = prepared
+    assert sorted(os.listdir(folder)) == ["corpus.parquet", "eval.parquet", "test.parquet", "train.parquet"]
+    for name, [path] in inputs.items():
+        kind = "documents" if name == "corpus" else "questions"
+        expected = [record for _, record in read_records(path, kind)]
+        assert [record for _, record in read_records(str(folder / f"{name}.parquet"), kind)] == expected
+    row = pq.read_table(folder / "train.parquet").to_pylist()[0]
+    record = next(read_records(inputs["train"][0], "questions"))[1]
+    assert row["gold_ids"] == [gold.passage_id for gold in record.gold_docs]
+    assert row["hard_negative_ids"] == [negative.passage_id for negative in record.hard_neg_docs]
+
+
+def test_training_on_it_makes_the_global_batches_of_the_files(prepared, inputs, spec) -> None:
+    from rqa_ray.data.batches import GlobalBatches
+    from rqa_ray.data.readers import read_inputs
+
+    words = "--model_name_or_path m --output_dir o --prepared_path".split()
+    paths = input_files(parse_job([*words, str(prepared[0])]))
+    assert list(paths) == list(inputs)
+    made = []
+    for found in (inputs, paths):
+        blocks = read_inputs(found, spec)
+        batches = GlobalBatches(TrainingRows.from_tables(blocks["train"].tables()), 16, 0.25, seed=3, pad_id=0)
+        made.append([batches.make(number) for number in range(5)])
+        assert len(Corpus.from_tables(blocks["corpus"].tables())) == 60
+    for one, other in zip(*made, strict=True):
+        assert one.passage_ids.tolist() == other.passage_ids.tolist() and one.rows.tolist() == other.rows.tolist()
+        for chunk, same in zip(one.chunks, other.chunks, strict=True):
+            assert chunk.input_ids.tolist() == same.input_ids.tolist()
+
+
+def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:
+    from rqa_ray.data.prepare import prepare
+
+    (tmp_path / "train.jsonl").write_text(Path(inputs["train"][0]).read_text() + "oops\n")
+    with pytest.raises(InputError, match=r"train.jsonl:25: not JSON"):
+        prepare(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=False)
+    assert os.listdir(tmp_path) == ["train.jsonl"]
+    lines = prepare(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=True)
+    assert "bad records, left out: not JSON 1" in lines
+
+
+def test_prepared_data_takes_the_place_of_files() -> None:
+    words = "--model_name_or_path m --output_dir o --prepared_path p --eval_file e.jsonl".split()
+    with pytest.raises(InputError, match="^--prepared_path has all data: leave out --eval_file, or --prepared_path$"):
+        parse_job(words)
+
+
+def test_the_survey_of_faire_has_its_known_numbers(spec) -> None:
+    if not FAIRE.is_dir():
+        pytest.skip("../shared/data/faire is not there")
+    from rqa_ray.data.readers import read_inputs
+
+    names = {"train": "train_w_q.jsonl", "eval": "eval_w_q.jsonl", "test": "test_w_q.jsonl", "corpus": "documents.pkl"}
+    blocks = read_inputs({name: [str(FAIRE / file)] for name, file in names.items()}, spec)
+    lines = survey({name: part.tables() for name, part in blocks.items()}, 32)
+    said = "\n".join(lines)
+    assert "corpus: 1,757 passages, 1 duplicates left out" in said
+    assert "eval: 4 of 73 questions share a gold passage with train, 19 have a gold that is a hard negative" in said
+    assert "test: 4 of 75 questions share a gold passage with train, 34 have a gold that is a hard negative" in said
+    assert "negative: 11% in batches of 64, 44% in batches of 256" in said
+
+
+@pytest.mark.parametrize("size", [2, 5, 12, 30, 99])
+def test_the_share_of_false_negatives_is_that_of_random_batches(size) -> None:
+    split = Split.from_tables([table("train", random_train_rows(30, seed=1, num_passages=8))])
+    generator = np.random.default_rng(0)
+    met = []
+    for _ in range(2000):
+        golds = split.golds[generator.permutation(30)[:size]]
+        met.append(np.mean([np.sum(golds == gold) > 1 for gold in golds]))
+    assert split.false_negative_share(size) == pytest.approx(np.mean(met), abs=0.02)
+    assert json.dumps(split.num_questions) == "30"
