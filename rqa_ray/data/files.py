@@ -55,7 +55,7 @@ def _find_local(name: str, argument: str) -> list[str]:
 def _find_remote(uri: str, argument: str) -> list[str]:
     base, question_mark, query = uri.partition("?")
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(uri.replace("[", "%5B").replace("]", "%5D"))
         info = filesystem.get_file_info(path)
         is_glob = info.type == fs.FileType.NotFound and glob.has_magic(path)
         if is_glob:  # look below the last folder without a pattern

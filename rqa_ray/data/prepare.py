@@ -81,6 +81,8 @@ def _rows(files: list[str], kind: str) -> Iterator[dict[str, Any]]:
     for path in files:
         for _, record in read_records(path, kind):
             if isinstance(record, QARecord):
+                if not record.questions:  # all of them are empty
+                    continue
                 yield {
                     "questions": [_utf8(question) for question in record.questions],
                     "gold_docs": [_columns(document) for document in record.gold_docs],

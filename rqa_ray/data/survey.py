@@ -90,9 +90,8 @@ def survey(tables: Mapping[str, list[pa.Table]], max_seq_length: int) -> list[st
             f"{hard:,} have a gold that is a hard negative in train"
         )
     shares = [f"{train.false_negative_share(size):.0%} in batches of {size:,}" for size in BATCH_SIZES]
-    lines.append(
-        f"train questions that would meet their own passage as a negative: {', '.join(shares)} (training masks it)"
-    )
+    lines.append("train questions that would meet their own passage as a negative, which training masks:")
+    lines.append(f"  {', '.join(shares)}")
     empty = sum(int(column(part, "num_empty_questions").sum()) for name, part in tables.items() if name != "corpus")
     lines += [f"empty questions, left out: {empty:,}"] if empty else []
     lines.append(f"{'tokens':16}" + "".join(f"{f'<={length}':>8}" for length in LENGTHS) + f"{'more':>8}{'cut':>8}")

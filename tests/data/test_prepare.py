@@ -1,6 +1,5 @@
 """Preparing data: the numbers of the survey, and Parquet that holds what the files held."""
 
-import json
 import os
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def test_the_survey_of_faire_has_its_known_numbers(spec) -> None:
     assert "corpus: 1,757 passages, 1 duplicates left out" in said
     assert "eval: 4 of 73 questions share a gold passage with train, 19 have a gold that is a hard negative" in said
     assert "test: 4 of 75 questions share a gold passage with train, 34 have a gold that is a hard negative" in said
-    assert "negative: 11% in batches of 64, 44% in batches of 256" in said
+    assert "  11% in batches of 64, 44% in batches of 256, " in said
 
 
 @pytest.mark.parametrize("size", [2, 5, 12, 30, 99])
@@ -114,4 +113,3 @@ def test_the_share_of_false_negatives_is_that_of_random_batches(size) -> None:
         golds = split.golds[generator.permutation(30)[:size]]
         met.append(np.mean([np.sum(golds == gold) > 1 for gold in golds]))
     assert split.false_negative_share(size) == pytest.approx(np.mean(met), abs=0.02)
-    assert json.dumps(split.num_questions) == "30"

@@ -1,0 +1,83 @@
+"""Buckets for real: an S3 server of its own on this machine, for input files and for checkpoints."""
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from rqa_ray.command_line import parse_job
+from rqa_ray.data.files import find_files
+from rqa_ray.data.records import read_records
+from rqa_ray.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """(URI of a bucket, what comes behind the `?` of a URI in it)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
+                time.sleep(0.1)
+        filesystem, path = fs.FileSystem.from_uri(f"s3://key:secret@data?{query}")
+        filesystem.create_dir(path)
+        yield "s3://key:secret@data", query
+    finally:
+        server.kill()
+        server.wait()
+
+
+def upload(bucket, name: str, content: bytes) -> None:
+    filesystem, path = fs.FileSystem.from_uri(f"{bucket[0]}/{name}?{bucket[1]}")
+    with filesystem.open_output_stream(path, compression=None) as file:
+        file.write(content)
+
+
+def test_files_globs_and_folders_of_a_bucket_are_found_and_read(bucket) -> None:
+    uri, query = bucket
+    for number in range(3):
+        record = json.dumps({"page_content": f"text {number}"}).encode() + b"\n"
+        upload(bucket, f"shards/part-{number}.jsonl.gz", gzip.compress(record))
+    upload(bucket, "shards/notes.txt", b"")
+    expected = [f"{uri}/shards/part-{number}.jsonl.gz?{query}" for number in range(3)]
+    assert find_files([f"{uri}/shards?{query}"], "train_file") == expected
+    assert find_files([f"{uri}/shards/*-[12].jsonl.gz?{query}"], "train_file") == expected[1:]
+    texts = [record.page_content for path in expected for _, record in read_records(path, "documents")]
+    assert texts == ["text 0", "text 1", "text 2"]
+    with pytest.raises(InputError, match="no such file"):
+        find_files([f"{uri}/nowhere.jsonl?{query}"], "train_file")
+
+
+def test_a_run_reads_its_data_from_a_bucket_and_keeps_its_checkpoints_in_one(
+    bucket, ray_cluster, files, tiny_model, tmp_path
+) -> None:
+    from rqa_ray.training.run import train
+
+    uri, query = bucket
+    words = ["--model_name_or_path", tiny_model, "--max_steps", "2", "--per_device_train_batch_size", "8"]
+    for flag, path in files.items():
+        upload(bucket, f"run/{os.path.basename(path)}", Path(path).read_bytes())
+        words += [f"--{flag}", f"{uri}/run/{os.path.basename(path)}?{query}"]
+    words += ["--storage_path", f"{uri}/checkpoints?{query}", "--output_dir", str(tmp_path / "out")]
+    train(parse_job(words))
+    assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out" / "checkpoints").exists()
+    filesystem, path = fs.FileSystem.from_uri(f"{uri}/checkpoints?{query}")
+    stored = [info.path for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True))]
+    assert any(name.endswith("model/model.safetensors") for name in stored)
