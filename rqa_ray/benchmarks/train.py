@@ -36,19 +36,36 @@ from rqa_ray.retriever.saving import find_model_folder, read_settings, transform
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 Figures = dict[str, float]
+WORKLOAD_ARGUMENTS = (
+    "train_file",
+    "model_name_or_path",
+    "max_seq_length",
+    "batch_size",
+    "dropout",
+    "bf16",
+    "gradient_cache",
+    "max_tokens_per_chunk",
+    "torch_compile",
+)
 
 
 def read_workload(
-    train_file: str, model_name: str, max_seq_length: int, batch_size: int, dropout: float, bf16: bool, **options: Any
+    train_file: list[str],
+    model_name_or_path: str,
+    max_seq_length: int,
+    batch_size: int,
+    dropout: float,
+    bf16: bool,
+    **options: Any,
 ) -> Workload:
     """The pairs of a training file, tokenised.
 
     Raises:
         InputError: the file or model is wrong, or has too few pairs for a batch.
     """
-    folder = find_model_folder(model_name)
+    folder = find_model_folder(model_name_or_path)
     questions, passages, ids = [], [], []
-    for path in find_files([train_file], "train_file"):
+    for path in find_files(train_file, "train_file"):
         for _, record in read_records(path, "questions"):
             if isinstance(record, str):
                 raise InputError(record)
@@ -58,7 +75,7 @@ def read_workload(
                 passages.append(gold.fmt_content)
                 ids.append(gold.passage_id)
     if len(questions) < batch_size:
-        raise InputError(f"--batch_size {batch_size}: {train_file} has {len(questions)} questions")
+        raise InputError(f"--batch_size {batch_size}: {' '.join(train_file)} has {len(questions)} questions")
     tokenizer = TextTokenizer(folder, read_settings(folder, max_seq_length=max_seq_length))
     tokens = tokenizer.questions(questions), tokenizer.passages(passages)
     return Workload(

@@ -20,7 +20,7 @@ for peer in contenders.peers(CPU).values():
 
 @pytest.fixture
 def workload(files, tiny_model):
-    work = read_workload(files["train_file"], tiny_model, 32, batch_size=8, dropout=0.0, bf16=False)
+    work = read_workload([files["train_file"]], tiny_model, 32, batch_size=8, dropout=0.0, bf16=False)
     return dataclasses.replace(work, max_tokens_per_chunk=64)
 
 
@@ -65,7 +65,7 @@ def test_useful_operations_are_six_a_weight_and_token_and_those_of_attention(tin
 
 def test_a_file_with_too_few_pairs_for_a_batch_is_refused(files, tiny_model) -> None:
     with pytest.raises(InputError, match="--batch_size 1000: .* has 48 questions"):
-        read_workload(files["train_file"], tiny_model, 32, batch_size=1000, dropout=0.0, bf16=False)
+        read_workload([files["train_file"]], tiny_model, 32, batch_size=1000, dropout=0.0, bf16=False)
 
 
 def figures(rate: float) -> dict[str, float]:
