@@ -25,6 +25,8 @@ _DOCUMENT_MODULES = (
     "langchain_core.documents.base",
 )
 
+MAX_BYTES = 4 * 2**30
+
 _CONVERT = (
     "write JSONL (page_content, fmt_content and metadata of one document a line) with the tool that made the pickle"
 )
@@ -39,7 +41,11 @@ def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
     Document, is damaged, or does not hold what is described above.
     """
     try:
-        data = stream.read()
+        data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            _refuse(
+                name, f"the pickle has more than {MAX_BYTES:,} bytes, all of which would be held in memory; {_CONVERT}"
+            )
         _check_opcodes(data, name)
         content = _DocumentUnpickler(io.BytesIO(data), name).load()
     except InputError:

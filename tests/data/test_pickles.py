@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rqa_ray.data import pickles
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.errors import InputError
 from tests.builders import dataclass_document, pickled
@@ -423,12 +424,21 @@ def test_a_truncated_file_is_refused_at_every_length(sample):
 
 
 @given(sample=st.sampled_from(SAMPLES), data=st.data())
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=2000, deadline=None, database=None)
 def test_changed_bytes_load_or_are_refused(sample, data):
     changed = bytearray(sample)
     for _ in range(data.draw(st.integers(1, 3))):
         changed[data.draw(st.integers(0, len(sample) - 1))] = data.draw(st.integers(0, 255))
     loads_or_is_refused(bytes(changed))
+
+
+def test_a_pickle_too_large_to_hold_is_refused_before_it_is_read_whole(monkeypatch):
+    monkeypatch.setattr(pickles, "MAX_BYTES", 100)
+    stream = io.BytesIO(SAMPLES[0])
+    assert len(SAMPLES[0]) > 101
+    with pytest.raises(InputError, match="^docs.pkl: the pickle has more than 100 bytes"):
+        load_documents(stream, "docs.pkl")
+    assert stream.tell() == 101
 
 
 @given(st.binary(max_size=200))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqa_ray.data import files, records
@@ -178,3 +178,31 @@ def test_a_first_record_that_is_bad_is_refused_before_ray_unless_bad_ones_are_sk
     path.write_text("oops\n\noops\n")
     with pytest.raises(InputError, match=rf"^{path}:3: not JSON"):
         check_beginnings([str(path)], "documents", skip_bad=True)
+
+
+LINES = [json.dumps(record, ensure_ascii=False).encode() for record in (*QUESTIONS, *DOCUMENTS)]
+VALUES = [b"null", b"[]", b"{}", b'""', b"1e999", b"NaN", b'"\\ud800"', b"[" * 2000, b"\xff", b"\x00", b"\xe2\x80\xa8"]
+
+
+@given(st.sampled_from(LINES), st.sampled_from(["questions", "documents"]), st.data())
+@settings(max_examples=2000, database=None)
+def test_a_mutated_line_is_a_record_or_one_line_that_names_it(line, kind, data) -> None:
+    for _ in range(data.draw(st.integers(1, 3))):
+        start, end = sorted(data.draw(st.tuples(st.integers(0, len(line)), st.integers(0, len(line)))))
+        change = data.draw(st.sampled_from(["cut", "swap", "double", "flip"]))
+        middle = {
+            "cut": b"",
+            "swap": data.draw(st.sampled_from(VALUES)),
+            "double": line[start:end] * 2,
+            "flip": bytes([data.draw(st.integers(0, 255))]),
+        }[change]
+        line = line[:start] + middle.replace(b"\n", b" ") + line[end:]
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.write(b"\n" + line + b"\n")
+        file.flush()
+        found = list(read_records(file.name, kind))
+        assert len(found) == (1 if line.removesuffix(b"\r").strip() else 0)
+        for number, record in found:
+            assert number == 2
+            if isinstance(record, str):
+                assert record.startswith(f"{file.name}:2: ") and "\n" not in record and len(record) < 500
