@@ -44,15 +44,17 @@ def length_sorted_chunks(
 ) -> tuple[list[Chunk], torch.Tensor]:
     """Cuts token rows into chunks of rows of like length, at most `max_tokens` tokens with padding.
 
-    A chunk has at least one row. Also returns `order` (rows,): `chunk_rows[order]` are the rows as they were given.
+    The chunk of the longest rows comes first, so that what it needs of memory does for the others. A chunk has at
+    least one row. Also returns `order` (rows,): `chunk_rows[order]` are the rows as they were given.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     by_length = np.argsort(lengths, kind="stable")
     cuts = _cuts(lengths[by_length], max_tokens, max_rows or len(rows), packed)
+    groups = [by_length[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True)][::-1]
     order = torch.empty(len(rows), dtype=torch.long)
-    order[torch.from_numpy(by_length)] = torch.arange(len(rows))
-    groups = [[rows[row] for row in by_length[start:end]] for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
-    return [_pack(group) if packed else _pad(group, pad_id) for group in groups], order
+    order[torch.from_numpy(np.concatenate([by_length[:0], *groups]))] = torch.arange(len(rows))
+    texts = [[rows[row] for row in group] for group in groups]
+    return [_pack(group) if packed else _pad(group, pad_id) for group in texts], order
 
 
 def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> list[int]:

@@ -121,9 +121,11 @@ class Encoder(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            padded, packed = (length_sorted_chunks(rows, 100, 0, packed)[0] for packed in (False, True))
-            expected = self.embed([chunk.to(device) for chunk in padded])
-            found = self.embed([chunk.to(device) for chunk in packed])
+            (padded, places), (packed, order) = (
+                length_sorted_chunks(rows, 100, 0, layout) for layout in (False, True)
+            )
+            expected = self.embed([chunk.to(device) for chunk in padded])[places]
+            found = self.embed([chunk.to(device) for chunk in packed])[order]
             found.sum().backward()
             with torch.inference_mode():
                 self.embed([chunk.to(device) for chunk in packed])

@@ -127,7 +127,7 @@ def choose(
     if settings.gradient_cache == "auto" and "gradient_cache" in before:
         cached = before["gradient_cache"]
     elif settings.gradient_cache == "auto":
-        chunks = batches.make(0).chunks
+        chunks = batches.make(0).chunks[::-1]  # from the shortest texts to the longest
         lengths = [chunk.lengths[-1] for chunk in chunks]
         # Linear in the length: what attention keeps of a token is proportional to it, the rest is constant.
         ends = [graph_bytes(chunk) for chunk in (chunks[0], chunks[-1])]

@@ -34,14 +34,14 @@ def texts(chunk: Chunk) -> list[np.ndarray]:
 def test_chunks_keep_rows_budget_and_order(lengths, max_tokens, max_rows, packed):
     rows = token_rows(lengths)
     chunks, order = length_sorted_chunks(rows, max_tokens, PAD, packed, max_rows)
-    found, previous_longest = [], 0
+    found, previous_shortest = [], 1000
     for chunk in chunks:
         assert chunk.input_ids.dtype == torch.int64
         assert chunk.num_tokens <= max_tokens or len(chunk) == 1
         assert max_rows is None or len(chunk) <= max_rows
         assert chunk.lengths == sorted(chunk.lengths) == [len(text) for text in texts(chunk)]
-        assert chunk.lengths[0] >= previous_longest  # like lengths together
-        previous_longest = chunk.lengths[-1]
+        assert chunk.lengths[-1] <= previous_shortest  # like lengths together, the longest first
+        previous_shortest = chunk.lengths[0]
         found += texts(chunk)
     assert sorted(order.tolist()) == list(range(len(rows)))
     for row, place in zip(rows, order.tolist(), strict=True):
