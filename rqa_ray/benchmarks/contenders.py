@@ -28,7 +28,7 @@ from rqa_ray.data.rows import Corpus, Golds, Questions, Ragged, TrainingRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
 from rqa_ray.retriever.saving import load_encoder, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.training.build import choose
+from rqa_ray.training.build import choose, compile_transformer
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 OWN = "rqa_ray"
@@ -126,10 +126,13 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
             eval_strategy="no",
             save_strategy="no",
             ddp_broadcast_buffers=False,
+            ddp_find_unused_parameters=False,
             use_cpu=workload.device.type == "cpu",
         )
         encoder_settings = read_settings(workload.model_folder, max_seq_length=workload.max_seq_length)
         encoder = load_encoder(workload.model_folder, encoder_settings, workload.dropout)
+        if args.torch_compile:
+            args = compile_transformer(encoder, args)
         choices = choose(settings, args, encoder, batches)
         one = _ragged(workload.passage_tokens[:1])
         evaluator = RetrievalEvaluator(

@@ -130,7 +130,8 @@ def measure(workload: Workload, seed: int, steps: int, threads: int, began: floa
     batches = workload.batches(seed, distributed.rank(), distributed.world_size())
     tokens = contender(workload, batches, steps, stopwatch)
     figures = stopwatch.figures
-    totals = distributed.gather(torch.tensor([[figures["cpu_seconds"], float(tokens)]], dtype=torch.float64))
+    own = torch.tensor([[figures["cpu_seconds"], float(tokens)]], dtype=torch.float64, device=workload.device)
+    totals = distributed.gather(own)
     cpu_seconds, tokens = totals.sum(0).tolist()
     lengths = [np.array([len(row) for row in rows]) for rows in (workload.question_tokens, workload.passage_tokens)]
     rows = np.concatenate([batches.batch_rows(index) for index in range(1, steps + 1)])

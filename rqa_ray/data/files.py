@@ -54,6 +54,10 @@ def _find_local(name: str, argument: str) -> list[str]:
 
 def _find_remote(uri: str, argument: str) -> list[str]:
     base, question_mark, query = uri.partition("?")
+    if "**" in base:
+        raise InputError(
+            f"--{argument} {uri}: ** is not known in URIs; name the folder, which stands for all below it"
+        )
     try:
         filesystem, path = fs.FileSystem.from_uri(uri.replace("[", "%5B").replace("]", "%5D"))
         info = filesystem.get_file_info(path)
@@ -148,9 +152,12 @@ def read_lines(path: str, start: int = 0, end: int | None = None) -> Iterator[tu
     """
     place = start
     with open_file(path) if end is None else io.BufferedReader(open_random_access(path)) as file:
-        if start:
+        if start:  # leave out the rest of a line that began before
             file.seek(start - 1)
-            place += len(file.readline()) - 1  # the rest of a line that began before
+            place -= 1
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                place += len(rest)
+            place += len(rest)
         number = start
         while end is None or place < end:
             line = file.readline(MAX_LINE_BYTES + 1)

@@ -79,7 +79,10 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    # Dates, decimals and bytes have no form in JSON, in which metadata is kept.
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 
 def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> None:

@@ -92,7 +92,7 @@ def parse_document(value: Any) -> Document:
         if isinstance(metadata, str):  # as Parquet keeps what differs from row to row
             try:
                 metadata = json.loads(metadata)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise RecordError(f"`metadata` has to be an object, or JSON of one, found {metadata[:60]!r}") from None
     elif "text" in value:
         content, formatted = value["text"], ""

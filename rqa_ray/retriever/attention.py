@@ -79,6 +79,8 @@ def _run_by_run(
     scale: float | None,
 ) -> torch.Tensor:
     """(1, T, H, d) from (H, T, d)."""
+    if torch.is_autocast_enabled("cpu"):  # rotary positions leave query and key in fp32
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     attended, start = [], 0
     for length, texts in groupby(lengths):
         stop = start + length * len(list(texts))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+MAX_SPREAD = 4  # pooling unfolds a packed chunk to (texts, longest): so many times its budget of tokens, at most
+
 
 @dataclass
 class Chunk:
@@ -69,6 +71,7 @@ def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> 
         longest = max(int(lengths[end - 1]), 1)
         if packed:
             fitting = end - int(np.searchsorted(tokens_before, tokens_before[end] - max_tokens))
+            fitting = min(fitting, MAX_SPREAD * max_tokens // longest)
         else:
             fitting = max_tokens // longest
         first = end - max(1, min(max_rows, fitting, end))

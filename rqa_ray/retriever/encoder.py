@@ -142,7 +142,8 @@ class Encoder(nn.Module):
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            storage = (tensor.detach().values() if tensor.is_nested else tensor).untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with saved_tensors_hooks(note, lambda tensor: tensor):

@@ -101,11 +101,11 @@ def choose(
     """
     device, before = args.device, before or {}
     encoder.to(device)
+    if args.gradient_checkpointing:  # the Trainer does it again, after this has measured what it saves
+        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
     mixed = torch.autocast(device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16)
-    if "packed" in before:
-        packed = before["packed"]
-    else:
-        packed = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
+    works = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
+    packed = not distributed.any_rank(not works, device) and before.get("packed", True)
     batches.packed = packed
     # Gradients and the two moments of Adam are still to come.
     free = MEMORY_SHARE * _free_memory(device) - 12 * sum(value.numel() for value in encoder.parameters())
@@ -119,7 +119,8 @@ def choose(
     if not max_tokens:
         longest = batches.rows.passages[int(batches.rows.passages.lengths.argmax())]
         fitting = free / graph_bytes(length_sorted_chunks([longest], 1, batches.pad_id, packed)[0][0])
-        max_tokens = min(TOKENS_PER_CHUNK.get(device.type, TOKENS_PER_CHUNK["cuda"]), max(int(fitting), 1))
+        # A chunk holds at least one text, so a limit below the longest would save nothing.
+        max_tokens = min(TOKENS_PER_CHUNK.get(device.type, TOKENS_PER_CHUNK["cuda"]), max(int(fitting), len(longest)))
         max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
     batches.max_tokens_per_chunk = max_tokens
 

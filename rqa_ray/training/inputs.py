@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,13 @@ DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 def input_files(job: Job) -> dict[str, list[str]]:
     """Files by input name: train, eval, test, corpus."""
     if job.settings.prepared_path:
-        inside = {name: os.path.join(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
-        given = {name: ("prepared_path", [path]) for name, path in inside.items() if name != "test" or exists(path)}
+        folder, question_mark, query = job.settings.prepared_path.partition("?")
+        inside = {name: f"{folder.rstrip('/')}/{name}.parquet{question_mark}{query}" for name in INPUTS}
+        try:
+            has_test = exists(inside["test"])
+        except (OSError, ValueError) as error:
+            raise InputError(f"--prepared_path {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
+        given = {name: ("prepared_path", [path]) for name, path in inside.items() if name != "test" or has_test}
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
     files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}

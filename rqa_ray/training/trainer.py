@@ -36,7 +36,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ContrastiveTrainer(Trainer):
-    """Trains an encoder on global batches. `choices` are `max_tokens_per_chunk` and `gradient_cache`.
+    """Trains an encoder on global batches. `choices` are those of `build.choose`.
 
     A checkpoint holds `model/` (a complete model folder), the optimizer and scheduler, `trainer_state.json`, and,
     where the step was evaluated, metrics and rankings of eval and test in `evaluation.json` and `rankings.npz`; those

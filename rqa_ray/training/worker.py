@@ -30,6 +30,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch, local_checkpoint(config["resume_from"]) as resume:
         args = _training_arguments(config, scratch, resume is not None)
         encoder = load_encoder(config["model_folder"], config["encoder"], settings.dropout, settings.trust_remote_code)
+        if encoder.can_pack and args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # these models use all of theirs
         tokenizer = TextTokenizer(config["model_folder"], config["encoder"], settings.trust_remote_code).tokenizer
         trainer = build_trainer(settings, args, encoder, tokenizer, tables, config["micro_batch"], resume)
         accumulation = args.gradient_accumulation_steps
@@ -73,7 +75,6 @@ def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) ->
         "logging_nan_inf_filter": False,
         "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of chunks
     }
-    own |= {"ddp_find_unused_parameters": training.get("ddp_find_unused_parameters", False)}  # all are used
     return RetrieverTrainingArguments(**(training | own))
 
 

@@ -70,6 +70,11 @@ def test_a_uri_may_be_a_glob_over_files_and_folders(folder):
     assert list(read_lines(found[0])) == [(1, b"{}")]
 
 
+def test_two_stars_in_a_uri_are_refused_rather_than_half_understood(folder):
+    with pytest.raises(InputError, match="is not known in URIs; name the folder"):
+        find_files([f"file://{folder}/**/*.jsonl"], "train_file")
+
+
 def test_a_uri_is_kept_as_it_is(folder):
     uri = f"file://{folder}/a.jsonl?region=x"
     assert find_files([uri], "train_file") == [uri]

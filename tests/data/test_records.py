@@ -1,5 +1,6 @@
 """Every kind of file gives the same records; a bad one comes back as a line that says where it is."""
 
+import datetime
 import gzip
 import itertools
 import json
@@ -33,7 +34,7 @@ DOCUMENTS = [doc("alpha", source="a", title="A"), {"text": "beta", "source": "b"
 
 
 def write(path: Path, records: list[dict]) -> str:
-    text = "".join(json.dumps(record) + "\n" for record in records).encode()
+    text = "".join(json.dumps(record, default=str) + "\n" for record in records).encode()
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(records), path, row_group_size=1)
     elif path.suffix == ".zst":
@@ -68,6 +69,13 @@ def test_metadata_may_be_json_in_a_string(tmp_path) -> None:
     assert [record for _, record in read_records(bad, "documents")] == [
         f"{bad}:1: `metadata` has to be an object, or JSON of one, found 'a'"
     ]
+
+
+def test_a_date_in_parquet_becomes_its_text(tmp_path) -> None:
+    day = datetime.date(2026, 11, 25)
+    path = write(tmp_path / "d.parquet", [{"text": "alpha", "source": "a", "day": day}])
+    [(_, record)] = read_records(path, "documents")
+    assert json.loads(json.dumps(record.to_dict()))["metadata"] == {"source": "a", "day": "2026-11-25"}
 
 
 def test_metadata_may_be_a_map(tmp_path) -> None:

@@ -10,7 +10,7 @@ from rqa_ray.retriever.attention import MODEL_TYPES, packed_attention
 from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.retriever.saving import EncoderSettings, load_encoder
 from tests.retriever.test_chunks import token_rows
 
 LENGTHS = [2, 3, 9, 9, 40]
@@ -111,6 +111,32 @@ def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(
     assert found[0][0].std(0).mean() > 0.01 and found[0][1].norm() > 0.1
     torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
     assert (found[1][1] - found[0][1]).norm() < 1e-5 * found[0][1].norm()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_model_takes_packed_texts_in_bf16_with_dropout_in_attention(model_type):
+    torch.manual_seed(0)
+    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+    config = AutoConfig.for_model(model_type, **SMALL, **dict.fromkeys(names, 0.1))
+    encoder = Encoder(AutoModel.from_config(config), EncoderSettings()).train()
+    chunks, _ = length_sorted_chunks(token_rows([3, 9, 9, 40]), 10_000, config.pad_token_id, packed=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = encoder(chunks, [1])
+    embeddings[:, 0].sum().backward()
+    gradients = [value.grad for value in encoder.parameters() if value.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients) and len(gradients) >= 20
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_graph_of_nested_texts_is_measured_too(tiny_model, monkeypatch, bf16):
+    encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0)
+    chunk = length_sorted_chunks(token_rows([3, 9, 9, 40]), 1000, 0, packed=True)[0][0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        run_by_run = encoder.graph_bytes(chunk)
+        monkeypatch.setattr(attention, "RUN_BY_RUN", ())
+        nested = encoder.graph_bytes(chunk)
+    assert 0.5 * run_by_run < nested < 3 * run_by_run
+    assert bf16 or encoder.packing_works()
 
 
 @pytest.mark.parametrize("model_type", ["mpnet", "modernbert"])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
+from rqa_ray.retriever.chunks import MAX_SPREAD, Chunk, length_sorted_chunks
 
 PAD = 0
 
@@ -80,10 +80,18 @@ def test_no_other_cut_has_fewer_tokens_where_a_chunk_costs_a_twentieth_of_its_bu
     for places in itertools.product([False, True], repeat=len(ordered) - 1):
         ends = [index + 1 for index, is_cut in enumerate(places) if is_cut]
         parts = [ordered[start:end] for start, end in zip([0, *ends], [*ends, len(ordered)], strict=True)]
-        if all(tokens(part) <= max_tokens or len(part) == 1 for part in parts):
+        if all(
+            len(part) == 1 or tokens(part) <= max_tokens and len(part) * part[-1] <= MAX_SPREAD * max_tokens
+            for part in parts
+        ):
             possible.append(cost(parts))
     chunks, _ = length_sorted_chunks(token_rows(lengths), max_tokens, PAD, packed)
     assert cost([chunk.lengths for chunk in chunks]) == pytest.approx(min(possible))
+
+
+def test_a_packed_chunk_of_many_short_texts_has_no_long_one():
+    chunks, _ = length_sorted_chunks(token_rows([3] * 2000 + [500] * 4), 10_000, PAD, packed=True)
+    assert max(len(chunk) * chunk.lengths[-1] for chunk in chunks) <= MAX_SPREAD * 10_000
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -83,6 +83,23 @@ def test_a_resumed_run_uses_what_was_found_before_and_what_the_user_says_goes_fi
     assert said == {"packed": False, "max_tokens_per_chunk": 99, "gradient_cache": False}
 
 
+def test_a_resumed_run_packs_only_where_it_can_now(encoder, args) -> None:
+    encoder.can_pack = False  # as of a compiled one
+    before = {"packed": True, "max_tokens_per_chunk": 77, "gradient_cache": True}
+    assert choose(Settings(), args, encoder, batches(), before)["packed"] is False
+
+
+def test_gradient_checkpointing_is_measured_with_what_it_saves(tiny_model, args, monkeypatch) -> None:
+    plain = load_encoder(tiny_model, EncoderSettings())
+    made = batches()
+    choose(Settings(max_tokens_per_chunk=200), args, plain, made)
+    graph = graph_bytes_of_a_batch(plain, made.make(0))
+    free(monkeypatch, 12 * sum(value.numel() for value in plain.parameters()) + 0.8 * graph)
+    args.gradient_checkpointing = True
+    checkpointed = load_encoder(tiny_model, EncoderSettings())
+    assert not choose(Settings(max_tokens_per_chunk=200), args, checkpointed, batches())["gradient_cache"]
+
+
 def test_the_choices_are_said_in_one_line() -> None:
     choices = {"packed": True, "max_tokens_per_chunk": 2000, "gradient_cache": False}
     assert describe(choices) == "chunks of at most 2,000 tokens, no padding; without gradient caching"

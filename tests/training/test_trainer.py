@@ -54,7 +54,7 @@ def test_the_share_of_the_time_that_steps_wait_for_their_batches_is_logged(tmp_p
     def share(trainer) -> float:
         return max(entry["data_wait_share"] for entry in trainer.state.log_history[1:] if "loss" in entry)
 
-    assert share(train(tmp_path, max_steps=3)) < 0.1
+    assert share(train(tmp_path, max_steps=3)) < 0.4  # of steps of milliseconds, on a machine that may be busy
     slow = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), max_steps=3)
     make = slow.batches.make
     monkeypatch.setattr(slow.batches, "make", lambda number: time.sleep(2) or make(number))
