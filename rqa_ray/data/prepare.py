@@ -51,7 +51,7 @@ def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokeniserSpec, ski
     """
     blocks = read_inputs(inputs, replace(spec, settings=replace(spec.settings, max_seq_length=NO_LIMIT)), skip_bad)
     lines = survey({name: part.tables() for name, part in blocks.items()}, spec.settings.max_seq_length)
-    skipped = Skipped.of(part.skipped() for part in blocks.values())
+    skipped = Skipped.of(part.skipped() for part in blocks.values() if skip_bad)
     if skipped.kinds:
         lines.append(f"bad records, left out: {', '.join(f'{kind} {n:,}' for kind, n in skipped.kinds.items())}")
         lines += [f"  {problem}" for problem in skipped.first]

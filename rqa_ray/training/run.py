@@ -84,10 +84,11 @@ def train(job: Job) -> None:
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
 
     spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
-    blocks = read_inputs(files, spec, job.settings.on_bad_record == "skip")
+    skip_bad = job.settings.on_bad_record == "skip"
+    blocks = read_inputs(files, spec, skip_bad)
     lines, num_rows = data_report(blocks)
     print("\n".join(lines))
-    skipped = Skipped.of(part.skipped() for part in blocks.values())
+    skipped = Skipped.of(part.skipped() for part in blocks.values() if skip_bad)
     micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, has_negatives(blocks["train"]))
     print("\n".join(lines))
 
