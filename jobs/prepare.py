@@ -29,18 +29,14 @@ def main() -> None:
     args = parse()
     folder = Path(args.output_dir)
     try:
-        from rqa_ray.data.files import find_files
-        from rqa_ray.data.records import check_beginnings
         from rqa_ray.preflight import connect
         from rqa_ray.retriever.saving import find_model_folder, read_settings
+        from rqa_ray.training.inputs import find_inputs
 
         if folder.exists():
             raise InputError(f"--output_dir {folder}: is there already; choose another or delete it")
         skip_bad = args.on_bad_record == "skip"
-        given = {name: (flag, getattr(args, flag)) for name, flag in FILES.items()}
-        inputs = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
-        for name, files in inputs.items():
-            check_beginnings(files, "documents" if name == "corpus" else "questions", skip_bad)
+        inputs = find_inputs({name: (flag, getattr(args, flag)) for name, flag in FILES.items()}, skip_bad)
         model = find_model_folder(args.model_name_or_path)
         settings = read_settings(model, max_seq_length=args.max_seq_length)
         print(f"Ray: {connect()}")

@@ -6,7 +6,6 @@ else runs on the machine disturbs all of them alike. Ratios are medians of the r
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -34,6 +33,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.saving import find_model_folder, read_settings, transformer_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.training.outputs import write_json
 
 Figures = dict[str, float]
 WORKLOAD_ARGUMENTS = (
@@ -217,7 +217,4 @@ def write_report(output: str, settings: dict[str, Any], results: dict[str, Any],
         "summary": summary,
         "rounds": results,
     }
-    path = Path(output)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(report, indent=2))
-    temporary.replace(path)
+    write_json(Path(output), report)

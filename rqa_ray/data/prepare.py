@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rqa_ray.data.readers import Skipped, TokeniserSpec, read_inputs
 from rqa_ray.data.records import read_records
-from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.schema import Document, QARecord, as_utf8
 from rqa_ray.data.survey import survey
 
 ROWS_PER_GROUP = 1_000
@@ -53,7 +53,7 @@ def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokeniserSpec, ski
     lines = survey({name: part.tables() for name, part in blocks.items()}, spec.settings.max_seq_length)
     skipped = Skipped.of(part.skipped() for part in blocks.values() if skip_bad)
     if skipped.kinds:
-        lines.append(f"bad records, left out: {', '.join(f'{kind} {n:,}' for kind, n in skipped.kinds.items())}")
+        lines.append(f"bad records, left out: {skipped.counts()}")
         lines += [f"  {problem}" for problem in skipped.first]
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.tmp")
@@ -84,7 +84,7 @@ def _rows(files: list[str], kind: str) -> Iterator[dict[str, Any]]:
                 if not record.questions:  # all of them are empty
                     continue
                 yield {
-                    "questions": [_utf8(question) for question in record.questions],
+                    "questions": [as_utf8(question) for question in record.questions],
                     "gold_docs": [_columns(document) for document in record.gold_docs],
                     "gold_ids": [document.passage_id for document in record.gold_docs],
                     "hard_neg_docs": [_columns(document) for document in record.hard_neg_docs],
@@ -98,12 +98,7 @@ def _rows(files: list[str], kind: str) -> Iterator[dict[str, Any]]:
 def _columns(document: Document) -> dict[str, Any]:
     record = document.to_dict()
     return {
-        "page_content": _utf8(document.page_content),
-        "fmt_content": _utf8(record["fmt_content"]) if "fmt_content" in record else None,
+        "page_content": as_utf8(document.page_content),
+        "fmt_content": as_utf8(record["fmt_content"]) if "fmt_content" in record else None,
         "metadata": json.dumps(document.metadata),
     }
-
-
-def _utf8(text: str) -> str:
-    """Without lone surrogates, which have no UTF-8 form; the tokenizer replaces them too."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -24,7 +24,7 @@ import ray.data
 
 from rqa_ray.data.files import byte_ranges
 from rqa_ray.data.records import read_records
-from rqa_ray.data.schema import Document, QARecord, passage_id, question_key
+from rqa_ray.data.schema import Document, QARecord, as_utf8, passage_id, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings
 from rqa_ray.retriever.tokenizer import TextTokenizer
@@ -97,6 +97,10 @@ class Skipped:
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         if len(self.first) < SKIPPED_LISTED:
             self.first.append(problem)
+
+    def counts(self) -> str:
+        """The kinds with their numbers, the most frequent first."""
+        return ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.kinds.items(), key=lambda item: -item[1]))
 
     @classmethod
     def of(cls, parts: Iterable[Skipped]) -> Skipped:
@@ -264,7 +268,7 @@ def _flatten(records: list[tuple[int, QARecord]], questions: dict[str, np.ndarra
                         "line": line,
                         "item": number * len(record.gold_docs) + gold_number,
                         "question_item": number,
-                        "question": question.encode("utf-8", "replace").decode("utf-8"),
+                        "question": as_utf8(question),
                         "question_key": question_key(question),
                         "question_tokens": questions[question],
                         "passage_id": gold.passage_id,

@@ -68,12 +68,10 @@ def _parse_line(line: bytes) -> Any:
 
 def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
     """(row number from 1, row). One schema for all rows fills what a record lacks with nulls: they are left out."""
-    number = 0
     with open_random_access(path) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist(maps_as_pydicts="lossy"):
-                number += 1
-                yield number, _without_nulls(row)
+        batches = pq.ParquetFile(file).iter_batches(batch_size=256)
+        rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy"))
+        yield from enumerate(map(_without_nulls, rows), start=1)
 
 
 def _without_nulls(value: Any) -> Any:

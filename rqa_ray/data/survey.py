@@ -27,7 +27,6 @@ class Split:
     golds: np.ndarray  # (R,) passage ids
     negatives: np.ndarray  # passage ids of all hard negatives
     question_lengths: np.ndarray  # (questions,) tokens
-    gold_lengths: np.ndarray | None  # (R,) tokens; training only
 
     @classmethod
     def from_tables(cls, tables: list[pa.Table]) -> Split:
@@ -41,7 +40,6 @@ class Split:
             golds=column(tables, "passage_id"),
             negatives=_inner(tables, "hard_negative_ids") if is_train else np.zeros(0, np.int64),
             question_lengths=_lengths(tables, "question_tokens")[first],
-            gold_lengths=_lengths(tables, "passage_tokens") if is_train else None,
         )
 
     @property
@@ -60,8 +58,8 @@ class Split:
         """
         rows_of_passage = np.unique(self.golds, return_counts=True)[1]
         others, drawn = len(self.golds) - 1, min(batch_size, len(self.golds)) - 1
-        met = [1 - np.prod(1 - drawn / (others - np.arange(rows - 1))) for rows in rows_of_passage]
-        return float(np.dot(rows_of_passage, np.maximum(0, np.minimum(met, 1))) / len(self.golds))
+        not_met = [np.prod(np.clip(1 - drawn / (others - np.arange(c)), 0, 1)) for c in rows_of_passage - 1]
+        return float(1 - np.dot(rows_of_passage, not_met) / len(self.golds))
 
 
 def survey(tables: Mapping[str, list[pa.Table]], max_seq_length: int) -> list[str]:

@@ -3,6 +3,7 @@
 Shapes: B texts in a chunk, L tokens of its longest text, D dimensions.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from rqa_ray.retriever import attention
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 from rqa_ray.retriever.dropout import replace_dropout
 from rqa_ray.retriever.saving import POSITION_OFFSETS, EncoderSettings
+
+logger = logging.getLogger(__name__)
 
 
 def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -130,7 +133,10 @@ class Encoder(nn.Module):
             with torch.inference_mode():
                 self.embed([chunk.to(device) for chunk in packed])
             return bool(nn.functional.cosine_similarity(found, expected).min() > 0.999)
-        except (RuntimeError, NotImplementedError):  # no kernel for this device, type or head size
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # no kernel for this device, type or head size
+            logger.warning("texts are padded: packed ones do not run on %s (%s)", device, str(error).split("\n")[0])
             return False
         finally:
             self.zero_grad()

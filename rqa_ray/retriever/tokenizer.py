@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import AutoTokenizer
 
+from rqa_ray.data.schema import as_utf8
 from rqa_ray.retriever.saving import EncoderSettings, transformer_folder
 
 
@@ -34,8 +35,7 @@ class TextTokenizer:
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         if not texts:
             return []
-        # Lone surrogates have no UTF-8 form, which the tokenizers' Rust side needs.
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        texts = [as_utf8(text) for text in texts]
         limit = self.settings.max_seq_length
         batch = self.tokenizer(
             texts, truncation=True, max_length=limit, return_attention_mask=False, return_token_type_ids=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +31,14 @@ def input_files(job: Job) -> dict[str, list[str]]:
         given = {name: ("prepared_path", [path]) for name, path in inside.items() if name != "test" or has_test}
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
+    return find_inputs(given, job.settings.on_bad_record == "skip")
+
+
+def find_inputs(given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool) -> dict[str, list[str]]:
+    """Files by input name, from what was given by which flag; their beginnings are right."""
     files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
     for name, paths in files.items():
-        kind = "documents" if name == "corpus" else "questions"
-        check_beginnings(paths, kind, job.settings.on_bad_record == "skip")
+        check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
     return files
 
 

@@ -104,12 +104,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def write_bad_records(folder: Path, problems: list[str], kinds: dict[str, int]) -> str:
+def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
     """Lists the first records that were left out, a line of JSON each; returns a line for the user."""
     temporary = folder / f".{BAD_RECORDS_FILE}.tmp"
     temporary.write_text("".join(json.dumps({"problem": problem}) + "\n" for problem in problems), encoding="utf-8")
     os.replace(temporary, folder / BAD_RECORDS_FILE)
-    counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
     return f"warning: bad records, left out: {counts}; the first are listed in {folder / BAD_RECORDS_FILE}"
 
 

@@ -94,7 +94,7 @@ def train(job: Job) -> None:
 
     record = open_run(job)
     if skipped.kinds:
-        print(outputs.write_bad_records(Path(job.output_dir), skipped.first, skipped.kinds))
+        print(outputs.write_bad_records(Path(job.output_dir), skipped.first, skipped.counts()))
     print(f"checkpoints in {record.storage_path}")
     config = {
         "settings": vars(job.settings),

@@ -127,6 +127,7 @@ def test_bad_records_are_left_out_counted_by_kind_and_the_first_are_listed(spec,
     assert len(Corpus.from_tables(blocks.tables())) == 58
     skipped = blocks.skipped()
     assert skipped.kinds == {"not JSON": 1, "a document needs `page_content`": 1, "a document has to be an object": 30}
+    assert skipped.counts().startswith("a document has to be an object 30, ")  # the most frequent first
     assert len(skipped.first) == 20
     assert [line.split(": ")[0].rsplit(":")[-1] for line in skipped.first[:3]] == ["4", "41", "51"]
     with pytest.raises(InputError, match=r"documents.jsonl:4: not JSON"):

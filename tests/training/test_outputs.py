@@ -201,7 +201,7 @@ def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate(capsys
 
 
 def test_bad_records_are_listed_in_a_file_and_counted_in_a_line(tmp_path) -> None:
-    said = write_bad_records(tmp_path, ["a.jsonl:3: not JSON"], {"not UTF-8": 2, "not JSON": 1000})
+    said = write_bad_records(tmp_path, ["a.jsonl:3: not JSON"], "not JSON 1,000, not UTF-8 2")
     assert said.startswith("warning: bad records, left out: not JSON 1,000, not UTF-8 2; the first are listed in ")
     assert [path.name for path in tmp_path.iterdir()] == ["bad_records.jsonl"]
     assert json.loads((tmp_path / "bad_records.jsonl").read_text()) == {"problem": "a.jsonl:3: not JSON"}
