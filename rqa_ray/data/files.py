@@ -4,9 +4,9 @@ import glob
 import io
 import os
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 from urllib.parse import quote
 
+from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import NativeFile, fs
 
 from rqa_ray.errors import InputError
@@ -44,57 +44,46 @@ def _find_local(name: str, argument: str) -> list[str]:
         raise InputError(f"--{argument} {name}: no such file")
     found = []
     for match in matches:
-        if not os.path.isdir(match):
+        if os.path.isdir(match):
+            inner = [os.path.join(folder, item) for folder, _, items in os.walk(match) for item in items]
+            found += [match + item for item in _readable([path[len(match) :] for path in inner], match, argument)]
+        else:
             found.append(match)
-            continue
-        inner = [os.path.join(folder, item) for folder, _, items in os.walk(match) for item in items]
-        found += _readable([path[len(match) :] for path in inner], match, argument)
     return found
 
 
 def _find_remote(uri: str, argument: str) -> list[str]:
     base, question_mark, query = uri.partition("?")
-    if "**" in base:
-        raise InputError(
-            f"--{argument} {uri}: ** is not known in URIs; name the folder, which stands for all below it"
-        )
     try:
         filesystem, path = fs.FileSystem.from_uri(uri.replace("[", "%5B").replace("]", "%5D"))
         info = filesystem.get_file_info(path)
-        is_glob = info.type == fs.FileType.NotFound and glob.has_magic(path)
-        if is_glob:  # look below the last folder without a pattern
-            depth = next(i for i, part in enumerate(path.split("/")) if glob.has_magic(part))
-            root, pattern = "/".join(path.split("/")[:depth]), path.split("/")
-            base = "/".join(base.split("/")[: depth - len(pattern)])
-        else:
+        if info.type == fs.FileType.File:
+            return [uri]
+        if info.type == fs.FileType.Directory:
             root = path.rstrip("/")
-        inner = []
-        if is_glob or info.type == fs.FileType.Directory:
             items = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
             inner = [item.path[len(root) :] for item in items if item.is_file]
+        else:  # a glob, or nothing; what is found begins as the pattern does, up to the first part that has magic
+            parts = path.split("/")
+            fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+            root, base = "/".join(parts[:fixed]), "/".join(base.split("/")[: fixed - len(parts) or None])
+            matches = ArrowFSWrapper(filesystem).glob(path, detail=True) if fixed < len(parts) else {}
+            inner = [match[len(root) :] for match, found in sorted(matches.items()) if found["type"] == "file"]
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"--{argument} {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
-    if is_glob:
-        inner = sorted(item for item in inner if _matches((root + item).split("/"), pattern))
-    elif info.type == fs.FileType.Directory:
-        inner = _readable(inner, uri, argument, folder="")
-    elif info.type == fs.FileType.File:
-        return [uri]
+    if info.type == fs.FileType.Directory:
+        inner = _readable(inner, uri, argument)
     if not inner:
         raise InputError(f"--{argument} {uri}: no such file")
     return [base.rstrip("/") + quote(item) + question_mark + query for item in inner]
 
 
-def _readable(inner: list[str], name: str, argument: str, folder: str | None = None) -> list[str]:
-    """Of paths within a folder those with a known suffix, none hidden, sorted; behind the folder's own path."""
-    kept = [item for item in inner if item.endswith(SUFFIXES) and "/." not in f"/{item}"]
+def _readable(inner: list[str], name: str, argument: str) -> list[str]:
+    """Of paths within a folder those with a known suffix, none hidden, sorted."""
+    kept = sorted(item for item in inner if item.endswith(SUFFIXES) and "/." not in f"/{item}")
     if not kept:
         raise InputError(f"--{argument} {name}: a folder without {', '.join(SUFFIXES)} files")
-    return sorted((name if folder is None else folder) + item for item in kept)
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+    return kept
 
 
 def has_suffix(path: str, *suffixes: str) -> bool:

@@ -70,9 +70,15 @@ def test_a_uri_may_be_a_glob_over_files_and_folders(folder):
     assert list(read_lines(found[0])) == [(1, b"{}")]
 
 
-def test_two_stars_in_a_uri_are_refused_rather_than_half_understood(folder):
-    with pytest.raises(InputError, match="is not known in URIs; name the folder"):
-        find_files([f"file://{folder}/**/*.jsonl"], "train_file")
+def test_two_stars_in_a_uri_stand_for_any_folders_as_in_a_path(folder):
+    for name in ("x/d.jsonl", "x/y/e.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"{}")
+    expected = ["a.jsonl", "b.jsonl", "x/d.jsonl", "x/y/e.jsonl"]
+    assert find_files([f"file://{folder}/**/*.jsonl"], "train_file") == [
+        f"file://{folder}/{name}" for name in expected
+    ]
+    assert sorted(find_files([f"{folder}/**/*.jsonl"], "train_file")) == [str(folder / name) for name in expected]
 
 
 def test_a_uri_is_kept_as_it_is(folder):
