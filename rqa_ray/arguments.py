@@ -81,8 +81,10 @@ class Settings:
         "auto",
         "Gradient caching: a batch of any size in bounded memory, two forward passes. auto: where it is needed.",
     )
-    data_mode: Literal["auto", "resident"] = _setting(
-        "auto", "Where tokenised pairs are kept while training: resident, in Ray's object store."
+    data_mode: Literal["auto", "resident", "streaming"] = _setting(
+        "auto",
+        "Training pairs, tokenised: all in Ray's object store (resident), or made a window at a time while training, "
+        "in bounded memory (streaming). auto: resident where they fit.",
     )
     num_workers: int | None = _setting(
         None, "Training workers (processes). Default: one for each GPU of the cluster, or 1 without GPUs."

@@ -210,7 +210,7 @@ def sentence_transformers(
     model.train()
 
     def step(index: int) -> int:
-        rows = batches.batch_rows(index)
+        rows = batches.take(index)[1]
         columns: list[Any] = [[texts[row] for row in rows] for texts in (workload.questions, workload.passages)]
         features = [
             {
@@ -258,7 +258,7 @@ def _timed_steps(step: Callable[[int], int], steps: int, stopwatch: Stopwatch) -
 
 
 def _tokens(workload: Workload, batches: GlobalBatches, index: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    rows = batches.batch_rows(index)
+    rows = batches.take(index)[1]
     return [workload.question_tokens[row] for row in rows], [workload.passage_tokens[row] for row in rows]
 
 

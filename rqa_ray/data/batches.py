@@ -1,7 +1,8 @@
 """Global batches: the same rows at the same step for any number of ranks, dealt to ranks and cut into chunks.
 
-1. Epoch e's order is a permutation seeded by (seed, e); the epochs follow each other without a gap, so rows left over
-   at the end of one open the next. Batch b is the b-th run of G rows: an index, not a replay.
+1. Epoch e's order is a permutation seeded by (seed, e), or where the rows do not fit in memory one in windows
+   (`windows.py`); the epochs follow each other without a gap, so rows left over at the end of one open the next.
+   Batch b is the b-th run of G rows: an index, not a replay.
 2. Hard negatives of the batch are drawn by a generator seeded by (seed, b).
 3. Questions (with their passages) and hard negatives are sorted by length and dealt to ranks in turn, there and back.
 4. A rank's texts are cut into length-sorted chunks.
@@ -19,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.windows import WindowedRows
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 
 
@@ -44,6 +46,26 @@ class RankBatch:
         return self
 
 
+class ShuffledRows:
+    """Rows that are all in memory, in the order of the epochs."""
+
+    def __init__(self, rows: TrainingRows, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+
+    def take(self, first: int, count: int) -> tuple[TrainingRows, np.ndarray]:
+        """Rows, and which of them (count,) are at some consecutive places of the order."""
+        epochs, within = np.divmod(first + np.arange(count), len(self.rows))
+        parts = [self._permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
+        return self.rows, np.concatenate(parts)
+
+
 class GlobalBatches(Dataset):
     """`batches[b]` is this rank's part of global batch b; any b, in any order, always the same.
 
@@ -52,7 +74,7 @@ class GlobalBatches(Dataset):
 
     def __init__(
         self,
-        rows: TrainingRows,
+        rows: TrainingRows | WindowedRows,
         global_batch_size: int,
         hard_neg_ratio: float,
         seed: int,
@@ -64,36 +86,31 @@ class GlobalBatches(Dataset):
     ) -> None:
         if not world_size <= global_batch_size <= len(rows):
             raise ValueError(f"global_batch_size={global_batch_size}: needs {world_size} to {len(rows)} questions")
-        self.rows = rows
+        self.rows = ShuffledRows(rows, seed) if isinstance(rows, TrainingRows) else rows
         self.global_batch_size = global_batch_size
         self.num_negatives = int(hard_neg_ratio * global_batch_size)
         self.seed = seed
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self.pad_id, self.packed = pad_id, packed
         self.rank, self.world_size = rank, world_size
-        self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[RankBatch]] = {}  # the next batch
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+    def take(self, batch: int) -> tuple[TrainingRows, np.ndarray]:
+        """Rows, and which of them (G,) are a global batch."""
+        return self.rows.take(batch * self.global_batch_size, self.global_batch_size)
 
-    def batch_rows(self, batch: int) -> np.ndarray:
-        """(G,) row numbers of a global batch."""
-        places = batch * self.global_batch_size + np.arange(self.global_batch_size)
-        epochs, within = np.divmod(places, len(self.rows))
-        return np.concatenate([self._permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)])
-
-    def draw_negatives(self, batch: int, rows: np.ndarray) -> np.ndarray:
+    def draw_negatives(self, batch: int) -> np.ndarray:
         """Numbers of the hard negatives of a global batch: distinct passages, none a gold of the batch."""
         if self.num_negatives == 0:
             return np.zeros(0, dtype=np.int64)
-        pool = np.concatenate([np.arange(*self.rows.negative_of[row : row + 2]) for row in rows])
-        ids, first = np.unique(self.rows.negative_ids[pool], return_index=True)
-        golds = np.concatenate([self.rows.golds[row] for row in rows])
+        rows, numbers = self.take(batch)
+        pool = np.concatenate([np.arange(*rows.negative_of[number : number + 2]) for number in numbers])
+        ids, first = np.unique(rows.negative_ids[pool], return_index=True)
+        golds = np.concatenate([rows.golds[number] for number in numbers])
         pool = pool[first[~np.isin(ids, golds)]]
         drawn = np.random.default_rng([self.seed, batch, 1]).permutation(len(pool))[: self.num_negatives]
         return pool[drawn]
@@ -105,22 +122,22 @@ class GlobalBatches(Dataset):
 
     def make(self, batch: int) -> RankBatch:
         """This rank's part of a global batch: a function of its number."""
-        rows = self.batch_rows(batch)
-        negatives = self.draw_negatives(batch, rows)
-        lengths = self.rows.questions.lengths + self.rows.passages.lengths
-        mine = deal(rows, lengths[rows], self.rank, self.world_size)
-        mine_negatives = deal(negatives, self.rows.negatives.lengths[negatives], self.rank, self.world_size)
+        rows, numbers = self.take(batch)
+        negatives = self.draw_negatives(batch)
+        lengths = rows.questions.lengths + rows.passages.lengths
+        mine = deal(numbers, lengths[numbers], self.rank, self.world_size)
+        mine_negatives = deal(negatives, rows.negatives.lengths[negatives], self.rank, self.world_size)
 
-        texts = [self.rows.questions[row] for row in mine]
-        texts += [self.rows.passages[row] for row in mine]
-        texts += [self.rows.negatives[row] for row in mine_negatives]
+        texts = [rows.questions[number] for number in mine]
+        texts += [rows.passages[number] for number in mine]
+        texts += [rows.negatives[number] for number in mine_negatives]
         chunks, order = length_sorted_chunks(texts, self.max_tokens_per_chunk, self.pad_id, self.packed)
 
         # The gather needs as many passages from every rank: the most that a rank can be dealt.
-        num_passages = -(-len(rows) // self.world_size) + -(-self.num_negatives // self.world_size)
-        ids = np.concatenate([self.rows.passage_ids[mine], self.rows.negative_ids[mine_negatives]])
+        num_passages = -(-len(numbers) // self.world_size) + -(-self.num_negatives // self.world_size)
+        ids = np.concatenate([rows.passage_ids[mine], rows.negative_ids[mine_negatives]])
         padding = num_passages - len(ids)
-        golds = [self.rows.golds[row] for row in mine]
+        golds = [rows.golds[number] for number in mine]
         width = max(map(len, golds))
         return RankBatch(
             chunks=chunks,

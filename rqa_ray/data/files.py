@@ -13,7 +13,6 @@ from rqa_ray.errors import InputError
 
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
-RANGE_BYTES = 32 * 2**20
 MAX_LINE_BYTES = 2**28  # of one record; what has no line breaks would fill the memory
 SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
 
@@ -113,15 +112,20 @@ def open_random_access(path: str) -> NativeFile:
     return filesystem.open_input_file(inner)
 
 
-def byte_ranges(path: str) -> list[tuple[int, int | None]]:
+def file_size(path: str) -> int:
+    """Bytes as they lie."""
+    with open_random_access(path) as file:
+        return file.size()
+
+
+def byte_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
     """(start, end) of the parts of a file that are read side by side: of plain large ones, else (0, None)."""
     if not has_suffix(path, *LINES):
         return [(0, None)]
-    with open_random_access(path) as file:
-        size = file.size()
-    if size <= RANGE_BYTES:
+    size = file_size(path)
+    if size <= range_bytes:
         return [(0, None)]
-    return [(start, min(start + RANGE_BYTES, size)) for start in range(0, size, RANGE_BYTES)]
+    return [(start, min(start + range_bytes, size)) for start in range(0, size, range_bytes)]
 
 
 def lines_before(path: str, start: int) -> int:

@@ -22,13 +22,13 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rqa_ray.data.files import byte_ranges
-from rqa_ray.data.records import read_records
+from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import Document, QARecord, as_utf8, passage_id, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
+RANGE_BYTES = 32 * 2**20  # of one task
 RECORDS_AT_ONCE = 256
 SKIPPED_LISTED = 20
 PROBLEM = ["file", "line", "problem"]
@@ -153,7 +153,7 @@ def _read(name: str, files: list[str], spec: TokeniserSpec, skip_bad: bool) -> B
     items = [
         {"file": index, "path": path, "start": start, "end": -1 if end is None else end}
         for index, path in enumerate(files)
-        for start, end in byte_ranges(path)
+        for start, end in record_ranges(path, RANGE_BYTES)
     ]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -175,9 +175,9 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec, ski
     """A file or a range of it to tables of one schema; stops at the first bad record, and returns it as `problem`."""
     path, file = str(batch["path"][0]), int(batch["file"][0])
     start, end = int(batch["start"][0]), int(batch["end"][0])
-    tokenizer = _tokenizer(spec)
+    tokenizer = make_tokenizer(spec)
     tokenizer.num_texts = tokenizer.num_truncated = 0
-    to_rows: Any = {"train": _train_rows, "questions": _question_rows, "corpus": _document_rows}[kind]
+    to_rows: Any = {"train": train_rows, "questions": _question_rows, "corpus": _document_rows}[kind]
     records = read_records(path, "documents" if kind == "corpus" else "questions", start, None if end < 0 else end)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     held: list[dict[str, Any]] = []  # one batch of rows; the file's counts go with its last one
@@ -203,22 +203,22 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec, ski
         for row in rows:
             row |= {"file": file, "num_texts": 0, "num_truncated": 0, "num_empty_questions": 0}
         if rows and held:
-            yield _table(held, kind)
+            yield to_table(held, kind)
         held = rows or held
     if held:
         counts = {"num_texts": tokenizer.num_texts, "num_truncated": tokenizer.num_truncated}
         held[0] |= {**counts, "num_empty_questions": num_empty}
         held[0] |= {"skipped": json.dumps(vars(skipped))} if skipped.first else {}
-        yield _table(held, kind)
+        yield to_table(held, kind)
     elif skipped.first:
         problem = f"{path}: all its {sum(skipped.kinds.values()):,} records are bad; the first: {skipped.first[0]}"
     elif not problem and not (empty and end >= 0):
         problem = f"{path}: {'no records in it' if empty else 'all its questions are empty'}"
     if problem:
-        yield _table([{"file": file, "line": 0, "problem": problem}], kind)
+        yield to_table([{"file": file, "line": 0, "problem": problem}], kind)
 
 
-def _table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
+def to_table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
     schema = SCHEMAS[kind]
     return pa.table(
         {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names}
@@ -231,11 +231,11 @@ def _cached_tokenizer(key: str) -> TextTokenizer:
     return TextTokenizer(folder, EncoderSettings(**settings), trust_remote_code)
 
 
-def _tokenizer(spec: TokeniserSpec) -> TextTokenizer:
+def make_tokenizer(spec: TokeniserSpec) -> TextTokenizer:
     return _cached_tokenizer(json.dumps([spec.folder, vars(spec.settings), spec.trust_remote_code]))
 
 
-def _train_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+def train_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
     questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
     texts = [doc.fmt_content for _, record in records for doc in record.gold_docs + record.hard_neg_docs]
     passages = _once(tokenizer.passages, texts)

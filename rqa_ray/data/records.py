@@ -1,5 +1,6 @@
 """Files to records, one after the other; a bad record comes back as data."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 
 from rqa_ray.data.files import (
     MAX_LINE_BYTES,
+    byte_ranges,
     has_suffix,
     lines_before,
     open_file,
@@ -19,14 +21,37 @@ from rqa_ray.data.schema import Document, QARecord, RecordError, parse_document,
 from rqa_ray.errors import InputError
 
 
+def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
+    """(start, end) of the parts of a file that are read side by side, each `range_bytes` or a little more.
+
+    Bytes of JSONL, row numbers of Parquet (whole row groups); (0, None) for a file that has only one part.
+    """
+    if not has_suffix(path, ".parquet"):
+        return byte_ranges(path, range_bytes)
+    try:
+        with open_random_access(path) as file:
+            metadata = pq.ParquetFile(file).metadata
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    except (OSError, pa.ArrowException):  # said when it is read
+        return [(0, None)]
+    ranges, start, end, size = [], 0, 0, 0
+    for group in groups:
+        end, size = end + group.num_rows, size + group.total_byte_size
+        if size >= range_bytes:
+            ranges.append((start, end))
+            start, size = end, 0
+    ranges += [(start, end)] if end > start else []
+    return ranges if len(ranges) > 1 else [(0, None)]
+
+
 def read_records(
     path: str, kind: str, start: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, Document | QARecord | str]]:
     """(line, record) of a file of `questions` or `documents`; a string for a record says what is wrong there.
 
     Blank lines are skipped. A pickle's lines are the numbers of its documents, those of Parquet of its rows. Of a
-    range of bytes the lines are numbered as `files.read_lines` does; what is said of a line counts from the file's
-    beginning.
+    range (`record_ranges`) the lines are numbered as `files.read_lines` does; what is said of a line counts from the
+    file's beginning.
     """
     parse = parse_document if kind == "documents" else parse_qa_record
     if has_suffix(path, ".pkl"):
@@ -44,7 +69,7 @@ def read_records(
     is_parquet = has_suffix(path, ".parquet")
     try:
         before = None  # counted where something is wrong
-        for number, value in _parquet_rows(path) if is_parquet else read_lines(path, start, end):
+        for number, value in (_parquet_rows if is_parquet else read_lines)(path, start, end):
             record: Document | QARecord | str
             try:
                 record = parse(value if is_parquet else _parse_line(value))
@@ -53,7 +78,8 @@ def read_records(
             except RecordError as error:
                 record = str(error)
             if isinstance(record, str):
-                before = lines_before(path, start) if before is None else before
+                if before is None:
+                    before = start if is_parquet else lines_before(path, start)
                 record = f"{path}:{before + number - start}: {record}"
             yield number, record
     except (OSError, EOFError, pa.ArrowException) as error:
@@ -66,12 +92,23 @@ def _parse_line(line: bytes) -> Any:
     return parse_json(line.decode("utf-8"))
 
 
-def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, row). One schema for all rows fills what a record lacks with nulls: they are left out."""
-    with open_random_access(path) as file:
-        batches = pq.ParquetFile(file).iter_batches(batch_size=256)
+def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, row) of the row groups that begin within a range of rows.
+
+    One schema for all rows fills what a record lacks with nulls: they are left out.
+    """
+    with open_random_access(path) as opened:
+        file = pq.ParquetFile(opened)
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        begins = itertools.accumulate(sizes, initial=0)
+        groups = [
+            number
+            for number, begin in zip(range(len(sizes)), begins, strict=False)
+            if start <= begin and (end is None or begin < end)
+        ]
+        batches = file.iter_batches(batch_size=256, row_groups=groups)
         rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy"))
-        yield from enumerate(map(_without_nulls, rows), start=1)
+        yield from enumerate(map(_without_nulls, rows), start=start + 1)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -46,9 +46,9 @@ class TrainingRows:
     negative_of: np.ndarray  # (N + 1,) offsets: the negatives of row i are negative_of[i] to negative_of[i + 1]
 
     @classmethod
-    def from_tables(cls, tables: Sequence[pa.Table]) -> TrainingRows:
-        """Rows in input order from blocks with the columns that `readers` writes."""
-        order = input_order(tables)
+    def from_tables(cls, tables: Sequence[pa.Table], order: np.ndarray | None = None) -> TrainingRows:
+        """Rows in input order, or in another, from blocks with the columns that `readers` writes."""
+        order = input_order(tables) if order is None else order
         ids = column(tables, "passage_id")[order]
         counts = Ragged(_arrays(tables, "hard_negative_ids"), order)
         # Row i's negatives are a run of its block's inner list; their places follow from the rows' starts.
@@ -63,7 +63,7 @@ class TrainingRows:
             passage_ids=ids,
             golds=Golds.of(column(tables, "question_key")[order], ids),
             negatives=Ragged(inner, places),
-            negative_ids=_concat([counts[row] for row in range(len(ids))]),
+            negative_ids=_concat([array.values.to_numpy() for array in _arrays(tables, "hard_negative_ids")])[places],
             negative_of=negative_of,
         )
 

@@ -14,6 +14,7 @@ import torch
 from rqa_ray.arguments import RetrieverTrainingArguments, Settings
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
+from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
@@ -31,15 +32,16 @@ def build_trainer(
     args: RetrieverTrainingArguments,
     encoder: Encoder,
     tokenizer: Any,
+    rows: TrainingRows | WindowedRows,
     tables: dict[str, list],
     micro_batch: int,
     resume: str | None = None,
 ) -> ContrastiveTrainer:
-    """The trainer of one rank from tokenised tables (`train`, `eval`, `corpus`, maybe `test`)."""
+    """The trainer of one rank from training rows and tokenised tables (`eval`, `corpus`, maybe `test`)."""
     if args.torch_compile:
         args = compile_transformer(encoder, args)
     batches = GlobalBatches(
-        TrainingRows.from_tables(tables["train"]),
+        rows,
         global_batch_size=micro_batch,
         hard_neg_ratio=settings.hard_neg_ratio,
         seed=args.seed if args.data_seed is None else args.data_seed,
@@ -117,7 +119,8 @@ def choose(
 
     max_tokens = settings.max_tokens_per_chunk or before.get("max_tokens_per_chunk")
     if not max_tokens:
-        longest = batches.rows.passages[int(batches.rows.passages.lengths.argmax())]
+        passages = batches.take(0)[0].passages
+        longest = passages[int(passages.lengths.argmax())]
         fitting = free / graph_bytes(length_sorted_chunks([longest], 1, batches.pad_id, packed)[0][0])
         # A chunk holds at least one text, so a limit below the longest would save nothing.
         max_tokens = min(TOKENS_PER_CHUNK.get(device.type, TOKENS_PER_CHUNK["cuda"]), max(int(fitting), len(longest)))

@@ -20,8 +20,8 @@ class Tables(Protocol):
         ...
 
 
-def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
-    """Lines for the user, and the number of training rows.
+def data_report(blocks: Mapping[str, Tables]) -> list[str]:
+    """Lines for the user; `train` may be missing.
 
     Raises:
         InputError: no gold passage of the evaluation is in the corpus.
@@ -32,7 +32,7 @@ def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
     lines = []
     counted: dict[str, str] = {}
     missing = []
-    num_rows = num_chats = num_empty = 0
+    num_chats = num_empty = 0
     for split in [name for name in blocks if name != "corpus"]:
         tables = blocks[split].tables(
             "file",
@@ -60,7 +60,6 @@ def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
         missing += [f"{split} {lost:,}"] if lost else []
         num_chats += int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables))
         num_empty += int(column(tables, "num_empty_questions").sum())
-        num_rows = len(ids) if split == "train" else num_rows
     lines.append(
         f"data: {', '.join(counted.values())}; corpus {len(distinct):,} passages"
         + (f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else "")
@@ -77,7 +76,7 @@ def data_report(blocks: Mapping[str, Tables]) -> tuple[list[str], int]:
         lines.append(f"warning: empty questions, left out: {num_empty:,}")
     if num_chats:
         lines.append(f"note: chat_history is not used; {num_chats:,} rows have one")
-    return lines, num_rows
+    return lines
 
 
 def has_negatives(train: Tables) -> bool:

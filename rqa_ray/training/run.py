@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rqa_ray.data.readers import Blocks, Skipped, TokeniserSpec, read_inputs
+from rqa_ray.data.streaming import is_too_large, open_stream
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
@@ -84,12 +86,17 @@ def train(job: Job) -> None:
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
 
     spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
+    job = with_data_mode(job, files["train"], spec)
     skip_bad = job.settings.on_bad_record == "skip"
+    stream = open_stream(files.pop("train"), skip_bad) if job.settings.data_mode == "streaming" else None
     blocks = read_inputs(files, spec, skip_bad)
-    lines, num_rows = data_report(blocks)
-    print("\n".join(lines))
-    skipped = Skipped.of(part.skipped() for part in blocks.values() if skip_bad)
-    micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, has_negatives(blocks["train"]))
+    print("\n".join([*(stream.report() if stream else []), *data_report(blocks)]))
+    skipped = Skipped.of(
+        [*([stream.skipped] if stream else []), *(part.skipped() for part in blocks.values() if skip_bad)]
+    )
+    num_rows = int(stream.num_rows.sum()) if stream else blocks["train"].dataset.count()
+    some_negatives = stream.has_negatives if stream else has_negatives(blocks["train"])
+    micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, some_negatives)
     print("\n".join(lines))
 
     record = open_run(job)
@@ -104,6 +111,11 @@ def train(job: Job) -> None:
         "encoder": encoder,
         "model_folder": model_folder,
         "blocks": {name: part.refs for name, part in blocks.items()},
+        "windows": stream.serve(
+            spec, job.training.get("data_seed", job.training["seed"]), plan.num_workers * plan.cpus
+        )
+        if stream
+        else None,
         "cpus": plan.cpus,
         "num_workers": plan.num_workers,
         "cwd": os.getcwd(),
@@ -114,6 +126,16 @@ def train(job: Job) -> None:
     if outcome["signal"]:
         stop_message(job, outcome)
     finish(job, record, encoder, blocks, outcome["result"])
+
+
+def with_data_mode(job: Job, train_files: list[str], spec: TokeniserSpec) -> Job:
+    """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
+    mode: Any = job.settings.data_mode
+    if mode == "auto" and job.resume:
+        mode = (outputs.read_json(Path(job.output_dir) / outputs.ALL_ARGS_FILE) or {}).get("data_mode", "auto")
+    if mode == "auto":
+        mode = "streaming" if is_too_large(train_files, spec) else "resident"
+    return replace(job, settings=replace(job.settings, data_mode=mode))
 
 
 def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ import transformers
 
 from rqa_ray.arguments import RetrieverTrainingArguments, Settings
 from rqa_ray.data.readers import fetch_tables
+from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.streaming import fetcher
+from rqa_ray.data.windows import WindowedRows
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
@@ -33,7 +36,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if encoder.can_pack and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # these models use all of theirs
         tokenizer = TextTokenizer(config["model_folder"], config["encoder"], settings.trust_remote_code).tokenizer
-        trainer = build_trainer(settings, args, encoder, tokenizer, tables, config["micro_batch"], resume)
+        rows: TrainingRows | WindowedRows
+        if config["windows"]:
+            plan, store = config["windows"]
+            rows = WindowedRows(plan, fetcher(store))
+        else:
+            rows = TrainingRows.from_tables(tables["train"])
+        trainer = build_trainer(settings, args, encoder, tokenizer, rows, tables, config["micro_batch"], resume)
         accumulation = args.gradient_accumulation_steps
         report = ReportCallback(trainer, config["mailbox"], config["micro_batch"] * accumulation)
         if args.process_index == 0:

@@ -9,7 +9,8 @@ import torch
 
 from rqa_ray.benchmarks import contenders, train
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
-from rqa_ray.benchmarks.train import read_workload, summarise, table, write_report
+from rqa_ray.benchmarks.processes import summarise
+from rqa_ray.benchmarks.train import read_workload, table, write_report
 from rqa_ray.errors import InputError
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding
     monkeypatch.setitem(contenders.LIMIT_TOKENS_PER_CHUNK, "cpu", 64)
     batches = workload.batches(seed=0)
     texts = [
-        [np.array([len(tokens[row]) for row in batches.batch_rows(index)]) for index in (1, 2)]
+        [np.array([len(tokens[row]) for row in batches.take(index)[1]]) for index in (1, 2)]
         for tokens in (workload.question_tokens, workload.passage_tokens)
     ]
     useful = sum(int(lengths.sum()) for column in texts for lengths in column)
@@ -76,7 +77,7 @@ def figures(rate: float) -> dict[str, float]:
 
 def test_the_ratio_is_the_median_of_the_rounds_ratios(tmp_path) -> None:
     results = {OWN: [figures(3), figures(30), figures(4)], "peer": [figures(1), figures(10), figures(2)]}
-    summary = summarise(results)
+    summary = summarise(results, OWN)
     assert summary["peer"]["times_slower"] == 3 and summary[OWN]["times_slower"] == 1
     assert "| peer | 2.00 | 1.00 | 3.00 | 100% | 1 of 1 | 1.0 |" in table(summary)
     write_report(str(tmp_path / "report.json"), {"rounds": 3}, results, summary)

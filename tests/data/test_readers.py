@@ -99,12 +99,12 @@ def lines_of(path: Path, count: int) -> list[str]:
 
 
 def test_a_large_file_is_read_in_ranges_to_the_rows_of_one_reading(spec, tmp_path, monkeypatch) -> None:
-    from rqa_ray.data import files, readers
+    from rqa_ray.data import readers
 
     path = write(tmp_path / "train.jsonl", [{**RECORDS[number % 2], "n": number} for number in range(50)])
     whole = TrainingRows.from_tables(read("train", [path], spec))
-    monkeypatch.setattr(files, "RANGE_BYTES", 3000)
-    assert len(files.byte_ranges(path)) > 3
+    monkeypatch.setattr(readers, "RANGE_BYTES", 3000)
+    assert len(readers.record_ranges(path, 3000)) > 3
     ranges = TrainingRows.from_tables(read("train", [path], spec))
     assert len(ranges) == len(whole) == 125
     for name in ("passage_ids", "negative_ids", "negative_of"):
@@ -114,7 +114,7 @@ def test_a_large_file_is_read_in_ranges_to_the_rows_of_one_reading(spec, tmp_pat
 
 
 def test_bad_records_are_left_out_counted_by_kind_and_the_first_are_listed(spec, tmp_path, monkeypatch) -> None:
-    from rqa_ray.data import files
+    from rqa_ray.data import readers
     from rqa_ray.data.readers import read_inputs
 
     lines = lines_of(tmp_path, 60)
@@ -122,7 +122,7 @@ def test_bad_records_are_left_out_counted_by_kind_and_the_first_are_listed(spec,
     lines[40] = '{"a": 1}\n'
     lines[50:] = ["[]\n"] * 30 + lines[50:]
     (tmp_path / "documents.jsonl").write_text("".join(lines))
-    monkeypatch.setattr(files, "RANGE_BYTES", 1500)
+    monkeypatch.setattr(readers, "RANGE_BYTES", 1500)
     blocks = read_inputs({"corpus": [str(tmp_path / "documents.jsonl")]}, spec, skip_bad=True)["corpus"]
     assert len(Corpus.from_tables(blocks.tables())) == 58
     skipped = blocks.skipped()

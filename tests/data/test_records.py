@@ -120,16 +120,14 @@ def test_the_ranges_of_a_file_hold_each_of_its_lines_once_and_in_order(lines, cu
     assert [line for part in parts for _, line in part] == [line for _, line in whole]
 
 
-def test_only_large_files_of_plain_lines_are_read_in_ranges(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(files, "RANGE_BYTES", 10)
+def test_only_large_files_of_plain_lines_are_read_in_ranges(tmp_path) -> None:
     for name, expected in {
         "small.jsonl": [(0, None)],
         "large.jsonl": [(0, 10), (10, 20), (20, 25)],
         "large.jsonl.gz": [(0, None)],
-        "large.parquet": [(0, None)],
     }.items():
         (tmp_path / name).write_bytes(b"x" * (5 if name.startswith("small") else 25))
-        assert files.byte_ranges(str(tmp_path / name)) == expected
+        assert files.byte_ranges(str(tmp_path / name), 10) == expected
 
 
 def test_a_bad_line_in_a_range_is_named_by_its_line_in_the_file(tmp_path) -> None:

@@ -113,7 +113,7 @@ def run(
                 "sizes": [value.numel() for value in encoder.parameters() if value.requires_grad],
                 "losses": losses,
                 "num_masked": count_masked(batches),
-                "num_negatives": len(batches.draw_negatives(0, batches.batch_rows(0))),
+                "num_negatives": len(batches.draw_negatives(0)),
             },
             Path(folder) / "result.pt",
         )
@@ -198,7 +198,7 @@ def weights(encoder: Encoder) -> torch.Tensor:
 
 def count_masked(batches: GlobalBatches) -> int:
     """Columns that a question has to ignore in the first global batch."""
-    whole = GlobalBatches(batches.rows, GLOBAL_BATCH, 0.0, batches.seed, 0)[0]
+    whole = GlobalBatches(batches.take(0)[0], GLOBAL_BATCH, 0.0, batches.seed, 0)[0]
     labels = torch.arange(GLOBAL_BATCH)
     return int(loss_module.false_negatives(whole.passage_ids, whole.is_passage, whole.gold_ids, labels).sum())
 

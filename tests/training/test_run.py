@@ -151,6 +151,25 @@ def test_a_run_that_does_not_improve_keeps_the_pretrained_weights_and_warns_once
     assert len(warnings) == 1 and warnings[0].endswith("eval 1")
 
 
+def test_streaming_trains_on_the_same_batches_with_one_worker_and_with_two(
+    ray_cluster, flags, tmp_path, monkeypatch, capsys
+) -> None:
+    from rqa_ray.data import streaming, windows
+
+    monkeypatch.setattr(streaming, "PART_BYTES", 600)
+    monkeypatch.setattr(windows.WindowPlan.__init__, "__defaults__", (2_500,))
+    losses = []
+    for workers, size in (("1", "8"), ("2", "4")):
+        folder = tmp_path / workers
+        words = ["--data_mode", "streaming", "--dropout", "0", "--num_workers", workers]
+        run([*flags, *words, "--per_device_train_batch_size", size, "--output_dir", str(folder)])
+        history = read_json(folder / "trainer_state.json")["log_history"]
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert "data: train 48 questions, streamed" in capsys.readouterr().out
+    assert read_json(folder / "all_args.json")["data_mode"] == "streaming"
+
+
 @pytest.mark.slow
 def test_all_args_repeats_the_run_to_the_bit(finished: Path, tmp_path) -> None:
     run([str(finished / "all_args.json"), "--output_dir", str(tmp_path / "again")])

