@@ -8,7 +8,9 @@ from typing import Any
 
 # Has to be said before Ray is imported; the workers of a private local cluster inherit it. Quiet: one progress line is
 # all that a run prints. Fair: on a machine that others use too, a waiting thread must sleep, not spin (a step took 2.7
-# times as long), and workers must not be nicer than everybody else.
+# times as long), and workers must not be nicer than everybody else. Fast: torch asks the kernel for huge pages, since
+# a step's activations are given back and faulted in again at every step (a fifth of its CPU time in small pages); and
+# what idle processes of Ray wake up for is left out, each some hundred times a second beside the workers on all cores.
 for _name, _value in {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -16,9 +18,13 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at the default of 2 s each report takes 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # at the default of 2 s each report takes 2 s
     "RAY_worker_niceness": "0",
+    "RAY_event_stats": "0",
+    "RAY_num_workers_soft_limit": "0",  # those that have read the data end after
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "THP_MEM_ALLOC_ENABLE": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -52,6 +58,8 @@ def connect() -> str:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
+        if not address:  # nothing will be preempted here, and the watcher is a process of its own
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:
