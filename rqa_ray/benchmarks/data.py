@@ -24,7 +24,7 @@ import psutil
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
-from rqa_ray.data.schema import QARecord
+from rqa_ray.data.schema import Document, QARecord
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
@@ -79,22 +79,25 @@ def run(args: argparse.Namespace) -> str:
 
 def repeat(files: list[str], path: Path, num_bytes: int) -> str:
     """Writes the records of some files again and again, each copy with sources of its own; returns the path."""
+    records = [record for source in files for _, record in read_records(source, "questions")]
     size, copy = 0, 0
     with path.open("w") as file:
         while size < num_bytes:
-            for source in files:
-                for _, record in read_records(source, "questions"):
-                    if not isinstance(record, QARecord):
-                        raise InputError(str(record))
-                    documents = [*record.gold_docs, *record.hard_neg_docs]
-                    for document in documents:
-                        document.metadata["source"] = f"{document.metadata.get('source')}#{copy}"
-                    golds = [document.to_dict() for document in record.gold_docs]
-                    negatives = [document.to_dict() for document in record.hard_neg_docs]
-                    line = {"questions": record.questions, "gold_docs": golds, "hard_neg_docs": negatives}
-                    size += file.write(json.dumps(line) + "\n")
+            for record in records:
+                if not isinstance(record, QARecord):
+                    raise InputError(str(record))
+                golds, negatives = (_of_copy(part, copy) for part in (record.gold_docs, record.hard_neg_docs))
+                line = {"questions": record.questions, "gold_docs": golds, "hard_neg_docs": negatives}
+                size += file.write(json.dumps(line) + "\n")
             copy += 1
     return str(path)
+
+
+def _of_copy(documents: list[Document], copy: int) -> list[dict[str, Any]]:
+    records = [document.to_dict() for document in documents]
+    for record in records:
+        record["metadata"] = record["metadata"] | {"source": f"{record['metadata'].get('source')}#{copy}"}
+    return records
 
 
 def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
@@ -204,9 +207,9 @@ def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
     with _PeakMemory() as peak:
         began = time.perf_counter()
-        counted = open_stream([path])
+        counted = open_stream([path], TokeniserSpec(folder, settings))
         counting = time.perf_counter() - began
-        plan, store = counted.serve(TokeniserSpec(folder, settings), seed=0, busy_cpus=0)
+        plan, store = counted.serve(seed=0, busy_cpus=0)
         batches = GlobalBatches(WindowedRows(plan, fetcher(store)), BATCH_SIZE, 0.05, seed=0, pad_id=0)
         starts = plan.epoch(0).starts
         num_batches = int(starts[: STREAMED_WINDOWS + 1][-1]) // BATCH_SIZE

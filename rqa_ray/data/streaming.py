@@ -36,6 +36,7 @@ from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
 
 UNCOMPRESSED = 4  # times the size of a compressed file
+SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
 SAMPLE_RECORDS = 200
 RESIDENT_SHARE = 0.4  # of a node's object store
@@ -53,12 +54,14 @@ class Stream:
     num_chats: int
     has_negatives: bool
     skipped: Skipped
+    window_bytes: int  # of text, whose rows are about `WINDOW_BYTES`
+    spec: TokeniserSpec
 
     def report(self) -> list[str]:
         """Lines for the user."""
         lines = [
-            f"data: train {self.num_questions:,} questions, streamed: read anew in every epoch, shuffled in windows "
-            f"of {WINDOW_BYTES // 2**20} MB that mix up to {WINDOW_BYTES // PART_BYTES} places of the files"
+            f"data: train {self.num_questions:,} questions, streamed: tokenised anew in every epoch, shuffled in "
+            f"windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of the files"
         ]
         if self.num_empty:
             lines.append(f"warning: empty questions, left out: {self.num_empty:,}")
@@ -66,43 +69,47 @@ class Stream:
             lines.append(f"note: chat_history is not used; {self.num_chats:,} rows have one")
         return lines
 
-    def serve(self, spec: TokeniserSpec, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
+    def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
         """The order of the rows, and the store that workers fetch its windows from."""
         free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
-        plan = WindowPlan(self.parts, self.num_rows, seed)
+        plan = WindowPlan(self.parts, self.num_rows, seed, self.window_bytes)
         # A task that asks for a CPU where workers hold them all would wait for ever.
-        return plan, WindowStore.remote(plan, spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
+        return plan, WindowStore.remote(plan, self.spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
 
 
 def is_too_large(files: list[str], spec: TokeniserSpec) -> bool:
-    """Whether the tokenised rows of training files would take more of the object store than they should.
+    """Whether the tokenised rows of training files would take more of the object store than they should."""
+    tokenised = expansion(files, spec) * sum(_text_bytes(path) for path in files)
+    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    return tokenised > RESIDENT_SHARE * min(stores)
 
-    Measured on the first records: with many questions for a passage the rows are many times as large as the file.
+
+def expansion(files: list[str], spec: TokeniserSpec) -> float:
+    """Bytes of tokenised rows for a byte of text, measured on the first records.
+
+    With many questions for a passage the rows, which repeat it, are many times as large as the file.
     """
-    text_bytes = sum(_text_bytes(path) for path in files)
-    if text_bytes <= WINDOW_BYTES:
-        return False
     records = read_records(files[0], "questions")
     sample = list(islice(((line, record) for line, record in records if isinstance(record, QARecord)), SAMPLE_RECORDS))
     documents = [document for _, record in sample for document in record.gold_docs + record.hard_neg_docs]
     sample_bytes = sum(len(json.dumps(document.to_dict())) for document in documents)
     sample_bytes += sum(len(json.dumps(record.questions)) for _, record in sample)
-    tokenised = to_table(train_rows(sample, make_tokenizer(spec)), "train").nbytes / max(sample_bytes, 1) * text_bytes
-    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-    return tokenised > RESIDENT_SHARE * min(stores)
+    return to_table(train_rows(sample, make_tokenizer(spec)), "train").nbytes / max(sample_bytes, 1)
 
 
 def _text_bytes(path: str) -> int:
     return file_size(path) * (1 if has_suffix(path, *LINES) else UNCOMPRESSED)
 
 
-def open_stream(files: list[str], skip_bad: bool = False) -> Stream:
+def open_stream(files: list[str], spec: TokeniserSpec, skip_bad: bool = False) -> Stream:
     """Parses all training files, a group of parts a task, and counts what is in them.
 
     Raises:
         InputError: the first bad line; a file without records, or too large to be read in one piece where it has to.
     """
-    parts = [part for number, path in enumerate(files) for part in _parts(number, path)]
+    times = max(1.0, expansion(files, spec))
+    part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))
+    parts = [part for number, path in enumerate(files) for part in _parts(number, path, part_bytes)]
     sizes = np.cumsum([part.num_bytes for part in parts])
     tasks = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(sizes // RANGE_BYTES)) + 1)
     items = [{"parts": json.dumps([(int(number), *parts[number]) for number in numbers])} for numbers in tasks]
@@ -129,12 +136,14 @@ def open_stream(files: list[str], skip_bad: bool = False) -> Stream:
         int(column["num_chats"].sum()),
         bool(table["num_negatives"].to_numpy().any()),
         Skipped.of(Skipped(**json.loads(text)) for text in table["skipped"].to_pylist()),
+        int(WINDOW_BYTES / times),
+        spec,
     )
 
 
-def _parts(number: int, path: str) -> Iterator[Part]:
+def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
     size = _text_bytes(path)
-    ranges = record_ranges(path, PART_BYTES)
+    ranges = record_ranges(path, part_bytes)
     if len(ranges) == 1 and size > LARGEST_PART:
         why = "a compressed file" if has_suffix(path, *COMPRESSED) else "its row group"
         raise InputError(
@@ -178,7 +187,7 @@ def _count_part(number: int, part: Part, skip_bad: bool) -> pa.Table:
     return pa.Table.from_pylist([row], schema)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0)
 class WindowStore:
     """Has windows made ahead of the workers, and keeps those in use: any window, at any time, always the same."""
 

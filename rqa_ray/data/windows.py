@@ -1,7 +1,7 @@
 """The order of training rows that do not fit in memory: a shuffle in windows, each a mix of many places of the files.
 
 The files are cut into small parts whose rows were counted. Epoch e is a permutation of the parts, seeded by (seed, e)
-and cut into windows of about `WINDOW_BYTES`; a window's rows are shuffled by (seed, e, window). So a file that is
+and cut into windows of like size; a window's rows are shuffled by (seed, e, window). So a file that is
 sorted by source makes no batches of one source, one window after the other is all that has to be in memory, and which
 rows a batch has follows from its number: for any number of ranks, and after a resume without a row repeated or
 skipped. The two levels are those of tf.data and WebDataset (shuffled shards, shuffle buffer), without the buffer's
@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from rqa_ray.data.rows import TrainingRows, input_order
 
-WINDOW_BYTES = 64 * 2**20  # of the files, uncompressed
-PART_BYTES = 2**18  # a window holds some 256 of them
+WINDOW_BYTES = 64 * 2**20  # about what a window's tokenised rows take
+PART_BYTES = 2**18  # a window mixes 256 of them
 
 
 class Part(NamedTuple):
@@ -45,7 +45,7 @@ class EpochPlan:
 class WindowPlan:
     """The windows of every epoch, from the parts in input order and their numbers of rows (P,)."""
 
-    def __init__(self, parts: list[Part], num_rows: np.ndarray, seed: int, window_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(self, parts: list[Part], num_rows: np.ndarray, seed: int, window_bytes: int) -> None:
         self.parts, self.num_rows, self.seed = parts, num_rows, seed
         self._num_bytes = np.array([part.num_bytes for part in parts])
         self._num_windows = max(1, -(-int(self._num_bytes.sum()) // window_bytes))

@@ -88,7 +88,7 @@ def train(job: Job) -> None:
     spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
     job = with_data_mode(job, files["train"], spec)
     skip_bad = job.settings.on_bad_record == "skip"
-    stream = open_stream(files.pop("train"), skip_bad) if job.settings.data_mode == "streaming" else None
+    stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
     blocks = read_inputs(files, spec, skip_bad)
     print("\n".join([*(stream.report() if stream else []), *data_report(blocks)]))
     skipped = Skipped.of(

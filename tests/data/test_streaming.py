@@ -23,6 +23,8 @@ def small_windows(monkeypatch):
     from rqa_ray.data import streaming
 
     monkeypatch.setattr(streaming, "PART_BYTES", 2_000)
+    monkeypatch.setattr(streaming, "SMALLEST_PART", 1_000)
+    monkeypatch.setattr(streaming, "WINDOW_BYTES", 30_000)
 
 
 def lines(count: int, first: int = 0) -> list[str]:
@@ -60,14 +62,12 @@ def test_an_epoch_has_the_rows_of_a_resident_run_once_over_two_workers(
 ) -> None:
     import ray
 
-    from rqa_ray.data import windows
     from rqa_ray.data.readers import read_inputs
     from rqa_ray.data.streaming import fetcher, open_stream
 
-    stream = open_stream(paths)
+    stream = open_stream(paths, spec)
     assert len(stream.parts) > 30 and stream.num_questions == 900 and stream.has_negatives
-    monkeypatch.setattr(windows.WindowPlan.__init__, "__defaults__", (20_000,))
-    plan, store = stream.serve(spec, seed=3, busy_cpus=2)
+    plan, store = stream.serve(seed=3, busy_cpus=2)
     assert len(plan.epoch(0).parts) > 4
 
     @ray.remote(num_cpus=0)
@@ -85,7 +85,7 @@ def test_the_same_seed_streams_the_same_rows_again(spec, paths, small_windows) -
     from rqa_ray.data.streaming import fetcher, open_stream
 
     def order(seed: int) -> list:
-        plan, store = open_stream(paths).serve(spec, seed, busy_cpus=0)
+        plan, store = open_stream(paths, spec).serve(seed, busy_cpus=0)
         return ids_of(WindowedRows(plan, fetcher(store)), 0, 900)
 
     assert order(1) == order(1) != order(2)
@@ -99,8 +99,8 @@ def test_a_bad_line_is_named_before_training(spec, paths, small_windows) -> None
     with open(paths[0], "w") as file:
         file.writelines(content)
     with pytest.raises(InputError, match=r"1\.jsonl:334: "):
-        open_stream(paths)
-    stream = open_stream(paths, skip_bad=True)
+        open_stream(paths, spec)
+    stream = open_stream(paths, spec, skip_bad=True)
     assert sum(stream.skipped.kinds.values()) == 1 and ":334: " in stream.skipped.first[0]
     assert stream.num_rows.sum() == 900 - 2
 
@@ -109,7 +109,7 @@ def test_a_range_of_bad_records_only_is_skipped_like_any_other(spec, tmp_path, s
     from rqa_ray.data.streaming import open_stream
 
     (tmp_path / "f.jsonl").write_text("".join(lines(50) + ["[]\n"] * 5_000 + lines(50, 50)))
-    stream = open_stream([str(tmp_path / "f.jsonl")], skip_bad=True)
+    stream = open_stream([str(tmp_path / "f.jsonl")], spec, skip_bad=True)
     assert (stream.num_rows.sum(), stream.skipped.kinds) == (150, {"a record has to be an object": 5_000})
 
 
@@ -118,7 +118,7 @@ def test_a_file_without_a_question_is_refused(spec, tmp_path, paths, small_windo
 
     (tmp_path / "blank.jsonl").write_text("\n" * 9_000)
     with pytest.raises(InputError, match=r"blank\.jsonl: no records in it"):
-        open_stream([*paths, str(tmp_path / "blank.jsonl")])
+        open_stream([*paths, str(tmp_path / "blank.jsonl")], spec)
 
 
 def test_a_large_compressed_file_cannot_be_streamed_and_says_what_to_do(
@@ -128,24 +128,34 @@ def test_a_large_compressed_file_cannot_be_streamed_and_says_what_to_do(
 
     monkeypatch.setattr(streaming, "LARGEST_PART", 1_000)
     with pytest.raises(InputError, match=r"2\.jsonl\.gz: a compressed file .* jobs/prepare\.py"):
-        streaming.open_stream(paths)
+        streaming.open_stream(paths, spec)
 
 
 def test_a_file_that_changes_while_training_is_noticed(spec, paths, small_windows) -> None:
     from rqa_ray.data.streaming import fetcher, open_stream
 
-    plan, store = open_stream(paths[:1]).serve(spec, seed=0, busy_cpus=0)
+    plan, store = open_stream(paths[:1], spec).serve(seed=0, busy_cpus=0)
     with open(paths[0], "w") as file:
         file.writelines(lines(300))
     with pytest.raises(Exception, match="a file changed in training"):
         WindowedRows(plan, fetcher(store)).take(0, 10)
 
 
+def test_many_questions_for_a_passage_make_smaller_windows(spec, tmp_path) -> None:
+    from rqa_ray.data import streaming
+
+    passage = {"page_content": " ".join(["word"] * 15), "metadata": {}}
+    records = [{"questions": [f"q{i}" for i in range(number)], "gold_docs": [passage] * 9} for number in (1, 90)]
+    sizes = []
+    for number, record in enumerate(records):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(record) + "\n")
+        sizes.append(streaming.open_stream([str(tmp_path / f"{number}.jsonl")], spec).window_bytes)
+    assert sizes[1] < sizes[0] / 10
+
+
 def test_size_decides_by_the_tokenised_rows_not_by_the_file(spec, paths, monkeypatch) -> None:
     from rqa_ray.data import streaming
 
-    assert not streaming.is_too_large(paths, spec)
-    monkeypatch.setattr(streaming, "WINDOW_BYTES", 1_000)
     assert not streaming.is_too_large(paths, spec)
     monkeypatch.setattr(streaming, "RESIDENT_SHARE", 1e-6)
     assert streaming.is_too_large(paths, spec)

@@ -154,10 +154,10 @@ def test_a_run_that_does_not_improve_keeps_the_pretrained_weights_and_warns_once
 def test_streaming_trains_on_the_same_batches_with_one_worker_and_with_two(
     ray_cluster, flags, tmp_path, monkeypatch, capsys
 ) -> None:
-    from rqa_ray.data import streaming, windows
+    from rqa_ray.data import streaming
 
-    monkeypatch.setattr(streaming, "PART_BYTES", 600)
-    monkeypatch.setattr(windows.WindowPlan.__init__, "__defaults__", (2_500,))
+    for name, size in {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}.items():
+        monkeypatch.setattr(streaming, name, size)
     losses = []
     for workers, size in (("1", "8"), ("2", "4")):
         folder = tmp_path / workers
