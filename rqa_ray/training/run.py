@@ -111,9 +111,7 @@ def train(job: Job) -> None:
         "encoder": encoder,
         "model_folder": model_folder,
         "blocks": {name: part.refs for name, part in blocks.items()},
-        "windows": stream.serve(
-            spec, job.training.get("data_seed", job.training["seed"]), plan.num_workers * plan.cpus
-        )
+        "windows": stream.serve(job.training.get("data_seed", job.training["seed"]), plan.num_workers * plan.cpus)
         if stream
         else None,
         "cpus": plan.cpus,
