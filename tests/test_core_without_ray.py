@@ -8,6 +8,7 @@ NEED_RAY = {
     "rqa_ray.preflight",
     "rqa_ray.data.prepare",
     "rqa_ray.data.readers",
+    "rqa_ray.data.streaming",
     "rqa_ray.training.checkpoints",
     "rqa_ray.training.resume",
     "rqa_ray.training.run",
