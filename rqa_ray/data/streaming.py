@@ -20,25 +20,18 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rqa_ray.data.files import COMPRESSED, LINES, file_size, has_suffix
-from rqa_ray.data.readers import (
-    RANGE_BYTES,
-    RECORDS_AT_ONCE,
-    Skipped,
-    TokeniserSpec,
-    make_tokenizer,
-    to_table,
-    train_rows,
-)
+from rqa_ray.data.files import LINES, file_size, has_suffix
+from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE, Skipped
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord
+from rqa_ray.data.tokenise import TokeniserSpec, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
 
 UNCOMPRESSED = 4  # times the size of a compressed file
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
-SAMPLE_RECORDS = 200
+SAMPLE_ROWS = 2_000
 RESIDENT_SHARE = 0.4  # of a node's object store
 WINDOWS_AHEAD, WINDOWS_KEPT = 2, 5
 
@@ -57,17 +50,12 @@ class Stream:
     window_bytes: int  # of text, whose rows are about `WINDOW_BYTES`
     spec: TokeniserSpec
 
-    def report(self) -> list[str]:
-        """Lines for the user."""
-        lines = [
+    def report(self) -> str:
+        """A line for the user."""
+        return (
             f"data: train {self.num_questions:,} questions, streamed: tokenised anew in every epoch, shuffled in "
             f"windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of the files"
-        ]
-        if self.num_empty:
-            lines.append(f"warning: empty questions, left out: {self.num_empty:,}")
-        if self.num_chats:
-            lines.append(f"note: chat_history is not used; {self.num_chats:,} rows have one")
-        return lines
+        )
 
     def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
         """The order of the rows, and the store that workers fetch its windows from."""
@@ -89,8 +77,14 @@ def expansion(files: list[str], spec: TokeniserSpec) -> float:
 
     With many questions for a passage the rows, which repeat it, are many times as large as the file.
     """
-    records = read_records(files[0], "questions")
-    sample = list(islice(((line, record) for line, record in records if isinstance(record, QARecord)), SAMPLE_RECORDS))
+    sample: list[tuple[int, QARecord]] = []
+    num_rows = 0
+    for line, record in read_records(files[0], "questions"):
+        if isinstance(record, QARecord):
+            sample.append((line, record))
+            num_rows += len(record.questions) * len(record.gold_docs)
+        if num_rows >= SAMPLE_ROWS:
+            break
     documents = [document for _, record in sample for document in record.gold_docs + record.hard_neg_docs]
     sample_bytes = sum(len(json.dumps(document.to_dict())) for document in documents)
     sample_bytes += sum(len(json.dumps(record.questions)) for _, record in sample)
@@ -142,19 +136,18 @@ def open_stream(files: list[str], spec: TokeniserSpec, skip_bad: bool = False) -
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
-    size = _text_bytes(path)
+    size, is_parquet = _text_bytes(path), has_suffix(path, ".parquet")
     ranges = record_ranges(path, part_bytes)
-    if len(ranges) == 1 and size > LARGEST_PART:
-        why = "a compressed file" if has_suffix(path, *COMPRESSED) else "its row group"
-        raise InputError(
-            f"{path}: {why} of about {size / 1e9:.1f} GB cannot be read in parts, which streaming has to; "
-            "convert it with jobs/prepare.py or decompress it, or --data_mode resident"
-        )
-    is_parquet = has_suffix(path, ".parquet")
-    last = ranges[-1][1]
     for start, end in ranges:
-        # Rows of Parquet: their share of the file.
-        num_bytes = size if end is None else size * (end - start) // (last or 1) if is_parquet else end - start
+        num_bytes = size
+        if end is not None:  # rows of Parquet: their share of the file
+            num_bytes = size * (end - start) // (ranges[-1][1] or 1) if is_parquet else end - start
+        if num_bytes > LARGEST_PART:
+            raise InputError(
+                f"{path}: {'a row group' if is_parquet else 'a compressed file'} of about {num_bytes / 1e9:.1f} GB "
+                "has to be read in one piece, which is too much to stream; convert it with jobs/prepare.py or "
+                "decompress it, or --data_mode resident"
+            )
         yield Part(number, path, start, end, max(1, num_bytes))
 
 

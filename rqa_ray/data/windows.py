@@ -52,10 +52,10 @@ class WindowPlan:
         self._epochs: dict[int, EpochPlan] = {}
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch; the last two are kept, since a batch may straddle them."""
-        if epoch not in self._epochs:
-            self._epochs = {other: self._epochs[other] for other in [*self._epochs][-1:]} | {epoch: self._plan(epoch)}
-        return self._epochs[epoch]
+        """The plan of an epoch; it and its neighbours are kept, since a batch may straddle two."""
+        plan = self._epochs.get(epoch) or self._plan(epoch)
+        self._epochs = {other: kept for other, kept in self._epochs.items() if abs(other - epoch) == 1} | {epoch: plan}
+        return plan
 
     def _plan(self, epoch: int) -> EpochPlan:
         order = np.random.default_rng([self.seed, epoch, 2]).permutation(len(self.parts))

@@ -20,8 +20,8 @@ class Tables(Protocol):
         ...
 
 
-def data_report(blocks: Mapping[str, Tables]) -> list[str]:
-    """Lines for the user; `train` may be missing.
+def data_report(blocks: Mapping[str, Tables], num_empty: int = 0, num_chats: int = 0) -> list[str]:
+    """Lines for the user. Of a `train` that is streamed the empty questions and chats are counted elsewhere.
 
     Raises:
         InputError: no gold passage of the evaluation is in the corpus.
@@ -32,7 +32,6 @@ def data_report(blocks: Mapping[str, Tables]) -> list[str]:
     lines = []
     counted: dict[str, str] = {}
     missing = []
-    num_chats = num_empty = 0
     for split in [name for name in blocks if name != "corpus"]:
         tables = blocks[split].tables(
             "file",

@@ -31,8 +31,9 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rqa_ray.data.readers import Blocks, Skipped, TokeniserSpec, read_inputs
+from rqa_ray.data.readers import Blocks, Skipped, read_inputs
 from rqa_ray.data.streaming import is_too_large, open_stream
+from rqa_ray.data.tokenise import TokeniserSpec
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
@@ -90,18 +91,22 @@ def train(job: Job) -> None:
     skip_bad = job.settings.on_bad_record == "skip"
     stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
     blocks = read_inputs(files, spec, skip_bad)
-    print("\n".join([*(stream.report() if stream else []), *data_report(blocks)]))
-    skipped = Skipped.of(
-        [*([stream.skipped] if stream else []), *(part.skipped() for part in blocks.values() if skip_bad)]
-    )
-    num_rows = int(stream.num_rows.sum()) if stream else blocks["train"].dataset.count()
-    some_negatives = stream.has_negatives if stream else has_negatives(blocks["train"])
+    skipped = [part.skipped() for part in blocks.values() if skip_bad]
+    if stream:
+        lines = [stream.report(), *data_report(blocks, stream.num_empty, stream.num_chats)]
+        skipped = [stream.skipped, *skipped]
+        num_rows, some_negatives = int(stream.num_rows.sum()), stream.has_negatives
+    else:
+        lines = data_report(blocks)
+        num_rows, some_negatives = blocks["train"].dataset.count(), has_negatives(blocks["train"])
+    print("\n".join(lines))
     micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, some_negatives)
     print("\n".join(lines))
 
     record = open_run(job)
-    if skipped.kinds:
-        print(outputs.write_bad_records(Path(job.output_dir), skipped.first, skipped.counts()))
+    bad = Skipped.of(skipped)
+    if bad.kinds:
+        print(outputs.write_bad_records(Path(job.output_dir), bad.first, bad.counts()))
     print(f"checkpoints in {record.storage_path}")
     config = {
         "settings": vars(job.settings),

@@ -16,7 +16,7 @@ FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.readers import TokeniserSpec
+    from rqa_ray.data.tokenise import TokeniserSpec
 
     return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
 

@@ -13,7 +13,7 @@ from rqa_ray.retriever.saving import read_settings
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.readers import TokeniserSpec
+    from rqa_ray.data.tokenise import TokeniserSpec
 
     return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
 
@@ -129,6 +129,22 @@ def test_a_large_compressed_file_cannot_be_streamed_and_says_what_to_do(
     monkeypatch.setattr(streaming, "LARGEST_PART", 1_000)
     with pytest.raises(InputError, match=r"2\.jsonl\.gz: a compressed file .* jobs/prepare\.py"):
         streaming.open_stream(paths, spec)
+
+
+def test_a_large_row_group_among_small_ones_is_refused_too(spec, tmp_path, small_windows, monkeypatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rqa_ray.data import streaming
+
+    tables = [pa.Table.from_pylist([json.loads(line) for line in lines(count)]) for count in (7, 7, 400)]
+    with pq.ParquetWriter(tmp_path / "f.parquet", tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    assert streaming.open_stream([str(tmp_path / "f.parquet")], spec).num_questions == 10 + 10 + 600
+    monkeypatch.setattr(streaming, "LARGEST_PART", 20_000)
+    with pytest.raises(InputError, match=r"f\.parquet: a row group of about"):
+        streaming.open_stream([str(tmp_path / "f.parquet")], spec)
 
 
 def test_a_file_that_changes_while_training_is_noticed(spec, paths, small_windows) -> None:
