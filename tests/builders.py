@@ -4,6 +4,7 @@ A row of a table is a dict; the columns that it leaves out are 0, empty or null.
 """
 
 import dataclasses
+import json
 import pickle
 import sys
 import types
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.schema import Document, question_key
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 
 _TOKENS = pa.list_(pa.int32())
 _COMMON = {
@@ -104,6 +107,37 @@ def random_train_rows(
 def random_training_rows(num_rows: int, **options: Any) -> TrainingRows:
     """The same as workers hold them."""
     return TrainingRows.from_tables([table("train", random_train_rows(num_rows, **options))])
+
+
+DOCUMENTS = [Document(f"text {number} ü", "", {"source": f"doc/{number}", "title": "T"}) for number in range(5)]
+DOCUMENTS[3].fmt_content = "an embedded text of its own"
+ASKED = {"What is 0?": [0], "What is 1 or 3?": [1, 3], "what  IS 0?": [2]}  # the first and the last are one wording
+
+
+def documents() -> Documents:
+    """DOCUMENTS from two blocks, in which document 0 comes twice."""
+    rows = [
+        {"line": line, "passage_id": DOCUMENTS[number].passage_id, "document": json.dumps(DOCUMENTS[number].to_dict())}
+        for line, number in enumerate([0, 1, 2, 0, 3, 4])
+    ]
+    return Documents([table("corpus", rows[4:]), table("corpus", rows[:4])])
+
+
+def asked_questions() -> AskedQuestions:
+    """ASKED from two blocks; its numbers are those of the gold documents."""
+    rows = [
+        {
+            "line": line,
+            "item": item,
+            "question": question,
+            "question_key": question_key(question),
+            "passage_id": DOCUMENTS[number].passage_id,
+            "gold_doc": json.dumps(DOCUMENTS[number].to_dict()),
+        }
+        for line, (question, numbers) in enumerate(ASKED.items())
+        for item, number in enumerate(numbers)
+    ]
+    return AskedQuestions([table("questions", rows[2:]), table("questions", rows[:2])])
 
 
 def dataclass_document() -> type:

@@ -28,7 +28,7 @@ from rqa_ray.data.schema import Document, QARecord, format_passage
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.training.outputs import write_json
+from rqa_ray.whole_files import write_json
 
 OWN = "rqa_ray, Ray Data"
 RECORDS_AT_ONCE = 256

@@ -33,7 +33,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.saving import find_model_folder, read_settings, transformer_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.training.outputs import write_json
+from rqa_ray.whole_files import write_json
 
 WORKLOAD_ARGUMENTS = (
     "train_file",

@@ -39,10 +39,15 @@ def greater_is_better(name: str) -> bool:
 
 
 def retrieval_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, float]:
-    """Means over questions, by metric name without the split; latency and loss are measured elsewhere.
+    """The means over questions of `question_metrics`, by metric name without the split."""
+    return {name: float(values.mean()) for name, values in question_metrics(ranked_ids, gold_ids).items()}
 
-    recall@k is strict: the share of questions **all** of whose golds are in the top k, LocalRQA's definition; with one
-    gold per question it is recall@k. A gold that is not in the corpus can therefore never be recalled.
+
+def question_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, np.ndarray]:
+    """(Q,) float64 by metric name without the split; latency and loss are measured elsewhere.
+
+    recall@k is strict: 1 where **all** golds of the question are in the top k, LocalRQA's definition; with one gold
+    per question it is recall@k. A gold that is not in the corpus can therefore never be recalled.
     accuracy is the share of the retrieved top 4 that are gold. nDCG has binary gains, and its ideal ranking has all
     golds on top.
 
@@ -59,39 +64,15 @@ def retrieval_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, fl
     in_top = ranks < min(TOP_CUTOFF, num_retrieved)
     gains = np.bincount(questions[in_top], discounts[ranks[in_top]], minlength=num_questions)
     ideal = np.cumsum(discounts)[np.minimum(num_golds, TOP_CUTOFF) - 1]
-    reciprocal = np.where(first < min(TOP_CUTOFF, num_retrieved), 1 / (first + 1), 0.0)
     read = min(ACCURACY_CUTOFF, num_retrieved)
 
-    metrics = {f"retr/document_recall/recall{k}": np.mean(last < min(k, num_retrieved)) for k in RECALL_CUTOFFS}
-    metrics[f"retr/document_ndcg/ndcg{TOP_CUTOFF}"] = np.mean(gains / ideal)
-    metrics[f"retr/document_mrr/mrr{TOP_CUTOFF}"] = np.mean(reciprocal)
-    metrics["retr/document_accuracy/accuracy"] = np.count_nonzero(ranks < read) / (num_questions * read)
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def recall_hits(ranked_ids: np.ndarray, gold_ids: GoldIds, k: int) -> np.ndarray:
-    """(Q,) bool: whether all golds of the question are in its top k. The mean is recall@k of `retrieval_metrics`."""
-    questions, ranks = _gold_ranks(ranked_ids, gold_ids)
-    missed = np.bincount(questions[ranks >= min(k, ranked_ids.shape[1])], minlength=len(ranked_ids))
-    return missed == 0
-
-
-def paired_sign_test(before: np.ndarray, after: np.ndarray) -> float:
-    """Two-sided exact p-value of the sign test on two (Q,) bool arrays of hits on the same questions.
-
-    Only the questions whose outcome changed count: were both models equally good, each would be a fair coin toss.
-    """
-    before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
-    if before.shape != after.shape:
-        raise ValueError(f"The sign test is paired: got {before.shape} hits before and {after.shape} after.")
-    won, lost = int(np.sum(after & ~before)), int(np.sum(before & ~after))
-    n = won + lost
-    # Integers are exact where 0.5**n underflows; each binomial coefficient comes from the one before it.
-    coefficient = tail = 1
-    for i in range(min(won, lost)):
-        coefficient = coefficient * (n - i) // (i + 1)
-        tail += coefficient
-    return min(1.0, 2 * tail / 2**n)
+    metrics = {f"retr/document_recall/recall{k}": (last < min(k, num_retrieved)) * 1.0 for k in RECALL_CUTOFFS}
+    metrics[f"retr/document_ndcg/ndcg{TOP_CUTOFF}"] = gains / ideal
+    metrics[f"retr/document_mrr/mrr{TOP_CUTOFF}"] = np.where(
+        first < min(TOP_CUTOFF, num_retrieved), 1 / (first + 1), 0.0
+    )
+    metrics["retr/document_accuracy/accuracy"] = np.bincount(questions[ranks < read], minlength=num_questions) / read
+    return metrics
 
 
 def _gold_ranks(ranked_ids: np.ndarray, gold_ids: GoldIds) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ from rqa_ray.evaluation.evaluate import RetrievalEvaluator
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.training import outputs
 from rqa_ray.training.trainer import CHOICES_FILE, ContrastiveTrainer
+from rqa_ray.whole_files import read_json
 
 # Where more makes nothing faster: on CPUs the activations fall out of the cache, GPUs are busy.
 TOKENS_PER_CHUNK = {"cpu": 2_000, "cuda": 32_768}
@@ -49,7 +49,7 @@ def build_trainer(
         rank=args.process_index,
         world_size=args.world_size,
     )
-    before = outputs.read_json(Path(resume) / CHOICES_FILE) if resume else {}
+    before = read_json(Path(resume) / CHOICES_FILE) if resume else {}
     choices = choose(settings, args, encoder, batches, before)
     evaluator = RetrievalEvaluator(
         Corpus.from_tables(tables["corpus"]),

@@ -17,6 +17,7 @@ from rqa_ray.arguments import Job
 from rqa_ray.errors import InputError
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
+from rqa_ray.whole_files import read_json, write_json
 
 
 @dataclass
@@ -29,7 +30,7 @@ class RunRecord:
     files: list[str] = field(default_factory=list)  # what the finished run wrote, relative to output_dir
 
     def save(self, output_dir: str) -> None:
-        outputs.write_json(Path(output_dir) / outputs.RUN_FILE, vars(self))
+        write_json(Path(output_dir) / outputs.RUN_FILE, vars(self))
 
 
 def check_output_dir(job: Job) -> None:
@@ -51,7 +52,7 @@ def check_output_dir(job: Job) -> None:
 def open_run(job: Job) -> RunRecord:
     """Prepares output_dir for a new Ray run; one that resumes starts from the newest whole checkpoint."""
     folder = Path(job.output_dir)
-    previous = outputs.read_json(folder / outputs.RUN_FILE)
+    previous = read_json(folder / outputs.RUN_FILE)
     name = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     record = RunRecord(absolute(job.settings.storage_path or str(folder / outputs.CHECKPOINTS_FOLDER)), [name])
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ def open_run(job: Job) -> RunRecord:
         record = RunRecord(before.storage_path, [*before.run_names, name], before.resume_from, before.files)
         whole = stored.list_checkpoints(before.storage_path, before.run_names)
         record.resume_from = whole[-1].location if whole else before.resume_from
-        changed = changed_settings(outputs.read_json(folder / outputs.ALL_ARGS_FILE) or {}, job)
+        changed = changed_settings(read_json(folder / outputs.ALL_ARGS_FILE) or {}, job)
         if changed:
             print(f"warning: goes on with other settings than it began with: {changed}")
     elif previous:
@@ -73,7 +74,7 @@ def open_run(job: Job) -> RunRecord:
     elif job.resume:
         print("note: no checkpoint to resume from; starting anew")
     record.save(job.output_dir)
-    outputs.write_json(folder / outputs.ALL_ARGS_FILE, job.to_config())
+    write_json(folder / outputs.ALL_ARGS_FILE, job.to_config())
     return record
 
 

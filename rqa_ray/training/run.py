@@ -34,6 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rqa_ray.data.readers import Blocks, Skipped, read_inputs
 from rqa_ray.data.streaming import is_too_large, open_stream
 from rqa_ray.data.tokenise import TokeniserSpec
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
@@ -50,6 +51,7 @@ from rqa_ray.training.report import data_report, has_negatives
 from rqa_ray.training.resume import RunRecord, check_output_dir, open_run
 from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
 from rqa_ray.training.worker import train_worker
+from rqa_ray.whole_files import read_json, staged
 
 POLL_SECONDS = 0.5
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -135,7 +137,7 @@ def with_data_mode(job: Job, train_files: list[str], spec: TokeniserSpec) -> Job
     """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
     mode: Any = job.settings.data_mode
     if mode == "auto" and job.resume:
-        mode = (outputs.read_json(Path(job.output_dir) / outputs.ALL_ARGS_FILE) or {}).get("data_mode", "auto")
+        mode = (read_json(Path(job.output_dir) / outputs.ALL_ARGS_FILE) or {}).get("data_mode", "auto")
     if mode == "auto":
         mode = "streaming" if is_too_large(train_files, spec) else "resident"
     return replace(job, settings=replace(job.settings, data_mode=mode))
@@ -259,17 +261,19 @@ def finish(
         whole = [*([outside] if outside else []), *whole]
     best_stored = stored.best_checkpoint(whole, metric)
     before, best = best_stored.model_states()
-    corpus = outputs.Corpus(blocks["corpus"].tables())
-    splits: dict[str, outputs.AskedQuestions] = {}
-    splits |= {split: outputs.AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
+    documents = Documents(blocks["corpus"].tables())
+    splits: dict[str, AskedQuestions] = {}
+    splits |= {split: AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
+    lines, intervals = outputs.compare(splits, documents, before, best)
     folder = Path(job.output_dir)
-    with outputs.staged(folder) as staging:
+    with staged(folder) as staging:
         best_stored.download(MODEL_FOLDER, staging)
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
-        outputs.write_results(staging, job, encoder, before, best, result["metrics"])
+        outputs.write_results(staging, job, encoder, before, best, result["metrics"], intervals)
         if job.settings.write_predictions:
             for split, asked in splits.items():
-                outputs.write_predictions(staging / f"{split}-predictions.jsonl", asked, corpus, best, split)
+                ranking = best.rankings[f"{split}_scores"], best.rankings[f"{split}_positions"]
+                write_predictions(staging / f"{split}-predictions.jsonl", asked, documents.document, *ranking)
         record.files = [str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()]
         record.save(job.output_dir)
-    outputs.print_summary(job, outputs.compare(splits, corpus, before, best), best)
+    outputs.print_summary(job, lines, best)

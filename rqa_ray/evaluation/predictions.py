@@ -1,0 +1,73 @@
+"""Questions and passages as a person reads them, and the file of what was retrieved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rqa_ray.data.rows import column, distinct_documents, first_of_question, input_order
+from rqa_ray.data.schema import Document
+
+
+class Documents:
+    """The documents that rankings point to, in the order of `rows.Corpus`."""
+
+    def __init__(self, tables: list[pa.Table]) -> None:
+        self._documents = pa.chunked_array([chunk for table in tables for chunk in table["document"].chunks])
+        self._order = distinct_documents(tables)
+        self.passage_ids = column(tables, "passage_id")[self._order]
+
+    def document(self, position: int) -> dict[str, Any]:
+        return json.loads(self._documents[int(self._order[position])].as_py())
+
+
+class AskedQuestions:
+    """Questions and gold documents of one split, in the order of `rows.Questions`."""
+
+    def __init__(self, tables: list[pa.Table]) -> None:
+        order = input_order(tables)
+        first = first_of_question(tables, order)
+        table = pa.concat_tables(
+            [part.select(["question", "question_key", "gold_doc", "passage_id"]) for part in tables]
+        )
+        rows = table.take(pa.array(order)).to_pylist()
+        self.questions = [rows[row]["question"] for row in first]
+        by_key: dict[int, dict[int, str]] = {}
+        for row in rows:
+            by_key.setdefault(row["question_key"], {})[row["passage_id"]] = row["gold_doc"]
+        self._golds = [by_key[rows[row]["question_key"]] for row in first]
+        self.gold_ids = [list(golds) for golds in self._golds]
+
+    def gold_docs(self, question: int) -> list[dict[str, Any]]:
+        return [full_document(json.loads(text)) for text in self._golds[question].values()]
+
+
+def write_predictions(
+    path: Path,
+    asked: AskedQuestions,
+    documents: Callable[[int], dict[str, Any]],
+    scores: np.ndarray,
+    positions: np.ndarray,
+) -> None:
+    """One line a question: its gold documents, and the retrieved ones with scores, best first.
+
+    scores, positions: (Q, K), as a search gives them; `documents` gives the document at a position.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for row, question in enumerate(asked.questions):
+            retrieved = [
+                {**documents(int(position)), "score": float(score)}
+                for position, score in zip(positions[row], scores[row], strict=True)
+            ]
+            record = {"question": question, "gold_docs": asked.gold_docs(row), "retrieved_docs": retrieved}
+            file.write(json.dumps(record) + "\n")
+
+
+def full_document(record: dict[str, Any]) -> dict[str, Any]:
+    """A document with its `fmt_content` spelled out."""
+    return vars(Document(**record))

@@ -1,0 +1,100 @@
+"""Intervals and p-values against brute force, and against how often they should be right."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rqa_ray.evaluation import confidence
+from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_difference
+
+golds = st.lists(st.lists(st.integers(-20, 20), min_size=1, max_size=3), min_size=1, max_size=25)
+
+
+@given(golds)
+def test_questions_are_in_one_cluster_where_shared_golds_link_them(gold_ids):
+    clusters = gold_clusters(gold_ids)
+    linked = {number: {number} for number in range(len(gold_ids))}
+    for a, b in itertools.combinations(range(len(gold_ids)), 2):
+        if set(gold_ids[a]) & set(gold_ids[b]):
+            together = linked[a] | linked[b]
+            linked |= {number: together for number in together}
+    for a, b in itertools.combinations(range(len(gold_ids)), 2):
+        assert (clusters[a] == clusters[b]) == (b in linked[a])
+    assert sorted(set(clusters.tolist())) == list(range(clusters.max() + 1))
+
+
+def test_a_long_chain_of_shared_golds_is_one_cluster():
+    assert set(gold_clusters([[number, number + 1] for number in reversed(range(300))])) == {0}
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        low, high = intervals({"x": generator.random(80) < 0.6}, np.arange(80))["x"]
+        covered += low <= 0.6 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_copies_of_a_question_make_the_interval_no_narrower():
+    hits = (np.arange(50) % 3 > 0) * 1.0
+    alone = intervals({"x": hits}, np.arange(50))["x"]
+    copied = intervals({"x": hits.repeat(20)}, np.arange(50).repeat(20))["x"]
+    as_if_independent = intervals({"x": hits.repeat(20)}, np.arange(1000))["x"]
+    assert copied == pytest.approx(alone)
+    assert np.ptp(as_if_independent) < np.ptp(alone) / 3
+
+
+def test_intervals_are_the_same_however_many_resamples_are_held_at_once(monkeypatch):
+    values, clusters = {"x": np.arange(30.0) % 7, "y": np.arange(30.0)}, np.arange(30) // 2
+    whole = intervals(values, clusters)
+    monkeypatch.setattr(confidence, "CELLS_AT_ONCE", 100)
+    assert intervals(values, clusters) == pytest.approx(whole)
+    assert whole["x"] == pytest.approx(intervals({"x": values["x"]}, clusters)["x"])
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 5)), min_size=1, max_size=9))
+def test_few_clusters_have_the_exact_p_value(pairs):
+    gains, clusters = np.array([gain for gain, _ in pairs]), np.unique([c for _, c in pairs], return_inverse=True)[1]
+    sums = np.bincount(clusters, gains)
+    extreme = [abs(np.dot(signs, sums)) >= abs(sums.sum()) for signs in itertools.product((1, -1), repeat=len(sums))]
+    found = paired_difference(np.zeros(len(gains)), gains, clusters)
+    assert found.p_value == pytest.approx(np.mean(extreme)) and found.mean == pytest.approx(gains.mean())
+
+
+def test_many_clusters_have_nearly_the_p_value_of_the_binomial():
+    gains = np.array([1.0] * 40 + [-1.0] * 22 + [0.0] * 100)
+    tail = sum(_binomials(62)[40:]) / 2**62
+    found = paired_difference(np.zeros(162), gains, np.arange(162))
+    assert found.p_value == pytest.approx(2 * tail, rel=0.2)
+    back = paired_difference(gains, np.zeros(162), np.arange(162))
+    assert back.mean == -found.mean and back.p_value == pytest.approx(found.p_value)
+
+
+def _binomials(n: int) -> list[int]:
+    row = [1]
+    for k in range(n):
+        row.append(row[-1] * (n - k) // (k + 1))
+    return row
+
+
+def test_a_chance_difference_is_seldom_called_significant():
+    generator = np.random.default_rng(1)
+    rejected = 0
+    for _ in range(200):
+        before, after = (generator.random(60) < 0.5 for _ in range(2))
+        rejected += paired_difference(before, after, np.arange(60)).p_value < 0.05
+    assert rejected / 200 < 0.09
+
+
+def test_runs_that_are_not_paired_are_refused():
+    with pytest.raises(ValueError, match="paired"):
+        paired_difference(np.ones(3), np.ones(4), np.arange(3))
+
+
+def test_a_difference_reads_as_points_with_its_interval():
+    found = confidence.Difference(0.12, 0.04, 0.2, 0.0041)
+    assert found.describe() == "+12.0 points, 95% interval +4.0 to +20.0, p = 0.0041"
