@@ -47,10 +47,23 @@ def test_every_text_attends_to_itself_alone(chunk, devices, monkeypatch):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(chunk):
+    inputs = heads()
+    halves = [part.detach().bfloat16().requires_grad_() for part in inputs]
+    found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, chunk=chunk)
+    expected = one_by_one(*inputs)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.01 * expected.norm()
+    towards = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, halves, towards.bfloat16())
+    for one, other in zip(gradients, torch.autograd.grad(expected, inputs, towards), strict=True):
+        assert (one.float() - other).norm() < 0.02 * other.norm()
+
+
 def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds():
     query, key, value = (part[:, :, -40:].detach().requires_grad_() for part in heads())
     torch.manual_seed(3)
-    found = attention._DropoutAttention.apply(query, key, value, 0.25, 0.3)
+    found = attention._Attention.apply(query, key, value, 0.25, 0.3)
     torch.manual_seed(3)
     shares = (query @ key.transpose(2, 3) * 0.3).softmax(3)
     kept = keep_mask(shares.shape, 0.25)
