@@ -136,6 +136,65 @@ def test_duplicates_among_real_valued_scores_rank_by_document_order():
     assert all(torch.equal(ranking, rankings[0]) for ranking in rankings)
 
 
+@pytest.fixture(params=[False, True], ids=["fp32 products", "bf16 products"])
+def products(request, monkeypatch):
+    monkeypatch.setattr(search, "_bf16_is_fast", lambda device: request.param)
+
+
+def exact_ranking(questions, passages, k):
+    """(-score, position) of every pair's own dot product."""
+    scores = (questions.double()[:, None] * passages.double()).sum(2).float()
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, order), order
+
+
+@pytest.mark.parametrize("dimensions", [1, 37, 384])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_real_embeddings_rank_the_same_to_the_bit_for_any_blocks_and_shards(products, dimensions, scale):
+    generator = torch.Generator().manual_seed(dimensions)
+    questions = torch.randn(13, dimensions, generator=generator) * scale
+    passages = torch.randn(700, dimensions, generator=generator)
+    passages[torch.randperm(700, generator=generator)[:300]] = passages[5].clone()  # ties, most of them around the cut
+    passages[650:] = passages[600:650] * (1 + 2**-20)  # nearly ties
+    expected = exact_ranking(questions, passages, 100)
+    for block, shards in ((700, 1), (1, 2), (7, 4), (64, 2), (128, 1), (350, 4)):
+        states = [RunningTopK(13, 100) for _ in range(shards)]
+        for i, positions in enumerate(torch.randperm(700, generator=generator).split(block)):
+            search_block(questions, passages[positions], positions, states[i % shards])
+        for other in states[1:]:
+            states[0].merge(other.keys)
+        found = states[0].result()
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_corpus_that_gets_better_and_better_is_ranked_right(products, descending):
+    questions = torch.nn.functional.normalize(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    passages = torch.randn(3000, 64, generator=torch.Generator().manual_seed(1))
+    passages = passages[(passages @ questions[0]).argsort(descending=descending)]
+    topk = RunningTopK(3, 10)
+    for positions in torch.arange(3000).split(250):
+        search_block(questions, passages[positions], positions, topk)
+    assert torch.equal(topk.result()[1], exact_ranking(questions, passages, 10)[1])
+
+
+def test_a_corpus_of_one_vector_ranks_in_document_order(products):
+    topk = RunningTopK(2, 100)
+    for positions in reversed(torch.arange(2000).split(300)):
+        search_block(torch.ones(2, 384) / 7, torch.full((len(positions), 384), 0.3), positions, topk)
+    assert torch.equal(topk.result()[1], torch.arange(100).expand(2, -1))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["questions", "passages"])
+def test_an_embedding_that_is_not_finite_is_refused(products, bad, where):
+    embeddings = {"questions": torch.randn(4, 8), "passages": torch.randn(500, 8)}
+    embeddings[where][3, 2] = bad
+    topk = RunningTopK(4, 5)
+    with pytest.raises(ValueError, match="not finite"):
+        search_block(embeddings["questions"], embeddings["passages"], torch.arange(500), topk)
+
+
 def test_k_beyond_the_corpus_gives_the_whole_corpus():
     topk = RunningTopK(2, 100)
     assert topk.result()[0].shape == (2, 0)
