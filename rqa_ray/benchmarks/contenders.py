@@ -26,6 +26,7 @@ from rqa_ray.benchmarks.limit import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, 
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Golds, Questions, Ragged, TrainingRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
+from rqa_ray.retriever.encode import EncodeOptions
 from rqa_ray.retriever.saving import load_encoder, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training.build import choose, compile_transformer
@@ -138,10 +139,8 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
         evaluator = RetrievalEvaluator(
             Corpus(workload.passage_ids[:1], one, np.zeros(1, np.int64)),
             {"eval": Questions(one, Golds(workload.passage_ids[:1], np.arange(2)))},
-            temperature=TEMPERATURE,
-            pad_id=0,
-            max_tokens_per_chunk=choices["max_tokens_per_chunk"],
-            max_rows_per_chunk=1,
+            EncodeOptions(0, choices["max_tokens_per_chunk"], 1),
+            TEMPERATURE,
         )
         tokenizer = TextTokenizer(workload.model_folder, encoder_settings).tokenizer
         trainer = ContrastiveTrainer(

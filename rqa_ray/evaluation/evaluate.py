@@ -15,7 +15,7 @@ from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
 from rqa_ray.evaluation.search import EMPTY, CorpusLoss, RunningTopK, search_block
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.encoder import Encoder
 
 TOP_K = max(RECALL_CUTOFFS)
@@ -38,24 +38,15 @@ class RetrievalEvaluator:
         self,
         corpus: Corpus,
         questions: dict[str, Questions],
-        *,
+        options: EncodeOptions,
         temperature: float,
-        pad_id: int,
-        max_tokens_per_chunk: int,
-        max_rows_per_chunk: int,
-        packed: bool = False,
-        mixed_precision: torch.dtype | None = None,
     ) -> None:
         self.corpus, self.questions = corpus, questions
-        self.temperature = temperature
-        self.pad_id = pad_id
-        self.max_tokens, self.max_rows = max_tokens_per_chunk, max_rows_per_chunk
-        self.packed = packed
-        self.mixed_precision = mixed_precision
+        self.options, self.temperature = options, temperature
         self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
         by_id = np.argsort(corpus.passage_ids)
         self._gold_positions = [
-            _positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
+            positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
         ]
         self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, grouped by their text
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
@@ -120,19 +111,14 @@ class RetrievalEvaluator:
         return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
 
     def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
-        device = next(encoder.parameters()).device
-        chunks, order = length_sorted_chunks(rows, self.max_tokens, self.pad_id, self.packed, self.max_rows)
-        enabled = self.mixed_precision is not None
-        with torch.autocast(device.type, self.mixed_precision or torch.bfloat16, enabled=enabled):
-            parts = []
-            for chunk in chunks:
-                parts.append(encoder.embed([chunk.to(device)]).float())
-                self._done += len(parts[-1])
-                self.on_progress(self._done, self._total)
-        return torch.cat(parts)[order.to(device)]
+        return encode(encoder, rows, self.options, self._on_chunk)
+
+    def _on_chunk(self, num_rows: int) -> None:
+        self._done += num_rows
+        self.on_progress(self._done, self._total)
 
 
-def _positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
+def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
     """Corpus positions of the golds that are in it."""
     places = np.searchsorted(passage_ids, golds, sorter=by_id)
     places = by_id[np.minimum(places, len(by_id) - 1)]

@@ -18,12 +18,11 @@ from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
+from rqa_ray.retriever.encode import TOKENS_PER_CHUNK, EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.training.trainer import CHOICES_FILE, ContrastiveTrainer
 from rqa_ray.whole_files import read_json
 
-# Where more makes nothing faster: on CPUs the activations fall out of the cache, GPUs are busy.
-TOKENS_PER_CHUNK = {"cpu": 2_000, "cuda": 32_768}
 MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a chunk, or of a whole batch without caching
 
 
@@ -51,15 +50,18 @@ def build_trainer(
     )
     before = read_json(Path(resume) / CHOICES_FILE) if resume else {}
     choices = choose(settings, args, encoder, batches, before)
+    options = EncodeOptions(
+        batches.pad_id,
+        choices["max_tokens_per_chunk"],
+        args.per_device_eval_batch_size,
+        choices["packed"],
+        torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
+    )
     evaluator = RetrievalEvaluator(
         Corpus.from_tables(tables["corpus"]),
         {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables},
-        temperature=settings.temperature,
-        pad_id=batches.pad_id,
-        max_tokens_per_chunk=choices["max_tokens_per_chunk"],
-        max_rows_per_chunk=args.per_device_eval_batch_size,
-        packed=choices["packed"],
-        mixed_precision=torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
+        options,
+        settings.temperature,
     )
     return ContrastiveTrainer(
         encoder,

@@ -9,6 +9,7 @@ from rqa_ray.evaluation import evaluate
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
 from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES, metric_names
 from rqa_ray.retriever.chunks import length_sorted_chunks
+from rqa_ray.retriever.encode import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.saving import EncoderSettings, load_encoder
 from tests.builders import table
@@ -75,10 +76,8 @@ class World:
         return RetrievalEvaluator(
             self.corpus(),
             self.splits(),
-            temperature=TEMPERATURE,
-            pad_id=0,
-            max_tokens_per_chunk=max_tokens,
-            max_rows_per_chunk=max_rows,
+            EncodeOptions(0, max_tokens, max_rows),
+            TEMPERATURE,
         )
 
     def brute_force(self, encoder: Encoder) -> dict[str, SplitResult]:
@@ -218,7 +217,7 @@ def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_mo
 
 def test_mixed_precision_changes_scores_a_little(tiny_model, expected):
     evaluator = World().evaluator()
-    evaluator.mixed_precision = torch.bfloat16
+    evaluator.options.mixed_precision = torch.bfloat16
     found = evaluator.evaluate(load(tiny_model))
     difference = np.abs(found["eval"].scores - expected["eval"].scores).max()
     assert 1e-4 < difference < 0.1

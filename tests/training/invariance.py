@@ -17,6 +17,7 @@ from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever import loss as loss_module
+from rqa_ray.retriever.encode import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.saving import EncoderSettings
 from rqa_ray.training import trainer as trainer_module
@@ -178,10 +179,8 @@ def make_trainer(
     evaluator = RetrievalEvaluator(
         Corpus.from_tables(data["corpus"]),
         {"eval": Questions.from_tables(data["eval"])},
-        temperature=0.2,
-        pad_id=0,
-        max_tokens_per_chunk=150,
-        max_rows_per_chunk=8,
+        EncodeOptions(0, 150, 8),
+        0.2,
     )
     choices = {"max_tokens_per_chunk": 150, "gradient_cache": gradient_cache}
     trainer = ContrastiveTrainer(
