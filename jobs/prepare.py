@@ -29,9 +29,9 @@ def main() -> None:
     args = parse()
     folder = Path(args.output_dir)
     try:
+        from rqa_ray.data.records import find_inputs
         from rqa_ray.preflight import connect
         from rqa_ray.retriever.saving import find_model_folder, read_settings
-        from rqa_ray.training.inputs import find_inputs
 
         if folder.exists():
             raise InputError(f"--output_dir {folder}: is there already; choose another or delete it")

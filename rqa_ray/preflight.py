@@ -31,7 +31,6 @@ for _name, _value in {
 
 import ray  # noqa: E402
 
-from rqa_ray.arguments import Settings  # noqa: E402
 from rqa_ray.errors import InputError  # noqa: E402
 
 
@@ -78,7 +77,7 @@ def connect() -> str:
     return f"{kind}, {len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
 
 
-def plan_workers(settings: Settings, use_cpu: bool = False) -> WorkerPlan:
+def plan_workers(asked: int | None, cpus_per_worker: int | None, use_cpu: bool = False) -> WorkerPlan:
     """How many workers, with what; one for each GPU where there are GPUs.
 
     Raises:
@@ -87,15 +86,15 @@ def plan_workers(settings: Settings, use_cpu: bool = False) -> WorkerPlan:
     nodes = _nodes()
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     use_gpu = num_gpus > 0 and not use_cpu
-    num_workers = settings.num_workers or (num_gpus if use_gpu else 1)
+    num_workers = asked or (num_gpus if use_gpu else 1)
     largest = max(int(node.get("CPU", 0)) for node in nodes)
-    sizes = [settings.cpus_per_worker] if settings.cpus_per_worker else range(largest, 0, -1)
+    sizes = [cpus_per_worker] if cpus_per_worker else range(largest, 0, -1)
     for cpus in sizes:
         plan = WorkerPlan(num_workers, cpus, use_gpu)
         if sum(_fits(node, plan.resources) for node in nodes) >= num_workers:
             return plan
     held = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    smallest = WorkerPlan(num_workers, settings.cpus_per_worker or 1, use_gpu)
+    smallest = WorkerPlan(num_workers, cpus_per_worker or 1, use_gpu)
     most = sum(_fits(node, smallest.resources) for node in nodes)
     raise InputError(
         f"--num_workers {num_workers}: needs {smallest.describe()}, the cluster has nodes of {held}; {most} fit"

@@ -90,25 +90,29 @@ def has_suffix(path: str, *suffixes: str) -> bool:
     return (path.partition("?")[0] if "://" in path else path).endswith(suffixes)
 
 
-def _filesystem_of(path: str) -> tuple[fs.FileSystem, str]:
-    return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+def open_location(location: str) -> tuple[fs.FileSystem, str]:
+    """File system, and path in it, of a path or a URI."""
+    if "://" in location:
+        filesystem, path = fs.FileSystem.from_uri(location)
+        return filesystem, path.rstrip("/")
+    return fs.LocalFileSystem(), os.path.abspath(location)
 
 
 def exists(path: str) -> bool:
     """Whether there is such a file."""
-    filesystem, inner = _filesystem_of(path)
+    filesystem, inner = open_location(path)
     return filesystem.get_file_info(inner).type == fs.FileType.File
 
 
 def open_file(path: str) -> io.BufferedReader:
     """The bytes of a file, decompressed by its suffix."""
-    filesystem, inner = _filesystem_of(path)
+    filesystem, inner = open_location(path)
     return io.BufferedReader(filesystem.open_input_stream(inner, compression="detect"))
 
 
 def open_random_access(path: str) -> NativeFile:
     """A file that can be read from any place, as Parquet is."""
-    filesystem, inner = _filesystem_of(path)
+    filesystem, inner = open_location(path)
     return filesystem.open_input_file(inner)
 
 

@@ -1,7 +1,7 @@
 """Files to records, one after the other; a bad record comes back as data."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from rqa_ray.data.files import (
     MAX_LINE_BYTES,
     byte_ranges,
+    find_files,
     has_suffix,
     lines_before,
     open_file,
@@ -135,3 +136,11 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
                 break
         if first is None or isinstance(first, str):
             raise InputError(first or problem)
+
+
+def find_inputs(given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool) -> dict[str, list[str]]:
+    """Files by input name, from what was given by which flag; their beginnings are right."""
+    files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
+    for name, paths in files.items():
+        check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
+    return files

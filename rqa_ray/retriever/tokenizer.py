@@ -6,6 +6,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from rqa_ray.data.schema import as_utf8
+from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import EncoderSettings, transformer_folder
 
 
@@ -47,3 +48,23 @@ class TextTokenizer:
         else:
             self.num_truncated += sum(len(row) >= limit for row in rows)
         return rows
+
+
+def check_model(model_folder: str, encoder: EncoderSettings, trust_remote_code: bool) -> None:
+    """Raises InputError where a model folder has no tokenizer or no weights."""
+    folder = transformer_folder(model_folder)
+    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        raise InputError(f"{model_folder}: not a model folder, it has no *.safetensors or pytorch_model.bin")
+    try:
+        TextTokenizer(model_folder, encoder, trust_remote_code)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(f"{model_folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def prefix_note(name: str, settings: EncoderSettings) -> str | None:
+    """A warning where a model of that name was trained with prefixes and has none."""
+    wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
+    for family, flags in wanted.items():
+        if family in name.lower().replace("/", "-").split("-") and not settings.has_prefixes:
+            return f"warning: {family} models were trained with prefixes and none is set; see {flags}"
+    return None

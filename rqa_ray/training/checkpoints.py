@@ -8,7 +8,6 @@ Its own list of them is written late and in place, so a run that resumes is a ne
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,10 +22,11 @@ import ray.train
 from pyarrow import fs
 from transformers import TrainerCallback
 
+from rqa_ray.data.files import open_location
 from rqa_ray.evaluation.metrics import greater_is_better
+from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.training.outputs import ModelState
-from rqa_ray.training.progress import Progress, as_record
 from rqa_ray.training.trainer import EVALUATION_FILE, RANKINGS_FILE, ContrastiveTrainer
 
 MANIFEST_FILE = "manifest.json"
@@ -131,7 +131,7 @@ def local_checkpoint(resume_from: str | None) -> Iterator[str | None]:
     """Local folder of the checkpoint to resume from: Ray's latest, else the one that the run starts from."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None and resume_from:
-        filesystem, path = open_storage(resume_from)
+        filesystem, path = open_location(resume_from)
         checkpoint = ray.train.Checkpoint(path, filesystem)
     if checkpoint is None:
         yield None
@@ -172,7 +172,7 @@ class StoredCheckpoint:
 
 def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
     """The whole checkpoints of some runs, by step."""
-    filesystem, root = open_storage(storage_path)
+    filesystem, root = open_location(storage_path)
     base, question_mark, query = storage_path.partition("?") if "://" in storage_path else (root, "", "")
     found = []
     for name in run_names:
@@ -186,7 +186,7 @@ def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredChec
 
 def read_checkpoint(location: str) -> StoredCheckpoint | None:
     """The checkpoint of a folder or URI, None where it is not whole."""
-    filesystem, path = open_storage(location)
+    filesystem, path = open_location(location)
     manifest = _read_json(filesystem, f"{path}/{MANIFEST_FILE}")
     if manifest is None:
         return None
@@ -205,18 +205,10 @@ def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredC
 
 def delete_runs(storage_path: str, run_names: list[str]) -> None:
     """Deletes all that some runs stored."""
-    filesystem, root = open_storage(storage_path)
+    filesystem, root = open_location(storage_path)
     for name in run_names:
         if filesystem.get_file_info(f"{root}/{name}").type == fs.FileType.Directory:
             filesystem.delete_dir(f"{root}/{name}")
-
-
-def open_storage(storage_path: str) -> tuple[fs.FileSystem, str]:
-    """File system and path of a storage path, a folder or a URI."""
-    if "://" in storage_path:
-        filesystem, path = fs.FileSystem.from_uri(storage_path)
-        return filesystem, path.rstrip("/")
-    return fs.LocalFileSystem(), os.path.abspath(storage_path)
 
 
 def _read_json(filesystem: fs.FileSystem, path: str) -> Any:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from rqa_ray.arguments import Job
 from rqa_ray.data.demo import write_demo
-from rqa_ray.data.files import exists, find_files
-from rqa_ray.data.records import check_beginnings
+from rqa_ray.data.files import exists
+from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import EncoderSettings, read_settings, transformer_folder
-from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.retriever.saving import EncoderSettings, read_settings
+from rqa_ray.retriever.tokenizer import prefix_note
 from rqa_ray.training import outputs
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
@@ -34,14 +33,6 @@ def input_files(job: Job) -> dict[str, list[str]]:
     return find_inputs(given, job.settings.on_bad_record == "skip")
 
 
-def find_inputs(given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool) -> dict[str, list[str]]:
-    """Files by input name, from what was given by which flag; their beginnings are right."""
-    files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
-    for name, paths in files.items():
-        check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
-    return files
-
-
 def demo_files(job: Job) -> dict[str, list[str]]:
     """Writes the built-in data under output_dir."""
     folder = Path(job.output_dir) / outputs.DEMO_FOLDER
@@ -60,23 +51,9 @@ def encoder_settings(job: Job, model_folder: str) -> EncoderSettings:
         query_prefix=settings.query_prefix,
         passage_prefix=settings.passage_prefix,
     )
-    name = (settings.model_name_or_path or "").lower()
-    wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
-    for family, flags in wanted.items():
-        if family in name.replace("/", "-").split("-") and not encoder.has_prefixes:
-            job.notes.append(f"warning: {family} models were trained with prefixes and none is set; see {flags}")
+    note = prefix_note(settings.model_name_or_path or "", encoder)
+    job.notes.extend([note] if note else [])
     return encoder
-
-
-def check_tokenizer(model_folder: str, encoder: EncoderSettings, trust_remote_code: bool) -> None:
-    """Raises InputError where a model folder has no tokenizer or no weights."""
-    folder = transformer_folder(model_folder)
-    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        raise InputError(f"{model_folder}: not a model folder, it has no *.safetensors or pytorch_model.bin")
-    try:
-        TextTokenizer(model_folder, encoder, trust_remote_code)
-    except Exception as error:  # transformers raises many kinds
-        raise InputError(f"{model_folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def with_global_batch(job: Job, num_workers: int) -> Job:

@@ -35,18 +35,18 @@ from rqa_ray.data.readers import Blocks, Skipped, read_inputs
 from rqa_ray.data.streaming import is_too_large, open_stream
 from rqa_ray.data.tokenise import TokeniserSpec
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
+from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.retriever.tokenizer import check_model
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
 from rqa_ray.training.inputs import (
-    check_tokenizer,
     demo_files,
     encoder_settings,
     input_files,
     micro_batch_size,
     with_global_batch,
 )
-from rqa_ray.training.progress import Progress, ProgressLine
 from rqa_ray.training.report import data_report, has_negatives
 from rqa_ray.training.resume import RunRecord, check_output_dir, open_run
 from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
@@ -72,10 +72,10 @@ def train(job: Job) -> None:
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
     encoder = encoder_settings(job, model_folder)
     check_output_dir(job)
-    check_tokenizer(model_folder, encoder, job.settings.trust_remote_code)
+    check_model(model_folder, encoder, job.settings.trust_remote_code)
     cluster = connect()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOP_EXIT_CODES[signal.SIGTERM]))  # Ray's own exits with 15
-    plan = plan_workers(job.settings, bool(job.training.get("use_cpu")))
+    plan = plan_workers(job.settings.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, plan.num_workers)
     if job.training.get("fp16") and not plan.use_gpu:
         raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")

@@ -1,0 +1,318 @@
+"""A corpus of any size to saved embeddings, and questions to rankings, over a whole cluster; restartable by shard.
+
+1. `plan_corpus` parses all documents: what is wrong with a line is said before anything is encoded, and the distinct
+   passages are known, so that each has its position and shards are the same in every run.
+2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenise, actors encode and write a shard.
+   Shards that are there already are left out.
+3. `search` ranks: a task for each worker goes through its share of the shards, and the running top-k are merged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.util.annotations import RayDeprecationWarning
+
+from rqa_ray.data.files import file_size
+from rqa_ray.data.readers import RANGE_BYTES
+from rqa_ray.data.records import read_records, record_ranges
+from rqa_ray.data.rows import Questions, Ragged
+from rqa_ray.data.schema import Document, passage_id
+from rqa_ray.data.tokenise import TOKENS, TokeniserSpec, make_tokenizer
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.search import RunningTopK, search_block
+from rqa_ray.evaluation.shards import EmbeddingFolder, Shard
+from rqa_ray.preflight import WorkerPlan
+from rqa_ray.retriever.encode import EncodeOptions, encode
+from rqa_ray.retriever.saving import load_encoder
+
+SHARDS = 64  # of a corpus, about: what a kill loses is at most one for each worker
+FEWEST_ROWS, MOST_ROWS = 64, 8_192  # of a shard
+QUESTIONS_AT_ONCE = 65_536  # 52 MB of top-100 each
+READER_CPUS = 0.5  # of a task that reads; encoders leave it free
+SHARD_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("first", pa.int64()),
+        ("passage_ids", pa.list_(pa.int64())),
+        ("documents", pa.list_(pa.string())),
+        ("tokens", pa.list_(TOKENS)),
+    ]
+)
+
+
+@dataclass
+class CorpusPlan:
+    """The distinct passages of the document files in document order, and how they are cut into shards."""
+
+    passage_ids: np.ndarray  # (P,)
+    num_documents: int  # with duplicates
+    digest: str  # of the texts
+    shards: list[Shard]
+    groups: list[dict[str, Any]]  # of files that a task reads: `ranges`, `keep` (packed bits), `shards`
+
+    def describe(self) -> str:
+        """A line for the user."""
+        duplicates = self.num_documents - len(self.passage_ids)
+        left_out = f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else ""
+        return f"corpus {len(self.passage_ids):,} passages{left_out}"
+
+
+def plan_corpus(files: list[str]) -> CorpusPlan:
+    """Parses all documents.
+
+    Raises:
+        InputError: the first bad line, or files without documents.
+    """
+    groups = _group_ranges(files)
+    items = [{"group": number, "ranges": json.dumps(ranges)} for number, ranges in enumerate(groups)]
+    read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read_ids, batch_size=1, num_cpus=READER_CPUS
+    )
+    table = pa.concat_tables(ray.get(read.to_arrow_refs())).sort_by("group")
+    problems = [problem for problem in table["problem"].to_pylist() if problem]
+    if problems:
+        raise InputError(problems[0])
+    ids, hashes = (table[name].combine_chunks().flatten().to_numpy() for name in ("ids", "hashes"))
+    if not len(ids):
+        raise InputError(f"{files[0]}: no records in it")
+    keep = np.zeros(len(ids), bool)
+    keep[np.unique(ids, return_index=True)[1]] = True
+    rows = min(max(-(-int(keep.sum()) // SHARDS), FEWEST_ROWS), MOST_ROWS)
+    ends = np.cumsum([len(part) for part in table["ids"]])
+    planned: list[dict[str, Any]] = []
+    shards: list[Shard] = []
+    first = 0
+    for ranges, kept in zip(groups, np.split(keep, ends[:-1]), strict=True):
+        stop = first + int(kept.sum())
+        starts = range(first, stop, rows)
+        own = [Shard(f"passages-{len(shards) + i:06d}", at, min(rows, stop - at)) for i, at in enumerate(starts)]
+        planned.append({"ranges": json.dumps(ranges), "keep": np.packbits(kept).tobytes(), "shards": json.dumps(own)})
+        shards += own
+        first = stop
+    digest = hashlib.blake2b(hashes[keep].tobytes(), digest_size=16).hexdigest()
+    return CorpusPlan(ids[keep], len(ids), digest, shards, planned)
+
+
+def _group_ranges(files: list[str]) -> list[list[tuple[str, int, int | None]]]:
+    """Ranges of files, small ones together, each group about as large as a task should read."""
+    groups: list[list[tuple[str, int, int | None]]] = [[]]
+    size = 0
+    for path in files:
+        ranges = record_ranges(path, RANGE_BYTES)
+        for start, end in ranges:
+            if size >= RANGE_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append((path, start, end))
+            size += file_size(path) // len(ranges)
+    return groups
+
+
+def _documents(ranges: list[tuple[str, int, int | None]]) -> Iterator[Document | str]:
+    """The documents of a group; a string says what is wrong with one."""
+    for path, start, end in ranges:
+        for _, record in read_records(path, "documents", start, end):
+            assert isinstance(record, (Document, str))
+            yield record
+
+
+def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
+    ids, hashes, problem = [], [], None
+    for document in _documents(json.loads(str(batch["ranges"][0]))):
+        if isinstance(document, str):
+            problem = document
+            break
+        ids.append(document.passage_id)
+        hashes.append(passage_id(None, document.fmt_content))
+    return pa.table(
+        {
+            "group": [int(batch["group"][0])],
+            "ids": pa.array([ids], pa.list_(pa.int64())),
+            "hashes": pa.array([hashes], pa.list_(pa.int64())),
+            "problem": pa.array([problem], pa.string()),
+        }
+    )
+
+
+def question_shards(questions: Questions, name: str) -> list[pa.Table]:
+    """The token rows of questions, cut as shards of that name."""
+    rows = min(max(-(-len(questions) // SHARDS), FEWEST_ROWS), MOST_ROWS)
+    tables = []
+    for number, start in enumerate(range(0, len(questions), rows)):
+        tokens = [questions.tokens[row] for row in range(start, min(start + rows, len(questions)))]
+        blank = [""] * len(tokens)
+        tables.append(_shard_row(f"{name}-{number:06d}", start, np.zeros(len(tokens), np.int64), blank, tokens))
+    return tables
+
+
+def _shard_row(name: str, first: int, ids: Any, documents: list[str], tokens: list[np.ndarray]) -> pa.Table:
+    row = {"name": [name], "first": [first], "passage_ids": [ids], "documents": [documents], "tokens": [tokens]}
+    return pa.table({key: pa.array(value, SHARD_SCHEMA.field(key).type) for key, value in row.items()})
+
+
+def encode_corpus(
+    plan: CorpusPlan,
+    questions: list[pa.Table],
+    folder: EmbeddingFolder,
+    spec: TokeniserSpec,
+    workers: WorkerPlan,
+    precision: str = "fp32",
+    bf16: bool = False,
+    on_shard: Callable[[str, int, float], None] = lambda name, num_rows, seconds: None,
+) -> None:
+    """Encodes and writes the shards that are missing, of questions (`question_shards`) and of the corpus.
+
+    `on_shard` gets the name, the number of texts and the seconds of each shard that was encoded.
+    """
+    done = folder.done()
+    missing = [table for table in questions if table["name"][0].as_py() not in done]
+    items = [
+        group | {"done": json.dumps(sorted(done & {name for name, *_ in json.loads(group["shards"])}))}
+        for group in plan.groups
+    ]
+    items = [item for item in items if len(json.loads(item["done"])) < len(json.loads(item["shards"]))]
+    with _a_block_a_row():
+        parts = [ray.data.from_arrow(missing)] if missing else []
+        if items:
+            corpus = ray.data.from_items(items, override_num_blocks=len(items))
+            parts.append(
+                corpus.map_batches(_read_shards, batch_size=1, num_cpus=READER_CPUS, fn_kwargs={"spec": spec})
+            )
+        if not parts:
+            return
+        dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+        encoded = dataset.map_batches(
+            ShardEncoder,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers.num_workers),
+            num_cpus=workers.cpus - READER_CPUS,
+            num_gpus=1 if workers.use_gpu else 0,
+            fn_constructor_kwargs={
+                "location": folder.location,
+                "spec": spec,
+                "precision": precision,
+                "bf16": bf16,
+                "cpus": workers.cpus,
+                "use_gpu": workers.use_gpu,
+            },
+            # Ray writes an error line about any actor that may restart; here the same command goes on instead.
+            **({} if os.environ.get("RAY_ADDRESS") else {"max_restarts": 0}),
+        )
+    for row in encoded.iter_rows():
+        folder.log(row["name"], row["num_rows"], row["seconds"])
+        on_shard(row["name"], row["num_rows"], row["seconds"])
+
+
+@contextmanager
+def _a_block_a_row() -> Iterator[None]:
+    """A shard is a row, and each is to reach an encoder by itself: Ray Data would wait for 128 MB of them."""
+    context = ray.data.DataContext.get_current()
+    before, context.target_max_block_size = context.target_max_block_size, 1
+    try:
+        with warnings.catch_warnings():  # `max_restarts` has no other way in until Ray 2.64
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            yield
+    finally:
+        context.target_max_block_size = before
+
+
+def _read_shards(batch: dict[str, np.ndarray], spec: TokeniserSpec) -> Iterator[pa.Table]:
+    """The shards of a group that are not done, tokenised, a row each."""
+    shards, done = json.loads(str(batch["shards"][0])), set(json.loads(str(batch["done"][0])))
+    keep = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8))
+    tokenizer = make_tokenizer(spec)
+    records = _documents(json.loads(str(batch["ranges"][0])))
+    kept = (document for document, wanted in zip(records, keep, strict=False) if wanted)
+    for name, first, num_rows in shards:
+        documents = [document for document in islice(kept, num_rows) if isinstance(document, Document)]
+        if len(documents) < num_rows:
+            raise InputError(f"{json.loads(str(batch['ranges'][0]))[0][0]}: it changed while it was read")
+        if name in done:
+            continue
+        ids = [document.passage_id for document in documents]
+        texts = [json.dumps(document.to_dict()) for document in documents]
+        tokens = tokenizer.passages([document.fmt_content for document in documents])
+        yield _shard_row(name, first, ids, texts, tokens)
+
+
+class ShardEncoder:
+    """An actor that encodes shards and writes them."""
+
+    def __init__(
+        self, location: str, spec: TokeniserSpec, precision: str, bf16: bool, cpus: int, use_gpu: bool
+    ) -> None:
+        torch.set_num_threads(cpus)
+        self.folder, self.precision = EmbeddingFolder(location), precision
+        encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code)
+        self.encoder = encoder.to("cuda" if use_gpu else "cpu").eval()
+        pad_id = make_tokenizer(spec).tokenizer.pad_token_id
+        self.options = EncodeOptions.for_device(self.encoder, pad_id, bf16)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Name, number of texts and seconds of each shard (a row) of the batch."""
+        results = []
+        for row in range(len(batch)):
+            shard = batch.slice(row, 1)
+            name, first = shard["name"][0].as_py(), shard["first"][0].as_py()
+            tokens = shard["tokens"][0].values
+            started = time.perf_counter()
+            embeddings = encode(self.encoder, Ragged([tokens], np.arange(len(tokens))), self.options)
+            seconds = time.perf_counter() - started
+            ids, documents = shard["passage_ids"][0].values, shard["documents"][0].values
+            self.folder.write(name, first, ids, documents, embeddings, self.precision)
+            results.append({"name": name, "num_rows": len(tokens), "seconds": seconds})
+        return pa.Table.from_pylist(results)
+
+
+def search(
+    folder: EmbeddingFolder, questions: Sequence[str], k: int, workers: WorkerPlan, normalize: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scores and positions (Q, K) of the question shards' best passages, and the seconds of the slowest worker."""
+    names = [shard.name for shard in folder.shards]
+    shares = [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
+    resources = {"num_cpus": workers.cpus, "num_gpus": 1 if workers.use_gpu else 0}
+    fixed = (folder.location, list(questions), k, workers.cpus, workers.use_gpu, normalize)
+    found = ray.get([_search_share.options(**resources).remote(share, *fixed) for share in shares])
+    keys = torch.from_numpy(found[0][0].copy())
+    topk = RunningTopK(len(keys), keys.shape[1])
+    for part, _ in found:
+        topk.merge(torch.from_numpy(part.copy()))
+    scores, positions = topk.result()
+    return scores.numpy(), positions.numpy(), max(seconds for _, seconds in found)
+
+
+@ray.remote
+def _search_share(
+    names: list[str], location: str, questions: list[str], k: int, cpus: int, use_gpu: bool, normalize: bool
+) -> tuple[np.ndarray, float]:
+    """Keys (Q, k) of the best passages of some shards, and seconds."""
+    torch.set_num_threads(cpus)
+    device = "cuda" if use_gpu else "cpu"
+    folder = EmbeddingFolder(location)
+    asked = torch.cat([block.embeddings for block in folder.blocks(questions)])
+    started = time.perf_counter()
+    keys = []
+    with torch.inference_mode():
+        for part in asked.split(QUESTIONS_AT_ONCE):
+            topk = RunningTopK(len(part), k, device)
+            for block in folder.blocks(names, normalize):
+                positions = torch.from_numpy(block.positions).to(device)
+                search_block(part.to(device), block.embeddings.to(device), positions, topk)
+            keys.append(topk.keys.cpu())
+    return torch.cat(keys).numpy(), time.perf_counter() - started
