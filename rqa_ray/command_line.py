@@ -30,7 +30,7 @@ def parse_job(argv: Sequence[str]) -> Job:
     Raises:
         InputError: unknown names or values that cannot work.
     """
-    words, notes = _translate_aliases(_expand_config(list(argv)))
+    words, notes = _translate_aliases(expand_config(list(argv)))
     parser = _Parser((Settings, RetrieverTrainingArguments), allow_abbrev=False, usage=USAGE)
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
@@ -62,7 +62,12 @@ def parse_job(argv: Sequence[str]) -> Job:
     return job
 
 
-def _expand_config(words: list[str]) -> list[str]:
+def expand_config(words: list[str]) -> list[str]:
+    """Words of a command line, a JSON config in first place replaced by the flags that it stands for.
+
+    Raises:
+        InputError: the first word is neither a flag nor a config.
+    """
     if not words or words[0].startswith("-"):
         return words
     path, rest = words[0], words[1:]
@@ -83,6 +88,8 @@ def _expand_config(words: list[str]) -> list[str]:
             continue
         if isinstance(value, list):
             expanded += [f"--{name}", *map(str, value)]
+        elif value is True:  # the form that every kind of switch takes
+            expanded.append(f"--{name}")
         else:  # one word, so that a value may begin with a dash
             expanded.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
     return expanded + rest

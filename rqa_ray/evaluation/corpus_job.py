@@ -71,6 +71,11 @@ class CorpusPlan:
         left_out = f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else ""
         return f"corpus {len(self.passage_ids):,} passages{left_out}"
 
+    def documents(self) -> Iterator[Document]:
+        """The distinct passages, read again."""
+        for group in self.groups:
+            yield from _kept(group["ranges"], group["keep"])
+
 
 def plan_corpus(files: list[str]) -> CorpusPlan:
     """Parses all documents.
@@ -131,6 +136,16 @@ def _documents(ranges: list[tuple[str, int, int | None]]) -> Iterator[Document |
             yield record
 
 
+def _kept(ranges: str, keep: bytes) -> Iterator[Document]:
+    """The documents of a group that are no duplicates."""
+    records = _documents(json.loads(ranges))
+    for wanted, document in zip(np.unpackbits(np.frombuffer(keep, np.uint8)), records, strict=False):
+        if isinstance(document, str):
+            raise InputError(f"it changed while it was read: {document}")
+        if wanted:
+            yield document
+
+
 def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
     ids, hashes, problem = [], [], None
     for document in _documents(json.loads(str(batch["ranges"][0]))):
@@ -149,14 +164,15 @@ def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
     )
 
 
-def question_shards(questions: Questions, name: str) -> list[pa.Table]:
-    """The token rows of questions, cut as shards of that name."""
+def question_shards(questions: Questions) -> list[pa.Table]:
+    """The token rows of questions, cut as shards that are named after their content."""
     rows = min(max(-(-len(questions) // SHARDS), FEWEST_ROWS), MOST_ROWS)
     tables = []
-    for number, start in enumerate(range(0, len(questions), rows)):
+    for start in range(0, len(questions), rows):
         tokens = [questions.tokens[row] for row in range(start, min(start + rows, len(questions)))]
+        digest = hashlib.blake2b(b"".join(row.tobytes() + b"|" for row in tokens), digest_size=8).hexdigest()
         blank = [""] * len(tokens)
-        tables.append(_shard_row(f"{name}-{number:06d}", start, np.zeros(len(tokens), np.int64), blank, tokens))
+        tables.append(_shard_row(f"questions-{digest}", start, np.zeros(len(tokens), np.int64), blank, tokens))
     return tables
 
 
@@ -235,14 +251,10 @@ def _a_block_a_row() -> Iterator[None]:
 def _read_shards(batch: dict[str, np.ndarray], spec: TokeniserSpec) -> Iterator[pa.Table]:
     """The shards of a group that are not done, tokenised, a row each."""
     shards, done = json.loads(str(batch["shards"][0])), set(json.loads(str(batch["done"][0])))
-    keep = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8))
     tokenizer = make_tokenizer(spec)
-    records = _documents(json.loads(str(batch["ranges"][0])))
-    kept = (document for document, wanted in zip(records, keep, strict=False) if wanted)
+    kept = _kept(str(batch["ranges"][0]), batch["keep"][0])
     for name, first, num_rows in shards:
-        documents = [document for document in islice(kept, num_rows) if isinstance(document, Document)]
-        if len(documents) < num_rows:
-            raise InputError(f"{json.loads(str(batch['ranges'][0]))[0][0]}: it changed while it was read")
+        documents = list(islice(kept, num_rows))
         if name in done:
             continue
         ids = [document.passage_id for document in documents]

@@ -51,8 +51,8 @@ def embed(
     workers: WorkerPlan,
     questions: list[pa.Table] | None = None,
     overwrite: bool = False,
-) -> float:
-    """Encodes what is missing in a folder; returns the seconds that the question shards took.
+) -> None:
+    """Encodes what is missing in a folder.
 
     Raises:
         InputError: the folder has embeddings of something else.
@@ -74,7 +74,6 @@ def embed(
         plan, questions or [], folder, model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
     )
     meter.line.clear()
-    return meter.question_seconds
 
 
 @dataclass
@@ -84,7 +83,6 @@ class _Meter:
     plan: CorpusPlan
     done: set[str]
     line: ProgressLine = field(default_factory=ProgressLine)
-    question_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.found = sum(shard.rows for shard in self.plan.shards if shard.name in self.done)
@@ -95,8 +93,6 @@ class _Meter:
         if name.startswith("passages"):
             self.progress.done += num_rows
             self.line.draw(self.progress)
-        else:
-            self.question_seconds += seconds
 
 
 def write_index(folder: EmbeddingFolder) -> str:

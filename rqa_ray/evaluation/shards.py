@@ -99,6 +99,15 @@ class EmbeddingFolder:
             with open(f"{self.path}/{LOG_FILE}", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def logged_seconds(self, names: Sequence[str]) -> float:
+        """What encoding some shards took, as far as it was logged."""
+        path = Path(self.path) / LOG_FILE
+        if not isinstance(self.filesystem, fs.LocalFileSystem) or not path.is_file():
+            return 0.0
+        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        seconds = {line["shard"]: line["seconds"] for line in lines}
+        return sum(seconds.get(name, 0.0) for name in names)
+
     def write(
         self,
         name: str,

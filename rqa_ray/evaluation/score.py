@@ -1,0 +1,224 @@
+"""What jobs/evaluate.py does: embed the corpus, rank it for each question, say how good that is; restartable."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rqa_ray.preflight import connect, plan_workers  # before Ray: makes it quiet
+
+# isort: split
+from rqa_ray.data.readers import read_inputs
+from rqa_ray.data.rows import Questions
+from rqa_ray.data.schema import parse_qa_record
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.bm25 import Bm25, Hybrid, rank_bm25
+from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.corpus_job import CorpusPlan, plan_corpus, question_shards, search
+from rqa_ray.evaluation.embed import embed, manifest_of
+from rqa_ray.evaluation.evaluate import TOP_K
+from rqa_ray.evaluation.metrics import LATENCY, question_metrics
+from rqa_ray.evaluation.options import Model
+from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
+from rqa_ray.evaluation.shards import EmbeddingFolder
+from rqa_ray.whole_files import read_json, staged, write_json
+
+RETRIEVERS = ("dense", "bm25", "hybrid")
+ALL_ARGS_FILE = "all_args.json"
+SCORE_FILE = "score.json"
+PREDICTIONS_FILE = "test-predictions.jsonl"
+EMBEDDINGS_FOLDER = "embeddings"
+SPLIT = "test"
+LABELS = {
+    **{f"recall@{k}": f"retr/document_recall/recall{k}" for k in (1, 4, 10, 100)},
+    "nDCG@10": "retr/document_ndcg/ndcg10",
+    "MRR@10": "retr/document_mrr/mrr10",
+    "accuracy@4": "retr/document_accuracy/accuracy",
+}
+COMPARED = ("recall@4", "nDCG@10")
+
+
+@dataclass
+class Result:
+    """What one retriever found."""
+
+    values: dict[str, np.ndarray]  # (Q,) by metric, as `question_metrics`
+    ranking: tuple[np.ndarray, np.ndarray] | None = None  # scores and positions (Q, K)
+    latency: float | None = None  # seconds a question
+    weight: float | None = None  # of the embeddings in a hybrid
+
+    def metrics(self, clusters: np.ndarray) -> dict[str, Any]:
+        """By full name, with the intervals."""
+        named = {f"{SPLIT}_{name}": float(values.mean()) for name, values in self.values.items()}
+        named |= {} if self.latency is None else {f"{SPLIT}_{LATENCY}": self.latency}
+        around = {f"{SPLIT}_{name}": ends for name, ends in intervals(self.values, clusters).items()}
+        return {**named, **({} if self.weight is None else {"weight": self.weight}), "intervals_95": around}
+
+
+def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) -> None:
+    """Evaluates; `inputs` are the files of `corpus`, `test`, and maybe `weight` and `compare`.
+
+    Raises:
+        InputError: what the user gave is wrong; nothing was written.
+    """
+    output = Path(args.output_dir)
+    config = {name: value for name, value in vars(args).items() if value and name != "overwrite_output_dir"}
+    check_output(output, config, args.overwrite_output_dir)
+    wanted = list(dict.fromkeys([args.retriever_type, *(args.compare if args.compare is not None else [])]))
+    names = [name for name in wanted if name in RETRIEVERS]
+    print(f"Ray: {connect()}\n{model.describe()}")
+    plan = plan_corpus(inputs["corpus"])
+    blocks = read_inputs({name: inputs[name] for name in ("test", "weight") if name in inputs}, model.spec)
+    asked = {name: AskedQuestions(part.tables()) for name, part in blocks.items()}
+    test = asked["test"]
+    lost = {gold for golds in test.gold_ids for gold in golds} - set(plan.passage_ids.tolist())
+    print(f"data: {len(test.questions):,} questions; {plan.describe()}")
+    if lost:
+        print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
+    others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
+    folder = EmbeddingFolder(args.embeddings_path or str(output / EMBEDDINGS_FOLDER))
+    retrievers = Retrievers(args, model, inputs, plan, folder, asked)
+    if {"dense", "hybrid"} & set(names):
+        retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
+    results = {name: retrievers.result(name) for name in names} | others
+    clusters = gold_clusters(test.gold_ids)
+    scores = {name: result.metrics(clusters) for name, result in results.items()}
+    with staged(output) as staging:
+        head = {"retriever": args.retriever_type, "questions": len(test.questions), "passages": len(plan.passage_ids)}
+        compared = {"compare": {name: scores[name] for name in wanted[1:]}} if wanted[1:] else {}
+        write_json(staging / SCORE_FILE, {**head, **scores[args.retriever_type], **compared})
+        write_json(staging / ALL_ARGS_FILE, config)
+        ranking = results[args.retriever_type].ranking
+        assert ranking is not None
+        write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
+    print("\n".join(["", *table(results, clusters), *differences(results, clusters)]))
+    print(f"written: {output / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}")
+
+
+def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Raises InputError where the folder has results of something else."""
+    earlier = read_json(output / ALL_ARGS_FILE)
+    if earlier is not None and earlier != config and not overwrite:
+        raise InputError(
+            f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"
+        )
+
+
+class Retrievers:
+    """Ranks the corpus for the questions by each retriever; what several need is made once."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        model: Model,
+        inputs: dict[str, list[str]],
+        plan: CorpusPlan,
+        folder: EmbeddingFolder,
+        asked: Mapping[str, AskedQuestions],
+    ) -> None:
+        self.args, self.model, self.inputs, self.plan = args, model, inputs, plan
+        self.folder, self.asked = folder, asked
+        self.workers = plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
+        self.k = min(TOP_K, len(plan.passage_ids))
+        self.shards: dict[str, list[str]] = {}  # of questions, by input
+        self._texts: list[str] | None = None
+        self._bm25: Bm25 | None = None
+
+    def embed(self, questions: dict[str, Questions]) -> None:
+        """Encodes what is missing of the questions and of the corpus."""
+        tables = {name: question_shards(part) for name, part in questions.items()}
+        self.shards = {name: [table["name"][0].as_py() for table in part] for name, part in tables.items()}
+        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, "fp32", self.args.bf16)
+        together = [table for part in tables.values() for table in part]
+        overwrite = self.args.overwrite_output_dir and not self.args.embeddings_path
+        embed(self.folder, manifest, self.model, self.plan, self.workers, together, overwrite)
+
+    def result(self, name: str) -> Result:
+        """What a retriever finds for the test questions."""
+        test, latency, weight = self.asked["test"], None, None
+        if name == "dense":
+            normalize = self.model.spec.settings.normalize
+            scores, positions, seconds = search(self.folder, self.shards["test"], self.k, self.workers, normalize)
+            latency = (seconds + self.folder.logged_seconds(self.shards["test"])) / len(test.questions)
+        elif name == "bm25":
+            scores, positions = rank_bm25(self.bm25(), test.questions, self.k)
+        else:
+            hybrid = Hybrid(self.bm25(), self._embeddings([shard.name for shard in self.folder.shards]))
+            weight = 0.5
+            if "weight" in self.asked:
+                other = self.asked["weight"]
+                embeddings = self._embeddings(self.shards["weight"])
+                weight = hybrid.choose_weight(other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
+            print(f"hybrid: {weight:g} of the embeddings' z-scores and {1 - weight:g} of BM25's", end="")
+            print(", chosen on --weight_data_path" if "weight" in self.asked else "; --weight_data_path would choose")
+            scores, positions = hybrid.rank(test.questions, self._embeddings(self.shards["test"]), weight, self.k)
+        values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
+        return Result(values, (scores, positions), latency, weight)
+
+    def bm25(self) -> Bm25:
+        self._bm25 = self._bm25 or Bm25([document.fmt_content for document in self.plan.documents()])
+        return self._bm25
+
+    def _embeddings(self, names: list[str]) -> torch.Tensor:
+        return torch.cat([block.embeddings for block in self.folder.blocks(names)])
+
+    def documents(self, positions: np.ndarray) -> Callable[[int], dict[str, Any]]:
+        """Looks up the documents at some positions."""
+        if self.shards:
+            return self.folder.documents(positions).__getitem__
+        wanted = set(positions.ravel().tolist())
+        every = enumerate(self.plan.documents())
+        return {place: document.to_dict() for place, document in every if place in wanted}.__getitem__
+
+
+def read_predictions(location: str, asked: AskedQuestions) -> Result:
+    """The result of an earlier run, from the predictions file in its folder.
+
+    Raises:
+        InputError: there is none, or it is of other questions.
+    """
+    path = Path(location) / PREDICTIONS_FILE
+    if not path.is_file():
+        raise InputError(f"--compare {location}: neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}")
+    questions, retrieved = [], []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        record = json.loads(line)
+        questions.append(record["question"])
+        found = parse_qa_record({"question": "", "gold_docs": record["retrieved_docs"]}).gold_docs
+        retrieved.append([document.passage_id for document in found])
+    if questions != asked.questions:
+        raise InputError(f"--compare {location}: its predictions are of other questions than --eval_data_path")
+    return Result(question_metrics(np.array(retrieved), asked.gold_ids))
+
+
+def table(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:
+    """Lines: a metric each, a retriever a column, with its 95% interval."""
+    columns = []
+    for name, result in results.items():
+        around = intervals(result.values, clusters)
+        cells = [name]
+        for metric in LABELS.values():
+            low, high = around[metric]
+            cells.append(f"{result.values[metric].mean():.3f}  {low:.3f} to {high:.3f}")
+        columns.append(cells)
+    rows = zip([f"{len(clusters):,} questions", *LABELS], *columns, strict=True)
+    width = max(len(name) for name in [*results, "0.000  0.000 to 0.000"]) + 3
+    return [f"{label:16}" + "".join(cell.ljust(width) for cell in cells).rstrip() for label, *cells in rows]
+
+
+def differences(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:
+    """Lines: what the others gain over the first, and whether that is more than chance."""
+    (first, base), *others = results.items()
+    lines = []
+    for name, result in others:
+        for label in COMPARED:
+            change = paired_difference(base.values[LABELS[label]], result.values[LABELS[label]], clusters)
+            lines.append(f"{name} against {first}, {label}: {change.describe()}")
+    return lines
