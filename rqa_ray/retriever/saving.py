@@ -142,9 +142,11 @@ def load_encoder(
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
     from rqa_ray.retriever.encoder import Encoder
 
+    logging.disable_progress_bar()  # loading is no long work
     path = str(transformer_folder(folder))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

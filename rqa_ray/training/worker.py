@@ -89,6 +89,5 @@ def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) ->
 
 def _be_quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
