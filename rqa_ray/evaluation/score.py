@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rqa_ray.preflight import connect, plan_workers  # before Ray: makes it quiet
+from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: makes it quiet
 
 # isort: split
 from rqa_ray.data.readers import read_inputs
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
     check_output(output, config, args.overwrite_output_dir)
     wanted = list(dict.fromkeys([args.retriever_type, *(args.compare if args.compare is not None else [])]))
     names = [name for name in wanted if name in RETRIEVERS]
-    print(f"Ray: {connect()}\n{model.describe()}")
+    cluster, workers = connect(), plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
+    print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
     blocks = read_inputs({name: inputs[name] for name in ("test", "weight") if name in inputs}, model.spec)
     asked = {name: AskedQuestions(part.tables()) for name, part in blocks.items()}
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
     others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
     folder = EmbeddingFolder(args.embeddings_path or str(output / EMBEDDINGS_FOLDER))
-    retrievers = Retrievers(args, model, inputs, plan, folder, asked)
+    retrievers = Retrievers(args, model, workers, inputs, plan, folder, asked)
     if {"dense", "hybrid"} & set(names):
         retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
     results = {name: retrievers.result(name) for name in names} | others
@@ -118,14 +119,15 @@ class Retrievers:
         self,
         args: argparse.Namespace,
         model: Model,
+        workers: WorkerPlan,
         inputs: dict[str, list[str]],
         plan: CorpusPlan,
         folder: EmbeddingFolder,
         asked: Mapping[str, AskedQuestions],
     ) -> None:
-        self.args, self.model, self.inputs, self.plan = args, model, inputs, plan
+        self.args, self.model, self.workers = args, model, workers
+        self.inputs, self.plan = inputs, plan
         self.folder, self.asked = folder, asked
-        self.workers = plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
         self.k = min(TOP_K, len(plan.passage_ids))
         self.shards: dict[str, list[str]] = {}  # of questions, by input
         self._texts: list[str] | None = None

@@ -1,0 +1,215 @@
+"""jobs/evaluate.py, jobs/embed.py: what a user gets and is told, whole runs on a real cluster."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rqa_ray.data.schema import parse_document
+from rqa_ray.evaluation.metrics import retrieval_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(job: str, *words: str) -> None:
+    """The job in this process, on the tests' cluster."""
+    before, sys.argv = sys.argv, [f"jobs/{job}.py", *map(str, words)]
+    try:
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def refused(capsys, job: str, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(job, *words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    return said
+
+
+@pytest.fixture(scope="module")
+def flags(files, tiny_model) -> list[str]:
+    return [
+        *("--embedding_model_name_or_path", tiny_model, "--document_path", files["full_dataset_file_path"]),
+        *("--eval_data_path", files["test_file"], "--max_seq_length", "32"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "out"
+    run("evaluate", *flags, "--output_dir", folder, "--compare", "--weight_data_path", files["eval_file"])
+    return folder
+
+
+def predictions(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "test-predictions.jsonl").read_text().splitlines()]
+
+
+def score(folder: Path) -> dict:
+    return json.loads((folder / "score.json").read_text())
+
+
+def test_scores_are_the_metrics_of_the_predictions_with_intervals(evaluated):
+    lines, scores = predictions(evaluated), score(evaluated)
+    ranked = np.array([[parse_document(doc).passage_id for doc in line["retrieved_docs"]] for line in lines])
+    golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
+    for name, value in retrieval_metrics(ranked, golds).items():
+        assert scores[f"test_{name}"] == pytest.approx(value)
+        low, high = scores["intervals_95"][f"test_{name}"]
+        assert low <= value <= high
+    assert (scores["retriever"], scores["questions"], scores["passages"]) == ("dense", 24, 60)
+    assert scores["test_retr/latency/avg_latency"] > 0
+    assert all(line["retrieved_docs"][0]["score"] >= line["retrieved_docs"][-1]["score"] for line in lines)
+
+
+def test_the_other_retrievers_stand_beside_it(evaluated):
+    compare = score(evaluated)["compare"]
+    assert list(compare) == ["bm25", "hybrid"] and 0 <= compare["hybrid"]["weight"] <= 1
+    # Questions are words of their passages: BM25 finds them, a random model does not.
+    assert compare["bm25"]["test_retr/document_recall/recall4"] > score(evaluated)["test_retr/document_recall/recall4"]
+
+
+def test_training_finds_the_same_before_its_first_step(evaluated, files, tiny_model, tmp_path):
+    from rqa_ray.command_line import parse_job
+    from rqa_ray.training.run import train
+
+    words = [word for name, value in files.items() for word in (f"--{name}", value)]
+    words += [
+        "--model_name_or_path",
+        tiny_model,
+        "--max_seq_length",
+        "32",
+        "--max_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+    ]
+    train(parse_job([*words, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "out")]))
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    before = next(record for record in history if record["step"] == 0)
+    for name, value in score(evaluated).items():
+        if name.startswith("test_") and "latency" not in name:
+            assert before[name] == pytest.approx(value)
+
+
+def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, flags, files, capsys, tmp_path):
+    folder = shutil.copytree(evaluated, tmp_path / "out")
+    log = (folder / "embeddings" / "shards.jsonl").read_text()
+    config = json.loads((folder / "all_args.json").read_text())
+    config["output_dir"] = str(folder)
+    (folder / "all_args.json").write_text(json.dumps(config))
+    run("evaluate", folder / "all_args.json")
+    assert "embeddings of 60 passages are there already" in capsys.readouterr().out
+    assert (folder / "embeddings" / "shards.jsonl").read_text() == log
+    first, second = score(evaluated), score(folder)
+    first.pop("test_retr/latency/avg_latency"), second.pop("test_retr/latency/avg_latency")
+    assert first == second and predictions(evaluated) == predictions(folder)
+
+
+def test_an_earlier_run_is_compared_question_by_question(evaluated, flags, tmp_path, capsys):
+    words = [*flags, "--output_dir", tmp_path / "out", "--retriever_type", "bm25", "--compare", evaluated]
+    run("evaluate", *words)
+    said = capsys.readouterr().out
+    assert f"{evaluated} against bm25, recall@4: -" in said and "95% interval" in said
+    assert not (tmp_path / "out" / "embeddings").exists()
+    theirs = score(tmp_path / "out")["compare"][str(evaluated)]
+    assert theirs["test_retr/document_ndcg/ndcg10"] == pytest.approx(
+        score(evaluated)["test_retr/document_ndcg/ndcg10"]
+    )
+
+
+def test_results_of_other_arguments_are_not_replaced_unasked(evaluated, flags, capsys):
+    said = refused(capsys, "evaluate", *flags, "--output_dir", evaluated, "--bf16")
+    assert said == (
+        f"error: --output_dir {evaluated}: has results of other arguments; choose another, or --overwrite_output_dir\n"
+    )
+
+
+def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_path):
+    words = [*flags, "--query_prefix", "q: ", "--embeddings_path", evaluated / "embeddings", "--output_dir"]
+    said = refused(capsys, "evaluate", *words, tmp_path / "out")
+    assert "has embeddings of another model or other settings; choose another folder" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--document_path", "missing.jsonl"], "--document_path missing.jsonl: no such file"),
+        (["--eval_data_path", "missing.jsonl"], "--eval_data_path missing.jsonl: no such file"),
+        (["--embedding_model_name_or_path", "./missing"], "./missing: no such model folder"),
+        (["--compare", "missing"], "--compare missing: neither dense, bm25, hybrid nor a folder with"),
+        (["--num_workers", "9", "--cpus_per_worker", "1"], "--num_workers 9: needs 9 workers with 1 CPU each"),
+        (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
+        (["--retriever_type", "bm52"], "argument --retriever_type: invalid choice: 'bm52'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, change, message, capsys, tmp_path):
+    said = refused(capsys, "evaluate", *flags, "--output_dir", tmp_path / "out", *change)
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_can_be_made_beforehand_with_an_index(flags, files, evaluated, tmp_path, capsys):
+    faiss = pytest.importorskip("faiss")
+    model, documents = flags[1], files["full_dataset_file_path"]
+    made = tmp_path / "embeddings"
+    words = ["--model", model, "--document_path", documents, "--max_seq_length", "32", "--output_dir", made]
+    run("embed", *words, "--index")
+    index = faiss.read_index(str(made / "index.faiss"))
+    assert index.ntotal == 60
+    run("evaluate", *flags, "--embeddings_path", made, "--output_dir", tmp_path / "out")
+    assert "embeddings of 60 passages are there already" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "embeddings").exists()
+    assert predictions(tmp_path / "out") == predictions(evaluated)
+    said = refused(capsys, "embed", *words, "--precision", "int8")
+    assert "has embeddings of another --precision; choose another folder" in said
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(evaluated, flags, tmp_path, monkeypatch):
+    """A real kill, of the job and all of its Ray; each shard is encoded once."""
+    folder = tmp_path / "out"
+    words = [*flags, "--output_dir", str(folder)]
+    monkeypatch.setattr("rqa_ray.evaluation.corpus_job.FEWEST_ROWS", 4)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", SMALL_SHARDS, str(ROOT), *words]
+    log = folder / "embeddings" / "shards.jsonl"
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not log.is_file() or len(log.read_text().splitlines()) < 2:
+            assert job.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.05)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    done = [json.loads(line)["shard"] for line in log.read_text().splitlines()]
+    assert not (folder / "score.json").exists()
+    run("evaluate", *words)
+    logged = [json.loads(line)["shard"] for line in log.read_text().splitlines()]
+    assert logged[: len(done)] == done and len(set(logged)) == len(logged)
+    first, second = score(evaluated), score(folder)
+    names = [name for name in second if name.startswith("test_") and "latency" not in name]
+    assert len(names) == 7 and all(first[name] == second[name] for name in names)
+
+
+# Small shards, so that there are several; everything else is the job.
+SMALL_SHARDS = """
+import runpy, sys
+root = sys.argv[1]
+sys.path.insert(0, root)
+from rqa_ray.evaluation import corpus_job
+corpus_job.FEWEST_ROWS = 4
+sys.argv = [root + "/jobs/evaluate.py", *sys.argv[2:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
