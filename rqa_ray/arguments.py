@@ -86,6 +86,10 @@ class Settings:
         "Training pairs, tokenised: all in Ray's object store (resident), or made a window at a time while training, "
         "in bounded memory (streaming). auto: resident where they fit.",
     )
+    async_eval: bool = _setting(
+        False,
+        "Evaluate beside training, on hardware that the workers leave free; in the loop where there is none.",
+    )
     num_workers: int | None = _setting(
         None, "Training workers (processes). Default: one for each GPU of the cluster, or 1 without GPUs."
     )

@@ -101,6 +101,31 @@ def plan_workers(asked: int | None, cpus_per_worker: int | None, use_cpu: bool =
     )
 
 
+def find_spare(plan: WorkerPlan) -> dict[str, int] | None:
+    """What a task beside the workers could have, as options of `ray.remote`; None where they leave nothing.
+
+    A GPU where the workers have one each, else the CPUs that are left on one node.
+    """
+    nodes = sorted(_nodes(), key=lambda node: node.get("CPU", 0), reverse=True)
+    left, best = plan.num_workers, None
+    for node in nodes:
+        here = min(left, _fits(node, plan.resources))
+        left -= here
+        cpus = int(node.get("CPU", 0)) - here * plan.cpus
+        gpus = int(node.get("GPU", 0)) - here if plan.use_gpu else 0
+        if cpus >= 1 and (gpus >= 1 or not plan.use_gpu) and cpus > (best or {"num_cpus": 0})["num_cpus"]:
+            best = {"num_cpus": min(cpus, plan.cpus), "num_gpus": 1} if plan.use_gpu else {"num_cpus": cpus}
+    return best
+
+
+def where_evaluated(plan: WorkerPlan, beside: dict[str, int] | None) -> str:
+    """A line that says what `--async_eval` came to."""
+    if beside:
+        what = " and ".join(f"{number} {name[4:-1].upper()}" for name, number in beside.items())
+        return f"evaluating beside training, with {what}; step 0 is evaluated before"
+    return f"note: --async_eval: {plan.describe()} leave no hardware free; evaluating in the loop"
+
+
 def _fits(node: dict[str, float], resources: dict[str, float]) -> int:
     return int(min(node.get(name, 0) // amount for name, amount in resources.items()))
 

@@ -10,11 +10,13 @@ NEED_RAY = {
     "rqa_ray.data.readers",
     "rqa_ray.data.streaming",
     "rqa_ray.evaluation.corpus_job",
+    "rqa_ray.evaluation.corpus_plan",
     "rqa_ray.evaluation.embed",
     "rqa_ray.evaluation.score",
     "rqa_ray.training.checkpoints",
     "rqa_ray.training.resume",
     "rqa_ray.training.run",
+    "rqa_ray.training.validate",
     "rqa_ray.training.worker",
 }
 

@@ -38,6 +38,7 @@ BATCH_SIZE = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train_file", nargs="+", required=True, help="training questions")
     parser.add_argument("--size_mb", type=int, default=500, help="of the file whose reading is timed (MB)")
     parser.add_argument("--stream_mb", type=int, nargs="*", default=[], help="peak memory of streaming so much (MB)")
 

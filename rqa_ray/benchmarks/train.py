@@ -49,6 +49,7 @@ WORKLOAD_ARGUMENTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train_file", nargs="+", required=True, help="training questions")
     parser.add_argument("--batch_size", type=int, default=64, help="pairs in a batch")
     parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")
     parser.add_argument("--dropout", type=float, default=0.1, help="of all contenders (probability)")

@@ -20,7 +20,7 @@ from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.options import Model
-from rqa_ray.evaluation.search import RunningTopK, search_block
+from rqa_ray.evaluation.search import search_blocks
 from rqa_ray.evaluation.shards import Block, EmbeddingFolder, fingerprint
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.encode import EncodeOptions, encode
@@ -116,16 +116,12 @@ class Searcher:
         embeddings = encode(self.encoder, rows, self.options, on_chunk)
         line.clear()
         self.source = f"{len(kept):,} passages, encoded now; jobs/embed.py saves them"
-        return kept, Block(np.arange(len(kept)), embeddings)
+        return kept, Block(torch.arange(len(kept)), embeddings)
 
     def search(self, question: str, k: int) -> list[Hit]:
         """The best passages, best first."""
         asked = encode(self.encoder, self.tokenizer.questions([question]), self.options)
-        topk = RunningTopK(1, k, asked.device)
-        with torch.inference_mode():
-            for block in self._blocks():
-                places = torch.from_numpy(block.positions).to(asked.device)
-                search_block(asked, block.embeddings.to(asked.device), places, topk)
+        topk = search_blocks(asked, self._blocks(), k)
         scores, positions = (part[0].cpu().numpy() for part in topk.result())
         found = self._documents(positions)
         return [Hit(float(score), Document(**found[place])) for score, place in zip(scores, positions, strict=True)]

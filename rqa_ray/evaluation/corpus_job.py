@@ -1,7 +1,7 @@
 """A corpus of any size to saved embeddings, and questions to rankings, over a whole cluster; restartable by shard.
 
-1. `plan_corpus` parses all documents: what is wrong with a line is said before anything is encoded, and the distinct
-   passages are known, so that each has its position and shards are the same in every run.
+1. `corpus_plan.plan_corpus` parses all documents: what is wrong with a line is said before anything is encoded, and
+   the distinct passages are known, so that each has its position and shards are the same in every run.
 2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenise, actors encode and write a shard.
    Shards that are there already are left out.
 3. `search` ranks: a task for each worker goes through its share of the shards, and the running top-k are merged.
@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -27,23 +26,16 @@ import ray.data
 import torch
 from ray.util.annotations import RayDeprecationWarning
 
-from rqa_ray.data.files import file_size
-from rqa_ray.data.readers import RANGE_BYTES
-from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.rows import Questions, Ragged
-from rqa_ray.data.schema import Document, passage_id
 from rqa_ray.data.tokenise import TOKENS, TokeniserSpec, make_tokenizer
-from rqa_ray.errors import InputError
-from rqa_ray.evaluation.search import RunningTopK, search_block
-from rqa_ray.evaluation.shards import EmbeddingFolder, Shard
+from rqa_ray.evaluation.corpus_plan import READER_CPUS, CorpusPlan, kept_documents, rows_per_shard
+from rqa_ray.evaluation.search import RunningTopK, search_blocks
+from rqa_ray.evaluation.shards import EmbeddingFolder
 from rqa_ray.preflight import WorkerPlan
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.saving import load_encoder
 
-SHARDS = 64  # of a corpus, about: what a kill loses is at most one for each worker
-FEWEST_ROWS, MOST_ROWS = 64, 8_192  # of a shard
 QUESTIONS_AT_ONCE = 65_536  # 52 MB of top-100 each
-READER_CPUS = 0.5  # of a task that reads; encoders leave it free
 SHARD_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -55,118 +47,9 @@ SHARD_SCHEMA = pa.schema(
 )
 
 
-@dataclass
-class CorpusPlan:
-    """The distinct passages of the document files in document order, and how they are cut into shards."""
-
-    passage_ids: np.ndarray  # (P,)
-    num_documents: int  # with duplicates
-    digest: str  # of the texts
-    shards: list[Shard]
-    groups: list[dict[str, Any]]  # of files that a task reads: `ranges`, `keep` (packed bits), `shards`
-
-    def describe(self) -> str:
-        """A line for the user."""
-        duplicates = self.num_documents - len(self.passage_ids)
-        left_out = f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else ""
-        return f"corpus {len(self.passage_ids):,} passages{left_out}"
-
-    def documents(self) -> Iterator[Document]:
-        """The distinct passages, read again."""
-        for group in self.groups:
-            yield from _kept(group["ranges"], group["keep"])
-
-
-def plan_corpus(files: list[str]) -> CorpusPlan:
-    """Parses all documents.
-
-    Raises:
-        InputError: the first bad line, or files without documents.
-    """
-    groups = _group_ranges(files)
-    items = [{"group": number, "ranges": json.dumps(ranges)} for number, ranges in enumerate(groups)]
-    read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read_ids, batch_size=1, num_cpus=READER_CPUS
-    )
-    table = pa.concat_tables(ray.get(read.to_arrow_refs())).sort_by("group")
-    problems = [problem for problem in table["problem"].to_pylist() if problem]
-    if problems:
-        raise InputError(problems[0])
-    ids, hashes = (table[name].combine_chunks().flatten().to_numpy() for name in ("ids", "hashes"))
-    if not len(ids):
-        raise InputError(f"{files[0]}: no records in it")
-    keep = np.zeros(len(ids), bool)
-    keep[np.unique(ids, return_index=True)[1]] = True
-    rows = min(max(-(-int(keep.sum()) // SHARDS), FEWEST_ROWS), MOST_ROWS)
-    ends = np.cumsum([len(part) for part in table["ids"]])
-    planned: list[dict[str, Any]] = []
-    shards: list[Shard] = []
-    first = 0
-    for ranges, kept in zip(groups, np.split(keep, ends[:-1]), strict=True):
-        stop = first + int(kept.sum())
-        starts = range(first, stop, rows)
-        own = [Shard(f"passages-{len(shards) + i:06d}", at, min(rows, stop - at)) for i, at in enumerate(starts)]
-        planned.append({"ranges": json.dumps(ranges), "keep": np.packbits(kept).tobytes(), "shards": json.dumps(own)})
-        shards += own
-        first = stop
-    digest = hashlib.blake2b(hashes[keep].tobytes(), digest_size=16).hexdigest()
-    return CorpusPlan(ids[keep], len(ids), digest, shards, planned)
-
-
-def _group_ranges(files: list[str]) -> list[list[tuple[str, int, int | None]]]:
-    """Ranges of files, small ones together, each group about as large as a task should read."""
-    groups: list[list[tuple[str, int, int | None]]] = [[]]
-    size = 0
-    for path in files:
-        ranges = record_ranges(path, RANGE_BYTES)
-        for start, end in ranges:
-            if size >= RANGE_BYTES:
-                groups.append([])
-                size = 0
-            groups[-1].append((path, start, end))
-            size += file_size(path) // len(ranges)
-    return groups
-
-
-def _documents(ranges: list[tuple[str, int, int | None]]) -> Iterator[Document | str]:
-    """The documents of a group; a string says what is wrong with one."""
-    for path, start, end in ranges:
-        for _, record in read_records(path, "documents", start, end):
-            assert isinstance(record, (Document, str))
-            yield record
-
-
-def _kept(ranges: str, keep: bytes) -> Iterator[Document]:
-    """The documents of a group that are no duplicates."""
-    records = _documents(json.loads(ranges))
-    for wanted, document in zip(np.unpackbits(np.frombuffer(keep, np.uint8)), records, strict=False):
-        if isinstance(document, str):
-            raise InputError(f"it changed while it was read: {document}")
-        if wanted:
-            yield document
-
-
-def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
-    ids, hashes, problem = [], [], None
-    for document in _documents(json.loads(str(batch["ranges"][0]))):
-        if isinstance(document, str):
-            problem = document
-            break
-        ids.append(document.passage_id)
-        hashes.append(passage_id(None, document.fmt_content))
-    return pa.table(
-        {
-            "group": [int(batch["group"][0])],
-            "ids": pa.array([ids], pa.list_(pa.int64())),
-            "hashes": pa.array([hashes], pa.list_(pa.int64())),
-            "problem": pa.array([problem], pa.string()),
-        }
-    )
-
-
 def question_shards(questions: Questions) -> list[pa.Table]:
     """The token rows of questions, cut as shards that are named after their content."""
-    rows = min(max(-(-len(questions) // SHARDS), FEWEST_ROWS), MOST_ROWS)
+    rows = rows_per_shard(len(questions))
     tables = []
     for start in range(0, len(questions), rows):
         tokens = [questions.tokens[row] for row in range(start, min(start + rows, len(questions)))]
@@ -252,7 +135,7 @@ def _read_shards(batch: dict[str, np.ndarray], spec: TokeniserSpec) -> Iterator[
     """The shards of a group that are not done, tokenised, a row each."""
     shards, done = json.loads(str(batch["shards"][0])), set(json.loads(str(batch["done"][0])))
     tokenizer = make_tokenizer(spec)
-    kept = _kept(str(batch["ranges"][0]), batch["keep"][0])
+    kept = kept_documents(str(batch["ranges"][0]), batch["keep"][0])
     for name, first, num_rows in shards:
         documents = list(islice(kept, num_rows))
         if name in done:
@@ -319,12 +202,8 @@ def _search_share(
     folder = EmbeddingFolder(location)
     asked = torch.cat([block.embeddings for block in folder.blocks(questions)])
     started = time.perf_counter()
-    keys = []
-    with torch.inference_mode():
-        for part in asked.split(QUESTIONS_AT_ONCE):
-            topk = RunningTopK(len(part), k, device)
-            for block in folder.blocks(names, normalize):
-                positions = torch.from_numpy(block.positions).to(device)
-                search_block(part.to(device), block.embeddings.to(device), positions, topk)
-            keys.append(topk.keys.cpu())
+    keys = [
+        search_blocks(part.to(device), folder.blocks(names, normalize), k, 1 if use_gpu else cpus).keys.cpu()
+        for part in asked.split(QUESTIONS_AT_ONCE)
+    ]
     return torch.cat(keys).numpy(), time.perf_counter() - started

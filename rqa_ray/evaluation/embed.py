@@ -15,7 +15,8 @@ from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: m
 # isort: split
 from rqa_ray.data.files import file_size
 from rqa_ray.errors import InputError
-from rqa_ray.evaluation.corpus_job import CorpusPlan, encode_corpus, plan_corpus
+from rqa_ray.evaluation.corpus_job import encode_corpus
+from rqa_ray.evaluation.corpus_plan import CorpusPlan, plan_corpus
 from rqa_ray.evaluation.options import Model
 from rqa_ray.evaluation.shards import EmbeddingFolder, fingerprint
 from rqa_ray.progress import Progress, ProgressLine

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from rqa_ray.data.rows import Corpus, Questions
+from rqa_ray.evaluation.corpus_loss import CorpusLoss
 from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
-from rqa_ray.evaluation.search import EMPTY, CorpusLoss, RunningTopK, search_block
+from rqa_ray.evaluation.search import EMPTY, RunningTopK, search_block
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.encoder import Encoder

@@ -21,7 +21,8 @@ from rqa_ray.data.schema import parse_qa_record
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.bm25 import Bm25, Hybrid, rank_bm25
 from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_difference
-from rqa_ray.evaluation.corpus_job import CorpusPlan, plan_corpus, question_shards, search
+from rqa_ray.evaluation.corpus_job import question_shards, search
+from rqa_ray.evaluation.corpus_plan import CorpusPlan, plan_corpus
 from rqa_ray.evaluation.embed import embed, manifest_of
 from rqa_ray.evaluation.evaluate import TOP_K
 from rqa_ray.evaluation.metrics import LATENCY, question_metrics

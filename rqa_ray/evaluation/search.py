@@ -1,22 +1,25 @@
-"""Exact top-k and exact loss over a corpus that streams by in blocks: memory is the state plus one slice of scores.
+"""Exact top-k over a corpus that streams by in blocks: memory is the state plus one slice of scores.
 
-The state of both folds over blocks and over ranks in any order. A candidate of the top-k is one int64 key that sorts
+The state folds over blocks and over ranks in any order. A candidate of the top-k is one int64 key that sorts
 by (-score, position): ties are decided by the key itself, never by the order in which blocks or ranks arrive.
 
 The score of a pair is the dot product of its embeddings, summed in fp64 and rounded to fp32: a function of the two
 alone. A matrix product only chooses which pairs are scored so, those that its error bound cannot rule out; for its
 last bits depend on how the corpus is cut, and in bf16 it takes less than half the time.
 
-Q questions, N passages of a block, K kept per question, D dimensions, G pairs of a question and one of its golds.
+Q questions, N passages of a block, K kept per question, D dimensions.
 A position is a passage's place in document order, from 0 to 2^32 - 1. Every passage is added exactly once.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from rqa_ray.evaluation.corpus_loss import CorpusLoss
 
 EMPTY = torch.iinfo(torch.int64).min  # a slot without passage; the bits of a NaN, so below every real key
 LOW_32 = 2**32 - 1
@@ -70,8 +73,8 @@ class RunningTopK:
     ) -> None:
         """Merge the scores (q, N) of the q questions from `first_question` on with the passages at positions (N,).
 
-        Where the scores of a row are off by up to its `error` (q,), `exact(rows, columns)` gives the fp32 scores (C,)
-        of the pairs that may be among the best.
+        Where the scores of a row are off by up to its `error` (q,) before they were rounded to their dtype,
+        `exact(rows, columns)` gives the fp32 scores (C,) of the pairs that may be among the best.
         """
         if not scores.numel():
             return
@@ -84,7 +87,9 @@ class RunningTopK:
             crowded = len(rows) > CROWD * self.k * len(scores)
         if crowded:  # so much passes that it pays to find the best of the block first
             if scores.shape[1] > self.k:
-                worst = torch.maximum(worst, scores.topk(self.k, dim=1).values[:, -1].float() - error)
+                best = scores.topk(self.k, dim=1).values[:, -1].float()
+                rounding = 0.0 if scores.dtype == torch.float32 else torch.finfo(scores.dtype).eps
+                worst = torch.maximum(worst, best - best.abs() * rounding - error)
             rows, columns = _at_least(scores, worst - error)
         found = exact(rows, columns) if exact else scores[rows, columns]
         self._fold(first_question, rows, encode_keys(found, positions[columns]))
@@ -112,8 +117,7 @@ class RunningTopK:
 
 def _at_least(scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the scores (q, N) that are not below the limit (q,) of their row; of NaN ones too."""
-    if scores.dtype != torch.float32:
-        limits = (limits - limits.abs() * torch.finfo(scores.dtype).eps).to(scores.dtype)  # never rounded up
+    limits = limits.to(scores.dtype)  # as the scores were: what is not below a limit rounds to no less than it does
     kept = (scores < limits[:, None]).logical_not_()
     if kept.shape[1] % 8:
         rows, columns = kept.nonzero(as_tuple=True)
@@ -121,72 +125,6 @@ def _at_least(scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     rows, words = kept.view(torch.int64).nonzero(as_tuple=True)  # most are 0, and 8 of them are read at once
     word, byte = kept.unflatten(1, (-1, 8))[rows, words].nonzero(as_tuple=True)
     return rows[word], words[word] * 8 + byte
-
-
-class CorpusLoss:
-    """Cross-entropy of each question against the whole corpus, the question's other golds masked.
-
-    With lse the logsumexp of score / temperature over all passages that are no gold of the question, the loss of a
-    gold of score s is logaddexp(s / temperature, lse) - s / temperature. State, foldable over ranks:
-
-    lse: (Q,) float64, -inf before the first passage.
-    gold_scores: (G,) float32, -inf for a gold that has not been added.
-    """
-
-    def __init__(self, gold_positions: Sequence[Sequence[int] | np.ndarray], temperature: float, device="cpu"):
-        """gold_positions: for each question the positions of its golds; a repeated one counts once."""
-        golds = [np.unique(np.asarray(row, dtype=np.int64)) for row in gold_positions]
-        counts = np.array([len(row) for row in golds], dtype=np.int64)
-        flat = np.concatenate([np.empty(0, dtype=np.int64), *golds])
-        self.temperature = temperature
-        self.offsets = np.concatenate(
-            [[0], np.cumsum(counts)]
-        )  # the pairs of question i: offsets[i] to offsets[i + 1]
-        self.positions = torch.from_numpy(flat).to(device)
-        self.questions = torch.from_numpy(np.repeat(np.arange(len(golds)), counts)).to(device)
-        self.lse = torch.full((len(golds),), -torch.inf, dtype=torch.float64, device=device)
-        self.gold_scores = torch.full((len(flat),), -torch.inf, device=device)
-
-    def add(self, scores: Tensor, positions: Tensor, first_question: int = 0) -> None:
-        """Add the scores (q, N) of the q questions from `first_question` on with the passages at positions (N,)."""
-        if not scores.numel():
-            return
-        rows = slice(first_question, first_question + len(scores))
-        pairs = slice(self.offsets[rows.start], self.offsets[rows.stop])
-        ordered, columns = positions.sort()
-        nearest = torch.searchsorted(ordered, self.positions[pairs]).clamp_(max=len(ordered) - 1)
-        here = (ordered[nearest] == self.positions[pairs]).nonzero().squeeze(1)
-        cells = (self.questions[pairs][here] - first_question, columns[nearest[here]])
-        self.gold_scores[pairs][here] = scores[cells]
-
-        logits = scores / self.temperature
-        logits[cells] = -torch.inf
-        # torch.logsumexp takes three times as long. The clamp keeps -inf - -inf from becoming NaN: all may be golds.
-        top = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
-        sums = logits.sub_(top).exp_().sum(dim=1).double()
-        # fp32 is exact enough within a block; the running sum over many blocks is where float64 is needed.
-        self.lse[rows] = torch.logaddexp(self.lse[rows], sums.log() + top.squeeze(1))
-
-    def merge(self, lse: Tensor, gold_scores: Tensor) -> None:
-        """Merge the state of another rank, which has seen other passages."""
-        self.lse = torch.logaddexp(self.lse, lse)
-        self.gold_scores = torch.maximum(self.gold_scores, gold_scores)
-
-    def result(self, rows: slice = slice(None)) -> float | None:
-        """The mean over the questions `rows` of the mean over the question's golds; None when none of these was added.
-
-        A gold that was never added does not count.
-        """
-        lse, gold_scores, questions = self.lse.cpu(), self.gold_scores.cpu().double(), self.questions.cpu()
-        start, stop, _ = rows.indices(len(lse))
-        seen = (gold_scores > -torch.inf) & (questions >= start) & (questions < stop)
-        logits, questions = gold_scores[seen] / self.temperature, questions[seen]
-        if not len(questions):
-            return None
-        losses = torch.logaddexp(logits, lse[questions]) - logits
-        num_golds = torch.bincount(questions, minlength=len(lse))
-        sums = torch.bincount(questions, losses, minlength=len(lse))
-        return float((sums[num_golds > 0] / num_golds[num_golds > 0]).mean())
 
 
 def search_block(
@@ -205,8 +143,9 @@ def search_block(
     if not len(passages):
         return
     dtype = torch.float32 if loss is not None or not _bf16_is_fast(questions.device) else torch.bfloat16
-    rounded_questions, rounded_passages = questions.to(dtype), passages.to(dtype)
-    error = _error_bound(questions, rounded_questions, passages, rounded_passages)
+    rounded_questions, lost_questions = _rounded(questions, dtype)
+    rounded_passages, lost_passages = _rounded(passages, dtype)
+    error = _error_bound(questions, lost_questions, passages, lost_passages.max())
     if not error.isfinite().all():
         raise ValueError("An embedding is not finite, so its passages cannot be ranked.")
     for part in question_slices(len(questions), len(passages)):
@@ -214,6 +153,39 @@ def search_block(
         topk.add(scores, positions, part.start, error[part], functools.partial(_dot, questions[part], passages))
         if loss is not None:
             loss.add(scores, positions, part.start)
+
+
+def search_blocks(
+    question_embeddings: Tensor, blocks: Iterable[tuple[Tensor, Tensor]], k: int, num_threads: int = 1
+) -> RunningTopK:
+    """The best k of a corpus that comes as blocks of positions (N,) and passage embeddings (N, D).
+
+    Every thread takes the next block and keeps a top-k of its own, with torch's own threads off: a block is many
+    small steps, and two threads at two blocks wait less than two threads at each step.
+    """
+    waiting, lock, before = iter(blocks), threading.Lock(), torch.get_num_threads()
+
+    def work(_: int) -> RunningTopK:
+        topk = RunningTopK(len(question_embeddings), k, question_embeddings.device)
+        if num_threads > 1:
+            torch.set_num_threads(1)
+        with torch.inference_mode():
+            while True:
+                with lock:
+                    block = next(waiting, None)
+                if block is None:
+                    return topk
+                positions, passages = (part.to(question_embeddings.device) for part in block)
+                search_block(question_embeddings, passages, positions, topk)
+
+    if num_threads == 1:
+        return work(0)
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = list(pool.map(work, range(num_threads)))
+    torch.set_num_threads(before)  # what threads set becomes the default of those that come
+    for other in found[1:]:
+        found[0].merge(other.keys)
+    return found[0]
 
 
 def _dot(questions: Tensor, passages: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -227,20 +199,30 @@ def _dot(questions: Tensor, passages: Tensor, rows: Tensor, columns: Tensor) -> 
     return torch.cat([questions.new_empty(0), *scores])
 
 
-def _error_bound(questions: Tensor, rounded_questions: Tensor, passages: Tensor, rounded_passages: Tensor) -> Tensor:
-    """(Q,) how far the matrix product of the rounded embeddings may be from `_dot`, by question.
+def _rounded(embeddings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D) in a dtype, and the norms (N,) of what that took off them."""
+    if embeddings.dtype == dtype:
+        return embeddings, embeddings.new_zeros(len(embeddings))
+    rounded, lost = torch.empty_like(embeddings, dtype=dtype), embeddings.new_empty(len(embeddings))
+    step = max(1, NUMBERS_AT_ONCE // embeddings.shape[1])
+    for start in range(0, len(embeddings), step):
+        part = slice(start, start + step)
+        rounded[part] = embeddings[part]
+        lost[part] = (embeddings[part] - rounded[part].float()).norm(dim=1)
+    return rounded, lost
 
+
+def _error_bound(questions: Tensor, lost_questions: Tensor, passages: Tensor, lost_passages: Tensor) -> Tensor:
+    """(Q,) how far the product of the rounded embeddings may be from `_dot`, before it is rounded to bf16.
+
+    lost_questions (Q,), lost_passages (): norms of what rounding took off.
     Summing D products rounds by at most D * 2^-24 of the norms' product (Higham 2002, section 3.1), rounding the
-    score itself to fp32 by 2^-24. CUDA's matmul may take TF32 for fp32: 11 bits of each factor. Of bf16 the
-    rounding of the factors is measured, that of the score is 2^-8.
+    score itself to fp32 by 2^-24. CUDA's matmul may take TF32 for fp32: 11 bits of each factor.
     """
     of_questions, of_passages = questions.norm(dim=1), passages.norm(dim=1).max()
-    share = (questions.shape[1] + 2) * 2.0**-24
-    if rounded_passages.dtype == torch.float32:
-        return of_questions * of_passages * (share + (2.0**-10 if questions.is_cuda else 0.0))
-    lost = (questions - rounded_questions).norm(dim=1) * of_passages * 1.01
-    lost += (passages - rounded_passages).norm(dim=1).max() * of_questions
-    return lost + of_questions * of_passages * (share + 2.0**-8) * 1.01
+    share = (questions.shape[1] + 2) * 2.0**-24 + (2.0**-10 if questions.is_cuda else 0.0)
+    lost = lost_questions * (of_passages + lost_passages) + of_questions * lost_passages
+    return 1.01 * (lost + of_questions * of_passages * share)
 
 
 @functools.cache

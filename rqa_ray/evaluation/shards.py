@@ -16,7 +16,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ from rqa_ray.retriever.saving import EncoderSettings, transformer_folder
 MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
 PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
-ROWS_PER_BLOCK = 8_192
+ROWS_PER_BLOCK = 16_384
 
 
 class Shard(NamedTuple):
@@ -44,11 +43,10 @@ class Shard(NamedTuple):
     rows: int
 
 
-@dataclass
-class Block:
+class Block(NamedTuple):
     """Embeddings of N passages."""
 
-    positions: np.ndarray  # (N,)
+    positions: torch.Tensor  # (N,) int64
     embeddings: torch.Tensor  # (N, D) fp32
 
 
@@ -167,7 +165,7 @@ class EmbeddingFolder:
         embeddings = torch.from_numpy(np.array(numbers, dtype=np.float32))
         if normalize and column.type.value_type != pa.float32():
             embeddings = nn.functional.normalize(embeddings, dim=1)
-        return Block(table["position"].to_numpy(), embeddings)
+        return Block(torch.from_numpy(table["position"].to_numpy().copy()), embeddings)
 
     def _table(self, name: str, columns: list[str] | None) -> pa.Table:
         with self.filesystem.open_input_file(f"{self.path}/{name}.parquet") as file:
@@ -196,9 +194,7 @@ class EmbeddingFolder:
 def _joined(blocks: list[Block]) -> Block:
     if len(blocks) == 1:
         return blocks[0]
-    return Block(
-        np.concatenate([block.positions for block in blocks]), torch.cat([block.embeddings for block in blocks])
-    )
+    return Block(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
 def _quantise(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -35,6 +35,7 @@ def build_trainer(
     tables: dict[str, list],
     micro_batch: int,
     resume: str | None = None,
+    evaluates_beside: bool = False,
 ) -> ContrastiveTrainer:
     """The trainer of one rank from training rows and tokenised tables (`eval`, `corpus`, maybe `test`)."""
     if args.torch_compile:
@@ -72,6 +73,7 @@ def build_trainer(
         temperature=settings.temperature,
         choices=choices,
         trust_remote_code=settings.trust_remote_code,
+        evaluates_beside=evaluates_beside,
     )
 
 

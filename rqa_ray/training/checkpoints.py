@@ -7,6 +7,7 @@ Its own list of them is written late and in place, so a run that resumes is a ne
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
@@ -23,14 +24,22 @@ from pyarrow import fs
 from transformers import TrainerCallback
 
 from rqa_ray.data.files import open_location
+from rqa_ray.evaluation.evaluate import SplitResult
 from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.training.outputs import ModelState
-from rqa_ray.training.trainer import EVALUATION_FILE, RANKINGS_FILE, ContrastiveTrainer
+from rqa_ray.training.trainer import (
+    EVALUATION_FILE,
+    RANKINGS_FILE,
+    ContrastiveTrainer,
+    merge_metrics,
+    result_arrays,
+)
 
 MANIFEST_FILE = "manifest.json"
 SCORE = "checkpoint_score"  # Ray ranks checkpoints by it
+EVALUATION_FOLDER = "evaluation-"
 NOT_EVALUATED = -1e30  # a checkpoint saved on a stop signal is the latest, never the best
 
 
@@ -70,22 +79,22 @@ class ReportCallback(TrainerCallback):
         self._stop_asked: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
+        self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
 
     def on_evaluation_progress(self, done: int, total: int) -> None:
         """Called by the evaluator with the number of texts encoded."""
         if done < total:
-            self._send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
+            self.send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         self.progress.quality = f"{self.metric.rsplit('/', 1)[-1]} {metrics[self.metric]:.3f}"
-        self._send(phase="step", done=state.global_step, total=state.max_steps)
+        self.send(phase="step", done=state.global_step, total=state.max_steps)
 
     def on_log(self, args, state, control, logs, **kwargs):
         self.progress.loss = logs.get("loss", self.progress.loss)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
+        self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
         if distributed.any_rank(self._stop_is_asked(), args.device) and state.global_step < state.max_steps:
             # An evaluation that is due at this step is made: after the resume it would never be.
             self.stopped = control.should_training_stop = control.should_save = True
@@ -96,16 +105,18 @@ class ReportCallback(TrainerCallback):
         if self.trainer.evaluated_step == state.global_step:
             metrics |= self.trainer.results["eval"].metrics
             metrics[SCORE] = score(metrics[self.metric], self.metric, state.global_step)
-        checkpoint = None
+        checkpoint, beside = None, False
         if state.is_world_process_zero:
             write_manifest(folder, state.global_step)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
+            beside = self.trainer.saving.due_step == state.global_step
         distributed.barrier()
-        ray.train.report(metrics, checkpoint=checkpoint)  # returns when the upload is done
+        ray.train.report(metrics, checkpoint=checkpoint, validation=beside)  # returns when the upload is done
         if state.is_world_process_zero:
             shutil.rmtree(folder)
 
-    def _send(self, **changes: Any) -> None:
+    def send(self, **changes: Any) -> None:
+        """Changes the progress record, and puts it in the mailbox."""
         for name, value in changes.items():
             setattr(self.progress, name, value)
         if distributed.rank() == 0:
@@ -157,6 +168,10 @@ class StoredCheckpoint:
             self.download(RANKINGS_FILE, Path(folder) / RANKINGS_FILE)
             with np.load(Path(folder) / RANKINGS_FILE) as arrays:
                 rankings = dict(arrays)
+        beside = f"{evaluation_folder(self.path, self.step)}/{RANKINGS_FILE}"
+        if self.filesystem.get_file_info(beside).type == fs.FileType.File:
+            with self.filesystem.open_input_file(beside) as file, np.load(io.BytesIO(file.read())) as arrays:
+                rankings |= dict(arrays)
         first = {name[len("before_") :]: value for name, value in rankings.items() if name.startswith("before_")}
         return ModelState(0, self.before, first), ModelState(self.step, self.metrics, rankings)
 
@@ -168,6 +183,40 @@ class StoredCheckpoint:
         fs.copy_files(
             source, str(target), source_filesystem=self.filesystem, destination_filesystem=fs.LocalFileSystem()
         )
+
+
+def evaluation_folder(checkpoint_path: str, step: int) -> str:
+    """Where the evaluation that was made beside training is: checkpoints come and go, it stays."""
+    return f"{checkpoint_path.rstrip('/').rpartition('/')[0]}/{EVALUATION_FOLDER}{step}"
+
+
+def step_of(checkpoint: ray.train.Checkpoint) -> int:
+    """The optimizer step of a reported checkpoint."""
+    return _read_json(checkpoint.filesystem, f"{checkpoint.path}/{MANIFEST_FILE}")["step"]
+
+
+def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, results: dict[str, SplitResult]) -> None:
+    """Stores what was found of a checkpoint, the metrics last: where they are, all of it is."""
+    folder, filesystem = evaluation_folder(checkpoint.path, step), checkpoint.filesystem
+    filesystem.create_dir(folder, recursive=True)
+    rankings = io.BytesIO()
+    np.savez(rankings, **result_arrays("", results))  # type: ignore[arg-type]
+    metrics = json.dumps({"step": step, "metrics": merge_metrics(results)}, indent=2)
+    for name, content in ((RANKINGS_FILE, rankings.getvalue()), (EVALUATION_FILE, metrics.encode())):
+        with filesystem.open_output_stream(f"{folder}/{name}") as file:
+            file.write(content)
+
+
+def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) of all evaluations that were made beside training."""
+    filesystem, root = open_location(storage_path)
+    found = []
+    for name in run_names:
+        for folder in filesystem.get_file_info(fs.FileSelector(f"{root}/{name}", allow_not_found=True)):
+            if folder.base_name.startswith(EVALUATION_FOLDER):
+                evaluation = _read_json(filesystem, f"{folder.path}/{EVALUATION_FILE}")
+                found += [(evaluation["step"], evaluation["metrics"])] if evaluation else []
+    return sorted(found, key=lambda one: one[0])
 
 
 def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
@@ -193,8 +242,9 @@ def read_checkpoint(location: str) -> StoredCheckpoint | None:
     infos = filesystem.get_file_info([f"{path}/{name}" for name in manifest["files"]])
     if [info.size for info in infos] != list(manifest["files"].values()):
         return None
-    evaluation = _read_json(filesystem, f"{path}/{EVALUATION_FILE}")
-    return StoredCheckpoint(location, path, filesystem, manifest["step"], evaluation["metrics"], evaluation["before"])
+    evaluation, step = _read_json(filesystem, f"{path}/{EVALUATION_FILE}"), manifest["step"]
+    beside = _read_json(filesystem, f"{evaluation_folder(path, step)}/{EVALUATION_FILE}") or evaluation
+    return StoredCheckpoint(location, path, filesystem, step, beside["metrics"], evaluation["before"])
 
 
 def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredCheckpoint:

@@ -19,7 +19,7 @@ from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_diffe
 from rqa_ray.evaluation.metrics import question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.retriever.saving import EncoderSettings
-from rqa_ray.whole_files import write_json
+from rqa_ray.whole_files import read_json, write_json
 
 ALL_ARGS_FILE = "all_args.json"
 RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
@@ -69,6 +69,14 @@ def write_results(
         named = {f"{split}_{name}": ends for name, ends in around.items()}
         write_json(staging / f"{split}_results.json", {"step": best.step, **metrics, INTERVALS: named})
     (staging / "README.md").write_text(model_card(job, encoder, before, best), encoding="utf-8")
+
+
+def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
+    """Adds (step, metrics) that were found beside training to the history in `trainer_state.json`."""
+    state = read_json(path)
+    state["log_history"] += [{"step": step, **metrics} for step, metrics in evaluations]
+    state["log_history"].sort(key=lambda entry: entry["step"])
+    write_json(path, state)
 
 
 def compare(

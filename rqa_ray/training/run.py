@@ -14,12 +14,19 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rqa_ray.arguments import Job
 from rqa_ray.errors import InputError
-from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: makes it quiet
+from rqa_ray.preflight import (  # before Ray: makes it quiet
+    WorkerPlan,
+    connect,
+    find_spare,
+    plan_workers,
+    where_evaluated,
+)
 from rqa_ray.retriever.saving import EncoderSettings, find_model_folder
 
 # isort: split
@@ -29,6 +36,7 @@ import torch
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.validation_config import ValidationConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rqa_ray.data.readers import Blocks, Skipped, read_inputs
@@ -50,6 +58,7 @@ from rqa_ray.training.inputs import (
 from rqa_ray.training.report import data_report, has_negatives
 from rqa_ray.training.resume import RunRecord, check_output_dir, open_run
 from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
+from rqa_ray.training.validate import validate
 from rqa_ray.training.worker import train_worker
 from rqa_ray.whole_files import read_json, staged
 
@@ -105,6 +114,10 @@ def train(job: Job) -> None:
     micro_batch, lines = micro_batch_size(job, plan.num_workers, num_rows, some_negatives)
     print("\n".join(lines))
 
+    beside = find_spare(plan) if job.settings.async_eval else None
+    if job.settings.async_eval:
+        print(where_evaluated(plan, beside))
+
     record = open_run(job)
     bad = Skipped.of(skipped)
     if bad.kinds:
@@ -126,6 +139,7 @@ def train(job: Job) -> None:
         "cwd": os.getcwd(),
         "use_gpu": plan.use_gpu,
         "resume_from": record.resume_from,
+        "beside": beside,
     }
     outcome = fit(job, plan, record, config)
     if outcome["signal"]:
@@ -148,10 +162,14 @@ def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -
     # On the driver's node, so that it lives as long as the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    config = {**config, "mailbox": mailbox}
+    validation = None
+    if config["beside"]:
+        validation = ValidationConfig(partial(validate, config=config), ray_remote_kwargs=config["beside"])
     keep = job.training.get("save_total_limit") or 1
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={**config, "mailbox": mailbox},
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=plan.resources
         ),
@@ -164,6 +182,7 @@ def fit(job: Job, plan: WorkerPlan, record: RunRecord, config: dict[str, Any]) -
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
+        validation_config=validation,
     )
     outcome: dict[str, Any] = {"result": None, "error": None, "signal": None}
 
@@ -269,6 +288,8 @@ def finish(
     with staged(folder) as staging:
         best_stored.download(MODEL_FOLDER, staging)
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
+        beside = stored.list_evaluations(record.storage_path, record.run_names)
+        outputs.add_evaluations(staging / TRAINER_STATE_FILE, beside)
         outputs.write_results(staging, job, encoder, before, best, result["metrics"], intervals)
         if job.settings.write_predictions:
             for split, asked in splits.items():

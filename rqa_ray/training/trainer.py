@@ -59,6 +59,7 @@ class ContrastiveTrainer(Trainer):
         temperature: float,
         choices: dict[str, Any],
         trust_remote_code: bool = False,
+        evaluates_beside: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -70,6 +71,7 @@ class ContrastiveTrainer(Trainer):
         self.results: dict[str, SplitResult] = {}  # of the last evaluation
         self.before: dict[str, SplitResult] = {}  # of step 0, the pretrained model
         self.evaluated_step = -1
+        self.saving = SaveWithEvaluation(evaluates_beside)
         self._seconds = {"waiting": 0.0, "computing": 0.0}  # since the loss was logged
         super().__init__(
             encoder,
@@ -77,7 +79,7 @@ class ContrastiveTrainer(Trainer):
             data_collator=_never_called,
             train_dataset=batches,
             eval_dataset=evaluator.questions["eval"],
-            callbacks=[SaveWithEvaluation(), *(callbacks or [])],
+            callbacks=[self.saving, *(callbacks or [])],
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -180,7 +182,7 @@ class ContrastiveTrainer(Trainer):
         }
         (folder / CHOICES_FILE).write_text(json.dumps(self.choices))
         (folder / EVALUATION_FILE).write_text(json.dumps(evaluation, indent=2))
-        rankings: dict[str, Any] = _arrays("", here) | _arrays("before_", self.before)
+        rankings: dict[str, Any] = result_arrays("", here) | result_arrays("before_", self.before)
         np.savez(folder / RANKINGS_FILE, **rankings)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -214,10 +216,12 @@ class ContrastiveTrainer(Trainer):
 
 
 class SaveWithEvaluation(TrainerCallback):
-    """Saving follows evaluation, and the last step is evaluated."""
+    """Saving follows evaluation, and the last step is evaluated; `beside` training, what is saved is, later."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: bool = False) -> None:
         self.evaluated_step = -1
+        self.beside = beside
+        self.due_step = -1  # whose checkpoint is to be evaluated beside training
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated_step = state.global_step
@@ -225,13 +229,19 @@ class SaveWithEvaluation(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
-        control.should_save = control.should_evaluate
+        self._save_and_evaluate(state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # Also called when a stop broke off in the middle of an epoch, whose end it then is not.
         is_end = not (control.should_training_stop and state.epoch % 1)
         control.should_evaluate &= is_end and self.evaluated_step != state.global_step
+        self._save_and_evaluate(state, control)
+
+    def _save_and_evaluate(self, state, control) -> None:
         control.should_save = control.should_evaluate
+        if self.beside and control.should_evaluate:
+            self.evaluated_step = self.due_step = state.global_step
+            control.should_evaluate = False
 
 
 def chunk_seed(seed: int, batch: int, rank: int, chunk: int) -> int:
@@ -244,7 +254,8 @@ def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
     return {name: value for result in results.values() for name, value in result.metrics.items()}
 
 
-def _arrays(prefix: str, results: dict[str, SplitResult]) -> dict[str, np.ndarray]:
+def result_arrays(prefix: str, results: dict[str, SplitResult]) -> dict[str, np.ndarray]:
+    """The rankings of all splits, by name."""
     return {
         f"{prefix}{split}_{name}": getattr(result, name)
         for split, result in results.items()

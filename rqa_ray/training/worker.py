@@ -42,7 +42,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             rows = WindowedRows(plan, fetcher(store))
         else:
             rows = TrainingRows.from_tables(tables["train"])
-        trainer = build_trainer(settings, args, encoder, tokenizer, rows, tables, config["micro_batch"], resume)
+        beside = config["beside"] is not None
+        trainer = build_trainer(
+            settings, args, encoder, tokenizer, rows, tables, config["micro_batch"], resume, beside
+        )
         accumulation = args.gradient_accumulation_steps
         report = ReportCallback(trainer, config["mailbox"], config["micro_batch"] * accumulation)
         if args.process_index == 0:
@@ -56,6 +59,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         except NonFiniteLossError as error:  # on all ranks together; a restart by Ray would meet it again
             metrics, failure = {}, str(error)
         step = trainer.state.global_step
+        if beside:
+            report.progress.phase, report.progress.total = "waiting for the last evaluation", 0
+            report.send()
         return {"step": step, "stopped": report.stopped, "failure": failure, "metrics": metrics}
 
 

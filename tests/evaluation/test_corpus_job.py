@@ -49,7 +49,7 @@ def paths(documents, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plan(ray_cluster, paths):
-    from rqa_ray.evaluation.corpus_job import plan_corpus
+    from rqa_ray.evaluation.corpus_plan import plan_corpus
 
     return plan_corpus(paths)
 
@@ -103,18 +103,18 @@ def test_shards_cover_the_places_once(plan):
 
 
 def test_ranges_of_large_files_and_groups_of_small_ones_make_the_same_plan(paths, plan, monkeypatch):
-    from rqa_ray.evaluation import corpus_job
+    from rqa_ray.evaluation import corpus_plan
 
-    monkeypatch.setattr(corpus_job, "RANGE_BYTES", 2_000)
-    monkeypatch.setattr(corpus_job, "FEWEST_ROWS", 7)
-    other = corpus_job.plan_corpus(paths)
+    monkeypatch.setattr(corpus_plan, "RANGE_BYTES", 2_000)
+    monkeypatch.setattr(corpus_plan, "FEWEST_ROWS", 7)
+    other = corpus_plan.plan_corpus(paths)
     assert len(other.groups) > len(plan.groups) == 1 and len(other.shards) > 20
     assert other.passage_ids.tolist() == plan.passage_ids.tolist() and other.digest == plan.digest
     assert [document.passage_id for document in other.documents()] == plan.passage_ids.tolist()
 
 
 def test_a_bad_line_is_named_before_anything_is_encoded(ray_cluster, paths, tmp_path):
-    from rqa_ray.evaluation.corpus_job import plan_corpus
+    from rqa_ray.evaluation.corpus_plan import plan_corpus
 
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"page_content": "right"}\n{"content": "wrong"}\n')
@@ -160,7 +160,7 @@ def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers)
     asked = torch.cat([block.embeddings for block in folder.blocks(names)])
     topk = RunningTopK(72, 50)
     for block in folder.blocks([shard.name for shard in folder.shards]):
-        search_block(asked, block.embeddings, torch.from_numpy(block.positions), topk)
+        search_block(asked, block.embeddings, block.positions, topk)
     expected = topk.result()
     assert np.array_equal(scores, expected[0].numpy()) and np.array_equal(positions, expected[1].numpy())
     assert np.array_equal(positions[:12], positions[12:24]) and 0 < seconds < 60

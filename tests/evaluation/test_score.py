@@ -180,7 +180,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(evaluated, flags, tmp_path, mo
     """A real kill, of the job and all of its Ray; each shard is encoded once."""
     folder = tmp_path / "out"
     words = [*flags, "--output_dir", str(folder)]
-    monkeypatch.setattr("rqa_ray.evaluation.corpus_job.FEWEST_ROWS", 4)
+    monkeypatch.setattr("rqa_ray.evaluation.corpus_plan.FEWEST_ROWS", 4)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", SMALL_SHARDS, str(ROOT), *words]
     log = folder / "embeddings" / "shards.jsonl"
@@ -208,8 +208,8 @@ SMALL_SHARDS = """
 import runpy, sys
 root = sys.argv[1]
 sys.path.insert(0, root)
-from rqa_ray.evaluation import corpus_job
-corpus_job.FEWEST_ROWS = 4
+from rqa_ray.evaluation import corpus_plan
+corpus_plan.FEWEST_ROWS = 4
 sys.argv = [root + "/jobs/evaluate.py", *sys.argv[2:]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

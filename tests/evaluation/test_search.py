@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqa_ray.evaluation import search
-from rqa_ray.evaluation.search import EMPTY, CorpusLoss, RunningTopK, decode_keys, encode_keys, search_block
+from rqa_ray.evaluation.corpus_loss import CorpusLoss
+from rqa_ray.evaluation.search import EMPTY, RunningTopK, decode_keys, encode_keys, search_block
 
 finite = st.floats(width=32, allow_nan=False)  # infinities, subnormals and -0.0 included
 TEMPERATURE = 0.5
@@ -176,6 +177,24 @@ def test_a_corpus_that_gets_better_and_better_is_ranked_right(products, descendi
     for positions in torch.arange(3000).split(250):
         search_block(questions, passages[positions], positions, topk)
     assert torch.equal(topk.result()[1], exact_ranking(questions, passages, 10)[1])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_that_take_turns_at_blocks_find_the_same(products, num_threads):
+    generator = torch.Generator().manual_seed(0)
+    questions, passages = torch.randn(9, 32, generator=generator), torch.randn(500, 32, generator=generator)
+    passages[200:300] = passages[0].clone()
+    blocks = zip(torch.arange(500).split(30), passages.split(30), strict=True)
+    before = torch.get_num_threads()
+    found = search.search_blocks(questions, blocks, 50, num_threads)
+    expected = exact_ranking(questions, passages, 50)
+    assert torch.equal(found.result()[1], expected[1]) and torch.get_num_threads() == before
+
+
+def test_what_is_wrong_in_a_thread_is_raised(products):
+    blocks = [(torch.arange(5), torch.full((5, 4), torch.nan))]
+    with pytest.raises(ValueError, match="not finite"):
+        search.search_blocks(torch.ones(2, 4), blocks, 3, 2)
 
 
 def test_a_corpus_of_one_vector_ranks_in_document_order(products):

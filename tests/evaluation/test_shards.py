@@ -34,7 +34,7 @@ def test_embeddings_come_back_in_order(folder, precision, error, rows_per_block,
     for shard in reversed(SHARDS):
         write(folder, shard, precision)
     blocks = list(folder.blocks([shard.name for shard in SHARDS], normalize=True))
-    assert np.concatenate([block.positions for block in blocks]).tolist() == list(range(250))
+    assert torch.cat([block.positions for block in blocks]).tolist() == list(range(250))
     found = torch.cat([block.embeddings for block in blocks])
     assert found.dtype == torch.float32
     assert (found - EMBEDDINGS).abs().max() <= error

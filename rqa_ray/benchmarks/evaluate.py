@@ -1,0 +1,208 @@
+"""The speed of an evaluation: texts to metrics against sentence-transformers, and the search alone against FAISS.
+
+Each measurement has a process of its own; the contenders take turns. Ratios are medians of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rqa_ray.benchmarks.contenders import OWN, Stopwatch
+from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
+from rqa_ray.benchmarks.search import OWN_SEARCH, Search, save, search_table, searches
+from rqa_ray.benchmarks.train import matmul_peak, training_flops, write_report
+from rqa_ray.data.files import find_files
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import question_key
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.metrics import retrieval_metrics
+from rqa_ray.evaluation.search import RunningTopK, search_block
+from rqa_ray.evaluation.shards import ROWS_PER_BLOCK
+from rqa_ray.retriever.encode import EncodeOptions, encode
+from rqa_ray.retriever.saving import find_model_folder, load_encoder, read_settings
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+QUALITY = {
+    "nDCG@10": ("retr/document_ndcg/ndcg10", "cosine_ndcg@10"),
+    "recall@4": ("retr/document_recall/recall4", "cosine_accuracy@4"),
+}
+
+
+@dataclass
+class Task:
+    """What is evaluated: texts, golds, model."""
+
+    model_folder: str
+    max_seq_length: int
+    bf16: bool
+    threads: int
+    passages: dict[int, str]
+    questions: list[str]
+    golds: list[list[int]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--document_path", nargs="+", help="passages; without them the search alone is measured")
+    parser.add_argument("--eval_data_path", nargs="+", help="questions")
+    parser.add_argument("--bf16", action="store_true", help="the encoders compute in bf16")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender")
+    parser.add_argument("--search_passages", type=int, default=1_000_000, help="random vectors; 0: no search")
+    parser.add_argument("--search_questions", type=int, default=1_000, help="random vectors")
+    parser.add_argument("--dimensions", type=int, default=384, help="of the random vectors")
+    parser.add_argument("--top_k", type=int, default=100, help="passages kept for each question")
+    parser.add_argument("--peer", choices=["all", "none"], default="all", help="measure the peers too")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measures what the arguments ask for, writes all of it, and returns tables.
+
+    Raises:
+        InputError: a file or the model is wrong, or a peer is not installed.
+    """
+    missing = [name for name in ("sentence_transformers", "faiss") if importlib.util.find_spec(name) is None]
+    if args.peer == "all" and missing:
+        raise InputError(f"--peer: needs {' and '.join(missing)}; pip install -e '.[test]', or --peer none")
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
+    tables: list[str] = []
+    results: dict[str, list[Figures]] = {}
+    summaries: dict[str, Figures] = {}
+    if args.document_path:
+        task = read_task(args)
+        peak = in_a_process(matmul_peak, torch.device("cpu"), args.bf16, args.threads)
+        entries: dict[str, Callable[[Any], Figures]] = {OWN: evaluate_own}
+        if args.peer == "all":
+            entries["sentence-transformers"] = evaluate_peer
+        results |= in_turn(entries, task, args.rounds)
+        summary = summarise({name: results[name] for name in entries}, OWN)
+        summaries |= summary
+        tables.append(evaluation_table(summary, peak))
+    if args.search_passages:
+        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+            search = Search(
+                args.search_passages, args.search_questions, args.dimensions, args.top_k, args.threads, scratch
+            )
+            save(search)
+            found = in_turn(searches(args.peer == "all"), search, args.rounds)
+        results |= found
+        summary = summarise(found, OWN_SEARCH)
+        summaries |= summary
+        tables.append(search_table(summary))
+    write_report(args.output, vars(args), results, summaries)
+    return "\n\n".join(tables)
+
+
+def in_turn(entries: dict[str, Callable[[Any], Figures]], subject: Any, rounds: int) -> dict[str, list[Figures]]:
+    """Every round's figures by contender."""
+    results: dict[str, list[Figures]] = {name: [] for name in entries}
+    for number in range(rounds):
+        for name, entry in entries.items():
+            print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
+            os.environ["THP_MEM_ALLOC_ENABLE"] = "1" if OWN in name else "0"  # as this project's jobs; as peers' users
+            results[name].append(in_a_process(entry, subject))
+    return results
+
+
+def read_task(args: argparse.Namespace) -> Task:
+    """The texts of the files.
+
+    Raises:
+        InputError: a bad record, or no questions.
+    """
+    passages: dict[int, str] = {}
+    by_wording: dict[int, dict[int, None]] = {}
+    questions = []
+    for name, kind in (("document_path", "documents"), ("eval_data_path", "questions")):
+        if not getattr(args, name):
+            raise InputError(f"--{name} is missing")
+        for path in find_files(getattr(args, name), name):
+            for _, record in read_records(path, kind):
+                if isinstance(record, str):
+                    raise InputError(record)
+                if kind == "documents":
+                    passages.setdefault(record.passage_id, record.fmt_content)  # type: ignore[union-attr]
+                    continue
+                for question in record.questions:  # type: ignore[union-attr]
+                    questions.append(question)
+                    golds = by_wording.setdefault(question_key(question), {})
+                    golds |= {gold.passage_id: None for gold in record.gold_docs}  # type: ignore[union-attr]
+    golds_of = [list(by_wording[question_key(question)]) for question in questions]
+    folder = find_model_folder(args.model_name_or_path)
+    return Task(folder, args.max_seq_length, args.bf16, args.threads, passages, questions, golds_of)
+
+
+def evaluate_own(task: Task) -> Figures:
+    """Tokenise, encode, search, metrics: what an evaluation of this project does, without Ray."""
+    torch.set_num_threads(task.threads)
+    settings = read_settings(task.model_folder, max_seq_length=task.max_seq_length)
+    encoder = load_encoder(task.model_folder, settings).eval()
+    tokenizer = TextTokenizer(task.model_folder, settings)
+    options = EncodeOptions.for_device(encoder, tokenizer.tokenizer.pad_token_id, task.bf16)
+    encode(encoder, tokenizer.questions(task.questions[:8]), options)
+    stopwatch = Stopwatch(torch.device("cpu"))
+    stopwatch.start()
+    rows = tokenizer.questions(task.questions), tokenizer.passages(list(task.passages.values()))
+    asked, passages = (encode(encoder, part, options) for part in rows)
+    topk = RunningTopK(len(asked), min(100, len(passages)))
+    for start in range(0, len(passages), ROWS_PER_BLOCK):
+        block = passages[start : start + ROWS_PER_BLOCK]
+        search_block(asked, block, torch.arange(start, start + len(block)), topk)
+    found = retrieval_metrics(np.array(list(task.passages))[topk.result()[1].numpy()], task.golds)
+    stopwatch.stop()
+    lengths = [np.array([len(row) for row in part]) for part in rows]
+    flops = sum(training_flops(task.model_folder, part) for part in lengths) / 3
+    return _evaluated(task, stopwatch, {name: found[key] for name, (key, _) in QUALITY.items()}) | {"flops": flops}
+
+
+def evaluate_peer(task: Task) -> Figures:
+    """sentence-transformers' InformationRetrievalEvaluator."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.evaluation import InformationRetrievalEvaluator
+
+    torch.set_num_threads(task.threads)
+    dtype = torch.bfloat16 if task.bf16 else torch.float32
+    model = SentenceTransformer(task.model_folder, device="cpu", model_kwargs={"dtype": dtype})
+    model.max_seq_length = task.max_seq_length
+    evaluator = InformationRetrievalEvaluator(
+        {str(number): question for number, question in enumerate(task.questions)},
+        {str(number): text for number, text in task.passages.items()},
+        {str(number): {str(gold) for gold in golds} for number, golds in enumerate(task.golds)},
+        accuracy_at_k=[4],
+        write_csv=False,
+    )
+    model.encode(task.questions[:8])
+    stopwatch = Stopwatch(torch.device("cpu"))
+    stopwatch.start()
+    found = evaluator(model)
+    stopwatch.stop()
+    return _evaluated(task, stopwatch, {name: found[key] for name, (_, key) in QUALITY.items()})
+
+
+def _evaluated(task: Task, stopwatch: Stopwatch, quality: dict[str, float]) -> Figures:
+    number = len(task.passages) + len(task.questions)
+    figures = stopwatch.figures
+    return {**figures, "rate": number / figures["cpu_seconds"], "per_second": number / figures["seconds"], **quality}
+
+
+def evaluation_table(summary: dict[str, Figures], peak: float) -> str:
+    """A Markdown table, as it stands in the README."""
+    lines = ["| | texts/CPU-s | texts/s | rqa_ray is faster by | nDCG@10 | recall@4 | peak memory, GB |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, figures in summary.items():
+        quality = " | ".join(f"{figures[label]:.4f}" for label in QUALITY)
+        lines.append(
+            f"| {name} | {figures['rate']:.1f} | {figures['per_second']:.1f} | {figures['times_slower']:.2f} "
+            f"| {quality} | {figures['peak_memory_gb']:.1f} |"
+        )
+    own = summary[OWN]
+    share = own["flops"] / own["cpu_seconds"] / peak
+    return "\n".join([*lines, "", f"{OWN}: {share:.0%} of the matmul peak on tokens that are no padding"])
