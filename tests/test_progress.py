@@ -4,8 +4,8 @@ import io
 
 import pytest
 
+from rqa_ray import progress as module
 from rqa_ray.progress import Progress, ProgressLine, as_record, describe, duration
-from rqa_ray.training import progress as module
 
 
 class Terminal(io.StringIO):
