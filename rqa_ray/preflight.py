@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +74,8 @@ def connect() -> str:
                 raise
             ray.shutdown()  # Ray gives its node 30 s, which a busy machine may take to load it the first time
             ray.init(**options)
+    if threading.current_thread() is threading.main_thread():  # Ray's own handler exits with 15
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     nodes = _nodes()
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     kind = f"cluster at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "private local cluster"

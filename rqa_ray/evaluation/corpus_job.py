@@ -28,6 +28,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rqa_ray.data.rows import Questions, Ragged
 from rqa_ray.data.tokenise import TOKENS, TokeniserSpec, make_tokenizer
+from rqa_ray.errors import InputError
 from rqa_ray.evaluation.corpus_plan import READER_CPUS, CorpusPlan, kept_documents, rows_per_shard
 from rqa_ray.evaluation.search import RunningTopK, search_blocks
 from rqa_ray.evaluation.shards import EmbeddingFolder
@@ -76,6 +77,7 @@ def encode_corpus(
 ) -> None:
     """Encodes and writes the shards that are missing, of questions (`question_shards`) and of the corpus.
 
+    Raises InputError where the model's weights cannot be loaded.
     `on_shard` gets the name, the number of texts and the seconds of each shard that was encoded.
     """
     done = folder.done()
@@ -114,6 +116,8 @@ def encode_corpus(
             **({} if os.environ.get("RAY_ADDRESS") else {"max_restarts": 0}),
         )
     for row in encoded.iter_rows():
+        if row["problem"]:
+            raise InputError(row["problem"])
         folder.log(row["name"], row["num_rows"], row["seconds"])
         on_shard(row["name"], row["num_rows"], row["seconds"])
 
@@ -154,13 +158,20 @@ class ShardEncoder:
     ) -> None:
         torch.set_num_threads(cpus)
         self.folder, self.precision = EmbeddingFolder(location), precision
-        encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code)
+        self.problem: str | None = None
+        try:
+            encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code)
+        except InputError as error:  # Ray would print a page about an actor that raises
+            self.problem = str(error)
+            return
         self.encoder = encoder.to("cuda" if use_gpu else "cpu").eval()
         pad_id = make_tokenizer(spec).tokenizer.pad_token_id
         self.options = EncodeOptions.for_device(self.encoder, pad_id, bf16)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Name, number of texts and seconds of each shard (a row) of the batch."""
+        """Name, number of texts and seconds of each shard (a row) of the batch; or a problem."""
+        if self.problem:
+            return pa.Table.from_pylist([{"name": "", "num_rows": 0, "seconds": 0.0, "problem": self.problem}])
         results = []
         for row in range(len(batch)):
             shard = batch.slice(row, 1)
@@ -171,7 +182,7 @@ class ShardEncoder:
             seconds = time.perf_counter() - started
             ids, documents = shard["passage_ids"][0].values, shard["documents"][0].values
             self.folder.write(name, first, ids, documents, embeddings, self.precision)
-            results.append({"name": name, "num_rows": len(tokens), "seconds": seconds})
+            results.append({"name": name, "num_rows": len(tokens), "seconds": seconds, "problem": ""})
         return pa.Table.from_pylist(results)
 
 

@@ -71,10 +71,16 @@ def embed(
     meter = _Meter(plan, folder.done())
     if meter.found:
         print(f"embeddings of {meter.found:,} passages are there already in {folder.location}")
-    encode_corpus(
-        plan, questions or [], folder, model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
-    )
-    meter.line.clear()
+    try:
+        encode_corpus(
+            plan, questions or [], folder, model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
+        )
+    except InputError:
+        if not folder.done():
+            folder.clear()
+        raise
+    finally:
+        meter.line.clear()
 
 
 @dataclass

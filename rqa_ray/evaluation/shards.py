@@ -75,6 +75,8 @@ class EmbeddingFolder:
         for name in [MANIFEST_FILE, LOG_FILE, *(f"{name}.parquet" for name in self.done())]:
             if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{name}")
+        if isinstance(self.filesystem, fs.LocalFileSystem) and os.path.isdir(self.path) and not os.listdir(self.path):
+            os.rmdir(self.path)
 
     @property
     def shards(self) -> list[Shard]:

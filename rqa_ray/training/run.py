@@ -83,7 +83,6 @@ def train(job: Job) -> None:
     check_output_dir(job)
     check_model(model_folder, encoder, job.settings.trust_remote_code)
     cluster = connect()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOP_EXIT_CODES[signal.SIGTERM]))  # Ray's own exits with 15
     plan = plan_workers(job.settings.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, plan.num_workers)
     if job.training.get("fp16") and not plan.use_gpu:

@@ -160,6 +160,19 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, change
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_missing_are_one_line_and_leave_nothing(ray_cluster, flags, capsys, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(flags[1], tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    words = ["--model", model, "--document_path", flags[3], "--output_dir", tmp_path / "embeddings"]
+    said = refused(capsys, "embed", *words)
+    assert "weights are missing: encoder.layer.1.output.dense.weight; pass a folder" in said and said.count("\n") == 1
+    assert not (tmp_path / "embeddings").exists()
+
+
 def test_embeddings_can_be_made_beforehand_with_an_index(flags, files, evaluated, tmp_path, capsys):
     faiss = pytest.importorskip("faiss")
     model, documents = flags[1], files["full_dataset_file_path"]
