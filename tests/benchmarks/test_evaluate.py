@@ -1,0 +1,42 @@
+"""The benchmark of evaluations measures what it says, on a small corpus; the peers are measured by hand."""
+
+import argparse
+import json
+
+import pytest
+
+from rqa_ray.benchmarks import evaluate
+from rqa_ray.errors import InputError
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for flag, kind in (("output", str), ("model_name_or_path", str), ("max_seq_length", int), ("rounds", int)):
+        parser.add_argument(f"--{flag}", type=kind)
+    evaluate.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_evaluations_and_searches_are_timed_and_written(files, tiny_model, tmp_path):
+    words = ["--model_name_or_path", tiny_model, "--max_seq_length", "64", "--rounds", "1", "--peer", "none"]
+    words += ["--document_path", files["full_dataset_file_path"], "--eval_data_path", files["test_file"]]
+    words += ["--search_passages", "20000", "--search_questions", "50", "--dimensions", "32", "--threads", "2"]
+    table = evaluate.run(arguments(*words, "--output", str(tmp_path / "out.json")))
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert list(report["summary"]) == [
+        "rqa_ray",
+        "rqa_ray search",
+        "rqa_ray search from Parquet",
+        "plain matmul, no ranking",
+    ]
+    own = report["summary"]["rqa_ray"]
+    assert own["rate"] == pytest.approx((60 + 24) / own["cpu_seconds"]) and 0 <= own["recall@4"] <= 1
+    for name, figures in report["summary"].items():
+        assert f"| {name} |" in table and figures["times_slower"] > 0
+    assert report["summary"]["rqa_ray search"]["per_second"] > 1e6
+
+
+def test_questions_have_to_be_named(files, tiny_model):
+    words = ["--model_name_or_path", tiny_model, "--peer", "none", "--document_path", files["full_dataset_file_path"]]
+    with pytest.raises(InputError, match="--eval_data_path is missing"):
+        evaluate.run(arguments(*words))
