@@ -112,6 +112,7 @@ def test_the_defaults_are_those_of_the_contract():
         "contrastive_loss": "inbatch_contrastive",
         "gradient_cache": "auto",
         "data_mode": "auto",
+        "async_eval": False,
         "on_bad_record": "error",
         "max_failures": 0,
         "trust_remote_code": False,
