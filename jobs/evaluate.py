@@ -27,7 +27,8 @@ def parse() -> argparse.Namespace:
         help="put beside it: retrievers (all of them where none is named), or output folders of earlier runs",
     )
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace results of other arguments")
-    args = parser.parse_args(expand_config(sys.argv[1:]))
+    switches = {action.dest for action in parser._actions if action.nargs == 0}
+    args = parser.parse_args(expand_config(sys.argv[1:], switches))
     if args.compare == []:
         args.compare = ["dense", "bm25", "hybrid"]
     return args

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import HfArgumentParser
 
@@ -62,8 +62,10 @@ def parse_job(argv: Sequence[str]) -> Job:
     return job
 
 
-def expand_config(words: list[str]) -> list[str]:
+def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]:
     """Words of a command line, a JSON config in first place replaced by the flags that it stands for.
+
+    `switches` are names of flags that take no value.
 
     Raises:
         InputError: the first word is neither a flag nor a config.
@@ -88,7 +90,7 @@ def expand_config(words: list[str]) -> list[str]:
             continue
         if isinstance(value, list):
             expanded += [f"--{name}", *map(str, value)]
-        elif value is True:  # the form that every kind of switch takes
+        elif value is True and name in switches:
             expanded.append(f"--{name}")
         else:  # one word, so that a value may begin with a dash
             expanded.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
