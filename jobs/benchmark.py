@@ -2,8 +2,7 @@
 
 import argparse
 
-from rqa_ray.command_line import exit_with_message
-from rqa_ray.errors import InputError
+from rqa_ray.command_line import user_errors
 
 
 def main() -> None:
@@ -24,10 +23,8 @@ def main() -> None:
         part.add_argument("--rounds", type=int, default=5, help="the contenders take turns so many times")
         benchmark.add_arguments(part)
     args = parser.parse_args()
-    try:
+    with user_errors():
         print(benchmarks[args.what][0].run(args))
-    except InputError as error:
-        exit_with_message(error)
     print(f"all figures: {args.output}")
 
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from rqa_ray.command_line import exit_with_message
-from rqa_ray.errors import InputError
+from rqa_ray.command_line import user_errors
+from rqa_ray.data.records import find_inputs
 from rqa_ray.evaluation.options import add_corpus_flags, add_model_flags, add_worker_flags, find_model
 
 
@@ -20,20 +20,13 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
-    try:
-        from rqa_ray.data.records import find_inputs
-
+    with user_errors("stopped; the same command goes on"):
+        args = parse()
         files = find_inputs({"corpus": ("document_path", args.document_path)}, skip_bad=False)["corpus"]
         model = find_model(args)
         from rqa_ray.evaluation.embed import run  # Ray is imported after the arguments are known to be right
 
         run(args, model, files)
-    except InputError as error:
-        exit_with_message(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from rqa_ray.command_line import exit_with_message, expand_config
-from rqa_ray.errors import InputError
+from rqa_ray.command_line import expand_config, user_errors
+from rqa_ray.data.records import find_inputs
 from rqa_ray.evaluation.options import add_corpus_flags, add_model_flags, add_worker_flags, find_model
 
 
@@ -35,21 +35,14 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    try:
+    with user_errors("stopped; the same command goes on"):
         args = parse()
-        from rqa_ray.data.records import find_inputs
-
         flags = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
         inputs = find_inputs({name: (flag, getattr(args, flag)) for name, flag in flags.items()}, skip_bad=False)
         model = find_model(args)
         from rqa_ray.evaluation.score import run  # Ray is imported after the arguments are known to be right
 
         run(args, model, inputs)
-    except InputError as error:
-        exit_with_message(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rqa_ray.command_line import exit_with_message
+from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
 
 FILES = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     folder = Path(args.output_dir)
-    try:
+    with user_errors():
         from rqa_ray.data.records import find_inputs
         from rqa_ray.preflight import connect
         from rqa_ray.retriever.saving import find_model_folder, read_settings
@@ -44,8 +44,6 @@ def main() -> None:
         from rqa_ray.data.readers import TokeniserSpec
 
         print("\n".join(prepare(inputs, folder, TokeniserSpec(model, settings), skip_bad)))
-    except InputError as error:
-        exit_with_message(error)
     print(f"written: {folder}; go on with python jobs/train.py --prepared_path {folder} ...")
 
 

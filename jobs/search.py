@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from rqa_ray.command_line import exit_with_message
+from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    try:
+    with user_errors():
         if args.top_k < 1:
             raise InputError(f"--top_k {args.top_k}: has to be at least 1")
         from rqa_ray.data.records import find_inputs
@@ -39,10 +39,6 @@ def main() -> None:
             prompt(searcher, args.top_k)
         else:
             answer(searcher, args.question, args.top_k, args.json)
-    except InputError as error:
-        exit_with_message(error)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

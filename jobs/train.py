@@ -2,20 +2,15 @@
 
 import sys
 
-from rqa_ray.command_line import exit_with_message, parse_job
-from rqa_ray.errors import InputError
+from rqa_ray.command_line import parse_job, user_errors
 
 
 def main() -> None:
-    try:
+    with user_errors():  # Ctrl-C before or after training, which has a handler of its own
         job = parse_job(sys.argv[1:])
         from rqa_ray.training.run import train  # Ray is imported after the arguments are known to be right
 
         train(job)
-    except InputError as error:
-        exit_with_message(error)
-    except KeyboardInterrupt:  # before or after training, which has a handler of its own
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

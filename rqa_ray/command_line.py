@@ -7,7 +7,8 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from transformers import HfArgumentParser
 
@@ -125,7 +126,15 @@ def _unknown_argument(word: str, parser: argparse.ArgumentParser) -> str:
     return f"{name}: unknown argument" + (f"; did you mean {close[0]}?" if close else " (-h lists all arguments)")
 
 
-def exit_with_message(error: InputError) -> None:
-    """Prints the one line on stderr and exits with code 2."""
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+@contextmanager
+def user_errors(when_stopped: str | None = None) -> Iterator[None]:
+    """Ends a job as its user expects: one line and code 2 for an InputError; 130, and a line maybe, for Ctrl-C."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if when_stopped:
+            print(when_stopped)
+        raise SystemExit(130) from None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Settings
-from rqa_ray.command_line import exit_with_message, parse_job
+from rqa_ray.command_line import parse_job, user_errors
 from rqa_ray.errors import InputError
 
 # LocalRQA's documented commands, as they are but for the paths of the second.
@@ -434,8 +434,8 @@ def test_a_metric_may_be_named_without_its_split(metric):
 
 
 def test_the_job_prints_one_line_and_exits_with_2(capsys):
-    with pytest.raises(SystemExit) as stop:
-        exit_with_message(InputError("--seed -1: has to be 0 or more"))
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise InputError("--seed -1: has to be 0 or more")
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", "error: --seed -1: has to be 0 or more\n")
 

@@ -10,7 +10,6 @@ NEED_RAY = {
     "rqa_ray.data.readers",
     "rqa_ray.data.streaming",
     "rqa_ray.evaluation.corpus_job",
-    "rqa_ray.evaluation.corpus_plan",
     "rqa_ray.evaluation.embed",
     "rqa_ray.evaluation.score",
     "rqa_ray.training.checkpoints",

@@ -22,11 +22,11 @@ from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.benchmarks.search import OWN_SEARCH, Search, save, search_table, searches
 from rqa_ray.benchmarks.train import matmul_peak, training_flops, write_report
 from rqa_ray.data.files import find_files
-from rqa_ray.data.records import read_records
+from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
-from rqa_ray.evaluation.search import RunningTopK, search_block
+from rqa_ray.evaluation.search import search_blocks
 from rqa_ray.evaluation.shards import ROWS_PER_BLOCK
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.saving import find_model_folder, load_encoder, read_settings
@@ -118,23 +118,18 @@ def read_task(args: argparse.Namespace) -> Task:
     Raises:
         InputError: a bad record, or no questions.
     """
+    if not args.eval_data_path:
+        raise InputError("--eval_data_path is missing")
     passages: dict[int, str] = {}
+    for document in good_records(find_files(args.document_path, "document_path"), "documents"):
+        passages.setdefault(document.passage_id, document.fmt_content)
+    questions: list[str] = []
     by_wording: dict[int, dict[int, None]] = {}
-    questions = []
-    for name, kind in (("document_path", "documents"), ("eval_data_path", "questions")):
-        if not getattr(args, name):
-            raise InputError(f"--{name} is missing")
-        for path in find_files(getattr(args, name), name):
-            for _, record in read_records(path, kind):
-                if isinstance(record, str):
-                    raise InputError(record)
-                if kind == "documents":
-                    passages.setdefault(record.passage_id, record.fmt_content)  # type: ignore[union-attr]
-                    continue
-                for question in record.questions:  # type: ignore[union-attr]
-                    questions.append(question)
-                    golds = by_wording.setdefault(question_key(question), {})
-                    golds |= {gold.passage_id: None for gold in record.gold_docs}  # type: ignore[union-attr]
+    for record in good_records(find_files(args.eval_data_path, "eval_data_path"), "questions"):
+        questions += record.questions
+        for question in record.questions:
+            golds = by_wording.setdefault(question_key(question), {})
+            golds |= {gold.passage_id: None for gold in record.gold_docs}
     golds_of = [list(by_wording[question_key(question)]) for question in questions]
     folder = find_model_folder(args.model_name_or_path)
     return Task(folder, args.max_seq_length, args.bf16, args.threads, passages, questions, golds_of)
@@ -152,10 +147,8 @@ def evaluate_own(task: Task) -> Figures:
     stopwatch.start()
     rows = tokenizer.questions(task.questions), tokenizer.passages(list(task.passages.values()))
     asked, passages = (encode(encoder, part, options) for part in rows)
-    topk = RunningTopK(len(asked), min(100, len(passages)))
-    for start in range(0, len(passages), ROWS_PER_BLOCK):
-        block = passages[start : start + ROWS_PER_BLOCK]
-        search_block(asked, block, torch.arange(start, start + len(block)), topk)
+    blocks = zip(torch.arange(len(passages)).split(ROWS_PER_BLOCK), passages.split(ROWS_PER_BLOCK), strict=True)
+    topk = search_blocks(asked, blocks, min(100, len(passages)), task.threads)
     found = retrieval_metrics(np.array(list(task.passages))[topk.result()[1].numpy()], task.golds)
     stopwatch.stop()
     lengths = [np.array([len(row) for row in part]) for part in rows]

@@ -28,7 +28,7 @@ from rqa_ray.benchmarks import contenders
 from rqa_ray.benchmarks.contenders import OWN, Contender, Stopwatch, Workload
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.data.files import find_files
-from rqa_ray.data.records import read_records
+from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.saving import find_model_folder, read_settings, transformer_folder
@@ -101,15 +101,11 @@ def read_workload(
     """
     folder = find_model_folder(model_name_or_path)
     questions, passages, ids = [], [], []
-    for path in find_files(train_file, "train_file"):
-        for _, record in read_records(path, "questions"):
-            if isinstance(record, str):
-                raise InputError(record)
-            for question in record.questions:  # type: ignore[union-attr]
-                gold = record.gold_docs[0]  # type: ignore[union-attr]
-                questions.append(question)
-                passages.append(gold.fmt_content)
-                ids.append(gold.passage_id)
+    for record in good_records(find_files(train_file, "train_file"), "questions"):
+        for question in record.questions:
+            questions.append(question)
+            passages.append(record.gold_docs[0].fmt_content)
+            ids.append(record.gold_docs[0].passage_id)
     if len(questions) < batch_size:
         raise InputError(f"--batch_size {batch_size}: {' '.join(train_file)} has {len(questions)} questions")
     tokenizer = TextTokenizer(folder, read_settings(folder, max_seq_length=max_seq_length))

@@ -87,6 +87,19 @@ def read_records(
         yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
 
 
+def good_records(files: list[str], kind: str) -> Iterator[Any]:
+    """The records of files of `questions` (QARecord) or `documents` (Document), one after the other.
+
+    Raises:
+        InputError: the first bad one.
+    """
+    for path in files:
+        for _, record in read_records(path, kind):
+            if isinstance(record, str):
+                raise InputError(record)
+            yield record
+
+
 def _parse_line(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise RecordError(f"a line of more than {MAX_LINE_BYTES:,} bytes, which is no record")

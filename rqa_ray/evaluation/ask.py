@@ -16,18 +16,17 @@ import numpy as np
 import torch
 
 from rqa_ray.data.files import file_size
-from rqa_ray.data.records import read_records
+from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.options import Model
 from rqa_ray.evaluation.search import search_blocks
-from rqa_ray.evaluation.shards import Block, EmbeddingFolder, fingerprint
+from rqa_ray.evaluation.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fingerprint
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
-EMBEDDINGS_FOLDER = "embeddings"  # beside the model, where none is named
 HELD_BYTES = 2**31  # of embeddings; more are read again for each question
 SNIPPET_CHARS = 300
 
@@ -48,33 +47,30 @@ class Searcher:
         Raises:
             InputError: there is nothing to search in, or the embeddings are not of this model.
         """
+        self.source = ""
+        folder = self._saved(model, files, embeddings_path)
+        if not folder and not files:
+            raise InputError("--document_path is missing: say where the passages are, or --embeddings_path")
         spec = model.spec
         self.encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code).eval()
         self.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = TextTokenizer(spec.folder, spec.settings, spec.trust_remote_code)
         self.options = EncodeOptions.for_device(self.encoder, self.tokenizer.tokenizer.pad_token_id, bf16)
-        self.normalize = spec.settings.normalize
-        self.source = ""
-        folder = self._saved(model, files, embeddings_path)
         self._documents: Callable[[np.ndarray], dict[int, dict[str, Any]]]
         self._blocks: Callable[[], Any]
         if folder:
             self._documents = folder.documents
-            names = [shard.name for shard in folder.shards]
-            if sum(shard.rows for shard in folder.shards) * self._dimensions() * 4 <= HELD_BYTES:
-                held = list(folder.blocks(names, self.normalize))
+            names, normalize = [shard.name for shard in folder.shards], spec.settings.normalize
+            dimensions = self.encoder.transformer.config.hidden_size
+            if sum(shard.rows for shard in folder.shards) * dimensions * 4 <= HELD_BYTES:
+                held = list(folder.blocks(names, normalize))
                 self._blocks = lambda: held
             else:
-                self._blocks = lambda: folder.blocks(names, self.normalize)
-        elif files:
-            documents, block = self._encode(files)
+                self._blocks = lambda: folder.blocks(names, normalize)
+        else:
+            documents, block = self._encode(files or [])
             self._documents = lambda positions: {int(place): documents[int(place)].to_dict() for place in positions}
             self._blocks = lambda: [block]
-        else:
-            raise InputError("--document_path is missing: say where the passages are, or --embeddings_path")
-
-    def _dimensions(self) -> int:
-        return self.encoder.transformer.config.hidden_size
 
     def _saved(self, model: Model, files: list[str] | None, embeddings_path: str | None) -> EmbeddingFolder | None:
         """The saved embeddings, where they are of this model and these documents."""
@@ -100,11 +96,8 @@ class Searcher:
 
     def _encode(self, files: list[str]) -> tuple[list[Document], Block]:
         documents: dict[int, Document] = {}
-        for path in files:
-            for _, record in read_records(path, "documents"):
-                if not isinstance(record, Document):
-                    raise InputError(str(record))
-                documents.setdefault(record.passage_id, record)
+        for document in good_records(files, "documents"):
+            documents.setdefault(document.passage_id, document)
         kept = list(documents.values())
         rows = self.tokenizer.passages([document.fmt_content for document in kept])
         line, progress = ProgressLine(), Progress("encoding, passages", 0, len(rows))

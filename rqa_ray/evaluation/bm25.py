@@ -8,7 +8,8 @@ q questions of a slice, P passages, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,15 +22,18 @@ WEIGHTS = [round(0.05 * step, 2) for step in range(21)]  # of the embedding mode
 WEIGHT_METRIC = "retr/document_ndcg/ndcg10"
 
 
+def check_bm25() -> None:
+    """Raises InputError where bm25s is not installed."""
+    if importlib.util.find_spec("bm25s") is None:
+        raise InputError('bm25 and hybrid need bm25s; pip install "rqa_ray[bm25]"')
+
+
 class Bm25:
     """BM25 (Lucene's, k1 1.5, b 0.75) over texts, English stop words left out: the defaults of bm25s."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """Raises InputError where bm25s is not installed."""
-        try:
-            import bm25s
-        except ImportError:
-            raise InputError('bm25 and hybrid need bm25s; pip install "rqa_ray[bm25]"') from None
+        import bm25s
+
         self._tokenize = bm25s.tokenize
         self._index = bm25s.BM25()
         self._index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
@@ -37,12 +41,17 @@ class Bm25:
 
     def scores(self, questions: Sequence[str]) -> torch.Tensor:
         """(q, P) fp32."""
+        blank = np.zeros(self.num_passages, np.float32)  # of a question without words
         tokens = self._tokenize(list(questions), return_ids=False, show_progress=False)
-        return torch.from_numpy(np.stack([self._score(row) for row in tokens]))
+        return torch.from_numpy(np.stack([self._index.get_scores(row) if row else blank for row in tokens]))
 
-    def _score(self, tokens: list[str]) -> np.ndarray:
-        known = [token for token in tokens if token in self._index.vocab_dict]
-        return self._index.get_scores(known) if known else np.zeros(self.num_passages, np.float32)
+    def rank(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and positions (Q, k), best first."""
+        topk = RunningTopK(len(questions), min(k, self.num_passages))
+        for part in question_slices(len(questions), self.num_passages):
+            topk.add(self.scores(questions[part]), torch.arange(self.num_passages), part.start)
+        scores, positions = topk.result()
+        return scores.numpy(), positions.numpy()
 
 
 class Hybrid:
@@ -52,46 +61,29 @@ class Hybrid:
         """passages: (P, D) embeddings in document order."""
         self.bm25, self.passages = bm25, passages
 
-    def scores(self, questions: Sequence[str], embeddings: torch.Tensor, weight: float) -> torch.Tensor:
-        """(q, P) fp32: `weight` of the embeddings' z-scores, the rest BM25's."""
-        dense = _z_scores(embeddings @ self.passages.T)
-        return weight * dense + (1 - weight) * _z_scores(self.bm25.scores(questions))
-
     def choose_weight(
         self, questions: Sequence[str], embeddings: torch.Tensor, gold_ids: GoldIds, passage_ids: np.ndarray
     ) -> float:
         """The weight of the best nDCG@10 on these questions, which have to be others than those that are scored."""
-        found = {}
-        for weight in WEIGHTS:
-            positions = self.rank(questions, embeddings, weight, 10)[1]
-            found[weight] = retrieval_metrics(passage_ids[positions], gold_ids)[WEIGHT_METRIC]
+        found = {
+            weight: retrieval_metrics(passage_ids[positions], gold_ids)[WEIGHT_METRIC]
+            for weight, (_, positions) in self.rank(questions, embeddings, WEIGHTS, 10).items()
+        }
         return max(WEIGHTS, key=lambda weight: (found[weight], -abs(weight - 0.5)))
 
     def rank(
-        self, questions: Sequence[str], embeddings: torch.Tensor, weight: float, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and positions (Q, k), best first."""
-        parts = (
-            (part, self.scores(questions[part], embeddings[part], weight))
-            for part in question_slices(len(questions), self.bm25.num_passages)
-        )
-        return _top_k(parts, len(questions), self.bm25.num_passages, k)
-
-
-def rank_bm25(bm25: Bm25, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and positions (Q, k), best first."""
-    parts = ((part, bm25.scores(questions[part])) for part in question_slices(len(questions), bm25.num_passages))
-    return _top_k(parts, len(questions), bm25.num_passages, k)
-
-
-def _top_k(
-    parts: Iterator[tuple[slice, torch.Tensor]], num_questions: int, num_passages: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    topk = RunningTopK(num_questions, min(k, num_passages))
-    for part, scores in parts:
-        topk.add(scores, torch.arange(num_passages), part.start)
-    scores, positions = topk.result()
-    return scores.numpy(), positions.numpy()
+        self, questions: Sequence[str], embeddings: torch.Tensor, weights: Sequence[float], k: int
+    ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+        """By weight of the embeddings' z-scores, the rest BM25's: scores and positions (Q, k), best first."""
+        number = self.bm25.num_passages
+        best = {weight: RunningTopK(len(questions), min(k, number)) for weight in weights}
+        for part in question_slices(len(questions), number):
+            dense = _z_scores(embeddings[part] @ self.passages.T)
+            lexical = _z_scores(self.bm25.scores(questions[part]))
+            for weight, topk in best.items():
+                topk.add(weight * dense + (1 - weight) * lexical, torch.arange(number), part.start)
+        results = {weight: topk.result() for weight, topk in best.items()}
+        return {weight: (scores.numpy(), positions.numpy()) for weight, (scores, positions) in results.items()}
 
 
 def _z_scores(scores: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ SIGN_PATTERNS = 10_000  # of a p-value
 EXACT_CLUSTERS = 13  # up to so many have fewer patterns (2^13) than that: all are tried
 CELLS_AT_ONCE = 1 << 22  # of (R, C): 32 MB
 LEVEL = 95  # of an interval (percent)
+INTERVALS = f"intervals_{LEVEL}"  # in results files: [low, high] by metric
 
 
 @dataclass

@@ -1,28 +1,32 @@
-"""Which passages a corpus has and how it is cut into shards: found by parsing it once, before anything is encoded."""
+"""Which passages a corpus has and how it is cut into shards. Knows no Ray: tasks of `corpus_job.py` call it."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
 
 from rqa_ray.data.files import file_size
-from rqa_ray.data.readers import RANGE_BYTES
 from rqa_ray.data.records import read_records, record_ranges
-from rqa_ray.data.schema import Document, passage_id
+from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.shards import Shard
 
+RANGE_BYTES = 32 * 2**20  # of a group, about
 SHARDS = 64  # of a corpus, about: what a kill loses is at most one for each worker
 FEWEST_ROWS, MOST_ROWS = 64, 8_192  # of a shard
-READER_CPUS = 0.5  # of a task that reads; encoders leave it free
+
+Range = tuple[str, int, int | None]  # path, start and end, as `record_ranges` gives them
+
+
+class Group(NamedTuple):
+    """Ranges of files that one task reads, and the shards that they hold."""
+
+    ranges: list[Range]
+    keep: np.ndarray  # (documents,) bool: not a duplicate
+    shards: list[Shard]
 
 
 def rows_per_shard(num_rows: int) -> int:
@@ -30,15 +34,35 @@ def rows_per_shard(num_rows: int) -> int:
     return min(max(-(-num_rows // SHARDS), FEWEST_ROWS), MOST_ROWS)
 
 
-@dataclass
 class CorpusPlan:
-    """The distinct passages of the document files in document order, and how they are cut into shards."""
+    """The distinct passages of the document files in document order, and how they are cut into shards.
 
-    passage_ids: np.ndarray  # (P,)
-    num_documents: int  # with duplicates
-    digest: str  # of the texts
-    shards: list[Shard]
-    groups: list[dict[str, Any]]  # of files that a task reads: `ranges`, `keep` (packed bits), `shards`
+    passage_ids: (P,) int64. digest: of their texts. num_documents: with duplicates.
+    """
+
+    def __init__(
+        self, ranges: Sequence[list[Range]], ids: Sequence[np.ndarray], text_hashes: Sequence[np.ndarray]
+    ) -> None:
+        """Parallel lists of groups: their ranges, and the passage ids and text hashes of all their documents."""
+        every = np.concatenate(ids)
+        keep = np.zeros(len(every), bool)
+        keep[np.unique(every, return_index=True)[1]] = True
+        self.passage_ids, self.num_documents = every[keep], len(every)
+        self.digest = hashlib.blake2b(np.concatenate(text_hashes)[keep].tobytes(), digest_size=16).hexdigest()
+        self.groups: list[Group] = []
+        rows, first, number = rows_per_shard(len(self.passage_ids)), 0, 0
+        for part, kept in zip(ranges, np.split(keep, np.cumsum([len(part) for part in ids])[:-1]), strict=True):
+            stop, shards = first + int(kept.sum()), []
+            for start in range(first, stop, rows):
+                shards.append(Shard(f"passages-{number:06d}", start, min(rows, stop - start)))
+                number += 1
+            self.groups.append(Group(part, kept, shards))
+            first = stop
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Of all groups."""
+        return [shard for group in self.groups for shard in group.shards]
 
     def describe(self) -> str:
         """A line for the user."""
@@ -49,48 +73,12 @@ class CorpusPlan:
     def documents(self) -> Iterator[Document]:
         """The distinct passages, read again."""
         for group in self.groups:
-            yield from kept_documents(group["ranges"], group["keep"])
+            yield from kept_documents(group.ranges, group.keep)
 
 
-def plan_corpus(files: list[str]) -> CorpusPlan:
-    """Parses all documents.
-
-    Raises:
-        InputError: the first bad line, or files without documents.
-    """
-    groups = _group_ranges(files)
-    items = [{"group": number, "ranges": json.dumps(ranges)} for number, ranges in enumerate(groups)]
-    read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read_ids, batch_size=1, num_cpus=READER_CPUS
-    )
-    table = pa.concat_tables(ray.get(read.to_arrow_refs())).sort_by("group")
-    problems = [problem for problem in table["problem"].to_pylist() if problem]
-    if problems:
-        raise InputError(problems[0])
-    ids, hashes = (table[name].combine_chunks().flatten().to_numpy() for name in ("ids", "hashes"))
-    if not len(ids):
-        raise InputError(f"{files[0]}: no records in it")
-    keep = np.zeros(len(ids), bool)
-    keep[np.unique(ids, return_index=True)[1]] = True
-    rows = rows_per_shard(int(keep.sum()))
-    ends = np.cumsum([len(part) for part in table["ids"]])
-    planned: list[dict[str, Any]] = []
-    shards: list[Shard] = []
-    first = 0
-    for ranges, kept in zip(groups, np.split(keep, ends[:-1]), strict=True):
-        stop = first + int(kept.sum())
-        starts = range(first, stop, rows)
-        own = [Shard(f"passages-{len(shards) + i:06d}", at, min(rows, stop - at)) for i, at in enumerate(starts)]
-        planned.append({"ranges": json.dumps(ranges), "keep": np.packbits(kept).tobytes(), "shards": json.dumps(own)})
-        shards += own
-        first = stop
-    digest = hashlib.blake2b(hashes[keep].tobytes(), digest_size=16).hexdigest()
-    return CorpusPlan(ids[keep], len(ids), digest, shards, planned)
-
-
-def _group_ranges(files: list[str]) -> list[list[tuple[str, int, int | None]]]:
+def group_ranges(files: list[str]) -> list[list[Range]]:
     """Ranges of files, small ones together, each group about as large as a task should read."""
-    groups: list[list[tuple[str, int, int | None]]] = [[]]
+    groups: list[list[Range]] = [[]]
     size = 0
     for path in files:
         ranges = record_ranges(path, RANGE_BYTES)
@@ -103,7 +91,7 @@ def _group_ranges(files: list[str]) -> list[list[tuple[str, int, int | None]]]:
     return groups
 
 
-def _documents(ranges: list[tuple[str, int, int | None]]) -> Iterator[Document | str]:
+def read_documents(ranges: Sequence[Range]) -> Iterator[Document | str]:
     """The documents of a group; a string says what is wrong with one."""
     for path, start, end in ranges:
         for _, record in read_records(path, "documents", start, end):
@@ -111,29 +99,19 @@ def _documents(ranges: list[tuple[str, int, int | None]]) -> Iterator[Document |
             yield record
 
 
-def kept_documents(ranges: str, keep: bytes) -> Iterator[Document]:
-    """The documents of a group that are no duplicates."""
-    records = _documents(json.loads(ranges))
-    for wanted, document in zip(np.unpackbits(np.frombuffer(keep, np.uint8)), records, strict=False):
-        if isinstance(document, str):
-            raise InputError(f"it changed while it was read: {document}")
-        if wanted:
+def kept_documents(ranges: Sequence[Range], keep: np.ndarray) -> Iterator[Document]:
+    """The documents of a group that are no duplicates.
+
+    Raises:
+        InputError: there are others than when the plan was made.
+    """
+    wanted = iter(keep)
+    changed = InputError(f"{ranges[0][0]}: it, or a file behind it, changed while it was read")
+    for document in read_documents(ranges):
+        is_kept = next(wanted, None)
+        if is_kept is None or isinstance(document, str):
+            raise changed
+        if is_kept:
             yield document
-
-
-def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
-    ids, hashes, problem = [], [], None
-    for document in _documents(json.loads(str(batch["ranges"][0]))):
-        if isinstance(document, str):
-            problem = document
-            break
-        ids.append(document.passage_id)
-        hashes.append(passage_id(None, document.fmt_content))
-    return pa.table(
-        {
-            "group": [int(batch["group"][0])],
-            "ids": pa.array([ids], pa.list_(pa.int64())),
-            "hashes": pa.array([hashes], pa.list_(pa.int64())),
-            "problem": pa.array([problem], pa.string()),
-        }
-    )
+    if next(wanted, None) is not None:
+        raise changed

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +17,8 @@ from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: m
 # isort: split
 from rqa_ray.data.files import file_size
 from rqa_ray.errors import InputError
-from rqa_ray.evaluation.corpus_job import encode_corpus
-from rqa_ray.evaluation.corpus_plan import CorpusPlan, plan_corpus
+from rqa_ray.evaluation.corpus_job import encode_corpus, plan_corpus
+from rqa_ray.evaluation.corpus_plan import CorpusPlan
 from rqa_ray.evaluation.options import Model
 from rqa_ray.evaluation.shards import EmbeddingFolder, fingerprint
 from rqa_ray.progress import Progress, ProgressLine
@@ -50,10 +52,10 @@ def embed(
     model: Model,
     plan: CorpusPlan,
     workers: WorkerPlan,
-    questions: list[pa.Table] | None = None,
+    questions: Sequence[pa.Table] = (),
     overwrite: bool = False,
 ) -> None:
-    """Encodes what is missing in a folder.
+    """Encodes what is missing in a folder, and question shards, which have a folder of their own.
 
     Raises:
         InputError: the folder has embeddings of something else.
@@ -73,7 +75,7 @@ def embed(
         print(f"embeddings of {meter.found:,} passages are there already in {folder.location}")
     try:
         encode_corpus(
-            plan, questions or [], folder, model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
+            plan, folder, [*questions], model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
         )
     except InputError:
         if not folder.done():
@@ -102,18 +104,18 @@ class _Meter:
             self.line.draw(self.progress)
 
 
-def write_index(folder: EmbeddingFolder) -> str:
-    """A FAISS index (exact, inner product) of all embeddings by passage id, in the folder; returns its path.
+def check_index(location: str) -> None:
+    """Raises InputError where no index could be written."""
+    if importlib.util.find_spec("faiss") is None:
+        raise InputError('--index: needs faiss; pip install "rqa_ray[index]"')
+    if "://" in location:
+        raise InputError(f"--index: cannot be written to {location}; embed to a folder")
 
-    Raises:
-        InputError: faiss is not installed, or the folder is a bucket.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise InputError('--index: needs faiss; pip install "rqa_ray[index]"') from None
-    if "://" in folder.location:
-        raise InputError(f"--index: cannot be written to {folder.location}; embed to a folder")
+
+def write_index(folder: EmbeddingFolder) -> str:
+    """A FAISS index (exact, inner product) of all embeddings by passage id, in the folder; returns its path."""
+    import faiss
+
     ids, start = folder.passage_ids(), 0
     index: Any = None
     for block in folder.blocks([shard.name for shard in folder.shards]):
@@ -129,6 +131,8 @@ def write_index(folder: EmbeddingFolder) -> str:
 
 def run(args: argparse.Namespace, model: Model, files: list[str]) -> None:
     """What jobs/embed.py does with its flags."""
+    if args.index:
+        check_index(args.output_dir)
     cluster = connect()
     workers = plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")

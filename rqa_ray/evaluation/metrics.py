@@ -15,11 +15,15 @@ RECALL_CUTOFFS = (1, 4, 10, 100)
 TOP_CUTOFF = 10  # of nDCG and MRR
 ACCURACY_CUTOFF = 4  # LocalRQA hands the top 4 passages to its reader
 LATENCY = "retr/latency/avg_latency"  # seconds per question
+LABELS = {  # as a person reads them
+    **{f"recall@{k}": f"retr/document_recall/recall{k}" for k in RECALL_CUTOFFS},
+    f"nDCG@{TOP_CUTOFF}": f"retr/document_ndcg/ndcg{TOP_CUTOFF}",
+    f"MRR@{TOP_CUTOFF}": f"retr/document_mrr/mrr{TOP_CUTOFF}",
+    f"accuracy@{ACCURACY_CUTOFF}": "retr/document_accuracy/accuracy",
+}
+HEADLINES = ("recall@4", "nDCG@10")  # what runs are compared by
 METRIC_NAMES = (
-    *(f"retr/document_recall/recall{k}" for k in RECALL_CUTOFFS),
-    f"retr/document_ndcg/ndcg{TOP_CUTOFF}",
-    f"retr/document_mrr/mrr{TOP_CUTOFF}",
-    "retr/document_accuracy/accuracy",
+    *LABELS.values(),
     LATENCY,
     "loss",
 )

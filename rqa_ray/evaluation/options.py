@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 from rqa_ray.data.tokenise import TokeniserSpec
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import POOLING_NAMES, find_model_folder, read_settings
+from rqa_ray.retriever.saving import POOLING_NAMES, EncoderSettings, find_model_folder, read_settings
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 
 
@@ -70,13 +71,18 @@ def find_model(args: argparse.Namespace) -> Model:
     folder = find_model_folder(args.embedding_model_name_or_path, args.model_revision)
     if args.max_seq_length is not None and args.max_seq_length < 4:
         raise InputError(f"--max_seq_length {args.max_seq_length}: has to be at least 4")
-    settings = read_settings(
-        folder,
-        pooling=args.pooling_type,
-        similarity=args.similarity,
-        max_seq_length=args.max_seq_length,
-        query_prefix=args.query_prefix,
-        passage_prefix=args.passage_prefix,
-    )
+    settings = encoder_settings(folder, args)
     check_model(folder, settings, args.trust_remote_code)
     return Model(args.embedding_model_name_or_path, TokeniserSpec(folder, settings, args.trust_remote_code))
+
+
+def encoder_settings(folder: str, flags: Any) -> EncoderSettings:
+    """The settings of a model folder, overridden by the flags of that name (`pooling_type` ...) that are given."""
+    return read_settings(
+        folder,
+        pooling=flags.pooling_type,
+        similarity=flags.similarity,
+        max_seq_length=flags.max_seq_length,
+        query_prefix=flags.query_prefix,
+        passage_prefix=flags.passage_prefix,
+    )

@@ -19,31 +19,23 @@ from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.rows import Questions
 from rqa_ray.data.schema import parse_qa_record
 from rqa_ray.errors import InputError
-from rqa_ray.evaluation.bm25 import Bm25, Hybrid, rank_bm25
-from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_difference
-from rqa_ray.evaluation.corpus_job import question_shards, search
-from rqa_ray.evaluation.corpus_plan import CorpusPlan, plan_corpus
+from rqa_ray.evaluation.bm25 import Bm25, Hybrid, check_bm25
+from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.corpus_job import plan_corpus, question_shards, search
+from rqa_ray.evaluation.corpus_plan import CorpusPlan
 from rqa_ray.evaluation.embed import embed, manifest_of
 from rqa_ray.evaluation.evaluate import TOP_K
-from rqa_ray.evaluation.metrics import LATENCY, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.options import Model
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
-from rqa_ray.evaluation.shards import EmbeddingFolder
-from rqa_ray.whole_files import read_json, staged, write_json
+from rqa_ray.evaluation.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
+from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, staged, write_json
 
 RETRIEVERS = ("dense", "bm25", "hybrid")
-ALL_ARGS_FILE = "all_args.json"
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = "test-predictions.jsonl"
-EMBEDDINGS_FOLDER = "embeddings"
+QUESTIONS_FOLDER = "questions"  # their embeddings, for a run that goes on
 SPLIT = "test"
-LABELS = {
-    **{f"recall@{k}": f"retr/document_recall/recall{k}" for k in (1, 4, 10, 100)},
-    "nDCG@10": "retr/document_ndcg/ndcg10",
-    "MRR@10": "retr/document_mrr/mrr10",
-    "accuracy@4": "retr/document_accuracy/accuracy",
-}
-COMPARED = ("recall@4", "nDCG@10")
 
 
 @dataclass
@@ -60,7 +52,7 @@ class Result:
         named = {f"{SPLIT}_{name}": float(values.mean()) for name, values in self.values.items()}
         named |= {} if self.latency is None else {f"{SPLIT}_{LATENCY}": self.latency}
         around = {f"{SPLIT}_{name}": ends for name, ends in intervals(self.values, clusters).items()}
-        return {**named, **({} if self.weight is None else {"weight": self.weight}), "intervals_95": around}
+        return {**named, **({} if self.weight is None else {"weight": self.weight}), INTERVALS: around}
 
 
 def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) -> None:
@@ -72,8 +64,13 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
     output = Path(args.output_dir)
     config = {name: value for name, value in vars(args).items() if value and name != "overwrite_output_dir"}
     check_output(output, config, args.overwrite_output_dir)
+    shared = set(inputs["test"]) & set(inputs.get("weight", []))
+    if shared:
+        raise InputError(f"--weight_data_path {min(shared)}: is what is scored; name other questions")
     wanted = list(dict.fromkeys([args.retriever_type, *(args.compare if args.compare is not None else [])]))
     names = [name for name in wanted if name in RETRIEVERS]
+    if {"bm25", "hybrid"} & set(names):
+        check_bm25()
     cluster, workers = connect(), plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
@@ -85,8 +82,7 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
     if lost:
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
     others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
-    folder = EmbeddingFolder(args.embeddings_path or str(output / EMBEDDINGS_FOLDER))
-    retrievers = Retrievers(args, model, workers, inputs, plan, folder, asked)
+    retrievers = Retrievers(args, model, workers, inputs, plan, asked)
     if {"dense", "hybrid"} & set(names):
         retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
     results = {name: retrievers.result(name) for name in names} | others
@@ -100,7 +96,7 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
         ranking = results[args.retriever_type].ranking
         assert ranking is not None
         write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
-    print("\n".join(["", *table(results, clusters), *differences(results, clusters)]))
+    print("\n".join(["", *table(scores, len(test.questions)), *differences(results, clusters)]))
     print(f"written: {output / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}")
 
 
@@ -123,45 +119,54 @@ class Retrievers:
         workers: WorkerPlan,
         inputs: dict[str, list[str]],
         plan: CorpusPlan,
-        folder: EmbeddingFolder,
         asked: Mapping[str, AskedQuestions],
     ) -> None:
         self.args, self.model, self.workers = args, model, workers
         self.inputs, self.plan = inputs, plan
-        self.folder, self.asked = folder, asked
+        self.asked = asked
+        output = Path(args.output_dir)
+        self.folder = EmbeddingFolder(args.embeddings_path or str(output / EMBEDDINGS_FOLDER))
+        self.question_folder = EmbeddingFolder(str(output / QUESTIONS_FOLDER))
         self.k = min(TOP_K, len(plan.passage_ids))
         self.shards: dict[str, list[str]] = {}  # of questions, by input
-        self._texts: list[str] | None = None
         self._bm25: Bm25 | None = None
 
     def embed(self, questions: dict[str, Questions]) -> None:
         """Encodes what is missing of the questions and of the corpus."""
-        tables = {name: question_shards(part) for name, part in questions.items()}
+        precision = (self.folder.manifest() or {}).get("precision", "fp32")  # as jobs/embed.py made them
+        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, precision, self.args.bf16)
+        encoder = f"{manifest['fingerprint']} {self.args.bf16}"
+        tables = {name: question_shards(part, self.question_folder, encoder) for name, part in questions.items()}
         self.shards = {name: [table["name"][0].as_py() for table in part] for name, part in tables.items()}
-        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, "fp32", self.args.bf16)
-        together = [table for part in tables.values() for table in part]
+        done = self.question_folder.done()
+        missing = [table for part in tables.values() for table in part if table["name"][0].as_py() not in done]
         overwrite = self.args.overwrite_output_dir and not self.args.embeddings_path
-        embed(self.folder, manifest, self.model, self.plan, self.workers, together, overwrite)
+        embed(self.folder, manifest, self.model, self.plan, self.workers, missing, overwrite)
 
     def result(self, name: str) -> Result:
         """What a retriever finds for the test questions."""
         test, latency, weight = self.asked["test"], None, None
         if name == "dense":
             normalize = self.model.spec.settings.normalize
-            scores, positions, seconds = search(self.folder, self.shards["test"], self.k, self.workers, normalize)
-            latency = (seconds + self.folder.logged_seconds(self.shards["test"])) / len(test.questions)
+            scores, positions, seconds = search(
+                self.folder, self.question_folder, self.shards["test"], self.k, self.workers, normalize
+            )
+            latency = (seconds + self.question_folder.logged_seconds(self.shards["test"])) / len(test.questions)
         elif name == "bm25":
-            scores, positions = rank_bm25(self.bm25(), test.questions, self.k)
+            scores, positions = self.bm25().rank(test.questions, self.k)
         else:
-            hybrid = Hybrid(self.bm25(), self._embeddings([shard.name for shard in self.folder.shards]))
+            passages = [block.embeddings for block in self.folder.blocks([shard.name for shard in self.folder.shards])]
+            hybrid = Hybrid(self.bm25(), torch.cat(passages))
             weight = 0.5
             if "weight" in self.asked:
                 other = self.asked["weight"]
-                embeddings = self._embeddings(self.shards["weight"])
+                embeddings = self._question_embeddings("weight")
                 weight = hybrid.choose_weight(other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
             print(f"hybrid: {weight:g} of the embeddings' z-scores and {1 - weight:g} of BM25's", end="")
             print(", chosen on --weight_data_path" if "weight" in self.asked else "; --weight_data_path would choose")
-            scores, positions = hybrid.rank(test.questions, self._embeddings(self.shards["test"]), weight, self.k)
+            scores, positions = hybrid.rank(test.questions, self._question_embeddings("test"), [weight], self.k)[
+                weight
+            ]
         values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
         return Result(values, (scores, positions), latency, weight)
 
@@ -169,8 +174,8 @@ class Retrievers:
         self._bm25 = self._bm25 or Bm25([document.fmt_content for document in self.plan.documents()])
         return self._bm25
 
-    def _embeddings(self, names: list[str]) -> torch.Tensor:
-        return torch.cat([block.embeddings for block in self.folder.blocks(names)])
+    def _question_embeddings(self, split: str) -> torch.Tensor:
+        return torch.cat([block.embeddings for block in self.question_folder.blocks(self.shards[split])])
 
     def documents(self, positions: np.ndarray) -> Callable[[int], dict[str, Any]]:
         """Looks up the documents at some positions."""
@@ -201,18 +206,17 @@ def read_predictions(location: str, asked: AskedQuestions) -> Result:
     return Result(question_metrics(np.array(retrieved), asked.gold_ids))
 
 
-def table(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:
+def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]:
     """Lines: a metric each, a retriever a column, with its 95% interval."""
     columns = []
-    for name, result in results.items():
-        around = intervals(result.values, clusters)
+    for name, metrics in scores.items():
         cells = [name]
         for metric in LABELS.values():
-            low, high = around[metric]
-            cells.append(f"{result.values[metric].mean():.3f}  {low:.3f} to {high:.3f}")
+            low, high = metrics[INTERVALS][f"{SPLIT}_{metric}"]
+            cells.append(f"{metrics[f'{SPLIT}_{metric}']:.3f}  {low:.3f} to {high:.3f}")
         columns.append(cells)
-    rows = zip([f"{len(clusters):,} questions", *LABELS], *columns, strict=True)
-    width = max(len(name) for name in [*results, "0.000  0.000 to 0.000"]) + 3
+    rows = zip([f"{num_questions:,} questions", *LABELS], *columns, strict=True)
+    width = max(len(cell) for cells in columns for cell in cells) + 3
     return [f"{label:16}" + "".join(cell.ljust(width) for cell in cells).rstrip() for label, *cells in rows]
 
 
@@ -221,7 +225,7 @@ def differences(results: Mapping[str, Result], clusters: np.ndarray) -> list[str
     (first, base), *others = results.items()
     lines = []
     for name, result in others:
-        for label in COMPARED:
+        for label in HEADLINES:
             change = paired_difference(base.values[LABELS[label]], result.values[LABELS[label]], clusters)
             lines.append(f"{name} against {first}, {label}: {change.describe()}")
     return lines

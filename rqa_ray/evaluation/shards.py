@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,9 +27,11 @@ from torch import nn
 
 from rqa_ray.data.files import open_location
 from rqa_ray.retriever.saving import EncoderSettings, transformer_folder
+from rqa_ray.whole_files import write_whole
 
 MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
+EMBEDDINGS_FOLDER = "embeddings"  # in the folder of a model or of an evaluation
 PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
 ROWS_PER_BLOCK = 16_384
 
@@ -54,24 +55,26 @@ class EmbeddingFolder:
     """The shards at a location, and what they are of."""
 
     def __init__(self, location: str) -> None:
-        self.location = location
+        self.location = location if "://" in location else os.path.abspath(location)  # for workers elsewhere
         self.filesystem, self.path = open_location(location)
+        self._manifest: dict[str, Any] | None = None
 
     def manifest(self) -> dict[str, Any] | None:
         """What was written by `start`; None where nothing was."""
         path = f"{self.path}/{MANIFEST_FILE}"
-        if self.filesystem.get_file_info(path).type != fs.FileType.File:
-            return None
-        with self.filesystem.open_input_stream(path) as file:
-            return json.loads(file.read())
+        if self._manifest is None and self.filesystem.get_file_info(path).type == fs.FileType.File:
+            with self.filesystem.open_input_stream(path) as file:
+                self._manifest = json.loads(file.read())
+        return self._manifest
 
     def start(self, manifest: dict[str, Any]) -> None:
         """Writes the manifest."""
-        self.filesystem.create_dir(self.path, recursive=True)
         self._write(MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
+        self._manifest = manifest
 
     def clear(self) -> None:
         """Deletes the shards and what is said of them."""
+        self._manifest = None
         for name in [MANIFEST_FILE, LOG_FILE, *(f"{name}.parquet" for name in self.done())]:
             if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{name}")
@@ -137,15 +140,12 @@ class EmbeddingFolder:
         self._write(f"{name}.parquet", sink.getvalue())
 
     def _write(self, name: str, content: bytes | pa.Buffer) -> None:
-        target = f"{self.path}/{name}"
-        if not isinstance(self.filesystem, fs.LocalFileSystem):  # buckets show a file when it is whole
-            with self.filesystem.open_output_stream(target) as file:
+        self.filesystem.create_dir(self.path, recursive=True)
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            write_whole(Path(self.path) / name, content)
+        else:  # buckets show a file when it is whole
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
                 file.write(content)
-            return
-        temporary = f"{self.path}/.{name}.{secrets.token_hex(4)}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, target)
 
     def blocks(self, names: Sequence[str], normalize: bool = False) -> Iterator[Block]:
         """The embeddings of some shards, in their order, in blocks of some thousand; of unit length if `normalize`."""

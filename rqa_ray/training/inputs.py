@@ -10,8 +10,6 @@ from rqa_ray.data.demo import write_demo
 from rqa_ray.data.files import exists
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import EncoderSettings, read_settings
-from rqa_ray.retriever.tokenizer import prefix_note
 from rqa_ray.training import outputs
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
@@ -38,22 +36,6 @@ def demo_files(job: Job) -> dict[str, list[str]]:
     folder = Path(job.output_dir) / outputs.DEMO_FOLDER
     paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
     return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
-
-
-def encoder_settings(job: Job, model_folder: str) -> EncoderSettings:
-    """The folder's settings with the flags over them; notes a forgotten prefix."""
-    settings = job.settings
-    encoder = read_settings(
-        model_folder,
-        pooling=settings.pooling_type,
-        similarity=settings.similarity,
-        max_seq_length=settings.max_seq_length,
-        query_prefix=settings.query_prefix,
-        passage_prefix=settings.passage_prefix,
-    )
-    note = prefix_note(settings.model_name_or_path or "", encoder)
-    job.notes.extend([note] if note else [])
-    return encoder
 
 
 def with_global_batch(job: Job, num_workers: int) -> Job:

@@ -15,20 +15,17 @@ from typing import Any
 import numpy as np
 
 from rqa_ray.arguments import Job
-from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_difference
-from rqa_ray.evaluation.metrics import question_metrics
+from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.retriever.saving import EncoderSettings
-from rqa_ray.whole_files import read_json, write_json
+from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, write_json, write_whole
 
-ALL_ARGS_FILE = "all_args.json"
 RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
 CHECKPOINTS_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
 DEMO_FOLDER = "demo_data"
 BAD_RECORDS_FILE = "bad_records.jsonl"
-INTERVALS = "intervals_95"  # in the results files: [low, high] by metric
-_HEADLINES = {"recall@4": "retr/document_recall/recall4", "nDCG@10": "retr/document_ndcg/ndcg10"}
 
 
 @dataclass
@@ -46,9 +43,8 @@ class ModelState:
 
 def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
     """Lists the first records that were left out, a line of JSON each; returns a line for the user."""
-    temporary = folder / f".{BAD_RECORDS_FILE}.tmp"
-    temporary.write_text("".join(json.dumps({"problem": problem}) + "\n" for problem in problems), encoding="utf-8")
-    os.replace(temporary, folder / BAD_RECORDS_FILE)
+    lines = "".join(json.dumps({"problem": problem}) + "\n" for problem in problems)
+    write_whole(folder / BAD_RECORDS_FILE, lines.encode())
     return f"warning: bad records, left out: {counts}; the first are listed in {folder / BAD_RECORDS_FILE}"
 
 
@@ -89,7 +85,8 @@ def compare(
         old, new = (state.by_question(split, asked, documents) for state in (before, best))
         around[split] = intervals(new, clusters)
         lines.append(f"{split}, {len(asked.questions):,} questions:")
-        for label, name in _HEADLINES.items():
+        for label in HEADLINES:
+            name = LABELS[label]
             change = paired_difference(old[name], new[name], clusters)
             lines.append(f"  {label:8} {old[name].mean():.3f} -> {new[name].mean():.3f}, {change.describe()}")
     return lines, around

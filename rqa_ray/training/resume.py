@@ -17,7 +17,7 @@ from rqa_ray.arguments import Job
 from rqa_ray.errors import InputError
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
-from rqa_ray.whole_files import read_json, write_json
+from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, write_json
 
 
 @dataclass
@@ -63,7 +63,7 @@ def open_run(job: Job) -> RunRecord:
         record = RunRecord(before.storage_path, [*before.run_names, name], before.resume_from, before.files)
         whole = stored.list_checkpoints(before.storage_path, before.run_names)
         record.resume_from = whole[-1].location if whole else before.resume_from
-        changed = changed_settings(read_json(folder / outputs.ALL_ARGS_FILE) or {}, job)
+        changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job)
         if changed:
             print(f"warning: goes on with other settings than it began with: {changed}")
     elif previous:
@@ -74,7 +74,7 @@ def open_run(job: Job) -> RunRecord:
     elif job.resume:
         print("note: no checkpoint to resume from; starting anew")
     record.save(job.output_dir)
-    write_json(folder / outputs.ALL_ARGS_FILE, job.to_config())
+    write_json(folder / ALL_ARGS_FILE, job.to_config())
     return record
 
 

@@ -42,15 +42,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rqa_ray.data.readers import Blocks, Skipped, read_inputs
 from rqa_ray.data.streaming import is_too_large, open_stream
 from rqa_ray.data.tokenise import TokeniserSpec
+from rqa_ray.evaluation.options import encoder_settings
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
 from rqa_ray.progress import Progress, ProgressLine
-from rqa_ray.retriever.tokenizer import check_model
+from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import Mailbox
 from rqa_ray.training.inputs import (
     demo_files,
-    encoder_settings,
     input_files,
     micro_batch_size,
     with_global_batch,
@@ -60,7 +60,7 @@ from rqa_ray.training.resume import RunRecord, check_output_dir, open_run
 from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
 from rqa_ray.training.validate import validate
 from rqa_ray.training.worker import train_worker
-from rqa_ray.whole_files import read_json, staged
+from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, staged
 
 POLL_SECONDS = 0.5
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -79,7 +79,9 @@ def train(job: Job) -> None:
     """
     files = None if job.settings.demo_size else input_files(job)
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
-    encoder = encoder_settings(job, model_folder)
+    encoder = encoder_settings(model_folder, job.settings)
+    note = prefix_note(job.settings.model_name_or_path or "", encoder)
+    job.notes.extend([note] if note else [])
     check_output_dir(job)
     check_model(model_folder, encoder, job.settings.trust_remote_code)
     cluster = connect()
@@ -150,7 +152,7 @@ def with_data_mode(job: Job, train_files: list[str], spec: TokeniserSpec) -> Job
     """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
     mode: Any = job.settings.data_mode
     if mode == "auto" and job.resume:
-        mode = (read_json(Path(job.output_dir) / outputs.ALL_ARGS_FILE) or {}).get("data_mode", "auto")
+        mode = (read_json(Path(job.output_dir) / ALL_ARGS_FILE) or {}).get("data_mode", "auto")
     if mode == "auto":
         mode = "streaming" if is_too_large(train_files, spec) else "resident"
     return replace(job, settings=replace(job.settings, data_mode=mode))

@@ -36,8 +36,8 @@ def validate(checkpoint: ray.train.Checkpoint, config: dict[str, Any]) -> dict[s
     tokenizer = TextTokenizer(config["model_folder"], config["encoder"], settings.trust_remote_code).tokenizer
     options = EncodeOptions.for_device(encoder, tokenizer.pad_token_id)
     options.max_rows_per_chunk = training["per_device_eval_batch_size"]
-    half = {"bf16_full_eval": torch.bfloat16, "fp16_full_eval": torch.float16}
-    options.mixed_precision = next((dtype for name, dtype in half.items() if training.get(name)), None)
+    fp16 = torch.float16 if training.get("fp16_full_eval") else None
+    options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
     evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, options, settings.temperature)
     results = evaluator.evaluate(encoder)

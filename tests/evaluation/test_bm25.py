@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rqa_ray.data.records import read_records
-from rqa_ray.evaluation.bm25 import WEIGHTS, Bm25, Hybrid, rank_bm25
+from rqa_ray.evaluation.bm25 import WEIGHTS, Bm25, Hybrid
 from rqa_ray.evaluation.metrics import retrieval_metrics
 
 TEXTS = ["Red apples and green apples.", "A green pear", "red red wine", "the sea"]
@@ -35,7 +35,7 @@ def test_scores_are_lucenes_without_stop_words_and_case():
 
 @pytest.mark.parametrize("question", ["", "the of", "unheard", "?!"])
 def test_a_question_without_known_words_ranks_in_document_order(question):
-    scores, positions = rank_bm25(Bm25(TEXTS), [question, "pear"], 4)
+    scores, positions = Bm25(TEXTS).rank([question, "pear"], 4)
     assert positions.tolist() == [[0, 1, 2, 3], [1, 0, 2, 3]]
     assert not scores[0].any()
 
@@ -48,11 +48,11 @@ def test_fusion_adds_z_scores_over_the_whole_corpus():
         weight * (part - part.mean(1, keepdims=True)) / part.std(1, keepdims=True)
         for weight, part in ((0.3, dense), (0.7, lexical))
     )
-    found = Hybrid(bm25, passages).scores(questions, asked, 0.3)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    scores, positions = Hybrid(bm25, passages).rank(questions, asked, 0.3, 3)
-    assert positions.tolist() == np.argsort(-expected, axis=1)[:, :3].tolist()
-    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], atol=1e-5)
+    ranked = Hybrid(bm25, passages).rank(questions, asked, [0.3, 1.0], 4)
+    scores, positions = ranked[0.3]
+    assert ranked[1.0][1].tolist() == np.argsort(-dense, axis=1).tolist()
+    assert positions.tolist() == np.argsort(-expected, axis=1).tolist()
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1), atol=1e-5)
 
 
 def test_the_weight_goes_to_the_one_that_finds_the_golds():
@@ -87,6 +87,6 @@ def faire(split: str):
 
 def test_faire_has_the_known_figures():
     texts, ids, questions, golds = faire("test")
-    metrics = retrieval_metrics(ids[rank_bm25(Bm25(texts), questions, 100)[1]], golds)
+    metrics = retrieval_metrics(ids[Bm25(texts).rank(questions, 100)[1]], golds)
     assert metrics["retr/document_ndcg/ndcg10"] == pytest.approx(0.648, abs=5e-4)
     assert metrics["retr/document_recall/recall4"] == pytest.approx(55 / 75)

@@ -49,7 +49,7 @@ def paths(documents, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plan(ray_cluster, paths):
-    from rqa_ray.evaluation.corpus_plan import plan_corpus
+    from rqa_ray.evaluation.corpus_job import plan_corpus
 
     return plan_corpus(paths)
 
@@ -78,8 +78,8 @@ def encoded(plan, questions, spec, workers, tmp_path_factory) -> tuple[Embedding
 
     folder = EmbeddingFolder(str(tmp_path_factory.mktemp("encoded") / "embeddings"))
     folder.start({"shards": plan.shards})
-    tables = question_shards(questions)
-    encode_corpus(plan, tables, folder, spec, workers)
+    tables = question_shards(questions, folder)
+    encode_corpus(plan, folder, tables, spec, workers)
     return folder, [table["name"][0].as_py() for table in tables]
 
 
@@ -104,22 +104,36 @@ def test_shards_cover_the_places_once(plan):
 
 def test_ranges_of_large_files_and_groups_of_small_ones_make_the_same_plan(paths, plan, monkeypatch):
     from rqa_ray.evaluation import corpus_plan
+    from rqa_ray.evaluation.corpus_job import plan_corpus
 
     monkeypatch.setattr(corpus_plan, "RANGE_BYTES", 2_000)
     monkeypatch.setattr(corpus_plan, "FEWEST_ROWS", 7)
-    other = corpus_plan.plan_corpus(paths)
+    other = plan_corpus(paths)
     assert len(other.groups) > len(plan.groups) == 1 and len(other.shards) > 20
     assert other.passage_ids.tolist() == plan.passage_ids.tolist() and other.digest == plan.digest
     assert [document.passage_id for document in other.documents()] == plan.passage_ids.tolist()
 
 
 def test_a_bad_line_is_named_before_anything_is_encoded(ray_cluster, paths, tmp_path):
-    from rqa_ray.evaluation.corpus_plan import plan_corpus
+    from rqa_ray.evaluation.corpus_job import plan_corpus
 
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"page_content": "right"}\n{"content": "wrong"}\n')
     with pytest.raises(InputError, match=r"bad\.jsonl:2: a document needs `page_content`"):
         plan_corpus([paths[0], str(bad), paths[1]])
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "bad"])
+def test_files_that_changed_since_the_plan_are_not_taken_for_the_same(paths, tmp_path, change):
+    from rqa_ray.evaluation.corpus_plan import kept_documents
+
+    changed = tmp_path / "a.jsonl"
+    lines = Path(paths[0]).read_text().splitlines()
+    added = {"shorter": lines[:-1], "longer": [*lines, lines[0]], "bad": [*lines[:-1], "{}"]}[change]
+    changed.write_text("\n".join(added))
+    with pytest.raises(InputError, match="changed while it was read"):
+        list(kept_documents([(str(changed), 0, None)], np.ones(152, bool)))
+    assert len(list(kept_documents([(paths[0], 0, None)], np.ones(152, bool)))) == 152
 
 
 def test_saved_embeddings_are_the_encoders(encoded, spec, documents):
@@ -142,7 +156,8 @@ def test_shards_that_are_there_are_not_encoded_again(encoded, plan, questions, s
     for name in lost:
         (Path(folder.path) / f"{name}.parquet").unlink()
     seen = []
-    encode_corpus(plan, question_shards(questions), folder, spec, workers, on_shard=lambda name, *_: seen.append(name))
+    tables = [table for table in question_shards(questions, folder) if table["name"][0].as_py() in lost]
+    encode_corpus(plan, folder, tables, spec, workers, on_shard=lambda name, *_: seen.append(name))
     assert sorted(seen) == sorted(lost)
     after = {path: path.stat().st_mtime_ns for path in Path(folder.path).glob("*.parquet")}
     assert {path.stem for path in after if before[path] != after[path]} == set(lost)
@@ -156,7 +171,7 @@ def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers)
     from rqa_ray.preflight import WorkerPlan
 
     folder, names = encoded
-    scores, positions, seconds = search(folder, names, 50, WorkerPlan(num_workers, 1, False), normalize=True)
+    scores, positions, seconds = search(folder, folder, names, 50, WorkerPlan(num_workers, 1, False), normalize=True)
     asked = torch.cat([block.embeddings for block in folder.blocks(names)])
     topk = RunningTopK(72, 50)
     for block in folder.blocks([shard.name for shard in folder.shards]):
@@ -184,7 +199,7 @@ def test_planted_ties_rank_in_document_order_for_any_number_of_workers(ray_clust
     exact = (asked.double()[:, None] * embeddings.double()).sum(2).float()
     expected = exact.argsort(dim=1, descending=True, stable=True)[:, :100]
     for num_workers in (1, 2, 4):
-        positions = search(folder, ["questions-0"], 100, WorkerPlan(num_workers, 1, False), normalize=False)[1]
+        positions = search(folder, folder, ["questions-0"], 100, WorkerPlan(num_workers, 1, False), normalize=False)[1]
         assert np.array_equal(positions, expected.numpy())
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
-from rqa_ray.evaluation.bm25 import Bm25, rank_bm25
+from rqa_ray.evaluation.bm25 import Bm25
 from rqa_ray.evaluation.metrics import question_metrics
 from tests.evaluation.test_bm25 import FAIRE
 
@@ -35,7 +35,7 @@ def ranked(request):
         for question in record.questions:
             by_wording.setdefault(question, set()).update(document.passage_id for document in record.gold_docs)
     questions = list(by_wording)[:400]
-    scores, positions = rank_bm25(Bm25(list(documents.values())), questions, 100)
+    scores, positions = Bm25(list(documents.values())).rank(questions, 100)
     return np.array(list(documents))[positions], scores, [list(by_wording[question]) for question in questions]
 
 

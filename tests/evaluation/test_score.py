@@ -153,11 +153,13 @@ def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_
         (["--embedding_model_name_or_path", "./missing"], "./missing: no such model folder"),
         (["--compare", "missing"], "--compare missing: neither dense, bm25, hybrid nor a folder with"),
         (["--num_workers", "9", "--cpus_per_worker", "1"], "--num_workers 9: needs 9 workers with 1 CPU each"),
+        (["--weight_data_path", "{test_file}"], "is what is scored; name other questions"),
         (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
         (["--retriever_type", "bm52"], "argument --retriever_type: invalid choice: 'bm52'"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, change, message, capsys, tmp_path):
+def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, files, change, message, capsys, tmp_path):
+    change = [word.format(**files) for word in change]
     said = refused(capsys, "evaluate", *flags, "--output_dir", tmp_path / "out", *change)
     assert message in said
     assert not (tmp_path / "out").exists()
@@ -189,8 +191,13 @@ def test_embeddings_can_be_made_beforehand_with_an_index(flags, files, evaluated
     assert "embeddings of 60 passages are there already" in capsys.readouterr().out
     assert not (tmp_path / "out" / "embeddings").exists()
     assert predictions(tmp_path / "out") == predictions(evaluated)
+    assert not list(made.glob("questions*"))
     said = refused(capsys, "embed", *words, "--precision", "int8")
     assert "has embeddings of another --precision; choose another folder" in said
+    run("embed", *words[:-1], tmp_path / "int8", "--precision", "int8")
+    run("evaluate", *flags, "--embeddings_path", tmp_path / "int8", "--output_dir", tmp_path / "from-int8")
+    first, second = score(evaluated), score(tmp_path / "from-int8")
+    assert second["test_retr/document_ndcg/ndcg10"] == pytest.approx(first["test_retr/document_ndcg/ndcg10"], abs=0.1)
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(evaluated, flags, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_a_write_that_is_cut_off_leaves_no_shard(folder, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(shards.os, "replace", fail)
+    monkeypatch.setattr("rqa_ray.whole_files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write(folder, SHARDS[0])
     assert not folder.done()
