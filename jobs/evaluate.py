@@ -5,7 +5,7 @@ import sys
 
 from rqa_ray.command_line import expand_config, user_errors
 from rqa_ray.data.records import find_inputs
-from rqa_ray.evaluation.options import add_corpus_flags, add_model_flags, add_worker_flags, find_model
+from rqa_ray.evaluation.options import RETRIEVERS, add_corpus_flags, add_model_flags, add_worker_flags, find_model
 
 
 def parse() -> argparse.Namespace:
@@ -16,9 +16,7 @@ def parse() -> argparse.Namespace:
     add_worker_flags(parser)
     parser.add_argument("--output_dir", required=True, help="folder; run again, it goes on where it stopped")
     parser.add_argument("--embeddings_path", help="what jobs/embed.py wrote, or where embeddings go (folder, URI)")
-    parser.add_argument(
-        "--retriever_type", choices=["dense", "bm25", "hybrid"], default="dense", help="hybrid: dense and bm25 fused"
-    )
+    parser.add_argument("--retriever_type", choices=RETRIEVERS, default="dense", help="hybrid: dense and bm25 fused")
     parser.add_argument("--weight_data_path", nargs="+", help="other questions, which choose the weight of a hybrid")
     parser.add_argument(
         "--compare",
@@ -30,7 +28,7 @@ def parse() -> argparse.Namespace:
     switches = {action.dest for action in parser._actions if action.nargs == 0}
     args = parser.parse_args(expand_config(sys.argv[1:], switches))
     if args.compare == []:
-        args.compare = ["dense", "bm25", "hybrid"]
+        args.compare = [*RETRIEVERS]
     return args
 
 

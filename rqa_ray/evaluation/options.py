@@ -11,6 +11,8 @@ from rqa_ray.errors import InputError
 from rqa_ray.retriever.saving import POOLING_NAMES, EncoderSettings, find_model_folder, read_settings
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 
+RETRIEVERS = ("dense", "bm25", "hybrid")  # hybrid: the other two fused
+
 
 @dataclass
 class Model:

@@ -26,12 +26,11 @@ from rqa_ray.evaluation.corpus_plan import CorpusPlan
 from rqa_ray.evaluation.embed import embed, manifest_of
 from rqa_ray.evaluation.evaluate import TOP_K
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
-from rqa_ray.evaluation.options import Model
+from rqa_ray.evaluation.options import RETRIEVERS, Model
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
 from rqa_ray.evaluation.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
 from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, staged, write_json
 
-RETRIEVERS = ("dense", "bm25", "hybrid")
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = "test-predictions.jsonl"
 QUESTIONS_FOLDER = "questions"  # their embeddings, for a run that goes on
@@ -56,7 +55,7 @@ class Result:
 
 
 def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) -> None:
-    """Evaluates; `inputs` are the files of `corpus`, `test`, and maybe `weight` and `compare`.
+    """Evaluates; `inputs` are the files of `corpus`, `test`, and maybe `weight`.
 
     Raises:
         InputError: what the user gave is wrong; nothing was written.
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
     shared = set(inputs["test"]) & set(inputs.get("weight", []))
     if shared:
         raise InputError(f"--weight_data_path {min(shared)}: is what is scored; name other questions")
-    wanted = list(dict.fromkeys([args.retriever_type, *(args.compare if args.compare is not None else [])]))
+    wanted = list(dict.fromkeys([args.retriever_type, *(args.compare or [])]))
     names = [name for name in wanted if name in RETRIEVERS]
     if {"bm25", "hybrid"} & set(names):
         check_bm25()
