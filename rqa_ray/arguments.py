@@ -204,6 +204,7 @@ class Job:
     training: dict[str, Any]
     resume: str | None = None  # "true", or a checkpoint folder
     notes: list[str] = field(default_factory=list)
+    resume_flag: str = "--resume_from_checkpoint true"  # how its user goes on
 
     @property
     def output_dir(self) -> str:

@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import HfArgumentParser
 
 from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Job, RetrieverTrainingArguments, Settings, check
 from rqa_ray.errors import InputError
 
-USAGE = "train.py [CONFIG.json] [--FLAG VALUE ...]"
+USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
 
 
 class _Parser(HfArgumentParser):
@@ -25,14 +26,24 @@ class _Parser(HfArgumentParser):
         raise InputError(f"{message} (-h lists all arguments)")
 
 
+def training_parser(program: str, *more: type) -> argparse.ArgumentParser:
+    """The parser of all training flags, and of those of `more` dataclasses."""
+    types = (*more, Settings, RetrieverTrainingArguments)
+    return _Parser(types, allow_abbrev=False, usage=f"{program} {USAGE}")
+
+
 def parse_job(argv: Sequence[str]) -> Job:
     """A job from command-line words; a first word that ends in .json is a config, which flags after it override.
 
     Raises:
         InputError: unknown names or values that cannot work.
     """
+    return parse_with(argv, training_parser("train.py"))[0]
+
+
+def parse_with(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[Job, dict[str, Any]]:
+    """As `parse_job`, with the parser's further values by name."""
     words, notes = _translate_aliases(expand_config(list(argv)))
-    parser = _Parser((Settings, RetrieverTrainingArguments), allow_abbrev=False, usage=USAGE)
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise InputError(_unknown_argument(unknown[0], parser))
@@ -42,6 +53,7 @@ def parse_job(argv: Sequence[str]) -> Job:
     given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
     defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
     own_defaults = set(RetrieverTrainingArguments.__annotations__)
+    further = {name: values.pop(name) for name in list(values) if name not in defaults}
     training = {name: value for name, value in values.items() if name in own_defaults or name in given}
     for name in sorted(given & REFUSED.keys()):
         if values[name] not in (None, False, defaults[name].default, "no", ""):
@@ -60,7 +72,7 @@ def parse_job(argv: Sequence[str]) -> Job:
         resume = None
     job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes)
     check(job)
-    return job
+    return job, further
 
 
 def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]:

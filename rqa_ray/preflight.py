@@ -106,6 +106,11 @@ def plan_workers(asked: int | None, cpus_per_worker: int | None, use_cpu: bool =
     )
 
 
+def max_concurrent(plan: WorkerPlan) -> int:
+    """How many runs of such a plan the nodes hold beside each other."""
+    return sum(_fits(node, plan.resources) for node in _nodes()) // plan.num_workers
+
+
 def find_spare(plan: WorkerPlan) -> dict[str, int] | None:
     """What a task beside the workers could have, as options of `ray.remote`; None where they leave nothing.
 

@@ -13,10 +13,16 @@ NEED_RAY = {
     "rqa_ray.evaluation.embed",
     "rqa_ray.evaluation.score",
     "rqa_ray.training.checkpoints",
+    "rqa_ray.training.fit",
     "rqa_ray.training.resume",
     "rqa_ray.training.run",
+    "rqa_ray.training.setup",
     "rqa_ray.training.validate",
     "rqa_ray.training.worker",
+    "rqa_ray.tuning.models",
+    "rqa_ray.tuning.search",
+    "rqa_ray.tuning.trial",
+    "rqa_ray.tuning.watch",
 }
 
 IMPORT_ALL = """

@@ -98,6 +98,14 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), os.path.abspath(location)
 
 
+def inside(location: str, name: str) -> str:
+    """A path or a URI of something in a folder."""
+    if "://" not in location:
+        return os.path.join(location, name)
+    base, question_mark, query = location.partition("?")
+    return f"{base.rstrip('/')}/{name}{question_mark}{query}"
+
+
 def exists(path: str) -> bool:
     """Whether there is such a file."""
     filesystem, inner = open_location(path)

@@ -36,8 +36,12 @@ def build_trainer(
     micro_batch: int,
     resume: str | None = None,
     evaluates_beside: bool = False,
+    memory_sharers: int = 1,
 ) -> ContrastiveTrainer:
-    """The trainer of one rank from training rows and tokenised tables (`eval`, `corpus`, maybe `test`)."""
+    """The trainer of one rank from training rows and tokenised tables (`eval`, `corpus`, maybe `test`).
+
+    `memory_sharers` is the number of runs that may share this node's memory.
+    """
     if args.torch_compile:
         args = compile_transformer(encoder, args)
     batches = GlobalBatches(
@@ -50,7 +54,7 @@ def build_trainer(
         world_size=args.world_size,
     )
     before = read_json(Path(resume) / CHOICES_FILE) if resume else {}
-    choices = choose(settings, args, encoder, batches, before)
+    choices = choose(settings, args, encoder, batches, before, memory_sharers)
     options = EncodeOptions(
         batches.pad_id,
         choices["max_tokens_per_chunk"],
@@ -98,6 +102,7 @@ def choose(
     encoder: Encoder,
     batches: GlobalBatches,
     before: dict[str, Any] | None = None,
+    memory_sharers: int = 1,
 ) -> dict[str, Any]:
     """What the user leaves open, found out by measuring and set in `batches`; on a resume what was found `before`.
 
@@ -114,7 +119,9 @@ def choose(
     packed = not distributed.any_rank(not works, device) and before.get("packed", True)
     batches.packed = packed
     # Gradients and the two moments of Adam are still to come.
-    free = MEMORY_SHARE * _free_memory(device) - 12 * sum(value.numel() for value in encoder.parameters())
+    free = MEMORY_SHARE * _free_memory(device, memory_sharers) - 12 * sum(
+        value.numel() for value in encoder.parameters()
+    )
 
     def graph_bytes(chunk: Chunk) -> float:
         """A token (bytes)."""
@@ -159,8 +166,8 @@ def describe(choices: dict[str, Any]) -> str:
     return f"chunks of at most {choices['max_tokens_per_chunk']:,} tokens, {padding}; {caching} gradient caching"
 
 
-def _free_memory(device: torch.device) -> int:
+def _free_memory(device: torch.device, sharers: int) -> int:
     """Of this rank (bytes)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return psutil.virtual_memory().available // (sharers * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

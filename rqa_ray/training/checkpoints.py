@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import ray.train
 from pyarrow import fs
 from transformers import TrainerCallback
 
-from rqa_ray.data.files import open_location
+from rqa_ray.data.files import inside, open_location
 from rqa_ray.evaluation.evaluate import SplitResult
 from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.progress import Progress, as_record
@@ -45,24 +45,25 @@ NOT_EVALUATED = -1e30  # a checkpoint saved on a stop signal is the latest, neve
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Rank 0 puts progress in, the driver takes it out and may ask for a stop."""
+    """Rank 0 of each run puts progress in, the driver takes it out and may ask for a stop."""
 
     def __init__(self) -> None:
-        self.record: dict[str, Any] = as_record(Progress())
+        self.records: dict[str, dict[str, Any]] = {}  # by run
         self.notes: list[str] = []
         self.stop = False
 
-    def put(self, record: dict[str, Any] | None, note: str | None = None) -> bool:
-        """Keeps the newest record; returns whether a stop was asked for."""
-        self.record = record or self.record
+    def put(self, run: str, record: dict[str, Any] | None, note: str | None = None) -> bool:
+        """Keeps the newest record of a run; returns whether a stop was asked for."""
+        if record:
+            self.records[run] = record
         if note:
             self.notes.append(note)
         return self.stop
 
-    def take(self) -> tuple[dict[str, Any], list[str]]:
-        """The newest record, and the notes since the last call."""
+    def take(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """The newest record of each run, and the notes since the last call."""
         notes, self.notes = self.notes, []
-        return self.record, notes
+        return self.records, notes
 
     def request_stop(self) -> None:
         self.stop = True
@@ -71,8 +72,15 @@ class Mailbox:
 class ReportCallback(TrainerCallback):
     """Reports every checkpoint to Ray, with the metrics of its own step, and progress to the mailbox."""
 
-    def __init__(self, trainer: ContrastiveTrainer, mailbox: Any, questions_per_step: int) -> None:
-        self.trainer, self.mailbox = trainer, mailbox
+    def __init__(
+        self,
+        trainer: ContrastiveTrainer,
+        mailbox: Any,
+        run: str,
+        questions_per_step: int,
+        report: Callable[..., None] = ray.train.report,
+    ) -> None:
+        self.trainer, self.mailbox, self.run, self.report = trainer, mailbox, run, report
         self.progress = Progress(questions_per_step=questions_per_step)
         self.metric = trainer.args.metric_for_best_model or ""
         self.stopped = False
@@ -111,7 +119,7 @@ class ReportCallback(TrainerCallback):
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             beside = self.trainer.saving.due_step == state.global_step
         distributed.barrier()
-        ray.train.report(metrics, checkpoint=checkpoint, validation=beside)  # returns when the upload is done
+        self.report(metrics, checkpoint=checkpoint, validation=beside)  # returns when the upload is done
         if state.is_world_process_zero:
             shutil.rmtree(folder)
 
@@ -120,7 +128,7 @@ class ReportCallback(TrainerCallback):
         for name, value in changes.items():
             setattr(self.progress, name, value)
         if distributed.rank() == 0:
-            self._stop_asked = self.mailbox.put.remote(as_record(self.progress))
+            self._stop_asked = self.mailbox.put.remote(self.run, as_record(self.progress))
 
     def _stop_is_asked(self) -> bool:
         return bool(ray.get(self._stop_asked)) if self._stop_asked is not None else False
@@ -138,9 +146,9 @@ def write_manifest(folder: Path, step: int) -> None:
 
 
 @contextmanager
-def local_checkpoint(resume_from: str | None) -> Iterator[str | None]:
-    """Local folder of the checkpoint to resume from: Ray's latest, else the one that the run starts from."""
-    checkpoint = ray.train.get_checkpoint()
+def local_checkpoint(resume_from: str | None, is_worker: bool = True) -> Iterator[str | None]:
+    """Local folder of the checkpoint to resume from: a worker's latest, else the one that the run starts from."""
+    checkpoint = ray.train.get_checkpoint() if is_worker else None
     if checkpoint is None and resume_from:
         filesystem, path = open_location(resume_from)
         checkpoint = ray.train.Checkpoint(path, filesystem)
@@ -174,6 +182,16 @@ class StoredCheckpoint:
                 rankings |= dict(arrays)
         first = {name[len("before_") :]: value for name, value in rankings.items() if name.startswith("before_")}
         return ModelState(0, self.before, first), ModelState(self.step, self.metrics, rankings)
+
+    def splits(self) -> dict[str, SplitResult]:
+        """What was found of this checkpoint, by split."""
+        found, arrays = self.model_states()[1], {}
+        for split in ("eval", "test"):
+            if f"{split}_scores" in found.rankings:
+                metrics = {name: value for name, value in found.metrics.items() if name.startswith(f"{split}_")}
+                ranking = found.rankings[f"{split}_scores"], found.rankings[f"{split}_positions"]
+                arrays[split] = SplitResult(metrics, *ranking)
+        return arrays
 
     def download(self, name: str, target: Path) -> None:
         """Copies a file or folder of the checkpoint."""
@@ -222,20 +240,31 @@ def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int,
 def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
     """The whole checkpoints of some runs, by step."""
     filesystem, root = open_location(storage_path)
-    base, question_mark, query = storage_path.partition("?") if "://" in storage_path else (root, "", "")
     found = []
     for name in run_names:
         for folder in filesystem.get_file_info(fs.FileSelector(f"{root}/{name}", allow_not_found=True)):
             if folder.type == fs.FileType.Directory:
-                location = f"{base.rstrip('/')}/{name}/{folder.base_name}{question_mark}{query}"
+                location = inside(storage_path, f"{name}/{folder.base_name}")
                 checkpoint = read_checkpoint(location)
                 found += [checkpoint] if checkpoint else []
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def list_run_names(storage_path: str, prefix: str) -> list[str]:
+    """Names of the stored runs that begin with a prefix."""
+    filesystem, root = open_location(storage_path)
+    found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return sorted(folder.base_name for folder in found if folder.base_name.startswith(prefix))
+
+
 def read_checkpoint(location: str) -> StoredCheckpoint | None:
     """The checkpoint of a folder or URI, None where it is not whole."""
     filesystem, path = open_location(location)
+    return read_checkpoint_at(path, filesystem, location)
+
+
+def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "") -> StoredCheckpoint | None:
+    """The checkpoint at a path of a file system, None where it is not whole."""
     manifest = _read_json(filesystem, f"{path}/{MANIFEST_FILE}")
     if manifest is None:
         return None

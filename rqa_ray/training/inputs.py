@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rqa_ray.arguments import Job
 from rqa_ray.data.demo import write_demo
-from rqa_ray.data.files import exists
+from rqa_ray.data.files import exists, inside
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError
 from rqa_ray.training import outputs
@@ -19,13 +19,13 @@ DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 def input_files(job: Job) -> dict[str, list[str]]:
     """Files by input name: train, eval, test, corpus."""
     if job.settings.prepared_path:
-        folder, question_mark, query = job.settings.prepared_path.partition("?")
-        inside = {name: f"{folder.rstrip('/')}/{name}.parquet{question_mark}{query}" for name in INPUTS}
+        paths = {name: inside(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
         try:
-            has_test = exists(inside["test"])
+            has_test = exists(paths["test"])
         except (OSError, ValueError) as error:
+            folder = job.settings.prepared_path.partition("?")[0]
             raise InputError(f"--prepared_path {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
-        given = {name: ("prepared_path", [path]) for name, path in inside.items() if name != "test" or has_test}
+        given = {name: ("prepared_path", [path]) for name, path in paths.items() if name != "test" or has_test}
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
     return find_inputs(given, job.settings.on_bad_record == "skip")

@@ -125,8 +125,8 @@ Trained with rqa_ray's `jobs/train.py`; `{ALL_ARGS_FILE}` has all arguments and 
 """
 
 
-def print_summary(job: Job, lines: list[str], best: ModelState) -> None:
-    """The last lines of a run."""
+def print_summary(job: Job, lines: list[str], best: ModelState, next_command: str | None = None) -> None:
+    """The last lines of a run; the next command to try is another learning rate where none is given."""
     folder = job.output_dir
     improved = best.step > 0
     print()
@@ -139,4 +139,5 @@ def print_summary(job: Job, lines: list[str], best: ModelState) -> None:
     if "tensorboard" in (job.training["report_to"] or ""):
         print(f"  tensorboard --logdir {job.settings.logging_dir or os.path.join(folder, TENSORBOARD_FOLDER)}")
     rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
-    print(f"  python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {folder.rstrip('/')}-2")
+    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {folder.rstrip('/')}-2"
+    print(f"  {next_command or again}")

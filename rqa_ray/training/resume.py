@@ -45,7 +45,7 @@ def check_output_dir(job: Job) -> None:
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
             f"--output_dir {folder}: is not empty; choose another, or go on with its run by "
-            "--resume_from_checkpoint true, or delete it by --overwrite_output_dir"
+            f"{job.resume_flag}, or delete it by --overwrite_output_dir"
         )
 
 
@@ -53,7 +53,7 @@ def open_run(job: Job) -> RunRecord:
     """Prepares output_dir for a new Ray run; one that resumes starts from the newest whole checkpoint."""
     folder = Path(job.output_dir)
     previous = read_json(folder / outputs.RUN_FILE)
-    name = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    name = new_run_name(folder)
     record = RunRecord(absolute(job.settings.storage_path or str(folder / outputs.CHECKPOINTS_FOLDER)), [name])
     folder.mkdir(parents=True, exist_ok=True)
     if job.resume and job.resume != "true":
@@ -63,7 +63,7 @@ def open_run(job: Job) -> RunRecord:
         record = RunRecord(before.storage_path, [*before.run_names, name], before.resume_from, before.files)
         whole = stored.list_checkpoints(before.storage_path, before.run_names)
         record.resume_from = whole[-1].location if whole else before.resume_from
-        changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job)
+        changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job.to_config())
         if changed:
             print(f"warning: goes on with other settings than it began with: {changed}")
     elif previous:
@@ -76,6 +76,11 @@ def open_run(job: Job) -> RunRecord:
     record.save(job.output_dir)
     write_json(folder / ALL_ARGS_FILE, job.to_config())
     return record
+
+
+def new_run_name(folder: Path) -> str:
+    """A name that no other run has."""
+    return f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def delete_run(folder: Path, record: RunRecord) -> None:
@@ -92,8 +97,7 @@ def absolute(location: str) -> str:
     return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 
-def changed_settings(before: dict[str, Any], job: Job) -> str:
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Names whose values differ from those the run began with."""
-    now = job.to_config()
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch
@@ -159,6 +159,10 @@ class ContrastiveTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def take_before(self, results: dict[str, SplitResult]) -> None:
+        """Takes the results of step 0 from elsewhere, where many runs start from one pretrained model."""
+        self.before = self.saving.before = results
+
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if self.state.global_step == 0:  # the pretrained model is a candidate for the best
@@ -175,15 +179,8 @@ class ContrastiveTrainer(Trainer):
         self.state.best_model_checkpoint = None  # a path of this worker means nothing after a resume
         self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
         here = self.results if self.evaluated_step == self.state.global_step else {}
-        evaluation = {
-            "step": self.state.global_step,
-            "metrics": merge_metrics(here),
-            "before": merge_metrics(self.before),
-        }
         (folder / CHOICES_FILE).write_text(json.dumps(self.choices))
-        (folder / EVALUATION_FILE).write_text(json.dumps(evaluation, indent=2))
-        rankings: dict[str, Any] = result_arrays("", here) | result_arrays("before_", self.before)
-        np.savez(folder / RANKINGS_FILE, **rankings)
+        write_results(folder, self.state.global_step, here, self.before)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
@@ -192,6 +189,8 @@ class ContrastiveTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_weights(self.model, str(folder / MODEL_FOLDER), self.trust_remote_code)
+        if self.before:
+            return
         before = json.loads((folder / EVALUATION_FILE).read_text())["before"]
         rankings = np.load(folder / RANKINGS_FILE)
         self.before = {
@@ -219,14 +218,25 @@ class SaveWithEvaluation(TrainerCallback):
     """Saving follows evaluation, and the last step is evaluated; `beside` training, what is saved is, later."""
 
     def __init__(self, beside: bool = False) -> None:
+        self.before: dict[str, SplitResult] = {}  # of step 0, where it is not evaluated here
         self.evaluated_step = -1
         self.beside = beside
         self.due_step = -1  # whose checkpoint is to be evaluated beside training
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.before and not state.log_history:
+            state.log_history.append({**merge_metrics(self.before), "epoch": 0.0, "step": 0})
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps < 1:
+            now, before = (
+                evaluations_due(step, state.max_steps, args.eval_steps)
+                for step in (state.global_step, state.global_step - 1)
+            )
+            control.should_evaluate = now > before and args.eval_delay <= state.global_step
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
         self._save_and_evaluate(state, control)
@@ -244,6 +254,14 @@ class SaveWithEvaluation(TrainerCallback):
             control.should_evaluate = False
 
 
+def evaluations_due(step: int, max_steps: int, fraction: float) -> int:
+    """How many evaluations are due by a step: the m-th at the step nearest to m x `fraction` of all.
+
+    Of a number of steps that the fraction does not divide, the Trainer would make an interval and fewer evaluations.
+    """
+    return int((step + 0.5) / (fraction * max_steps) + 1e-9)
+
+
 def chunk_seed(seed: int, batch: int, rank: int, chunk: int) -> int:
     """The random state of a chunk's dropout, a function of where the chunk is."""
     return int(np.random.SeedSequence([seed, batch, rank, chunk]).generate_state(1, np.uint64)[0] >> 1)
@@ -252,6 +270,14 @@ def chunk_seed(seed: int, batch: int, rank: int, chunk: int) -> int:
 def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
     """The metrics of all splits in one."""
     return {name: value for result in results.values() for name, value in result.metrics.items()}
+
+
+def write_results(folder: Path, step: int, results: dict[str, SplitResult], before: dict[str, SplitResult]) -> None:
+    """Writes metrics and rankings of a checkpoint's step (none where it was not evaluated) and of step 0."""
+    evaluation = {"step": step, "metrics": merge_metrics(results), "before": merge_metrics(before)}
+    (folder / EVALUATION_FILE).write_text(json.dumps(evaluation, indent=2))
+    rankings: dict[str, Any] = result_arrays("", results) | result_arrays("before_", before)
+    np.savez(folder / RANKINGS_FILE, **rankings)
 
 
 def result_arrays(prefix: str, results: dict[str, SplitResult]) -> dict[str, np.ndarray]:

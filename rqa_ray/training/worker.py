@@ -25,13 +25,22 @@ from rqa_ray.training.trainer import NonFiniteLossError
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains on this rank; returns step, whether it was stopped, and transformers' training metrics."""
+    """Trains on this rank; returns step, whether it was stopped, and transformers' training metrics.
+
+    `config` is that of `Setup.worker_config`, and: micro_batch, windows, mailbox, run (its name there), resume_from
+    (checkpoint folder or None). Optional: beside, the resources of an evaluation beside training; before, the results
+    of step 0, made elsewhere; report, in place of Ray Train's where this is no worker of it; memory_sharers, runs that
+    share a node's memory.
+    """
     _be_quiet()
     torch.set_num_threads(config["cpus"])
     settings = Settings(**config["settings"])
     tables = {name: fetch_tables(refs) for name, refs in config["blocks"].items()}
-    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch, local_checkpoint(config["resume_from"]) as resume:
-        args = _training_arguments(config, scratch, resume is not None)
+    with (
+        tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch,
+        local_checkpoint(config["resume_from"], is_worker="report" not in config) as resume,
+    ):
+        args = _training_arguments(config, scratch, config.get("before") is None and resume is None)
         encoder = load_encoder(config["model_folder"], config["encoder"], settings.dropout, settings.trust_remote_code)
         if encoder.can_pack and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # these models use all of theirs
@@ -42,14 +51,26 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             rows = WindowedRows(plan, fetcher(store))
         else:
             rows = TrainingRows.from_tables(tables["train"])
-        beside = config["beside"] is not None
+        beside = config.get("beside") is not None
         trainer = build_trainer(
-            settings, args, encoder, tokenizer, rows, tables, config["micro_batch"], resume, beside
+            settings,
+            args,
+            encoder,
+            tokenizer,
+            rows,
+            tables,
+            config["micro_batch"],
+            resume,
+            beside,
+            config.get("memory_sharers", 1),
         )
-        accumulation = args.gradient_accumulation_steps
-        report = ReportCallback(trainer, config["mailbox"], config["micro_batch"] * accumulation)
+        if config.get("before"):
+            trainer.take_before(config["before"])
+        questions_per_step = config["micro_batch"] * args.gradient_accumulation_steps
+        how = {"report": config["report"]} if "report" in config else {}
+        report = ReportCallback(trainer, config["mailbox"], config["run"], questions_per_step, **how)
         if args.process_index == 0:
-            config["mailbox"].put.remote(None, describe(trainer.choices))
+            config["mailbox"].put.remote(config["run"], None, describe(trainer.choices))
         if resume and trainer.is_finished(resume):  # killed after its last checkpoint
             return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
         trainer.evaluator.on_progress = report.on_evaluation_progress
@@ -65,7 +86,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"step": step, "stopped": report.stopped, "failure": failure, "metrics": metrics}
 
 
-def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) -> RetrieverTrainingArguments:
+def _training_arguments(config: dict[str, Any], scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:
     settings, training, output_dir = config["settings"], config["training"], config["output_dir"]
     for name, variable in {
         "run_project": "WANDB_PROJECT",
@@ -85,7 +106,7 @@ def _training_arguments(config: dict[str, Any], scratch: str, resuming: bool) ->
         "disable_tqdm": True,
         # For samples per second: what each worker really has.
         "per_device_train_batch_size": -(-config["micro_batch"] // config["num_workers"]),
-        "eval_on_start": not resuming,  # it would run after every resume
+        "eval_on_start": evaluates_first,  # else it would run after every resume
         "save_strategy": "no",  # SaveWithEvaluation saves
         "logging_nan_inf_filter": False,
         "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of chunks

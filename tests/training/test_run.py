@@ -300,7 +300,7 @@ def test_a_killed_run_ends_with_the_same_weights(flags, one_worker, tmp_path, mo
 
 
 def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
-    from rqa_ray.training.run import reason_of
+    from rqa_ray.training.fit import reason_of
 
     page = "A worker health check failed.\nWorker(...)\n4 worker(s) were killed: the node running low on memory.\nmore"
     assert reason_of(page).startswith("4 worker(s) were killed") and "\n" not in reason_of(page)

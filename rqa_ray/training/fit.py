@@ -1,0 +1,189 @@
+"""Runs a loop on Ray Train's workers: in a thread, while the main thread draws the progress line and takes signals."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rqa_ray.arguments import Job
+from rqa_ray.preflight import WorkerPlan  # before Ray: makes it quiet
+
+# isort: split
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.validation_config import ValidationConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.training import checkpoints as stored
+from rqa_ray.training.checkpoints import Mailbox
+from rqa_ray.training.validate import validate
+
+POLL_SECONDS = 0.5
+STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Stopped(SystemExit):
+    """The run was stopped by a signal, its state saved; `code` is the exit code."""
+
+
+def torch_trainer(
+    loop: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    plan: WorkerPlan,
+    storage_path: str,
+    name: str,
+    max_failures: int = 0,
+    **options: Any,
+) -> TorchTrainer:
+    """Ray Train's trainer that runs `loop` on the planned workers, and keeps the best checkpoints and the newest."""
+    callbacks = options.pop("callbacks", None)
+    return TorchTrainer(
+        loop,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=plan.resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=config["training"].get("save_total_limit") or 1,
+                checkpoint_score_attribute=stored.SCORE,
+                checkpoint_score_order="max",
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=callbacks,
+        ),
+        **options,
+    )
+
+
+def new_mailbox(name: str | None = None) -> Any:
+    """A mailbox on the driver's node, so that it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Mailbox.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], Any],
+    job: Job,
+    plan: WorkerPlan,
+    config: dict[str, Any],
+    storage_path: str,
+    name: str,
+    saves_on_stop: bool = True,
+) -> dict[str, Any]:
+    """Runs the workers to their end; returns rank 0's result, and the signal that stopped them, if one did.
+
+    Without `saves_on_stop` a signal ends all at once.
+
+    Raises:
+        SystemExit: with code 1, a worker failed.
+    """
+    mailbox = new_mailbox()
+    config = {**config, "mailbox": mailbox, "run": name}
+    validation = None
+    if config.get("beside"):
+        validation = ValidationConfig(partial(validate, config=config), ray_remote_kwargs=config["beside"])
+    trainer = torch_trainer(
+        loop, config, plan, storage_path, name, job.settings.max_failures, validation_config=validation
+    )
+    outcome: dict[str, Any] = {"result": None, "error": None, "signal": None}
+
+    def run() -> None:
+        try:
+            outcome["result"] = trainer.fit().return_value
+        except BaseException as error:  # handed to the main thread, which raises it
+            outcome["error"] = error
+
+    def on_signal(number: int, _: Any) -> None:
+        if outcome["signal"]:
+            os._exit(STOP_EXIT_CODES[signal.Signals(number)])
+        if not saves_on_stop:
+            print(f"stopped; {how_to_go_on(job)}")
+            raise Stopped(STOP_EXIT_CODES[signal.Signals(number)])
+        outcome["signal"] = signal.Signals(number)
+
+    # Train would install its own handler on the main thread, which aborts without saving.
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    handlers = {number: signal.signal(number, on_signal) for number in STOP_EXIT_CODES}
+    show = ProgressLine()
+    try:
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if outcome["signal"] and not asked:
+                asked = True
+                mailbox.request_stop.remote()
+                show.clear()
+                print("stopping: saving the state after this step; again to stop at once", file=sys.stderr)
+            draw(show, mailbox, job)
+    finally:
+        show.clear()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if isinstance(outcome["error"], WorkerGroupError):
+        rank, failure = min(outcome["error"].worker_failures.items())
+        print(
+            f"error: training failed on rank {rank}: {reason_of(str(failure))}\n{how_to_go_on(job)}",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
+    if outcome["error"]:
+        raise outcome["error"]
+    if outcome["result"]["failure"]:
+        print(f"error: {outcome['result']['failure']}", file=sys.stderr)
+        raise SystemExit(1)
+    if not outcome["result"]["stopped"]:
+        outcome["signal"] = None  # it came when the run had ended
+    return outcome
+
+
+def draw(show: ProgressLine, mailbox: Any, job: Job) -> None:
+    """Shows the newest record and prints the workers' notes."""
+    try:
+        records, notes = ray.get(mailbox.take.remote(), timeout=5)
+    except RayError:
+        return
+    for note in notes:
+        show.clear()
+        print(note)
+    if not job.training.get("disable_tqdm"):
+        show.draw(next((Progress(**record) for record in records.values()), Progress()))
+
+
+def reason_of(failure: str) -> str:
+    """What a worker died of: of the page that Ray writes about a lack of memory, the one line that counts."""
+    lines = [line for line in failure.splitlines() if "running low on memory" in line]
+    return f"{lines[0]}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true" if lines else failure
+
+
+def stop_message(job: Job, outcome: dict[str, Any]) -> None:
+    """Says how to go on, and raises Stopped."""
+    print(f"stopped after step {outcome['result']['step']}, state saved; {how_to_go_on(job)}")
+    raise Stopped(STOP_EXIT_CODES[outcome["signal"]])
+
+
+def how_to_go_on(job: Job) -> str:
+    """The command that resumes this run."""
+    resume_words = job.resume_flag.split()
+    words, skip = [], False
+    for word in sys.argv:
+        is_value, skip = skip and not word.startswith("--"), False
+        if word.split("=")[0] in ("--overwrite_output_dir", resume_words[0]):
+            skip = "=" not in word
+        elif not is_value:
+            words.append(word)
+    return f"go on in {job.output_dir} with\n  {shlex.join(['python', *words, *resume_words])}"

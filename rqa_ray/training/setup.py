@@ -1,0 +1,125 @@
+"""What comes before any training: cluster, worker plan, tokenised data; from a parsed job, for one run or a search."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rqa_ray.arguments import Job
+from rqa_ray.data.tokenise import TokeniserSpec
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.options import encoder_settings
+from rqa_ray.preflight import WorkerPlan, connect, plan_workers
+from rqa_ray.retriever.saving import EncoderSettings, find_model_folder
+from rqa_ray.retriever.tokenizer import check_model, prefix_note
+
+# isort: split
+from rqa_ray.data.readers import Blocks, Skipped, read_inputs
+from rqa_ray.data.streaming import Stream, is_too_large, open_stream
+from rqa_ray.training import outputs
+from rqa_ray.training.inputs import demo_files, input_files, with_global_batch
+from rqa_ray.training.report import data_report, has_negatives
+from rqa_ray.training.resume import check_output_dir
+from rqa_ray.whole_files import read_json
+
+
+@dataclass
+class Setup:
+    """A job that could start now."""
+
+    job: Job  # with its global batch size and data mode filled in
+    plan: WorkerPlan
+    encoder: EncoderSettings
+    model_folder: str
+    blocks: dict[str, Blocks]  # corpus, eval, maybe test; train where it is resident
+    stream: Stream | None  # train, where it is streamed
+    num_rows: int  # of train: one for each question and gold passage
+    has_negatives: bool
+    skipped: Skipped
+
+    def worker_config(self) -> dict[str, Any]:
+        """What all training workers are told; plain data and references to blocks."""
+        plan = self.plan
+        return {
+            "settings": vars(self.job.settings),
+            "training": self.job.training,
+            "output_dir": os.path.abspath(self.job.output_dir),  # workers have another working directory
+            "encoder": self.encoder,
+            "model_folder": self.model_folder,
+            "blocks": {name: part.refs for name, part in self.blocks.items()},
+            "cpus": plan.cpus,
+            "num_workers": plan.num_workers,
+            "cwd": os.getcwd(),
+            "use_gpu": plan.use_gpu,
+        }
+
+    def write_bad_records(self) -> None:
+        """Lists in output_dir the records that were left out, and says so."""
+        if self.skipped.kinds:
+            print(outputs.write_bad_records(Path(self.job.output_dir), self.skipped.first, self.skipped.counts()))
+
+
+def set_up(job: Job, args_file: str) -> Setup:
+    """Checks files, model and output folder, connects to Ray, reads and tokenises; says what is odd about the data.
+
+    `args_file` in output_dir has the arguments of the run that is resumed.
+
+    Raises:
+        InputError: the user's input or arguments are wrong; nothing was written.
+    """
+    files = None if job.settings.demo_size else input_files(job)
+    model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
+    encoder = encoder_settings(model_folder, job.settings)
+    note = prefix_note(job.settings.model_name_or_path or "", encoder)
+    job.notes.extend([note] if note else [])
+    check_output_dir(job)
+    check_model(model_folder, encoder, job.settings.trust_remote_code)
+    cluster = connect()
+    plan = plan_workers(job.settings.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
+    job = with_global_batch(job, plan.num_workers)
+    if job.training.get("fp16") and not plan.use_gpu:
+        raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
+    if files is None:
+        files = demo_files(job)
+    print(f"Ray: {cluster}; {plan.describe()}")
+    print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
+    for note in job.notes:
+        print(note)
+    if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
+        print("warning: --bf16 is emulated on this CPU, and slower than fp32")
+
+    spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
+    job = with_data_mode(job, files["train"], spec, args_file)
+    skip_bad = job.settings.on_bad_record == "skip"
+    stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
+    blocks = read_inputs(files, spec, skip_bad)
+    skipped = [part.skipped() for part in blocks.values() if skip_bad]
+    if stream:
+        lines = [stream.report(), *data_report(blocks, stream.num_empty, stream.num_chats)]
+        skipped = [stream.skipped, *skipped]
+        num_rows, some_negatives = int(stream.num_rows.sum()), stream.has_negatives
+    else:
+        lines = data_report(blocks)
+        num_rows, some_negatives = blocks["train"].dataset.count(), has_negatives(blocks["train"])
+    print("\n".join(lines))
+    return Setup(job, plan, encoder, model_folder, blocks, stream, num_rows, some_negatives, Skipped.of(skipped))
+
+
+def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int = 1) -> Any:
+    """The windows of one run over training files that are streamed; an actor of this process makes them."""
+    seed = job.training.get("data_seed", job.training["seed"])
+    return stream.serve(seed, runs_at_once * plan.num_workers * plan.cpus)
+
+
+def with_data_mode(job: Job, train_files: list[str], spec: TokeniserSpec, args_file: str) -> Job:
+    """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
+    mode: Any = job.settings.data_mode
+    if mode == "auto" and job.resume:
+        mode = (read_json(Path(job.output_dir) / args_file) or {}).get("data_mode", "auto")
+    if mode == "auto":
+        mode = "streaming" if is_too_large(train_files, spec) else "resident"
+    return replace(job, settings=replace(job.settings, data_mode=mode))

@@ -1,0 +1,81 @@
+"""The two models that a search evaluates itself: the pretrained one before it, and the winner after it.
+
+All trials start from the pretrained model, so its evaluation is made once. The winner is the only fine-tuned model
+that meets the test questions, and is left in output_dir as `jobs/train.py` leaves its own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from rqa_ray.evaluation.options import encoder_settings
+from rqa_ray.training import checkpoints as stored
+from rqa_ray.training.checkpoints import StoredCheckpoint
+from rqa_ray.training.fit import fit
+from rqa_ray.training.resume import RunRecord
+from rqa_ray.training.run import finish
+from rqa_ray.training.setup import Setup
+from rqa_ray.training.validate import evaluate_worker
+from rqa_ray.tuning.results import Trial
+from rqa_ray.tuning.space import Choices, Space, combinations, with_values
+from rqa_ray.tuning.trial import Shared, encoder_key
+from rqa_ray.whole_files import write_json
+
+BEST_CONFIG_FILE = "best_config.json"
+
+
+def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, StoredCheckpoint]:
+    """The pretrained model as a checkpoint of step 0 under `root`, for each setting that changes what it finds."""
+    changing: Space = {
+        name: dimension
+        for name, dimension in space.items()
+        if name in ("pooling_type", "similarity") and isinstance(dimension, Choices)
+    }
+    found = {}
+    for values in combinations(changing) or [{}]:
+        job = with_values(setup.job, values)
+        key = encoder_key(job)
+        names = stored.list_run_names(root, f"{key}.")
+        whole = stored.list_checkpoints(root, names)
+        if not whole:
+            config = {
+                **setup.worker_config(),
+                "settings": vars(job.settings),
+                "encoder": encoder_settings(setup.model_folder, job.settings),
+                "resume_from": None,
+                "phase": "evaluating the pretrained model, texts",
+            }
+            fit(evaluate_worker, job, setup.plan, config, root, f"{key}.{len(names)}", saves_on_stop=False)
+            whole = stored.list_checkpoints(root, [f"{key}.{len(names)}"])
+        found[key] = whole[-1]
+    return found
+
+
+def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> None:
+    """Evaluates the winner on the test questions, and writes it to output_dir with its config."""
+    job = replace(shared.trial_job(winner.values), resume_flag=setup.job.resume_flag)
+    metric = job.training["metric_for_best_model"]
+    names = stored.list_run_names(shared.root, f"{winner.name}.")
+    of_trial = stored.list_checkpoints(shared.root, names)
+    whole = [shared.before[encoder_key(job)], *of_trial]
+    best = stored.best_checkpoint(whole, metric)
+    encoder = encoder_settings(setup.model_folder, job.settings)
+    if "test" in setup.blocks and "test" not in best.splits():
+        config = {
+            **setup.worker_config(),
+            "settings": vars(job.settings),
+            "encoder": encoder,
+            "resume_from": best.location,
+            "phase": f"evaluating the winner, trial {winner.number}, texts",
+        }
+        fit(evaluate_worker, job, setup.plan, config, shared.root, f"winner-{winner.name}", saves_on_stop=False)
+        whole = [whole[0], *stored.list_checkpoints(shared.root, names)]
+    folder = Path(job.output_dir)
+    again = job.to_config() | {"output_dir": f"{job.output_dir.rstrip('/')}-best"}
+    again.pop("storage_path", None)
+    write_json(folder / BEST_CONFIG_FILE, again)
+    record.files = sorted({*record.files, BEST_CONFIG_FILE})
+    best_config = os.path.join(job.output_dir, BEST_CONFIG_FILE)
+    finish(job, record, encoder, setup.blocks, whole, [], winner.train_metrics, f"python jobs/train.py {best_config}")

@@ -1,0 +1,104 @@
+"""The flags of jobs/tune.py beside those of jobs/train.py, and the search that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from rqa_ray.arguments import Job
+from rqa_ray.command_line import parse_with, training_parser
+from rqa_ray.errors import InputError
+from rqa_ray.tuning.space import Choices, Space, combinations, parse_space, read_dimension
+
+RESUME_FLAG = "--resume"
+
+
+def _flag(default: Any, text: str, **options: Any) -> Any:
+    return field(default=default, metadata={"help": text, **options})
+
+
+@dataclass
+class SearchSettings:
+    """What is searched, how, and for how long."""
+
+    tune_learning_rate: list[float] | None = _flag(
+        None,
+        "Learning rates: two numbers are the ends of a range, drawn log-uniformly; more are a list. "
+        "Default, where nothing is said to be searched: a tenth to ten times --learning_rate.",
+    )
+    tune_batch_size: list[int] | None = _flag(
+        None,
+        "Global batch sizes, a list (questions per step). Default, where nothing is said to be searched: half, once "
+        "and twice the job's own.",
+    )
+    tune: list[str] | None = _flag(
+        None,
+        "Any other numeric or choice argument: NAME=A,B,C (a list), NAME=LOW:HIGH (a range, uniform) or "
+        "NAME=LOW:HIGH:log (log-uniform), such as temperature=0.02:0.1:log pooling_type=mean,cls.",
+        action="extend",
+    )
+    num_samples: int = _flag(10, "Trials, at most; --search_alg grid makes one of each combination.")
+    time_budget_s: float | None = _flag(None, "Trials still running after so long are ended (seconds).")
+    scheduler: Literal["asha", "none"] = _flag(
+        "asha", "asha ends a trial that is below the median of the others at the same number of questions."
+    )
+    search_alg: Literal["random", "optuna", "grid"] = _flag(
+        "random", "How points are chosen; optuna needs the extra of that name."
+    )
+    max_concurrent_trials: str = _flag("auto", "Trials at a time. auto: as many as the cluster holds.")
+    resume: bool = _flag(False, "Go on with the search in output_dir: finished trials are kept.")
+
+
+@dataclass
+class Search:
+    """A parsed search: the job that trials vary, and how."""
+
+    job: Job
+    settings: SearchSettings
+    space: Space
+
+    def to_config(self) -> dict[str, Any]:
+        """Flat names and values, as a JSON config that repeats the search."""
+        own = {name: value for name, value in asdict(self.settings).items() if value is not None and name != "resume"}
+        return own | self.job.to_config()
+
+
+def parse_search(argv: Sequence[str]) -> Search:
+    """A search from the words of a command line, or a JSON config, as `parse_job` takes them.
+
+    Raises:
+        InputError: unknown names, values that cannot work, an argument that cannot be searched.
+    """
+    parser = training_parser("tune.py", SearchSettings)
+    job, further = parse_with(argv, parser)
+    settings = SearchSettings(**further)
+    if job.resume:
+        raise InputError("--resume_from_checkpoint: a search goes on by --resume, each trial from its own checkpoint")
+    job = replace(job, resume="true" if settings.resume else None, resume_flag=RESUME_FLAG)
+    if job.settings.async_eval:
+        raise InputError("--async_eval: the scheduler needs each evaluation at once; leave it out in a search")
+    if settings.num_samples < 1:
+        raise InputError(f"--num_samples {settings.num_samples}: has to be at least 1")
+    if settings.time_budget_s is not None and settings.time_budget_s <= 0:
+        raise InputError(f"--time_budget_s {settings.time_budget_s:g}: has to be above 0")
+    if settings.max_concurrent_trials != "auto":
+        if not settings.max_concurrent_trials.isdigit() or int(settings.max_concurrent_trials) < 1:
+            raise InputError(
+                f"--max_concurrent_trials {settings.max_concurrent_trials}: has to be auto, or a number from 1 on"
+            )
+    space = parse_space(settings.tune or [], job, parser)
+    if settings.tune_batch_size:
+        sizes = ",".join(map(str, settings.tune_batch_size))
+        space = {"global_batch_size": read_dimension("global_batch_size", sizes, job, parser), **space}
+    rates = settings.tune_learning_rate
+    if rates:
+        if "learning_rate" in space:
+            raise InputError("--tune learning_rate=...: --tune_learning_rate says the same; leave one out")
+        text = f"{rates[0]}:{rates[1]}:log" if len(rates) == 2 else ",".join(map(str, rates))
+        space = {"learning_rate": read_dimension("learning_rate", text, job, parser), **space}
+    finite = combinations(space)
+    if settings.search_alg == "grid" and finite is None:
+        ranges = [name for name, dimension in space.items() if not isinstance(dimension, Choices)]
+        raise InputError(f"--search_alg grid: needs lists, and {', '.join(ranges)} is a range")
+    return Search(job, settings, space)

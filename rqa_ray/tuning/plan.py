@@ -1,0 +1,73 @@
+"""What a search will do, from its parsed command and the size of the data."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from rqa_ray.arguments import Job
+from rqa_ray.training.inputs import micro_batch_size
+from rqa_ray.tuning.budget import Budget
+from rqa_ray.tuning.options import Search
+from rqa_ray.tuning.space import Choices, Range, Space, combinations
+
+FEWEST_EVALUATIONS = 4  # of a trial, where a scheduler has to compare
+
+
+@dataclass
+class SearchPlan:
+    """The trials that will be run."""
+
+    job: Job
+    space: Space
+    budget: Budget
+    points: list[dict[str, Any]] | None  # of a space of lists; None where they are drawn
+    total: int  # trials
+
+    @classmethod
+    def of(cls, search: Search, job: Job, num_rows: int) -> SearchPlan:
+        """`job` is the search's, with its global batch size filled in."""
+        space = search.space or default_space(job)
+        settings = search.settings
+        budget = Budget.of(job, num_rows, FEWEST_EVALUATIONS if settings.scheduler == "asha" else 1)
+        points = None if settings.search_alg == "optuna" else combinations(space)
+        if points and settings.search_alg == "random" and settings.num_samples < len(points):
+            points = random.Random(job.training["seed"]).sample(points, settings.num_samples)
+        return cls(job, space, budget, points, len(points) if points else settings.num_samples)
+
+    def describe(self, search: Search, at_once: int) -> list[str]:
+        """Lines for the user."""
+        space = "; ".join(f"{name} {dimension}" for name, dimension in self.space.items())
+        number = f"{self.budget.evaluations} time{'s' * (self.budget.evaluations > 1)}"
+        return [
+            f"search: {space}",
+            f"{self.total} trials, {at_once} at a time, of about {self.budget.pairs:,} questions, evaluated {number} "
+            f"each; search_alg {search.settings.search_alg}, scheduler {search.settings.scheduler}",
+        ]
+
+    def describe_batches(self, num_workers: int, has_negatives: bool) -> list[str]:
+        """Lines about the batch sizes.
+
+        Raises:
+            InputError: one of them cannot be trained with.
+        """
+        sizes = self.space.get("global_batch_size") or Choices((self.job.settings.global_batch_size,))
+        assert isinstance(sizes, Choices)
+        parts = []
+        for size in sizes.values:
+            job = self.budget.job_of(self.job, {"global_batch_size": size})
+            micro_batch_size(job, num_workers, self.budget.num_rows, has_negatives)
+            batch, steps = self.budget.batch_of(job), job.training["max_steps"]
+            parts.append(f"{size}: {steps} step{'s' * (steps > 1)}, {steps * batch:,} questions")
+        return [f"batch size {'; '.join(parts)}"]
+
+
+def default_space(job: Job) -> Space:
+    """What is searched where nothing is said: the learning rate and the batch size, around the job's own."""
+    rate, batch = job.training["learning_rate"], job.settings.global_batch_size or 2
+    sizes = (batch // 2, batch, 2 * batch)
+    return {
+        "learning_rate": Range(rate / 10, rate * 10, is_log=True, is_whole=False),
+        "global_batch_size": Choices(tuple(size for size in sizes if size > 1 and size % job.accumulation_steps == 0)),
+    }

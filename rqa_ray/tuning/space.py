@@ -1,0 +1,131 @@
+"""What a search varies: the arguments, and the values that each may take."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Job, Settings, check
+from rqa_ray.errors import InputError
+
+# Arguments that all trials have to share, with the reason that the user reads.
+SHARED = {
+    **dict.fromkeys(
+        ("model_name_or_path", "model_revision", "max_seq_length", "query_prefix", "passage_prefix", "data_mode")
+        + ("demo_size", "train_file", "eval_file", "test_file", "full_dataset_file_path", "prepared_path"),
+        "it changes the tokenised data, which all trials share; run a search for each",
+    ),
+    **dict.fromkeys(
+        ("max_steps", "num_train_epochs", "eval_steps", "eval_strategy"),
+        "every trial sees the same number of questions, so that they can be compared",
+    ),
+    **dict.fromkeys(("per_device_train_batch_size", "batch_size", "global_batch_size"), "use --tune_batch_size A B C"),
+    **dict.fromkeys(
+        ("output_dir", "storage_path", "num_workers", "cpus_per_worker", "max_failures", "metric_for_best_model")
+        + ("async_eval", "write_predictions", "logging_dir", "on_bad_record", "trust_remote_code", "report_to")
+        + ("run_project", "run_group", "run_entity", "overwrite_output_dir", "resume", "run_name", "use_cpu"),
+        "it is one for the whole search",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return " ".join(map(short, self.values))
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number between two ends, both included."""
+
+    low: float
+    high: float
+    is_log: bool
+    is_whole: bool
+
+    def __str__(self) -> str:
+        return f"{short(self.low)} to {short(self.high)}{', log-uniform' * self.is_log}"
+
+
+Space = dict[str, Choices | Range]
+
+
+def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> Space:
+    """Dimensions by argument from words such as `temperature=0.02:0.1:log`.
+
+    Raises:
+        InputError: no such argument, or one that cannot be searched, or a value that it cannot take.
+    """
+    space: Space = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = name.lstrip("-").replace("-", "_")
+        if not equals or not text:
+            raise InputError(f"--tune {word}: has to be NAME=A,B,C or NAME=LOW:HIGH or NAME=LOW:HIGH:log")
+        name = ALIASES.get(name, (name, ""))[0] or name
+        reason = SHARED.get(name) or REFUSED.get(name) or NO_EFFECT.get(name)
+        if reason:
+            raise InputError(f"--tune {word}: {name} cannot be searched: {reason}")
+        if name in space:
+            raise InputError(f"--tune {word}: {name} is given twice")
+        space[name] = read_dimension(name, text, job, parser)
+    return space
+
+
+def read_dimension(name: str, text: str, job: Job, parser: argparse.ArgumentParser) -> Choices | Range:
+    """The values that `text` stands for; each end and each choice is checked as the job's own flag would be."""
+    action = parser._option_string_actions.get(f"--{name}")
+    where = f"--tune {name}={text}"
+    if action is None or action.nargs in ("+", "*"):
+        raise InputError(f"{where}: no argument of that name that has one value (-h lists all arguments)")
+
+    def value_of(part: str) -> Any:
+        convert: Any = action.type or str
+        try:
+            value = convert(part.strip())
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            raise InputError(f"{where}: {part.strip()!r} is no value of --{name}") from None
+        if action.choices and value not in action.choices:
+            raise InputError(f"{where}: {part.strip()!r} is none of {', '.join(map(str, action.choices))}")
+        check(with_values(job, {name: value}))
+        return value
+
+    if ":" not in text:
+        return Choices(tuple(dict.fromkeys(value_of(part) for part in text.split(","))))
+    low_text, high_text, *rest = text.split(":")
+    low, high = value_of(low_text), value_of(high_text)
+    if rest not in ([], ["log"]) or not all(type(end) in (int, float) for end in (low, high)):
+        raise InputError(f"{where}: a range is LOW:HIGH or LOW:HIGH:log, of numbers; a list is A,B,C")
+    if low >= high:
+        raise InputError(f"{where}: the first end has to be below the second")
+    if rest and low <= 0:
+        raise InputError(f"{where}: a log-uniform range has to begin above 0")
+    return Range(low, high, bool(rest), isinstance(low, int) and isinstance(high, int))
+
+
+def with_values(job: Job, values: dict[str, Any]) -> Job:
+    """The job with other values of some arguments."""
+    own = {item.name for item in fields(Settings)}
+    settings = replace(job.settings, **{name: value for name, value in values.items() if name in own})
+    training = job.training | {name: value for name, value in values.items() if name not in own}
+    return replace(job, settings=settings, training=training, notes=[])
+
+
+def combinations(space: Space) -> list[dict[str, Any]] | None:
+    """All points of a space, None where there is no end of them."""
+    lists = [dimension.values for dimension in space.values() if isinstance(dimension, Choices)]
+    if len(lists) < len(space):
+        return None
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
+
+
+def short(value: Any) -> str:
+    """A value in as few characters as it needs: 3.2e-05, 64, cls."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,178 @@
+"""One trial: the training run that `jobs/train.py` would make of its config, reported to Ray Tune at each evaluation.
+
+With one worker the process that Tune starts for a trial trains itself, and goes on to the next trial with all its
+modules loaded. With several it is a driver that takes no CPU from them, and runs a TorchTrainer.
+
+Checkpoints are stored as a training run's are, under a name of each attempt, and not given to Tune, whose own list of
+them may be older than what is stored: a trial that starts again finds the newest whole one itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.tune
+import torch
+from pyarrow import fs
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from rqa_ray.arguments import Job
+from rqa_ray.data.files import open_location
+from rqa_ray.data.streaming import Stream
+from rqa_ray.evaluation.options import encoder_settings
+from rqa_ray.preflight import WorkerPlan
+from rqa_ray.training import checkpoints as stored
+from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
+from rqa_ray.training.fit import torch_trainer
+from rqa_ray.training.inputs import micro_batch_size
+from rqa_ray.training.outputs import TENSORBOARD_FOLDER
+from rqa_ray.training.setup import serve_windows
+from rqa_ray.training.trainer import TRAINER_STATE_FILE
+from rqa_ray.training.worker import train_worker
+from rqa_ray.tuning.budget import Budget
+
+IN_TRIAL = ("train", "eval", "corpus")  # test questions select nothing: only the winner meets them
+
+
+@dataclass
+class Shared:
+    """What all trials of a search have in common; made once."""
+
+    job: Job
+    budget: Budget
+    plan: WorkerPlan
+    at_once: int  # trials
+    config: dict[str, Any]  # of `Setup.worker_config`
+    stream: Stream | None
+    has_negatives: bool
+    root: str  # where the search stores all checkpoints
+    mailbox: str  # name of an actor
+    before: dict[str, StoredCheckpoint]  # the pretrained model by `encoder_key`
+
+    @property
+    def trains_in_process(self) -> bool:
+        """Whether the process that Tune starts for a trial trains itself."""
+        return self.plan.num_workers == 1
+
+    def trial_job(self, values: dict[str, Any]) -> Job:
+        return self.budget.job_of(self.job, values)
+
+
+def encoder_key(job: Job) -> str:
+    """Names a pretrained model together with the settings that change what it finds."""
+    chosen = (job.settings.pooling_type, job.settings.similarity)
+    return "-".join(["pretrained", *(part for part in chosen if part)])
+
+
+def run_trial(values: dict[str, Any], shared: Shared) -> None:
+    """Trains with the values of one point of the search, and reports to Tune."""
+    gc.collect()  # what the trial before left, where this process made it
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trial = ray.tune.get_context().get_trial_id()
+    job, plan = shared.trial_job(values), shared.plan
+    reports = Reports(shared.root, trial, shared.budget, shared.budget.batch_of(job), job)
+    earlier = reports.newest()
+    if earlier:
+        ray.tune.report(reports.of(earlier.path, earlier.filesystem))  # Tune may have been killed before it knew
+    before = shared.before[encoder_key(job)].splits()
+    micro_batch, _ = micro_batch_size(job, plan.num_workers, shared.budget.num_rows, shared.has_negatives)
+    folder = job.settings.logging_dir or os.path.join(shared.config["output_dir"], TENSORBOARD_FOLDER)
+    name = os.path.basename(shared.config["output_dir"])
+    config = {
+        **shared.config,
+        "memory_sharers": shared.at_once,
+        "settings": vars(job.settings) | {"logging_dir": os.path.join(folder, trial)},
+        "training": job.training | {"run_name": f"{job.training.get('run_name') or name}-{trial}"},
+        "micro_batch": micro_batch,
+        "encoder": encoder_settings(shared.config["model_folder"], job.settings),
+        "blocks": {name: refs for name, refs in shared.config["blocks"].items() if name in IN_TRIAL},
+        "windows": serve_windows(shared.stream, job, plan, shared.at_once) if shared.stream else None,
+        "mailbox": ray.get_actor(shared.mailbox),
+        "run": trial,
+        "resume_from": earlier.location if earlier else None,
+        "before": before,
+    }
+    if shared.trains_in_process:
+        result = train_worker(config | {"report": reports})
+    else:
+        callbacks = [ReportsOfWorkers(reports)]
+        trainer = torch_trainer(train_worker, config, plan, shared.root, reports.attempt, callbacks=callbacks)
+        result = trainer.fit().return_value
+    newest = reports.newest()
+    last = reports.of(newest.path, newest.filesystem) if newest else reports.of_nothing(before["eval"].metrics)
+    ray.tune.report(last | {"failure": result["failure"], "train_metrics": result["metrics"]})
+
+
+@dataclass
+class Reports:
+    """Stores the checkpoints of a trial that trains in Tune's own process, and reports them; in the place of
+    `ray.train.report` there."""
+
+    root: str
+    trial: str
+    budget: Budget
+    batch: int
+    job: Job
+
+    def __post_init__(self) -> None:
+        self.earlier = stored.list_run_names(self.root, f"{self.trial}.")
+        self.attempt = f"{self.trial}.{len(self.earlier)}"
+
+    def newest(self) -> StoredCheckpoint | None:
+        """The newest whole checkpoint of all attempts."""
+        whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
+        return whole[-1] if whole else None
+
+    def __call__(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, validation: bool = False) -> None:
+        filesystem, root = open_location(self.root)
+        target = f"{root}/{self.attempt}/checkpoint-{metrics['step']:06d}"
+        filesystem.create_dir(target, recursive=True)
+        fs.copy_files(checkpoint.path, target, checkpoint.filesystem, filesystem)
+        metric = self.job.training["metric_for_best_model"]
+        whole = stored.list_checkpoints(self.root, [*self.earlier, self.attempt])
+        kept = {whole[-1].location, stored.best_checkpoint(whole, metric).location}
+        for checkpoint_there in whole:
+            if checkpoint_there.location not in kept:
+                filesystem.delete_dir(checkpoint_there.path)
+        ray.tune.report(self.of(target, filesystem))
+
+    def of(self, path: str, filesystem: fs.FileSystem) -> dict[str, Any]:
+        """What Tune is told of a stored checkpoint."""
+        checkpoint = stored.read_checkpoint_at(path, filesystem)
+        assert checkpoint is not None
+        metric = self.job.training["metric_for_best_model"]
+        with filesystem.open_input_stream(f"{path}/{TRAINER_STATE_FILE}") as file:
+            history = json.loads(file.read())["log_history"]
+        curve = [(entry["step"] * self.batch, entry[metric]) for entry in history if metric in entry]
+        return {
+            **self._place(checkpoint.step),
+            SCORE: stored.score(checkpoint.metrics[metric], metric, checkpoint.step),
+            "metrics": checkpoint.metrics,
+            "curve": curve,
+        }
+
+    def of_nothing(self, before: dict[str, float]) -> dict[str, Any]:
+        """What Tune is told of a trial that ended before its first evaluation."""
+        metric = self.job.training["metric_for_best_model"]
+        return {**self._place(0), SCORE: stored.score(before[metric], metric, 0), "metrics": before, "curve": []}
+
+    def _place(self, step: int) -> dict[str, Any]:
+        evaluation = self.budget.place(step, self.batch) if step else 0
+        return {"step": step, "pairs": step * self.batch, "evaluation": evaluation}
+
+
+class ReportsOfWorkers(TuneReportCallback):
+    """Reports what Ray Train's workers have stored."""
+
+    def __init__(self, reports: Reports) -> None:
+        super().__init__()
+        self.reports = reports
+
+    def after_report(self, run_context, metrics, checkpoint):
+        super().after_report(run_context, [self.reports.of(checkpoint.path, checkpoint.filesystem)], None)
