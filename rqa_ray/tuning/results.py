@@ -116,13 +116,13 @@ def table_lines(trials: list[Trial], names: list[str], metric: str, budget_pairs
         values = [short(trial.values[name]) if name in trial.values else "" for name in names]
         seen = f"{min(1.0, trial.pairs / budget_pairs):.0%}"
         state = trial.state + (" *" if order and trial is order[0] and trial.state == FINISHED else "")
-        state += f": {trial.problem}" if trial.problem else ""
         rows.append([str(trial.number), *values, f"{best[1]:.4f}" if best else "", seen, state])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append("  ".join([*cells, row[-1]])[:WIDTH].rstrip())
+    lines += [f"trial {trial.number} {trial.state}: {trial.problem}"[:WIDTH] for trial in shown if trial.problem]
     return lines
 
 
