@@ -49,7 +49,7 @@ def ndcg_of_predictions(folder: Path, split: str) -> float:
 
 @pytest.fixture(scope="module")
 def searched(ray_cluster, flags, files, tmp_path_factory):
-    """A search whose input files are deleted before the first trial; one trial is good, two are worse, one diverges."""
+    """One trial is good, two are worse, one diverges; the input files are deleted before the first one starts."""
     from rqa_ray.tuning import search as module
 
     folder = tmp_path_factory.mktemp("search")
@@ -65,7 +65,7 @@ def searched(ray_cluster, flags, files, tmp_path_factory):
         return found
 
     patch.setattr(module, "evaluate_pretrained", then_delete)
-    run([*words, "--tune_learning_rate", "3e-4", "3e-3", "0", "1e25", "--output_dir", str(folder / "out")])
+    run([*words, "--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(folder / "out")])
     patch.undo()
     return folder / "out"
 
@@ -118,7 +118,7 @@ def test_a_search_that_has_ended_can_be_asked_again(searched, flags, files, caps
     for path in files.values():
         shutil.copy(path, searched.parent)
     before = (searched / "trials.csv").read_bytes()
-    words += ["--tune_learning_rate", "3e-4", "3e-3", "0", "1e25", "--output_dir", str(searched)]
+    words += ["--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(searched)]
     with pytest.raises(InputError, match="is not empty; choose another, or go on with its run by --resume"):
         run(words)
     run([*words, "--resume"])
@@ -148,7 +148,7 @@ def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags
         original(*args)
 
     monkeypatch.setattr(module, "leave_winner", when_trials_have_ended)
-    words = ["--num_workers", "2", "--tune_learning_rate", "3e-4", "3e-3", "1e-2"]
+    words = ["--num_workers", "2", "--tune_learning_rate", "1e-2", "1e-3", "3e-3"]
     run([*flags, *words, "--output_dir", str(tmp_path / "out")])
     rows = rows_of(tmp_path / "out")
     assert [row["state"] for row in rows] == ["finished", "stopped early", "stopped early"]
