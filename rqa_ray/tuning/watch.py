@@ -95,7 +95,7 @@ class Watch(ray.tune.Callback):
                 self.evaluations,
                 last_line(trial.get_pickled_error() or trial.get_error()) if trial.status == "ERROR" else "",
             )
-            for number, trial in enumerate(trials, 1)
+            for number, trial in enumerate(sorted(trials, key=place), 1)
         ]
 
     def show(self, trials: list[Any]) -> None:
@@ -153,6 +153,11 @@ class Watch(ray.tune.Callback):
             return ray.get(ray.get_actor(self.mailbox).take.remote(), timeout=5)
         except (RayError, ValueError):
             return {}, []
+
+
+def place(trial: Any) -> int:
+    """Where a trial of Tune is in the order in which they were drawn: a search that goes on lists them otherwise."""
+    return int(trial.experiment_tag.partition("_")[0])
 
 
 def last_line(error: Any) -> str:
