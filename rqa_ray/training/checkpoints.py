@@ -51,6 +51,15 @@ class Mailbox:
         self.records: dict[str, dict[str, Any]] = {}  # by run
         self.notes: list[str] = []
         self.stop = False
+        self.places: dict[str, Any] = {}  # placement group of its workers by run
+
+    def hold(self, run: str, place: Any) -> None:
+        """Remembers the placement group of a run's workers."""
+        self.places[run] = place
+
+    def place(self, run: str) -> Any:
+        """The placement group of a run's workers, once, None where it has none."""
+        return self.places.pop(run, None)
 
     def put(self, run: str, record: dict[str, Any] | None, note: str | None = None) -> bool:
         """Keeps the newest record of a run; returns whether a stop was asked for."""

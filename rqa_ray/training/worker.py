@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from typing import Any
 
+import ray.util
 import torch
 import transformers
 
@@ -71,6 +72,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         report = ReportCallback(trainer, config["mailbox"], config["run"], questions_per_step, **how)
         if args.process_index == 0:
             config["mailbox"].put.remote(config["run"], None, describe(trainer.choices))
+            config["mailbox"].hold.remote(config["run"], ray.util.get_current_placement_group())
         if resume and trainer.is_finished(resume):  # killed after its last checkpoint
             return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
         trainer.evaluator.on_progress = report.on_evaluation_progress

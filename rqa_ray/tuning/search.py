@@ -43,7 +43,7 @@ from rqa_ray.training.setup import set_up  # noqa: E402
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner  # noqa: E402
 from rqa_ray.tuning.options import Search  # noqa: E402
 from rqa_ray.tuning.plan import SearchPlan  # noqa: E402
-from rqa_ray.tuning.results import ENDED, TRIALS_FILE, Trial, ranked, table_lines, write_trials  # noqa: E402
+from rqa_ray.tuning.results import TRIALS_FILE, Trial, ranked, table_lines, write_trials  # noqa: E402
 from rqa_ray.tuning.space import Choices, Range  # noqa: E402
 from rqa_ray.tuning.trial import Shared, run_trial  # noqa: E402
 from rqa_ray.tuning.watch import Watch  # noqa: E402
@@ -102,6 +102,7 @@ def search(asked: Search) -> None:
         budget_pairs=plan.budget.pairs,
         evaluations=plan.budget.evaluations,
         total=plan.total,
+        has_workers=not shared.trains_in_process,
         quiet=bool(job.training.get("disable_tqdm")),
     )
     trials = run_trials(asked, plan, shared, watch)
@@ -186,12 +187,11 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    trials = watch.read(results._experiment_analysis.trials)
-    if code and len([trial for trial in trials if trial.state in ENDED]) < plan.total:
-        ended = sum(trial.state in ENDED for trial in trials)
-        print(f"stopped with {ended} of {plan.total} trials ended; {how_to_go_on(asked.job)}")
+    watch.free_workers([trial.trial_id for trial in results._experiment_analysis.trials])
+    if code:
+        print(f"stopped; trials that have ended are kept; {how_to_go_on(asked.job)}")
         raise Stopped(code)
-    return trials
+    return watch.read(results._experiment_analysis.trials)
 
 
 def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, trainable: Any) -> ray.tune.Tuner:

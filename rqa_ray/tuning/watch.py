@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.tune
+import ray.util
 from ray.exceptions import RayError
 
 from rqa_ray.progress import SECONDS_BETWEEN_PLAIN_LINES
@@ -68,6 +69,7 @@ class Watch(ray.tune.Callback):
     budget_pairs: int
     evaluations: int
     total: int
+    has_workers: bool  # beside the process that Tune starts for a trial
     quiet: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Watch(ray.tune.Callback):
         ended = {trial.number for trial in rows if trial.state in ENDED}
         new = ended - screen.ended
         if new:
+            self.free_workers([trial.name for trial in rows if trial.number in new])
             write_trials(Path(self.output_dir), rows, self.names, self.metric)
             self.delete_others(rows)
         records, notes = self._take()
@@ -140,6 +143,20 @@ class Watch(ray.tune.Callback):
     @property
     def _columns(self) -> tuple[list[str], str, int]:
         return self.names, self.metric, self.budget_pairs
+
+    def free_workers(self, runs: list[str]) -> None:
+        """Removes the placement groups of trials that have ended, and so their workers.
+
+        Ray Train's own cleaner looks up the state of a stopped trial by the machine's newest `ray start`, which may be
+        another cluster's, and then ends without having freed anything: the next trial would wait for ever.
+        """
+        if not self.has_workers:
+            return
+        mailbox = ray.get_actor(self.mailbox)
+        for run in runs:
+            group = ray.get(mailbox.place.remote(run))
+            if group:
+                ray.util.remove_placement_group(group)
 
     def delete_others(self, rows: list[Trial]) -> None:
         """Deletes what trials stored that have ended and are not the best so far: a model and its optimizer each."""

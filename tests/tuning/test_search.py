@@ -203,6 +203,19 @@ def test_a_killed_search_goes_on_where_it_was(flags, tmp_path):
     assert before and files == {path: path.stat().st_mtime for path in files}, "a finished trial has run again"
 
 
+def test_optuna_proposes_points_and_a_model_choice_is_searched(ray_cluster, flags, tmp_path):
+    pytest.importorskip("optuna")
+    words = ["--search_alg", "optuna", "--num_samples", "3", "--tune_batch_size", "4", "8"]
+    words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=mean,cls", "--tune_learning_rate", "1e-5", "1e-3"]
+    run([*flags, *words, "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 3 and all(row["state"] in ("finished", "stopped early") for row in rows)
+    assert {path.name for path in tmp_path.glob("out/checkpoints/*/pretrained*")} == {
+        "pretrained-mean.0",
+        "pretrained-cls.0",
+    }
+
+
 def test_what_can_never_be_placed_is_refused(ray_cluster, flags, tmp_path):
     words = ["--tune_learning_rate", "1e-5", "1e-3", "--num_workers", "64", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(InputError, match="--num_workers 64: needs 64 workers with 1 CPU each, the cluster has nodes"):
