@@ -166,8 +166,8 @@ def describe(choices: dict[str, Any]) -> str:
     return f"chunks of at most {choices['max_tokens_per_chunk']:,} tokens, {padding}; {caching} gradient caching"
 
 
-def _free_memory(device: torch.device, sharers: int) -> int:
+def _free_memory(device: torch.device) -> int:
     """Of this rank (bytes)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // (sharers * int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
