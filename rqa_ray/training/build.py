@@ -119,9 +119,9 @@ def choose(
     packed = not distributed.any_rank(not works, device) and before.get("packed", True)
     batches.packed = packed
     # Gradients and the two moments of Adam are still to come.
-    free = MEMORY_SHARE * _free_memory(device, memory_sharers) - 12 * sum(
-        value.numel() for value in encoder.parameters()
-    )
+    num_parameters = sum(value.numel() for value in encoder.parameters())
+    sharers = memory_sharers if device.type == "cpu" else 1  # each run has GPUs of its own
+    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_parameters
 
     def graph_bytes(chunk: Chunk) -> float:
         """A token (bytes)."""
