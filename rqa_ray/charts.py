@@ -6,6 +6,7 @@ import base64
 import html
 import importlib.util
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metri
     figure = Figure(figsize=(12, 9), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic([["curves", "map"], ["parallel", "parallel"]])
-    _draw_curves(panels["curves"], shown, winner, quality, colours)
+    _draw_curves(panels["curves"], shown, winner, bests, quality, colours)
     _draw_map(panels["map"], shown, winner, space, bests, colours)
     _draw_parallel(panels["parallel"], shown, winner, space, bests, quality, colours)
     figure.colorbar(colours, ax=list(panels.values()), label=f"best {quality}", shrink=0.6)
@@ -103,18 +104,15 @@ def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metri
     return content.getvalue()
 
 
-def _draw_curves(axes: Any, shown: list[Trial], winner: Trial, quality: str, colours: Any) -> None:
-    for trial in shown:
+def _draw_curves(axes: Any, shown: list[Trial], winner: Trial, bests: list[float], quality: str, colours: Any) -> None:
+    for trial, best in zip(shown, bests, strict=True):
         places, values = zip(*trial.curve, strict=True)
-        best = max(values)
         style: dict[str, Any] = {"color": colours.to_rgba(best), "linewidth": 1.5, "zorder": 2}
         if trial is winner:
             style = {"color": WINNER_COLOUR, "linewidth": 3, "zorder": 3, "label": f"winner, trial {trial.number}"}
         axes.plot(places, values, marker="o", markersize=4, **style)
         ended = "" if trial.state == FINISHED else " ×"
-        axes.annotate(
-            f"{trial.number}{ended}", (places[-1], values[-1]), (5, 0), textcoords="offset points", va="center"
-        )
+        _write(axes, f"{trial.number}{ended}", (places[-1], values[-1]), (5, 0))
     axes.axhline(winner.curve[0][1], color=BASE_COLOUR, linestyle=":", label="pretrained model")
     axes.set(xlabel="questions seen", ylabel=quality, title="Each trial (× ended before its budget)")
     axes.margins(x=0.08)
@@ -131,18 +129,14 @@ def _draw_map(
 ) -> None:
     across = "learning_rate" if "learning_rate" in space else next(iter(space))
     others = [name for name in space if name != across]
-    down = (
-        "global_batch_size"
-        if "global_batch_size" in space and across != "global_batch_size"
-        else next(iter(others), None)
-    )
-    x = _Scale(space[across], [trial.values[across] for trial in shown])
-    y = _Scale(space[down], [trial.values[down] for trial in shown]) if down else None
+    down = "global_batch_size" if "global_batch_size" in others else next(iter(others), None)
+    x = _Scale(space[across])
+    y = _Scale(space[down]) if down else None
     for trial, best in zip(shown, bests, strict=True):
         place = x.place(trial.values[across]), y.place(trial.values[down]) if y and down else best
         edge = {"edgecolor": WINNER_COLOUR, "linewidth": 3} if trial is winner else {"edgecolor": "white"}
         axes.scatter(*place, s=220, color=[colours.to_rgba(best)], zorder=2, **edge)
-        axes.annotate(str(trial.number), place, (11, 7), textcoords="offset points", fontsize=9)
+        _write(axes, str(trial.number), place, (11, 9))
     x.label(axes.xaxis)
     axes.set(xlabel=across, ylabel=down or "best", title=f"{across} x {down}" if down else across)
     axes.margins(0.15)
@@ -160,31 +154,20 @@ def _draw_parallel(
     quality: str,
     colours: Any,
 ) -> None:
-    scales = [_Scale(dimension, [trial.values[name] for trial in shown]) for name, dimension in space.items()]
+    scales = [_Scale(dimension) for dimension in space.values()]
     low, high = min(bests), max(bests)
     for trial, best in sorted(zip(shown, bests, strict=True), key=lambda pair: (pair[0] is winner, pair[1])):
         heights = [scale.share(trial.values[name]) for name, scale in zip(space, scales, strict=True)]
         heights.append((best - low) / (high - low) if high > low else 0.5)
-        is_winner = trial is winner
-        axes.plot(
-            heights, color=WINNER_COLOUR if is_winner else colours.to_rgba(best), linewidth=3 if is_winner else 1.5
-        )
+        colour, width = (WINNER_COLOUR, 3.0) if trial is winner else (colours.to_rgba(best), 1.5)
+        axes.plot(heights, color=colour, linewidth=width)
     for column, scale in enumerate(scales):
         axes.axvline(column, color=BASE_COLOUR, linewidth=1)
         for value in scale.ticks():
-            axes.annotate(
-                short(value),
-                (column, scale.share(value)),
-                (-5, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=9,
-            )
+            _write(axes, short(value), (column, scale.share(value)), (-5, 0), "right")
     axes.axvline(len(scales), color=BASE_COLOUR, linewidth=1)
     for share in (0.0, 0.5, 1.0):
-        text = f"{low + share * (high - low):.3f}"
-        axes.annotate(text, (len(scales), share), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        _write(axes, f"{low + share * (high - low):.3f}", (len(scales), share), (5, 0))
     axes.set_xticks(range(len(scales) + 1), [*space, f"best {quality}"])
     axes.set_yticks([])
     axes.set(xlim=(-0.35, len(scales) + 0.35), ylim=(-0.08, 1.08), title="All arguments")
@@ -192,12 +175,14 @@ def _draw_parallel(
         axes.spines[side].set_visible(False)
 
 
+def _write(axes: Any, text: str, place: tuple[Any, Any], offset: tuple[int, int], side: str = "left") -> None:
+    axes.annotate(text, place, offset, textcoords="offset points", ha=side, va="center", fontsize=9)
+
+
 class _Scale:
     """Where the values of an argument are on an axis: choices side by side, ranges by their size or its logarithm."""
 
-    def __init__(self, dimension: Choices | Range, seen: list[Any]) -> None:
-        import math
-
+    def __init__(self, dimension: Choices | Range) -> None:
         self.choices = sorted(dimension.values, key=_sortable) if isinstance(dimension, Choices) else None
         self.ends: tuple[float, float] = (0, max(1, len(self.choices) - 1)) if self.choices else (0, 1)
         self.function: Any = float

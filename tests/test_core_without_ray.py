@@ -14,6 +14,7 @@ NEED_RAY = {
     "rqa_ray.evaluation.score",
     "rqa_ray.training.checkpoints",
     "rqa_ray.training.fit",
+    "rqa_ray.training.reporting",
     "rqa_ray.training.resume",
     "rqa_ray.training.run",
     "rqa_ray.training.setup",

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.training import checkpoints as stored
-from rqa_ray.training.checkpoints import Mailbox
+from rqa_ray.training.reporting import Mailbox
 from rqa_ray.training.validate import validate
 
 POLL_SECONDS = 0.5

@@ -59,8 +59,9 @@ def validate(checkpoint: ray.train.Checkpoint, config: dict[str, Any]) -> dict[s
 def evaluate_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Evaluates one model on this rank together with the others, on the eval and test questions.
 
-    `config` is that of `train_worker`. The checkpoint `resume_from` gets its results beside it, as by `validate`.
-    Where it is None, the pretrained model is stored with its results as a checkpoint of step 0.
+    `config` is that of `train_worker`, with `phase`, the words of the progress line. The checkpoint `resume_from` gets
+    its results beside it, as by `validate`. Where it is None, the pretrained model is stored with its results as a
+    checkpoint of step 0.
     """
     progress = Progress()
 

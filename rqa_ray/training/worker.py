@@ -21,7 +21,8 @@ from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
 from rqa_ray.training.build import build_trainer, describe
-from rqa_ray.training.checkpoints import ReportCallback, local_checkpoint
+from rqa_ray.training.checkpoints import local_checkpoint
+from rqa_ray.training.reporting import ReportCallback
 from rqa_ray.training.trainer import NonFiniteLossError
 
 

@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from rqa_ray.arguments import Job
 from rqa_ray.evaluation.options import encoder_settings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import StoredCheckpoint
@@ -40,17 +41,22 @@ def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, Stor
         names = stored.list_run_names(root, f"{key}.")
         whole = stored.list_checkpoints(root, names)
         if not whole:
-            config = {
-                **setup.worker_config(),
-                "settings": vars(job.settings),
-                "encoder": encoder_settings(setup.model_folder, job.settings),
-                "resume_from": None,
-                "phase": "evaluating the pretrained model, texts",
-            }
-            fit(evaluate_worker, job, setup.plan, config, root, f"{key}.{len(names)}", saves_on_stop=False)
+            evaluate(setup, job, root, f"{key}.{len(names)}", None, "evaluating the pretrained model")
             whole = stored.list_checkpoints(root, [f"{key}.{len(names)}"])
         found[key] = whole[-1]
     return found
+
+
+def evaluate(setup: Setup, job: Job, root: str, run: str, checkpoint: str | None, phase: str) -> None:
+    """Evaluates a checkpoint, or the pretrained model, on all questions with all workers of a trial."""
+    config = {
+        **setup.worker_config(),
+        "settings": vars(job.settings),
+        "encoder": encoder_settings(setup.model_folder, job.settings),
+        "resume_from": checkpoint,
+        "phase": f"{phase}, texts",
+    }
+    fit(evaluate_worker, job, setup.plan, config, root, run, saves_on_stop=False)
 
 
 def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> None:
@@ -61,21 +67,14 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
     of_trial = stored.list_checkpoints(shared.root, names)
     whole = [shared.before[encoder_key(job)], *of_trial]
     best = stored.best_checkpoint(whole, metric)
-    encoder = encoder_settings(setup.model_folder, job.settings)
     if "test" in setup.blocks and "test" not in best.splits():
-        config = {
-            **setup.worker_config(),
-            "settings": vars(job.settings),
-            "encoder": encoder,
-            "resume_from": best.location,
-            "phase": f"evaluating the winner, trial {winner.number}, texts",
-        }
-        fit(evaluate_worker, job, setup.plan, config, shared.root, f"winner-{winner.name}", saves_on_stop=False)
+        phase = f"evaluating the winner, trial {winner.number}"
+        evaluate(setup, job, shared.root, f"winner-{winner.name}", best.location, phase)
         whole = [whole[0], *stored.list_checkpoints(shared.root, names)]
     folder = Path(job.output_dir)
     again = job.to_config() | {"output_dir": f"{job.output_dir.rstrip('/')}-best"}
-    again.pop("storage_path", None)
     write_json(folder / BEST_CONFIG_FILE, again)
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
     best_config = os.path.join(job.output_dir, BEST_CONFIG_FILE)
+    encoder = encoder_settings(setup.model_folder, job.settings)
     finish(job, record, encoder, setup.blocks, whole, [], winner.train_metrics, f"python jobs/train.py {best_config}")

@@ -97,6 +97,8 @@ def parse_search(argv: Sequence[str]) -> Search:
             raise InputError("--tune learning_rate=...: --tune_learning_rate says the same; leave one out")
         text = f"{rates[0]}:{rates[1]}:log" if len(rates) == 2 else ",".join(map(str, rates))
         space = {"learning_rate": read_dimension("learning_rate", text, job, parser), **space}
+    if "temperature" in space and job.training["metric_for_best_model"] == "eval_loss":
+        raise InputError("--tune temperature=...: eval_loss depends on it; choose another --metric_for_best_model")
     finite = combinations(space)
     if settings.search_alg == "grid" and finite is None:
         ranges = [name for name, dimension in space.items() if not isinstance(dimension, Choices)]

@@ -18,36 +18,28 @@ from typing import Any
 from rqa_ray.errors import InputError
 from rqa_ray.preflight import WorkerPlan, max_concurrent  # before Ray: makes it quiet
 
-for _name, _value in {
-    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a box even where nothing is to be printed
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # SIGTERM is handled too, and in the same words
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own TensorBoard files, and trials.csv has the rest
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what a kill may lose of Tune's state
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
+# isort: split
+import ray
+import ray.tune
+from pyarrow import fs
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
-import ray  # noqa: E402
-import ray.tune  # noqa: E402
-from pyarrow import fs  # noqa: E402
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler  # noqa: E402
-from ray.tune.search.basic_variant import BasicVariantGenerator  # noqa: E402
-
-from rqa_ray.charts import write_report  # noqa: E402
-from rqa_ray.data.files import inside, open_location  # noqa: E402
-from rqa_ray.training import outputs  # noqa: E402
-from rqa_ray.training.checkpoints import SCORE  # noqa: E402
-from rqa_ray.training.fit import STOP_EXIT_CODES, Stopped, how_to_go_on, new_mailbox  # noqa: E402
-from rqa_ray.training.resume import RunRecord, absolute, changed_settings, delete_run, new_run_name  # noqa: E402
-from rqa_ray.training.setup import set_up  # noqa: E402
-from rqa_ray.tuning.models import evaluate_pretrained, leave_winner  # noqa: E402
-from rqa_ray.tuning.options import Search  # noqa: E402
-from rqa_ray.tuning.plan import SearchPlan  # noqa: E402
-from rqa_ray.tuning.results import TRIALS_FILE, Trial, ranked, table_lines, write_trials  # noqa: E402
-from rqa_ray.tuning.space import Choices, Range  # noqa: E402
-from rqa_ray.tuning.trial import Shared, run_trial  # noqa: E402
-from rqa_ray.tuning.watch import Watch  # noqa: E402
-from rqa_ray.whole_files import read_json, write_json  # noqa: E402
+from rqa_ray.charts import write_report
+from rqa_ray.data.files import inside, open_location
+from rqa_ray.training import outputs
+from rqa_ray.training.checkpoints import SCORE
+from rqa_ray.training.fit import STOP_EXIT_CODES, Stopped, how_to_go_on, new_mailbox
+from rqa_ray.training.resume import RunRecord, absolute, changed_settings, delete_run, new_run_name
+from rqa_ray.training.setup import set_up
+from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
+from rqa_ray.tuning.options import Search
+from rqa_ray.tuning.plan import SearchPlan
+from rqa_ray.tuning.results import TRIALS_FILE, Trial, ranked, table_lines, write_trials
+from rqa_ray.tuning.space import Choices, Range
+from rqa_ray.tuning.trial import Shared, run_trial
+from rqa_ray.tuning.watch import Watch
+from rqa_ray.whole_files import read_json, write_json
 
 SEARCH_ARGS_FILE = "search_args.json"
 TUNE_FOLDER = "tune"  # Ray Tune's own state, beside the checkpoints

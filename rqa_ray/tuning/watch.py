@@ -95,7 +95,7 @@ class Watch(ray.tune.Callback):
                 STATES.get(trial.status, WAITING),
                 trial.last_result,
                 self.evaluations,
-                last_line(trial.get_pickled_error() or trial.get_error()) if trial.status == "ERROR" else "",
+                str(trial.get_pickled_error() or trial.get_error() or "") if trial.status == "ERROR" else "",
             )
             for number, trial in enumerate(sorted(trials, key=place), 1)
         ]
@@ -175,9 +175,3 @@ class Watch(ray.tune.Callback):
 def place(trial: Any) -> int:
     """Where a trial of Tune is in the order in which they were drawn: a search that goes on lists them otherwise."""
     return int(trial.experiment_tag.partition("_")[0])
-
-
-def last_line(error: Any) -> str:
-    """The last line of an error that says anything."""
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""

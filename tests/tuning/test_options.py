@@ -73,6 +73,7 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
             "needs lists, and learning_rate is a range",
         ),
         (["--resume_from_checkpoint", "true"], "a search goes on by --resume"),
+        (["--tune", "temperature=0.02,0.05", "--metric_for_best_model", "eval_loss"], "eval_loss depends on it"),
         (["--async_eval"], "leave it out in a search"),
         (["--tune_temperature", "1"], "--tune_temperature: unknown argument"),
     ],
