@@ -29,8 +29,8 @@ for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",
     "THP_MEM_ALLOC_ENABLE": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Of Ray Tune: it prints a box even when told to print nothing; `tuning/search.py` handles its signals; trials write
-    # their own TensorBoard files, and trials.csv has the rest; what a kill may lose of its state (seconds).
+    # Of Ray Tune: it prints a box even when told to print nothing; `tuning/search.py` handles its signals; trials
+    # write their own TensorBoard files, trials.csv has the rest; what a kill may lose of its state (seconds).
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
