@@ -129,13 +129,15 @@ def test_a_search_that_has_ended_can_be_asked_again(searched, flags, files, caps
 
 
 def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags, tmp_path, monkeypatch):
+    import ray
     from ray.util.state import list_actors, list_placement_groups
 
     from rqa_ray.tuning import search as module
 
     def alive() -> list:
-        groups = [group for group in list_placement_groups() if group.state == "CREATED"]
-        return groups + list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+        address = ray.get_runtime_context().gcs_address  # else it takes any cluster of this machine
+        groups = [group for group in list_placement_groups(address) if group.state == "CREATED"]
+        return groups + list_actors(address, filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
 
     left = []
     original = module.leave_winner
