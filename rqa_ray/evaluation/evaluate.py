@@ -53,7 +53,11 @@ class RetrievalEvaluator:
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
 
     def evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
-        """Results by split, the same on all ranks. To be called by all ranks together."""
+        """Results by split, the same on all ranks. To be called by all ranks together.
+
+        Raises:
+            Interrupted: on all ranks, see `interrupts.py`.
+        """
         was_training = encoder.training
         encoder.eval()
         try:
@@ -72,6 +76,15 @@ class RetrievalEvaluator:
 
         topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
         loss = CorpusLoss(self._gold_positions, self.temperature, device)
+        with encoder.interrupts.part(device):
+            search_seconds += self._search(encoder, questions, topk, loss)
+        _merge_ranks(topk, loss)
+        slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
+        return self._results(topk, loss, slowest / len(rows))
+
+    def _search(self, encoder: Encoder, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
+        """Searches this rank's share of the corpus; returns the time it took, encoding left out (seconds)."""
+        device, seconds = questions.device, 0.0
         tokens = self.corpus.tokens
         mine = np.argsort(tokens.lengths, kind="stable")[distributed.rank() :: distributed.world_size()]
         self._done, self._total = 0, len(mine)
@@ -84,10 +97,8 @@ class RetrievalEvaluator:
             passages = embeddings[torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(device)]
             started = _now(device)
             search_block(questions, passages, torch.from_numpy(positions).to(device), topk, loss)
-            search_seconds += _now(device) - started
-        _merge_ranks(topk, loss)
-        slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
-        return self._results(topk, loss, slowest / len(rows))
+            seconds += _now(device) - started
+        return seconds
 
     def _results(self, topk: RunningTopK, loss: CorpusLoss, latency: float) -> dict[str, SplitResult]:
         scores, positions = (part.cpu().numpy() for part in topk.result())
@@ -108,7 +119,9 @@ class RetrievalEvaluator:
         """(Q, D): each rank encodes every W-th question, all get all."""
         world_size = distributed.world_size()
         padded = rows + [rows[-1]] * (-len(rows) % world_size)  # the gather needs as many rows from every rank
-        share = distributed.gather(self._encode(encoder, padded[distributed.rank() :: world_size]))
+        with encoder.interrupts.part(next(encoder.parameters()).device):
+            own = self._encode(encoder, padded[distributed.rank() :: world_size])
+        share = distributed.gather(own)
         return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
 
     def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:

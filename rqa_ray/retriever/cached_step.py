@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rqa_ray.retriever.chunks import Chunk
+from rqa_ray.retriever.interrupts import Interrupts
 
 
 def forward_backward(
@@ -25,6 +26,7 @@ def forward_backward(
     loss_of: Callable[[torch.Tensor], torch.Tensor],
     backward: Callable[[torch.Tensor], None],
     gradient_cache: bool,
+    interrupts: Interrupts | None = None,
 ) -> torch.Tensor:
     """Adds the gradient of the loss to the parameters and returns the loss, detached.
 
@@ -33,14 +35,22 @@ def forward_backward(
         seeds: one for each chunk, for its dropout masks.
         loss_of: embeddings (rows, D) to a scalar; may communicate, once a batch.
         backward: the Trainer's backward, which scales the loss in fp16.
+        interrupts: those of the encoder.
+
+    Raises:
+        Interrupted: on all ranks; the gradients are of no use then.
     """
+    interrupts = interrupts or Interrupts()
+    device = chunks[0].input_ids.device
     if not gradient_cache:
-        loss = loss_of(model(chunks, seeds))
+        with interrupts.part(device):
+            embeddings = model(chunks, seeds, interrupts.before_backward if interrupts.watching else None)
+        loss = loss_of(embeddings)
         backward(loss)
         return loss.detach()
 
     # (1) encode without a graph
-    with torch.no_grad():
+    with torch.no_grad(), interrupts.part(device):
         parts = [model([chunk], [seed]) for chunk, seed in zip(chunks, seeds, strict=True)]
     embeddings = torch.cat(parts).requires_grad_()
 
@@ -51,10 +61,13 @@ def forward_backward(
     cache = embeddings.grad.split([len(part) for part in parts])
 
     # (3) encode again, chunk by chunk; the last one synchronises, unless the caller accumulates gradients
-    for index, (chunk, seed, gradient) in enumerate(zip(chunks, seeds, cache, strict=True)):
-        is_last = index == len(chunks) - 1
-        with contextlib.nullcontext() if is_last else _no_sync(model):
+    *earlier, last = zip(chunks, seeds, cache, strict=True)
+    with interrupts.part(device), _no_sync(model):
+        for chunk, seed, gradient in earlier:
             model([chunk], [seed]).backward(gradient)
+    chunk, seed, gradient = last
+    with interrupts.watch(False):
+        model([chunk], [seed]).backward(gradient)
     return loss.detach()
 
 

@@ -58,11 +58,16 @@ class _GatherWithGradient(torch.autograd.Function):
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Whether the flag is set on any rank; the same answer on all ranks."""
+    return any_ranks([flag], device)[0]
+
+
+def any_ranks(flags: list[bool], device: torch.device | str = "cpu") -> list[bool]:
+    """`any_rank` of several flags, in one collective."""
     if not is_distributed():
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return flags
+    values = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values.bool().tolist()
 
 
 def barrier() -> None:

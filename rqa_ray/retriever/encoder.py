@@ -5,6 +5,7 @@ Shapes: B texts in a chunk, L tokens of its longest text, D dimensions.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from rqa_ray.retriever import attention
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 from rqa_ray.retriever.dropout import replace_dropout
+from rqa_ray.retriever.interrupts import Interrupts
 from rqa_ray.retriever.saving import POSITION_OFFSETS, EncoderSettings
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Encoder(nn.Module):
         self.own_dropout = {}
         self.transformer = transformer
         self.settings = settings
+        self.interrupts = Interrupts()
         if getattr(transformer, "pooler", None) is not None:
             # Kept, so that the saved folder has the keys that it came with; unused, so DDP must not wait for it.
             transformer.pooler.requires_grad_(False)
@@ -78,18 +81,30 @@ class Encoder(nn.Module):
         self.can_pack = is_known  # whether it takes packed chunks
         self.first_position = config.pad_token_id + 1 if config.model_type in POSITION_OFFSETS else 0
 
-    def forward(self, chunks: Sequence[Chunk], seeds: Sequence[int] | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[Chunk],
+        seeds: Sequence[int] | None = None,
+        before_backward: Callable[..., None] | None = None,
+    ) -> torch.Tensor:
         """(rows, D) fp32 embeddings of all rows of all chunks, in order.
 
         With `seeds`, one for each chunk, the random state is set before each chunk: its dropout masks depend on the
-        seed alone, so the cached step replays them and a resumed run repeats them.
+        seed alone, so the cached step replays them and a resumed run repeats them. `before_backward` is called with
+        the gradient of each chunk's embeddings and `index`, before the chunk's backward pass.
         """
-        return self.embed(chunks, seeds)
+        return self.embed(chunks, seeds, before_backward)
 
-    def embed(self, chunks: Sequence[Chunk], seeds: Sequence[int] | None = None) -> torch.Tensor:
+    def embed(
+        self,
+        chunks: Sequence[Chunk],
+        seeds: Sequence[int] | None = None,
+        before_backward: Callable[..., None] | None = None,
+    ) -> torch.Tensor:
         """`forward` without the mixed precision that the Trainer wraps around that name."""
         embeddings = []
         for index, (chunk, inputs) in enumerate(zip(chunks, self._inputs(chunks), strict=True)):
+            self.interrupts.look()
             if seeds is not None:
                 torch.manual_seed(seeds[index])
             tokens = self.transformer(**inputs).last_hidden_state
@@ -98,6 +113,8 @@ class Encoder(nn.Module):
             )
             pooled = POOLINGS[self.settings.pooling](tokens.float(), mask)
             embeddings.append(nn.functional.normalize(pooled, dim=-1) if self.settings.normalize else pooled)
+            if before_backward:
+                embeddings[-1].register_hook(partial(before_backward, index=index))
         return torch.cat(embeddings)
 
     def _inputs(self, chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:

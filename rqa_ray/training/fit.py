@@ -19,13 +19,12 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.training import checkpoints as stored
-from rqa_ray.training.reporting import Mailbox
+from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.validate import validate
 
 POLL_SECONDS = 0.5
@@ -65,14 +64,9 @@ def torch_trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=callbacks,
         ),
+        torch_config=TorchConfig(timeout_s=config["training"].get("ddp_timeout", 1800)),
         **options,
     )
-
-
-def new_mailbox(name: str | None = None) -> Any:
-    """A mailbox on the driver's node, so that it lives as long as the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Mailbox.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
 
 
 def fit(
@@ -121,25 +115,24 @@ def fit(
     show = ProgressLine()
     try:
         thread.start()
-        asked = False
+        asked = has_begun = False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
+            if outcome["signal"] and not has_begun:  # nothing to save
+                stop_message(job, {**outcome, "result": {"step": 0}})
             if outcome["signal"] and not asked:
                 asked = True
                 mailbox.request_stop.remote()
                 show.clear()
-                print("stopping: saving the state after this step; again to stop at once", file=sys.stderr)
-            draw(show, mailbox, job)
+                print("stopping: saving the state after the last whole step; again to stop at once", file=sys.stderr)
+            has_begun |= draw(show, mailbox, job)
     finally:
         show.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if isinstance(outcome["error"], WorkerGroupError):
-        rank, failure = min(outcome["error"].worker_failures.items())
-        print(
-            f"error: training failed on rank {rank}: {reason_of(str(failure))}\n{how_to_go_on(job)}",
-            file=sys.stderr,
-        )
+        late = ray.get(mailbox.missing.remote(name, plan.num_workers))
+        print(f"error: {reason_of(outcome['error'], late)}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(1)
     if outcome["error"]:
         raise outcome["error"]
@@ -151,28 +144,43 @@ def fit(
     return outcome
 
 
-def draw(show: ProgressLine, mailbox: Any, job: Job) -> None:
-    """Shows the newest record and prints the workers' notes."""
+def draw(show: ProgressLine, mailbox: Any, job: Job) -> bool:
+    """Shows the newest record and prints the workers' notes; returns whether there is a record."""
     try:
         records, notes = ray.get(mailbox.take.remote(), timeout=5)
     except RayError:
-        return
+        return False
     for note in notes:
         show.clear()
         print(note)
     if not job.training.get("disable_tqdm"):
         show.draw(next((Progress(**record) for record in records.values()), Progress()))
+    return bool(records)
 
 
-def reason_of(failure: str) -> str:
-    """What a worker died of: of the page that Ray writes about a lack of memory, the one line that counts."""
-    lines = [line for line in failure.splitlines() if "running low on memory" in line]
-    return f"{lines[0]}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true" if lines else failure
+def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
+    """What the workers died of: the one line that counts where it is known, else Ray's page about it.
+
+    `late` are ranks that others waited for in a collective.
+    """
+    failures = {rank: str(failure) for rank, failure in sorted(error.worker_failures.items())}
+    for failure in failures.values():
+        for line in failure.splitlines():
+            if "running low on memory" in line:
+                return f"{line}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
+            if "StorageError: " in line:
+                return line.partition("StorageError: ")[2]
+    if late and any("imed out" in failure for failure in failures.values()):
+        return f"{', '.join(late)} did not answer, the other ranks waited for --ddp_timeout"
+    rank, failure = next(iter(failures.items()))
+    return f"training failed on rank {rank}: {failure}"
 
 
 def stop_message(job: Job, outcome: dict[str, Any]) -> None:
     """Says how to go on, and raises Stopped."""
-    print(f"stopped after step {outcome['result']['step']}, state saved; {how_to_go_on(job)}")
+    step = outcome["result"]["step"]
+    done = f"after step {step}, state saved" if step else "before the first step"
+    print(f"stopped {done}; {how_to_go_on(job)}")
     raise Stopped(STOP_EXIT_CODES[outcome["signal"]])
 
 

@@ -1,8 +1,11 @@
-"""From rank 0 to the driver: every checkpoint as a report to Ray, progress and notes through a mailbox."""
+"""From the ranks to the driver: every checkpoint as a report to Ray, progress and notes through the mailbox.
+
+And back: a stop, and word that a node will be taken away.
+"""
 
 from __future__ import annotations
 
-import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,44 +19,16 @@ from rqa_ray.retriever import distributed
 from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, score, write_manifest
 from rqa_ray.training.trainer import ContrastiveTrainer
 
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Rank 0 of each run puts progress in, the driver takes it out and may ask for a stop."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}  # by run
-        self.notes: list[str] = []
-        self.stop = False
-        self.places: dict[str, Any] = {}  # placement group of its workers by run
-
-    def hold(self, run: str, place: Any) -> None:
-        """Remembers the placement group of a run's workers."""
-        self.places[run] = place
-
-    def place(self, run: str) -> Any:
-        """The placement group of a run's workers, once, None where it has none."""
-        return self.places.pop(run, None)
-
-    def put(self, run: str, record: dict[str, Any] | None, note: str | None = None) -> bool:
-        """Keeps the newest record of a run; returns whether a stop was asked for."""
-        if record:
-            self.records[run] = record
-        if note:
-            self.notes.append(note)
-        return self.stop
-
-    def take(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """The newest record of each run, and the notes since the last call."""
-        notes, self.notes = self.notes, []
-        return self.records, notes
-
-    def request_stop(self) -> None:
-        self.stop = True
+LONG_STEP_SECONDS = 1.0  # a longer step is given up when a stop is asked for; a shorter one is waited for
+POLL_SECONDS = 0.5  # between two looks for a stop, in a long step
+PREEMPTION_POLL_SECONDS = 5.0
 
 
 class ReportCallback(TrainerCallback):
-    """Reports every checkpoint to Ray, with the metrics of its own step, and progress to the mailbox."""
+    """Reports every checkpoint to Ray, with the metrics of its own step, and progress to the mailbox; obeys a stop.
+
+    `report` takes metrics, checkpoint and validation as `ray.train.report` does, and deletes the local checkpoint.
+    """
 
     def __init__(
         self,
@@ -61,13 +36,19 @@ class ReportCallback(TrainerCallback):
         mailbox: Any,
         run: str,
         questions_per_step: int,
-        report: Callable[..., None] = ray.train.report,
+        report: Callable[..., None],
+        watches_preemption: bool = False,
     ) -> None:
         self.trainer, self.mailbox, self.run, self.report = trainer, mailbox, run, report
         self.progress = Progress(questions_per_step=questions_per_step)
         self.metric = trainer.args.metric_for_best_model or ""
+        self.watches_preemption = watches_preemption
         self.stopped = False
         self._stop_asked: Any = None
+        self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
+        self._preemption: Any = None
+        trainer.interrupts.is_asked = self.is_stop_asked
+        trainer.interrupts.watching = True  # until a step has shown to be short
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
@@ -84,11 +65,33 @@ class ReportCallback(TrainerCallback):
     def on_log(self, args, state, control, logs, **kwargs):
         self.progress.loss = logs.get("loss", self.progress.loss)
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._step_began = time.monotonic()
+
     def on_step_end(self, args, state, control, **kwargs):
         self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
-        if distributed.any_rank(self._stop_is_asked(), args.device) and state.global_step < state.max_steps:
-            # An evaluation that is due at this step is made: after the resume it would never be.
+        now = time.monotonic()
+        is_long = now - self._step_began > LONG_STEP_SECONDS
+        is_time = self.watches_preemption and now - self._preemption_polled > PREEMPTION_POLL_SECONDS
+        flags = [self.is_stop_asked(), is_long, is_time]
+        is_stop, self.trainer.interrupts.watching, is_time = distributed.any_ranks(flags, args.device)
+        if is_stop:
             self.stopped = control.should_training_stop = control.should_save = True
+            self._put_off_evaluation(state, control)
+        elif is_time:
+            self._preemption_polled = now
+            preemption = ray.train.get_preemption_info()  # by all ranks together
+            control.should_save |= preemption is not None and self._preemption is None
+            self._preemption = preemption
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped:
+            self._put_off_evaluation(state, control)
+
+    def _put_off_evaluation(self, state, control) -> None:
+        if control.should_evaluate or self.trainer.saving.due_step == state.global_step:
+            self.trainer.evaluation_pending = control.should_save = True
+            control.should_evaluate, self.trainer.saving.due_step = False, -1
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -102,16 +105,22 @@ class ReportCallback(TrainerCallback):
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             beside = self.trainer.saving.due_step == state.global_step
         distributed.barrier()
-        self.report(metrics, checkpoint=checkpoint, validation=beside)  # returns when the upload is done
-        if state.is_world_process_zero:
-            shutil.rmtree(folder)
+        self.report(metrics, checkpoint=checkpoint, validation=beside)
 
     def send(self, **changes: Any) -> None:
         """Changes the progress record, and puts it in the mailbox."""
         for name, value in changes.items():
             setattr(self.progress, name, value)
         if distributed.rank() == 0:
-            self._stop_asked = self.mailbox.put.remote(self.run, as_record(self.progress))
+            self.mailbox.put.remote(self.run, as_record(self.progress))
 
-    def _stop_is_asked(self) -> bool:
-        return bool(ray.get(self._stop_asked)) if self._stop_asked is not None else False
+    def is_stop_asked(self) -> bool:
+        """Whether a stop was asked for, as far as this rank knows; does not wait for an answer."""
+        if self._stop_asked is not None:
+            answered, _ = ray.wait([self._stop_asked], timeout=0)
+            if answered and ray.get(answered[0]):
+                return True
+            self._stop_asked = None if answered else self._stop_asked
+        if self._stop_asked is None and time.monotonic() - self._asked_at > POLL_SECONDS:
+            self._stop_asked, self._asked_at = self.mailbox.is_stopping.remote(), time.monotonic()
+        return False

@@ -21,6 +21,7 @@ from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.cached_step import forward_backward
 from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.interrupts import Interrupted, Interrupts
 from rqa_ray.retriever.loss import contrastive_loss
 from rqa_ray.retriever.saving import load_weights, save_encoder
 
@@ -70,7 +71,9 @@ class ContrastiveTrainer(Trainer):
         self.trust_remote_code = trust_remote_code
         self.results: dict[str, SplitResult] = {}  # of the last evaluation
         self.before: dict[str, SplitResult] = {}  # of step 0, the pretrained model
-        self.evaluated_step = -1
+        self.evaluated_step = self.saved_step = -1
+        self.evaluation_pending = False  # a stop has put off the evaluation of this step
+        self.interrupts: Interrupts = encoder.interrupts
         self.saving = SaveWithEvaluation(evaluates_beside)
         self._seconds = {"waiting": 0.0, "computing": 0.0}  # since the loss was logged
         super().__init__(
@@ -110,7 +113,9 @@ class ContrastiveTrainer(Trainer):
 
         cached = self.choices["gradient_cache"]
         with self._timed("computing"):
-            loss = forward_backward(model, batch.chunks, seeds, loss_of, self.accelerator.backward, cached)
+            loss = forward_backward(
+                model, batch.chunks, seeds, loss_of, self.accelerator.backward, cached, self.interrupts
+            )
         if distributed.any_rank(not bool(torch.isfinite(loss)), self.args.device):
             raise NonFiniteLossError(
                 f"step {self.state.global_step + 1}: the loss is not finite, the weights were not updated; "
@@ -149,7 +154,12 @@ class ContrastiveTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of the eval questions. Test questions are ranked in the same pass; only step 0 logs them."""
-        self.results = self.evaluator.evaluate(self.model)
+        try:
+            with self.interrupts.watch(True):
+                self.results = self.evaluator.evaluate(self.model)
+        except Interrupted:
+            self.evaluation_pending = True
+            raise
         self.evaluated_step = self.state.global_step
         metrics = dict(self.results["eval"].metrics)
         if self.state.global_step == 0:
@@ -173,6 +183,7 @@ class ContrastiveTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self.saved_step = self.state.global_step
         if not self.args.should_save:
             return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -180,7 +191,13 @@ class ContrastiveTrainer(Trainer):
         self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
         here = self.results if self.evaluated_step == self.state.global_step else {}
         (folder / CHOICES_FILE).write_text(json.dumps(self.choices))
-        write_results(folder, self.state.global_step, here, self.before)
+        write_results(folder, self.state.global_step, here, self.before, self.evaluation_pending)
+
+    def save_interrupted(self) -> None:
+        """Saves the state after the last finished step, when the work in hand was given up."""
+        if self.state.global_step > max(self.saved_step, 0):
+            self._save_checkpoint(self.model_wrapped, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
@@ -189,9 +206,11 @@ class ContrastiveTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_weights(self.model, str(folder / MODEL_FOLDER), self.trust_remote_code)
+        evaluation = json.loads((folder / EVALUATION_FILE).read_text())
+        self.saved_step = evaluation["step"]
         if self.before:
             return
-        before = json.loads((folder / EVALUATION_FILE).read_text())["before"]
+        before = evaluation["before"]
         rankings = np.load(folder / RANKINGS_FILE)
         self.before = {
             split: SplitResult(
@@ -272,9 +291,19 @@ def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
     return {name: value for result in results.values() for name, value in result.metrics.items()}
 
 
-def write_results(folder: Path, step: int, results: dict[str, SplitResult], before: dict[str, SplitResult]) -> None:
-    """Writes metrics and rankings of a checkpoint's step (none where it was not evaluated) and of step 0."""
-    evaluation = {"step": step, "metrics": merge_metrics(results), "before": merge_metrics(before)}
+def write_results(
+    folder: Path,
+    step: int,
+    results: dict[str, SplitResult],
+    before: dict[str, SplitResult],
+    pending: bool = False,
+) -> None:
+    """Writes metrics and rankings of a checkpoint's step (none where it was not evaluated) and of step 0.
+
+    `pending`: an evaluation was due at this step, and a stop has put it off.
+    """
+    metrics = {"metrics": merge_metrics(results), "before": merge_metrics(before)}
+    evaluation = {"step": step, "pending": pending, **metrics}
     (folder / EVALUATION_FILE).write_text(json.dumps(evaluation, indent=2))
     rankings: dict[str, Any] = result_arrays("", results) | result_arrays("before_", before)
     np.savez(folder / RANKINGS_FILE, **rankings)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
+import ray
+import ray.train
 import ray.util
 import torch
 import transformers
 
 from rqa_ray.arguments import RetrieverTrainingArguments, Settings
+from rqa_ray.data.files import open_location
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
+from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
 from rqa_ray.training.build import build_trainer, describe
-from rqa_ray.training.checkpoints import local_checkpoint
+from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
 from rqa_ray.training.reporting import ReportCallback
-from rqa_ray.training.trainer import NonFiniteLossError
+from rqa_ray.training.trainer import EVALUATION_FILE, ContrastiveTrainer, NonFiniteLossError
+from rqa_ray.training.uploads import Uploads
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -69,24 +76,62 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if config.get("before"):
             trainer.take_before(config["before"])
         questions_per_step = config["micro_batch"] * args.gradient_accumulation_steps
-        how = {"report": config["report"]} if "report" in config else {}
-        report = ReportCallback(trainer, config["mailbox"], config["run"], questions_per_step, **how)
+        mailbox, run, in_tune = config["mailbox"], config["run"], "report" in config
+
+        def tell(note: str) -> None:
+            mailbox.put.remote(run, None, note)
+
+        how = config["report"] if in_tune else Uploads(tell)
+        watches_preemption = not in_tune and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
+        report = ReportCallback(trainer, mailbox, run, questions_per_step, how, watches_preemption)
+        where = f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+        attempt = ray.get(mailbox.begin.remote(run, args.process_index, where))
         if args.process_index == 0:
-            config["mailbox"].put.remote(config["run"], None, describe(trainer.choices))
-            config["mailbox"].hold.remote(config["run"], ray.util.get_current_placement_group())
-        if resume and trainer.is_finished(resume):  # killed after its last checkpoint
-            return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
+            if attempt > 1:
+                tell(f"restarted on {args.world_size} workers, from step {_step_of(resume)}")
+            tell(describe(trainer.choices))
+            mailbox.hold.remote(run, ray.util.get_current_placement_group())
         trainer.evaluator.on_progress = report.on_evaluation_progress
         trainer.add_callback(report)
+        metrics, failure = {}, None
         try:
-            metrics, failure = trainer.train(resume_from_checkpoint=resume).metrics, None
+            if resume and config["resume_from"]:
+                _make_up_evaluation(trainer, resume, config["resume_from"])
+            if resume and trainer.is_finished(resume):  # killed after its last checkpoint
+                return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
+            metrics = trainer.train(resume_from_checkpoint=resume).metrics
+        except Interrupted:
+            report.stopped = True
+            trainer.save_interrupted()
         except NonFiniteLossError as error:  # on all ranks together; a restart by Ray would meet it again
-            metrics, failure = {}, str(error)
+            failure = str(error)
+        except RuntimeError as error:  # of gloo and nccl: this rank waited for others
+            if any(words in str(error) for words in ("imed out", "onnection closed", "onnection reset")):
+                ray.get(mailbox.gave_up.remote(run, args.process_index))
+            raise
+        finally:
+            if isinstance(how, Uploads):
+                how.wait()  # before the folder of the local checkpoints is deleted
         step = trainer.state.global_step
         if beside:
             report.progress.phase, report.progress.total = "waiting for the last evaluation", 0
             report.send()
         return {"step": step, "stopped": report.stopped, "failure": failure, "metrics": metrics}
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return json.loads((Path(checkpoint) / EVALUATION_FILE).read_text())["step"] if checkpoint else 0
+
+
+def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: str) -> None:
+    """Makes the evaluation that a stop has put off, and stores it beside the checkpoint."""
+    if json.loads((Path(checkpoint) / EVALUATION_FILE).read_text()).get("pending"):
+        trainer._load_from_checkpoint(checkpoint)
+        with trainer.interrupts.watch(True):
+            results = trainer.evaluator.evaluate(trainer.model)
+        if trainer.args.process_index == 0:
+            filesystem, path = open_location(location)
+            write_evaluation(ray.train.Checkpoint(path, filesystem), _step_of(checkpoint), results)
 
 
 def _training_arguments(config: dict[str, Any], scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:

@@ -29,7 +29,8 @@ from rqa_ray.charts import write_report
 from rqa_ray.data.files import inside, open_location
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import SCORE
-from rqa_ray.training.fit import STOP_EXIT_CODES, Stopped, how_to_go_on, new_mailbox
+from rqa_ray.training.fit import STOP_EXIT_CODES, Stopped, how_to_go_on
+from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.resume import RunRecord, absolute, changed_settings, delete_run, new_run_name
 from rqa_ray.training.setup import set_up
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner

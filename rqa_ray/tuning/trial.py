@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,7 @@ class Reports:
         target = f"{root}/{self.attempt}/checkpoint-{metrics['step']:06d}"
         filesystem.create_dir(target, recursive=True)
         fs.copy_files(checkpoint.path, target, checkpoint.filesystem, filesystem)
+        shutil.rmtree(checkpoint.path)
         metric = self.job.training["metric_for_best_model"]
         whole = stored.list_checkpoints(self.root, [*self.earlier, self.attempt])
         kept = {whole[-1].location, stored.best_checkpoint(whole, metric).location}

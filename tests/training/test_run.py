@@ -300,11 +300,19 @@ def test_a_killed_run_ends_with_the_same_weights(flags, one_worker, tmp_path, mo
 
 
 def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
+    from ray.train import WorkerGroupError
+
     from rqa_ray.training.fit import reason_of
 
+    def of(failure: str, late: list[str] | None = None) -> str:
+        return reason_of(WorkerGroupError("failed", {1: Exception(failure)}), late)
+
     page = "A worker health check failed.\nWorker(...)\n4 worker(s) were killed: the node running low on memory.\nmore"
-    assert reason_of(page).startswith("4 worker(s) were killed") and "\n" not in reason_of(page)
-    assert reason_of("Traceback\nValueError: x") == "Traceback\nValueError: x"
+    assert of(page).startswith("4 worker(s) were killed") and "\n" not in of(page)
+    assert of("Traceback\nValueError: x") == "training failed on rank 1: Traceback\nValueError: x"
+    assert of("Traceback\nrqa_ray.training.uploads.StorageError: /full: no space left") == "/full: no space left"
+    waited = of("RuntimeError: Timed out waiting 1ms", ["rank 0 (node a, process 1)"])
+    assert waited.startswith("rank 0 (node a, process 1) did not answer")
 
 
 @pytest.mark.slow
