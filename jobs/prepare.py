@@ -29,8 +29,8 @@ def main() -> None:
     args = parse()
     folder = Path(args.output_dir)
     with user_errors():
+        from rqa_ray.cluster import connect
         from rqa_ray.data.records import find_inputs
-        from rqa_ray.preflight import connect
         from rqa_ray.retriever.saving import find_model_folder, read_settings
 
         if folder.exists():

@@ -8,6 +8,7 @@ workers.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
+
+RESTARTS_OF_A_RANGE = 8  # of workers whose nodes come and go
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -90,15 +93,19 @@ class Settings:
         False,
         "Evaluate beside training, on hardware that the workers leave free; in the loop where there is none.",
     )
-    num_workers: int | None = _setting(
-        None, "Training workers (processes). Default: one for each GPU of the cluster, or 1 without GPUs."
+    num_workers: str | None = _setting(
+        None,
+        "Training workers (processes), or as few and as many as nodes come and go (2:8), for the same global batch. "
+        "Default: one for each GPU of the cluster, or 1 without GPUs.",
     )
     cpus_per_worker: int | None = _setting(None, "CPU cores of a training worker. Default: an even share.")
     storage_path: str | None = _setting(
         None, "Where checkpoints go: a folder that all nodes share, or a URI (s3://...). Default: under output_dir."
     )
-    max_failures: int = _setting(
-        0, "Restarts from the last checkpoint after a worker or node died (times; -1: no limit)."
+    max_failures: int | None = _setting(
+        None,
+        "Restarts from the last checkpoint after a worker or node died (times; -1: no limit). Default: 0, or 8 where "
+        "--num_workers is a range. Nodes that are taken away with notice are not counted.",
     )
     overwrite_output_dir: bool = _setting(False, "Delete an earlier run in output_dir and start anew.")
     write_predictions: bool = _setting(True, "Write eval-predictions.jsonl and test-predictions.jsonl.")
@@ -112,7 +119,9 @@ class Settings:
 class RetrieverTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of contrastive fine-tuning (LocalRQA's, mostly)."""
 
-    output_dir: str | None = _setting(None, "Folder of the fine-tuned model, metrics, predictions and checkpoints.")
+    output_dir: str | None = _setting(
+        None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints."
+    )
     learning_rate: float = _setting(1e-5, "Peak learning rate.")
     max_steps: int = _setting(200, "Optimizer steps. --num_train_epochs without --max_steps: all of those epochs.")
     per_device_train_batch_size: int = _setting(256, "Questions per worker and batch.")
@@ -132,70 +141,6 @@ class RetrieverTrainingArguments(TrainingArguments):
     seed: int = _setting(42, "Seed of batches, hard negatives and dropout.")
 
 
-# Names that transformers 5 dropped: their successor, or None where nothing is left to choose; and why.
-ALIASES: dict[str, tuple[str | None, str]] = {
-    "evaluation_strategy": ("eval_strategy", "is now --eval_strategy"),
-    "warmup_ratio": ("warmup_steps", "is now --warmup_steps, a fraction when below 1"),
-    "no_cuda": ("use_cpu", "is now --use_cpu"),
-    "group_by_length": (None, "has no effect: texts are sorted by length inside each global batch anyway"),
-    "save_safetensors": (None, "has no effect: weights are always saved as safetensors"),
-}
-
-# TrainingArguments that do not fit this job, with the reason that the user reads.
-REFUSED: dict[str, str] = {
-    "auto_find_batch_size": "the batch is part of the objective; --gradient_cache makes any batch fit",
-    "label_smoothing_factor": "a smoothed label would make golds of other questions half right",
-    "neftune_noise_alpha": "it is made for generative models",
-    "use_liger_kernel": "its kernels are for generative models",
-    "deepspeed": "not supported; encoders fit one device with DDP and --gradient_cache",
-    "fsdp": "not supported; encoders fit one device with DDP and --gradient_cache",
-    "fsdp_config": "not supported, see --fsdp",
-    "parallelism_config": "not supported; data parallelism over --num_workers",
-    "push_to_hub": "upload output_dir when the run has ended: hf upload NAME OUTPUT_DIR",
-    "save_only_model": "a run could not be resumed",
-    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save the state already",
-    "include_num_input_tokens_seen": "not counted here",
-    "torch_empty_cache_steps": "not supported",
-}
-
-# TrainingArguments that are accepted and change nothing, with the reason.
-NO_EFFECT: dict[str, str] = {
-    "save_strategy": "saving follows evaluation (--eval_strategy)",
-    "save_steps": "saving follows evaluation (--eval_steps)",
-    "load_best_model_at_end": "the best model is always what output_dir holds",
-    "greater_is_better": "known from the metric",
-    "eval_on_start": "step 0 is always evaluated",
-    "do_train": "jobs/train.py trains",
-    "do_eval": "eval_file is always evaluated",
-    "do_predict": "test_file is scored where it is given",
-    "remove_unused_columns": "rows have the columns that training needs",
-    "dataloader_drop_last": "rows left over at an epoch's end open the next",
-    "train_sampling_strategy": "global batches are a seeded permutation",
-    "length_column_name": "lengths are known from the tokens",
-    "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "average_tokens_across_devices": "the loss is a mean over questions",
-    "prediction_loss_only": "evaluation ranks the corpus",
-    "batch_eval_metrics": "evaluation ranks the corpus",
-    "eval_do_concat_batches": "evaluation ranks the corpus",
-    "eval_accumulation_steps": "evaluation streams the corpus",
-    "eval_use_gather_object": "evaluation ranks the corpus",
-    "include_for_metrics": "evaluation ranks the corpus",
-    "label_names": "there are no labels",
-    "local_rank": "Ray places the workers",
-    "ignore_data_skip": "resuming is an index, not a replay",
-    "save_on_each_node": "checkpoints go to storage_path",
-    "dataloader_num_workers": "batches are made ahead in a thread",
-    "dataloader_pin_memory": "batches are views of Ray's object store",
-    "dataloader_prefetch_factor": "batches are views of Ray's object store",
-    "dataloader_persistent_workers": "batches are views of Ray's object store",
-    "dataloader_multiprocessing_context": "batches are views of Ray's object store",
-    "dataloader_in_order": "batches are a function of the step",
-    "accelerator_config": "batches are dealt to ranks already",
-    "ddp_backend": "Ray sets up the process group",
-    "ddp_broadcast_buffers": "ranks may forward unequal numbers of chunks",
-}
-
-
 @dataclass
 class Job:
     """One parsed command: settings, training arguments that differ from transformers' own, and notes for the user."""
@@ -205,10 +150,25 @@ class Job:
     resume: str | None = None  # "true", or a checkpoint folder
     notes: list[str] = field(default_factory=list)
     resume_flag: str = "--resume_from_checkpoint true"  # how its user goes on
+    location: str = ""  # of the output, as its user knows it; output_dir is a local folder
 
     @property
     def output_dir(self) -> str:
         return self.training["output_dir"]
+
+    @property
+    def num_workers(self) -> tuple[int, int] | int | None:
+        """As many as were asked for, or (at least, at most)."""
+        asked = self.settings.num_workers
+        if not asked:
+            return None
+        fewest, colon, most = asked.partition(":")
+        return (int(fewest), int(most)) if colon and fewest != most else int(fewest)
+
+    @property
+    def max_failures(self) -> int:
+        default = RESTARTS_OF_A_RANGE if isinstance(self.num_workers, tuple) else 0
+        return default if self.settings.max_failures is None else self.settings.max_failures
 
     @property
     def accumulation_steps(self) -> int:
@@ -218,7 +178,7 @@ class Job:
         """Flat names and values, as a JSON config that repeats the run."""
         own = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
         own.pop("overwrite_output_dir")
-        return own | self.training
+        return own | self.training | {"output_dir": self.location or self.output_dir}
 
 
 def check(job: Job) -> None:
@@ -226,8 +186,6 @@ def check(job: Job) -> None:
     settings, training = job.settings, job.training
     if not training["output_dir"]:
         raise InputError("--output_dir is missing: say where the fine-tuned model goes")
-    if "://" in training["output_dir"]:
-        raise InputError(f"--output_dir {training['output_dir']}: has to be a folder; a URI goes to --storage_path")
     if not settings.model_name_or_path:
         raise InputError("--model_name_or_path is missing: a model folder or a hub name such as BAAI/bge-base-en-v1.5")
     files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
@@ -248,7 +206,7 @@ def check(job: Job) -> None:
         ("dropout", settings.dropout, lambda value: 0 <= value < 1, "from 0 to below 1"),
         ("global_batch_size", settings.global_batch_size, lambda value: value >= 2, "at least 2"),
         ("max_tokens_per_chunk", settings.max_tokens_per_chunk, lambda value: value >= 1, "at least 1"),
-        ("num_workers", settings.num_workers, lambda value: value >= 1, "at least 1"),
+        ("num_workers", settings.num_workers, _is_number_of_workers, "at least 1, or a range such as 2:8"),
         ("cpus_per_worker", settings.cpus_per_worker, lambda value: value >= 1, "at least 1"),
         ("max_failures", settings.max_failures, lambda value: value >= -1, "-1 or more"),
         ("max_steps", training["max_steps"], lambda value: value >= 1 or value == -1, "at least 1, or -1"),
@@ -284,6 +242,11 @@ def check(job: Job) -> None:
             f"warning: --temperature {settings.temperature:g} leaves a nearly flat loss with cosine similarity; "
             "0.02 to 0.1 is usual, or --similarity dot"
         )
+
+
+def _is_number_of_workers(value: str) -> bool:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", value)
+    return match is not None and 1 <= int(match[1]) <= int(match[2] or match[1])
 
 
 def _metric(name: str | None) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Job, RetrieverTrainingArguments, Settings, check
+from rqa_ray.arguments import Job, RetrieverTrainingArguments, Settings, check
+from rqa_ray.data.files import open_file
 from rqa_ray.errors import InputError
+from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
 
 USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
 
@@ -89,10 +91,10 @@ def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]
     if not path.endswith(".json"):
         raise InputError(f"{path}: not an argument; the first word is a .json config or a --flag")
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        with open_file(path) as file:
+            config = json.loads(file.read().decode())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(config, dict):

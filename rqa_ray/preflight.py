@@ -1,151 +1,189 @@
-"""Connecting to Ray, and what would fail later found in seconds: can these workers ever be placed?"""
+"""What would fail later, found in seconds: every node is asked before anything is read, trained or left behind.
+
+Storage is written and read back by all nodes, each input and the model are looked for on each, versions are compared.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
-import signal
-import sys
+import platform
+import secrets
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-# Has to be said before Ray is imported; the workers of a private local cluster inherit it. Quiet: one progress line is
-# all that a run prints. Fair: on a machine that others use too, a waiting thread must sleep, not spin (a step took 2.7
-# times as long), and workers must not be nicer than everybody else. Fast: torch asks the kernel for huge pages, since
-# a step's activations are given back and faulted in again at every step (a fifth of its CPU time in small pages); and
-# what idle processes of Ray wake up for is left out, each some hundred times a second beside the workers on all cores.
-for _name, _value in {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_SCHEDULER_EVENTS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_COLOR_PREFIX": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # at the default of 2 s each report takes 2 s
-    "RAY_worker_niceness": "0",
-    "RAY_event_stats": "0",
-    "RAY_num_workers_soft_limit": "0",  # those that have read the data end after
-    "RAY_idle_worker_killing_time_threshold_ms": "10000",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Of Ray Tune: it prints a box even when told to print nothing; `tuning/search.py` handles its signals; trials
-    # write their own TensorBoard files, trials.csv has the rest; what a kill may lose of its state (seconds).
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
+import ray
+from pyarrow import fs
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ray  # noqa: E402
+from rqa_ray.data.files import open_location, shown
+from rqa_ray.errors import InputError
 
-from rqa_ray.errors import InputError  # noqa: E402
+TIMEOUT_SECONDS = 20.0
+FILES_LOOKED_FOR = 100  # of each input
+PACKAGES = ("ray", "torch", "transformers", "pyarrow", "rqa_ray")
 
 
-@dataclass
-class WorkerPlan:
-    """The training workers that a run asks for."""
+def check_nodes(inputs: dict[str, list[str]], model_folder: str, storage_path: str) -> str:
+    """Checks storage from here, and all nodes of a cluster; returns a line that says what was seen.
 
-    num_workers: int
-    cpus: int
-    use_gpu: bool
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """Of one worker."""
-        return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
-
-    def describe(self) -> str:
-        worker = f"{self.cpus} CPU" + (" and 1 GPU" if self.use_gpu else "")
-        return f"{self.num_workers} worker{'s' * (self.num_workers > 1)} with {worker} each"
-
-
-def connect() -> str:
-    """Connects to the cluster of RAY_ADDRESS (set in jobs), else starts a private local one; says which."""
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        if not address:  # nothing will be preempted here, and the watcher is a process of its own
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
-        local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
-        try:
-            ray.init(**options)
-        except ConnectionError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()  # Ray gives its node 30 s, which a busy machine may take to load it the first time
-            ray.init(**options)
-    if threading.current_thread() is threading.main_thread():  # Ray's own handler exits with 15
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    nodes = _nodes()
-    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    kind = f"cluster at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "private local cluster"
-    return f"{kind}, {len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
-
-
-def plan_workers(asked: int | None, cpus_per_worker: int | None, use_cpu: bool = False) -> WorkerPlan:
-    """How many workers, with what; one for each GPU where there are GPUs.
+    `inputs` are files by flag.
 
     Raises:
-        InputError: the nodes can never hold them.
+        InputError: the first thing that is wrong.
     """
-    nodes = _nodes()
-    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    use_gpu = num_gpus > 0 and not use_cpu
-    num_workers = asked or (num_gpus if use_gpu else 1)
-    largest = max(int(node.get("CPU", 0)) for node in nodes)
-    sizes = [cpus_per_worker] if cpus_per_worker else range(largest, 0, -1)
-    for cpus in sizes:
-        plan = WorkerPlan(num_workers, cpus, use_gpu)
-        if sum(_fits(node, plan.resources) for node in nodes) >= num_workers:
-            return plan
-    held = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-    smallest = WorkerPlan(num_workers, cpus_per_worker or 1, use_gpu)
-    most = sum(_fits(node, smallest.resources) for node in nodes)
-    raise InputError(
-        f"--num_workers {num_workers}: needs {smallest.describe()}, the cluster has nodes of {held}; {most} fit"
-    )
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    token = secrets.token_hex(4)
+    with _written(storage_path, token):
+        if len(nodes) == 1:
+            return "storage can be written"
+        probe = ray.remote(num_cpus=0, max_retries=0)(look_around)
+        found = {}
+        for node in nodes:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+            answer = probe.options(scheduling_strategy=here).remote(inputs, model_folder, storage_path, token)
+            found[name] = answer
+        own = versions()
+        for name, answer in found.items():
+            try:
+                seen = ray.get(answer, timeout=TIMEOUT_SECONDS)
+            except GetTimeoutError:
+                raise InputError(f"{name}: no answer in {TIMEOUT_SECONDS:g} s; is it lost or overloaded?") from None
+            except RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise InputError(f"{name}: cannot run this program ({reason}); install it on every node") from None
+            _compare(name, seen, own, storage_path)
+    return f"{len(nodes)} nodes: storage is written and read by all, inputs and model are on all, versions are equal"
 
 
-def max_concurrent(plan: WorkerPlan) -> int:
-    """How many runs of such a plan the nodes hold beside each other."""
-    return sum(_fits(node, plan.resources) for node in _nodes()) // plan.num_workers
+def look_around(inputs: dict[str, list[str]], model_folder: str, storage_path: str, token: str) -> dict[str, Any]:
+    """What one node has: `versions`, `problem` (the first input or model that it lacks), `storage` (what is wrong)."""
+    problem = None
+    for flag, paths in inputs.items():
+        for path in paths[:FILES_LOOKED_FOR]:
+            problem = problem or _unreadable(path, f"--{flag} {path}")
+    if not os.path.isdir(model_folder):
+        problem = problem or f"--model_name_or_path: no folder {model_folder}"
+    storage = None
+    try:
+        filesystem, root = open_location(storage_path)
+        if filesystem.get_file_info(f"{root}/{_probe_file(token)}").type != fs.FileType.File:
+            storage = "what the driver has written there is not seen"
+        else:
+            _write(filesystem, f"{root}/{_probe_file(token)}.{secrets.token_hex(4)}")
+    except Exception as error:  # of any file system
+        storage = str(error).strip().splitlines()[0]
+    return {"versions": versions(), "problem": problem, "storage": storage}
 
 
-def find_spare(plan: WorkerPlan) -> dict[str, int] | None:
-    """What a task beside the workers could have, as options of `ray.remote`; None where they leave nothing.
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that have to be the same on all nodes."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
-    A GPU where the workers have one each, else the CPUs that are left on one node.
+
+def within_seconds(work: Callable[[], Any], what: str) -> Any:
+    """The result of work that may hang, such as a storage that does not answer.
+
+    Raises:
+        InputError: it took too long; `what` is to blame.
     """
-    nodes = sorted(_nodes(), key=lambda node: node.get("CPU", 0), reverse=True)
-    left, best = plan.num_workers, None
-    for node in nodes:
-        here = min(left, _fits(node, plan.resources))
-        left -= here
-        cpus = int(node.get("CPU", 0)) - here * plan.cpus
-        gpus = int(node.get("GPU", 0)) - here if plan.use_gpu else 0
-        if cpus >= 1 and (gpus >= 1 or not plan.use_gpu) and cpus > (best or {"num_cpus": 0})["num_cpus"]:
-            best = {"num_cpus": min(cpus, plan.cpus), "num_gpus": 1} if plan.use_gpu else {"num_cpus": cpus}
-    return best
+    result: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            result["value"] = work()
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_SECONDS)
+    if not result:
+        raise InputError(f"{what}: no answer within {TIMEOUT_SECONDS:g} s")
+    if "error" in result:
+        raise result["error"]
+    return result["value"]
 
 
-def where_evaluated(plan: WorkerPlan, beside: dict[str, int] | None) -> str:
-    """A line that says what `--async_eval` came to."""
-    if beside:
-        what = " and ".join(f"{number} {name[4:-1].upper()}" for name, number in beside.items())
-        return f"evaluating beside training, with {what}; step 0 is evaluated before"
-    return f"note: --async_eval: {plan.describe()} leave no hardware free; evaluating in the loop"
+def _compare(name: str, seen: dict[str, Any], own: dict[str, str], storage_path: str) -> None:
+    for package in own.keys() & seen["versions"].keys():
+        there, here = seen["versions"][package], own[package]
+        if there != here:
+            raise InputError(f"{name}: {package} {there}, the driver has {here}; install the same on every node")
+    if seen["storage"]:
+        raise InputError(
+            f"--storage_path {shown(storage_path)}: not usable from {name} ({seen['storage']}); "
+            "it has to be a folder that all nodes share, or a URI (s3://...)"
+        )
+    if seen["problem"]:
+        raise InputError(
+            f"{seen['problem']}, on {name}; put it where all nodes can read it, or install it on all of them"
+        )
 
 
-def _fits(node: dict[str, float], resources: dict[str, float]) -> int:
-    return int(min(node.get(name, 0) // amount for name, amount in resources.items()))
+@contextlib.contextmanager
+def _written(storage_path: str, token: str) -> Iterator[None]:
+    """A file in storage while the nodes look for it; leaves nothing behind, nor folders that were not there."""
+    flag = f"--storage_path {shown(storage_path)}"
+    missing = None
+    if "://" not in storage_path:
+        folders = [folder for folder in (Path(storage_path), *Path(storage_path).parents) if not folder.exists()]
+        missing = folders[-1] if folders else None
+
+    def write() -> tuple[fs.FileSystem, str]:
+        filesystem, root = open_location(storage_path)
+        if "://" not in storage_path:
+            filesystem.create_dir(root, recursive=True)
+        _write(filesystem, f"{root}/{_probe_file(token)}")
+        return filesystem, root
+
+    try:
+        filesystem, root = within_seconds(write, flag)
+    except (OSError, ValueError, ImportError) as error:
+        _remove(missing)
+        raise InputError(f"{flag}: cannot be written ({str(error).strip().splitlines()[0]})") from None
+    try:
+        yield
+    finally:
+        for info in filesystem.get_file_info(fs.FileSelector(root)):
+            if info.base_name.startswith(_probe_file(token)):
+                filesystem.delete_file(info.path)
+        _remove(missing)
 
 
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _remove(missing: Path | None) -> None:
+    """Removes an empty folder with the empty ones in it."""
+    if missing and missing.is_dir():
+        for folder, _, _ in os.walk(missing, topdown=False):
+            os.rmdir(folder)
+
+
+def _write(filesystem: fs.FileSystem, path: str) -> None:
+    with filesystem.open_output_stream(path) as file:
+        file.write(b"rqa_ray")
+    with filesystem.open_input_stream(path) as file:
+        if file.read() != b"rqa_ray":
+            raise OSError("what was written is not what is read")
+
+
+def _probe_file(token: str) -> str:
+    return f".rqa_ray-preflight-{token}"
+
+
+def _unreadable(path: str, what: str) -> str | None:
+    try:
+        filesystem, inner = open_location(path)
+        with filesystem.open_input_stream(inner) as file:
+            file.read(1)
+    except Exception as error:  # of any file system
+        return f"{what}: cannot be read ({str(error).strip().splitlines()[0]})"
+    return None

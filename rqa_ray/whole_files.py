@@ -16,6 +16,11 @@ import pyarrow as pa
 ALL_ARGS_FILE = "all_args.json"  # the arguments of a run, beside its results
 
 
+def in_temporary_copy(path: str) -> bool:
+    """Whether a path lies in the copy of its working directory that Ray makes for a job, and deletes."""
+    return "/runtime_resources/working_dir_files/" in os.path.abspath(path)
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A folder to write into; its files and folders are moved into `folder` when the block ends well, else deleted."""

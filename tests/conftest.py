@@ -94,7 +94,7 @@ def minilm() -> str:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Connects to a private Ray cluster that all tests share; says which."""
-    from rqa_ray.preflight import connect  # sets the environment before Ray is imported
+    from rqa_ray.cluster import connect  # sets the environment before Ray is imported
 
     import ray  # isort: skip
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Settings
+from rqa_ray.arguments import Settings
+from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.command_line import parse_job, user_errors
 from rqa_ray.errors import InputError
 

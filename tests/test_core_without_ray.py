@@ -5,7 +5,7 @@ import sys
 
 NEED_RAY = {
     "rqa_ray.benchmarks.through_ray",
-    "rqa_ray.preflight",
+    "rqa_ray.cluster",
     "rqa_ray.data.prepare",
     "rqa_ray.data.readers",
     "rqa_ray.data.streaming",

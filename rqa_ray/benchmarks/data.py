@@ -97,7 +97,7 @@ def _of_copy(documents: list[Document], copy: int) -> list[dict[str, Any]]:
 
 def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
     """This project: `read_inputs`, as jobs/train.py does in resident mode."""
-    from rqa_ray.preflight import connect  # before Ray: makes it quiet
+    from rqa_ray.cluster import connect  # before Ray: makes it quiet
 
     connect()
     from rqa_ray.data.readers import read_inputs
@@ -182,7 +182,7 @@ def _timed(path: str, read: Callable[[], Any]) -> Figures:
 
 def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
     """Peak memory while some windows are streamed: PSS of this process and all of Ray's, and the object store."""
-    from rqa_ray.preflight import connect  # before Ray: makes it quiet
+    from rqa_ray.cluster import connect  # before Ray: makes it quiet
 
     connect()
     from rqa_ray.data.batches import GlobalBatches

@@ -7,7 +7,7 @@ from typing import Any
 from rqa_ray.benchmarks import contenders
 from rqa_ray.benchmarks.contenders import Workload
 from rqa_ray.benchmarks.train import Figures, measure
-from rqa_ray.preflight import connect  # before Ray: makes it quiet
+from rqa_ray.cluster import connect  # before Ray: makes it quiet
 
 # isort: split
 import ray

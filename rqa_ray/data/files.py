@@ -14,6 +14,7 @@ from rqa_ray.errors import InputError
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
 MAX_LINE_BYTES = 2**28  # of one record; what has no line breaks would fill the memory
+UNCOMPRESSED = 4  # times the size of a compressed file
 SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
 
 
@@ -106,6 +107,17 @@ def inside(location: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}{question_mark}{query}"
 
 
+def beside(location: str, suffix: str) -> str:
+    """A path or URI whose last name has a suffix more."""
+    base, question_mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return base.rstrip("/") + suffix + question_mark + query
+
+
+def shown(location: str) -> str:
+    """A path or URI without its query, which may hold credentials."""
+    return location.partition("?")[0] if "://" in location else location
+
+
 def exists(path: str) -> bool:
     """Whether there is such a file."""
     filesystem, inner = open_location(path)
@@ -128,6 +140,11 @@ def file_size(path: str) -> int:
     """Bytes as they lie."""
     with open_random_access(path) as file:
         return file.size()
+
+
+def text_bytes(path: str) -> int:
+    """About how many bytes of text a file has."""
+    return file_size(path) * (1 if has_suffix(path, *LINES) else UNCOMPRESSED)
 
 
 def byte_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:

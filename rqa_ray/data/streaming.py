@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from rqa_ray.data.files import LINES, file_size, has_suffix
+from rqa_ray.data.files import has_suffix, text_bytes
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE, Skipped
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord
@@ -28,7 +28,6 @@ from rqa_ray.data.tokenise import TokeniserSpec, make_tokenizer, to_table, train
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
 
-UNCOMPRESSED = 4  # times the size of a compressed file
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
 SAMPLE_ROWS = 2_000
@@ -67,7 +66,7 @@ class Stream:
 
 def is_too_large(files: list[str], spec: TokeniserSpec) -> bool:
     """Whether the tokenised rows of training files would take more of the object store than they should."""
-    tokenised = expansion(files, spec) * sum(_text_bytes(path) for path in files)
+    tokenised = expansion(files, spec) * sum(text_bytes(path) for path in files)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenised > RESIDENT_SHARE * min(stores)
 
@@ -89,10 +88,6 @@ def expansion(files: list[str], spec: TokeniserSpec) -> float:
     sample_bytes = sum(len(json.dumps(document.to_dict())) for document in documents)
     sample_bytes += sum(len(json.dumps(record.questions)) for _, record in sample)
     return to_table(train_rows(sample, make_tokenizer(spec)), "train").nbytes / max(sample_bytes, 1)
-
-
-def _text_bytes(path: str) -> int:
-    return file_size(path) * (1 if has_suffix(path, *LINES) else UNCOMPRESSED)
 
 
 def open_stream(files: list[str], spec: TokeniserSpec, skip_bad: bool = False) -> Stream:
@@ -136,7 +131,7 @@ def open_stream(files: list[str], spec: TokeniserSpec, skip_bad: bool = False) -
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
-    size, is_parquet = _text_bytes(path), has_suffix(path, ".parquet")
+    size, is_parquet = text_bytes(path), has_suffix(path, ".parquet")
     ranges = record_ranges(path, part_bytes)
     for start, end in ranges:
         num_bytes = size

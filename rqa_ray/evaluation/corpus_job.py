@@ -26,6 +26,7 @@ import ray.data
 import torch
 from ray.util.annotations import RayDeprecationWarning
 
+from rqa_ray.cluster import WorkerPlan
 from rqa_ray.data.rows import Questions, Ragged
 from rqa_ray.data.schema import passage_id
 from rqa_ray.data.tokenise import TOKENS, TokeniserSpec, make_tokenizer
@@ -33,7 +34,6 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.corpus_plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
 from rqa_ray.evaluation.search import RunningTopK, search_blocks
 from rqa_ray.evaluation.shards import EmbeddingFolder
-from rqa_ray.preflight import WorkerPlan
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.saving import load_encoder
 

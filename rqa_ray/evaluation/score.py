@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rqa_ray.preflight import WorkerPlan, connect, plan_workers  # before Ray: makes it quiet
+from rqa_ray.cluster import WorkerPlan, connect, plan_workers  # before Ray: makes it quiet
 
 # isort: split
 from rqa_ray.data.readers import read_inputs

@@ -54,6 +54,8 @@ def build_trainer(
         world_size=args.world_size,
     )
     before = read_json(Path(resume) / CHOICES_FILE) if resume else {}
+    if before.get("world_size", args.world_size) != args.world_size:
+        before = {}  # other shares of the batch need other memory
     choices = choose(settings, args, encoder, batches, before, memory_sharers)
     options = EncodeOptions(
         batches.pad_id,
@@ -149,7 +151,8 @@ def choose(
         a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
         needed = float(a_token @ [chunk.num_tokens for chunk in chunks])
         cached = distributed.any_rank(needed > free, device)
-    return {"packed": packed, "max_tokens_per_chunk": max_tokens, "gradient_cache": cached}
+    found = {"packed": packed, "max_tokens_per_chunk": max_tokens, "gradient_cache": cached}
+    return {**found, "world_size": args.world_size}
 
 
 def _packing_works(encoder: Encoder, mixed: torch.autocast) -> bool:

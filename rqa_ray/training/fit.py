@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from rqa_ray.arguments import Job
-from rqa_ray.preflight import WorkerPlan  # before Ray: makes it quiet
+from rqa_ray.cluster import WorkerPlan  # before Ray: makes it quiet
 
 # isort: split
 import ray
@@ -22,12 +22,14 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
+from rqa_ray.data.files import shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.validate import validate
 
 POLL_SECONDS = 0.5
+RESIZE_SECONDS = 20.0  # between two looks for nodes that more workers could have
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -50,7 +52,10 @@ def torch_trainer(
         loop,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=plan.resources
+            num_workers=(plan.min_workers, plan.num_workers) if plan.min_workers else plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=plan.resources,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -90,9 +95,7 @@ def fit(
     validation = None
     if config.get("beside"):
         validation = ValidationConfig(partial(validate, config=config), ray_remote_kwargs=config["beside"])
-    trainer = torch_trainer(
-        loop, config, plan, storage_path, name, job.settings.max_failures, validation_config=validation
-    )
+    trainer = torch_trainer(loop, config, plan, storage_path, name, job.max_failures, validation_config=validation)
     outcome: dict[str, Any] = {"result": None, "error": None, "signal": None}
 
     def run() -> None:
@@ -194,4 +197,4 @@ def how_to_go_on(job: Job) -> str:
             skip = "=" not in word
         elif not is_value:
             words.append(word)
-    return f"go on in {job.output_dir} with\n  {shlex.join(['python', *words, *resume_words])}"
+    return f"go on in {shown(job.location)} with\n  {shlex.join(['python', *words, *resume_words])}"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from rqa_ray.arguments import Job
 from rqa_ray.data.demo import write_demo
-from rqa_ray.data.files import exists, inside
-from rqa_ray.data.records import find_inputs
+from rqa_ray.data.files import exists, inside, text_bytes
+from rqa_ray.data.records import find_inputs, read_records
+from rqa_ray.data.schema import QARecord
 from rqa_ray.errors import InputError
 from rqa_ray.training import outputs
+from rqa_ray.training.output_dir import push_folder
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
+SAMPLE_RECORDS = 500  # from which the number of rows is estimated
 DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 
@@ -35,6 +42,11 @@ def demo_files(job: Job) -> dict[str, list[str]]:
     """Writes the built-in data under output_dir."""
     folder = Path(job.output_dir) / outputs.DEMO_FOLDER
     paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
+    if "://" in job.location:  # other nodes do not see the local folder
+        push_folder(str(folder), inside(job.location, outputs.DEMO_FOLDER))
+        return {
+            name: [inside(job.location, f"{outputs.DEMO_FOLDER}/{paths[flag].name}")] for name, flag in INPUTS.items()
+        }
     return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
 
 
@@ -45,6 +57,26 @@ def with_global_batch(job: Job, num_workers: int) -> Job:
     if total % accumulation:
         raise InputError(f"--global_batch_size {total}: is no multiple of gradient_accumulation_steps {accumulation}")
     return replace(job, settings=replace(job.settings, global_batch_size=total))
+
+
+def estimate_rows(files: list[str]) -> tuple[int, bool]:
+    """About how many training rows there are, and whether there are hard negatives, from the first records."""
+    num_rows, texts, has_negatives = 0, 0, False
+    for _, record in itertools.islice(read_records(files[0], "questions"), SAMPLE_RECORDS):
+        if isinstance(record, QARecord):
+            num_rows += len(record.questions) * len(record.gold_docs)
+            texts += len(json.dumps(dataclasses.asdict(record)))
+            has_negatives |= bool(record.hard_neg_docs)
+    return round(num_rows * sum(map(text_bytes, files)) / max(texts, 1)), has_negatives
+
+
+def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
+    """A line that says how long a run is."""
+    steps = job.training["max_steps"]
+    if steps < 0:
+        steps = math.ceil(max(1, num_rows // questions_per_step) * job.training.get("num_train_epochs", 3.0))
+    questions = steps * questions_per_step
+    return f"steps: {steps:,}, which are {questions:,} questions, {questions / num_rows:.1f} epochs of {num_rows:,}"
 
 
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
@@ -63,10 +95,10 @@ def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: b
     ratio = job.settings.hard_neg_ratio
     negatives = int(ratio * batch) if has_negatives else 0
     workers = f"{num_workers} worker{'s' * (num_workers > 1)}"
-    lines.append(
-        f"batch: {batch} questions over {workers} and up to {negatives} hard negatives, "
-        f"{batch + negatives} candidates for each question"
-    )
+    share = f" x {batch // num_workers} =" if batch % num_workers == 0 else ","
+    some = f", up to {negatives} hard negatives" if negatives else ""
+    lines.append(f"batch: {workers}{share} {batch} questions{some}, {batch + negatives} candidates each")
+    lines.append(describe_steps(job, batch * job.accumulation_steps, num_rows))
     if job.accumulation_steps > 1:
         lines.append(f"warning: accumulating {job.accumulation_steps} batches adds no negatives; a larger batch does")
     if has_negatives and ratio > 0 and negatives == 0:

@@ -6,7 +6,6 @@ Knows no Ray: the driver hands over plain tables and numbers.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rqa_ray.arguments import Job
+from rqa_ray.data.files import beside, inside, shown
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
@@ -127,17 +127,17 @@ Trained with rqa_ray's `jobs/train.py`; `{ALL_ARGS_FILE}` has all arguments and 
 
 def print_summary(job: Job, lines: list[str], best: ModelState, next_command: str | None = None) -> None:
     """The last lines of a run; the next command to try is another learning rate where none is given."""
-    folder = job.output_dir
+    folder = job.location
     improved = best.step > 0
     print()
     if not improved:
         print("no evaluated step was better than the pretrained model: its weights are kept")
     print("\n".join(lines))
-    print(f"best step {best.step} by {job.training['metric_for_best_model']}; model and results in {folder}")
-    arguments = os.path.join(folder, ALL_ARGS_FILE)
+    print(f"best step {best.step} by {job.training['metric_for_best_model']}; model and results in {shown(folder)}")
+    arguments = inside(folder, ALL_ARGS_FILE)
     print("next:")
     if "tensorboard" in (job.training["report_to"] or ""):
-        print(f"  tensorboard --logdir {job.settings.logging_dir or os.path.join(folder, TENSORBOARD_FOLDER)}")
+        print(f"  tensorboard --logdir {job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)}")
     rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
-    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {folder.rstrip('/')}-2"
+    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {beside(folder, '-2')}"
     print(f"  {next_command or again}")

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, score, write_manifest
+from rqa_ray.training.output_dir import push_folder
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 LONG_STEP_SECONDS = 1.0  # a longer step is given up when a stop is asked for; a shorter one is waited for
@@ -124,3 +125,19 @@ class ReportCallback(TrainerCallback):
         if self._stop_asked is None and time.monotonic() - self._asked_at > POLL_SECONDS:
             self._stop_asked, self._asked_at = self.mailbox.is_stopping.remote(), time.monotonic()
         return False
+
+
+class PushLogs(TrainerCallback):
+    """Copies TensorBoard files to a URI with every checkpoint, where they do not lie in a folder."""
+
+    def __init__(self, folder: str, location: str, tell: Callable[[str], None]) -> None:
+        self.folder, self.location, self.tell = folder, location, tell
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and Path(self.folder).is_dir():
+            try:
+                push_folder(self.folder, self.location)
+            except OSError as error:  # the next copy has all
+                self.tell(f"warning: TensorBoard files were not copied ({str(error).strip().splitlines()[0]})")
+
+    on_train_end = on_save

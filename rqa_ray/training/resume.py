@@ -5,7 +5,6 @@ Each run has a Ray run name of its own, since Ray resumes a name in silence. The
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import time
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.arguments import Job
+from rqa_ray.data.files import shown
 from rqa_ray.errors import InputError
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
+from rqa_ray.training.output_dir import absolute, delete_remote, push, storage_of
 from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, write_json
 
 
@@ -37,14 +38,14 @@ def check_output_dir(job: Job) -> None:
     """Refuses a folder in use, unless the user said what to do with it."""
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder}: is a file")
+        raise InputError(f"--output_dir {job.location}: is a file")
     if job.resume and job.resume != "true" and stored.read_checkpoint(job.resume) is None:
         raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     in_use = found - {outputs.DEMO_FOLDER}  # written before the data was found to be wrong
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
-            f"--output_dir {folder}: is not empty; choose another, or go on with its run by "
+            f"--output_dir {shown(job.location)}: is not empty; choose another, or go on with its run by "
             f"{job.resume_flag}, or delete it by --overwrite_output_dir"
         )
 
@@ -54,7 +55,7 @@ def open_run(job: Job) -> RunRecord:
     folder = Path(job.output_dir)
     previous = read_json(folder / outputs.RUN_FILE)
     name = new_run_name(folder)
-    record = RunRecord(absolute(job.settings.storage_path or str(folder / outputs.CHECKPOINTS_FOLDER)), [name])
+    record = RunRecord(storage_of(job), [name])
     folder.mkdir(parents=True, exist_ok=True)
     if job.resume and job.resume != "true":
         record.resume_from = absolute(job.resume)
@@ -67,7 +68,7 @@ def open_run(job: Job) -> RunRecord:
         if changed:
             print(f"warning: goes on with other settings than it began with: {changed}")
     elif previous:
-        delete_run(folder, RunRecord(**previous))
+        delete_run(job, RunRecord(**previous))
     if record.resume_from:
         checkpoint = stored.read_checkpoint(record.resume_from)
         print(f"resuming from step {checkpoint.step if checkpoint else '?'} in {record.resume_from}")
@@ -75,6 +76,7 @@ def open_run(job: Job) -> RunRecord:
         print("note: no checkpoint to resume from; starting anew")
     record.save(job.output_dir)
     write_json(folder / ALL_ARGS_FILE, job.to_config())
+    push(job)
     return record
 
 
@@ -83,18 +85,18 @@ def new_run_name(folder: Path) -> str:
     return f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def delete_run(folder: Path, record: RunRecord) -> None:
+def delete_run(job: Job, record: RunRecord) -> None:
     """Deletes what an earlier run left in its folder and its storage, and nothing else."""
     stored.delete_runs(record.storage_path, record.run_names)
-    for name in (outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER, outputs.DEMO_FOLDER):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in [*record.files, outputs.BAD_RECORDS_FILE]:
-        (folder / name).unlink(missing_ok=True)
-
-
-def absolute(location: str) -> str:
-    """A URI as it is, a path made absolute: workers have another working directory."""
-    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+    folders = [outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER]
+    if not job.settings.demo_size:  # else just written anew
+        folders.append(outputs.DEMO_FOLDER)
+    files = [*record.files, outputs.BAD_RECORDS_FILE]
+    for name in folders:
+        shutil.rmtree(Path(job.output_dir) / name, ignore_errors=True)
+    for name in files:
+        (Path(job.output_dir) / name).unlink(missing_ok=True)
+    delete_remote(job, [*folders, *files])
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.arguments import Job
+from rqa_ray.cluster import find_spare, where_evaluated  # before Ray: makes it quiet
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
-from rqa_ray.preflight import find_spare, where_evaluated  # before Ray: makes it quiet
 
 # isort: split
 from rqa_ray.data.readers import Blocks
@@ -21,6 +21,7 @@ from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
 from rqa_ray.training.fit import fit, stop_message
 from rqa_ray.training.inputs import micro_batch_size
+from rqa_ray.training.output_dir import place_output, push
 from rqa_ray.training.resume import RunRecord, open_run
 from rqa_ray.training.setup import serve_windows, set_up
 from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
@@ -35,7 +36,7 @@ def train(job: Job) -> None:
         InputError: the user's input or arguments are wrong; nothing was written.
         Stopped: a signal ended the run after its state was saved.
     """
-    setup = set_up(job, ALL_ARGS_FILE)
+    setup = set_up(place_output(job), ALL_ARGS_FILE)
     job, plan = setup.job, setup.plan
     micro_batch, lines = micro_batch_size(job, plan.num_workers, setup.num_rows, setup.has_negatives)
     print("\n".join(lines))
@@ -93,4 +94,5 @@ def finish(
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         record.files = sorted(written | set(record.files))
         record.save(job.output_dir)
+    push(job)
     outputs.print_summary(job, lines, best, next_command)

@@ -10,18 +10,20 @@ from typing import Any
 import torch
 
 from rqa_ray.arguments import Job
+from rqa_ray.cluster import WorkerPlan, connect, plan_workers
 from rqa_ray.data.tokenise import TokeniserSpec
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.options import encoder_settings
-from rqa_ray.preflight import WorkerPlan, connect, plan_workers
 from rqa_ray.retriever.saving import EncoderSettings, find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 
 # isort: split
 from rqa_ray.data.readers import Blocks, Skipped, read_inputs
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
+from rqa_ray.preflight import check_nodes
 from rqa_ray.training import outputs
-from rqa_ray.training.inputs import demo_files, input_files, with_global_batch
+from rqa_ray.training.inputs import INPUTS, demo_files, input_files, with_global_batch
+from rqa_ray.training.output_dir import absolute, storage_of
 from rqa_ray.training.report import data_report, has_negatives
 from rqa_ray.training.resume import check_output_dir
 from rqa_ray.whole_files import read_json
@@ -47,12 +49,11 @@ class Setup:
         return {
             "settings": vars(self.job.settings),
             "training": self.job.training,
-            "output_dir": os.path.abspath(self.job.output_dir),  # workers have another working directory
+            "output_dir": absolute(self.job.location),
             "encoder": self.encoder,
             "model_folder": self.model_folder,
             "blocks": {name: part.refs for name, part in self.blocks.items()},
             "cpus": plan.cpus,
-            "num_workers": plan.num_workers,
             "cwd": os.getcwd(),
             "use_gpu": plan.use_gpu,
         }
@@ -63,13 +64,22 @@ class Setup:
             print(outputs.write_bad_records(Path(self.job.output_dir), self.skipped.first, self.skipped.counts()))
 
 
-def set_up(job: Job, args_file: str) -> Setup:
-    """Checks files, model and output folder, connects to Ray, reads and tokenises; says what is odd about the data.
+@dataclass
+class Checked:
+    """A job whose arguments, files, model, workers and storage are right; nothing is read or written yet."""
 
-    `args_file` in output_dir has the arguments of the run that is resumed.
+    job: Job  # with its global batch size filled in
+    plan: WorkerPlan
+    encoder: EncoderSettings
+    model_folder: str
+    files: dict[str, list[str]]  # by input name
+
+
+def check(job: Job) -> Checked:
+    """Checks files, model and output folder, connects to Ray, asks all nodes; says what was chosen.
 
     Raises:
-        InputError: the user's input or arguments are wrong; nothing was written.
+        InputError: the user's input or arguments are wrong; nothing was written but demo data.
     """
     files = None if job.settings.demo_size else input_files(job)
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
@@ -79,20 +89,34 @@ def set_up(job: Job, args_file: str) -> Setup:
     check_output_dir(job)
     check_model(model_folder, encoder, job.settings.trust_remote_code)
     cluster = connect()
-    plan = plan_workers(job.settings.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
+    plan = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, plan.num_workers)
     if job.training.get("fp16") and not plan.use_gpu:
         raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
+    inputs = {INPUTS[name]: paths for name, paths in (files or {}).items()}
+    seen = check_nodes(inputs, model_folder, storage_of(job))
     if files is None:
         files = demo_files(job)
-    print(f"Ray: {cluster}; {plan.describe()}")
+    print(f"Ray: {cluster}; {plan.describe()}; {seen}")
     print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
     for note in job.notes:
         print(note)
     if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
+    return Checked(job, plan, encoder, model_folder, files)
 
-    spec = TokeniserSpec(model_folder, encoder, job.settings.trust_remote_code)
+
+def set_up(job: Job, args_file: str) -> Setup:
+    """Checks, then reads and tokenises; says what is odd about the data.
+
+    `args_file` in output_dir has the arguments of the run that is resumed.
+
+    Raises:
+        InputError: the user's input or arguments are wrong; nothing was written.
+    """
+    checked = check(job)
+    job, files = checked.job, checked.files
+    spec = TokeniserSpec(checked.model_folder, checked.encoder, job.settings.trust_remote_code)
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
     stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
@@ -106,6 +130,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         lines = data_report(blocks)
         num_rows, some_negatives = blocks["train"].dataset.count(), has_negatives(blocks["train"])
     print("\n".join(lines))
+    plan, encoder, model_folder = checked.plan, checked.encoder, checked.model_folder
     return Setup(job, plan, encoder, model_folder, blocks, stream, num_rows, some_negatives, Skipped.of(skipped))
 
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from rqa_ray.arguments import RetrieverTrainingArguments, Settings
-from rqa_ray.data.files import open_location
+from rqa_ray.data.files import inside, open_location, shown
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.streaming import fetcher
@@ -28,7 +28,7 @@ from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training import outputs
 from rqa_ray.training.build import build_trainer, describe
 from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
-from rqa_ray.training.reporting import ReportCallback
+from rqa_ray.training.reporting import PushLogs, ReportCallback
 from rqa_ray.training.trainer import EVALUATION_FILE, ContrastiveTrainer, NonFiniteLossError
 from rqa_ray.training.uploads import Uploads
 
@@ -93,6 +93,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             mailbox.hold.remote(run, ray.util.get_current_placement_group())
         trainer.evaluator.on_progress = report.on_evaluation_progress
         trainer.add_callback(report)
+        if "://" in logging_location(config):
+            trainer.add_callback(PushLogs(f"{scratch}/tensorboard", logging_location(config), tell))
         metrics, failure = {}, None
         try:
             if resume and config["resume_from"]:
@@ -134,8 +136,15 @@ def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: 
             write_evaluation(ray.train.Checkpoint(path, filesystem), _step_of(checkpoint), results)
 
 
+def logging_location(config: dict[str, Any]) -> str:
+    """Where TensorBoard files go: a folder, or a URI to which they are copied with every checkpoint."""
+    given = config["settings"]["logging_dir"] or inside(config["output_dir"], outputs.TENSORBOARD_FOLDER)
+    return given if "://" in given else os.path.join(config["cwd"], given)
+
+
 def _training_arguments(config: dict[str, Any], scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:
     settings, training, output_dir = config["settings"], config["training"], config["output_dir"]
+    world_size = 1 if "report" in config else ray.train.get_context().get_world_size()
     for name, variable in {
         "run_project": "WANDB_PROJECT",
         "run_group": "WANDB_RUN_GROUP",
@@ -143,17 +152,15 @@ def _training_arguments(config: dict[str, Any], scratch: str, evaluates_first: b
     }.items():
         if settings[name]:
             os.environ[variable] = settings[name]
-    logging_dir = os.path.join(
-        config["cwd"], settings["logging_dir"] or os.path.join(output_dir, outputs.TENSORBOARD_FOLDER)
-    )
-    os.environ["TENSORBOARD_LOGGING_DIR"] = logging_dir
+    logging_dir = logging_location(config)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = f"{scratch}/tensorboard" if "://" in logging_dir else logging_dir
     own = {
         "output_dir": scratch,
-        "run_name": training.get("run_name") or os.path.basename(output_dir),
+        "run_name": training.get("run_name") or os.path.basename(shown(output_dir)),
         "use_cpu": not config["use_gpu"],
         "disable_tqdm": True,
         # For samples per second: what each worker really has.
-        "per_device_train_batch_size": -(-config["micro_batch"] // config["num_workers"]),
+        "per_device_train_batch_size": -(-config["micro_batch"] // world_size),
         "eval_on_start": evaluates_first,  # else it would run after every resume
         "save_strategy": "no",  # SaveWithEvaluation saves
         "logging_nan_inf_filter": False,

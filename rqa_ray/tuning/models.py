@@ -6,11 +6,11 @@ that meets the test questions, and is left in output_dir as `jobs/train.py` leav
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from rqa_ray.arguments import Job
+from rqa_ray.data.files import beside, inside
 from rqa_ray.evaluation.options import encoder_settings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import StoredCheckpoint
@@ -72,9 +72,9 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
         evaluate(setup, job, shared.root, f"winner-{winner.name}", best.location, phase)
         whole = [whole[0], *stored.list_checkpoints(shared.root, names)]
     folder = Path(job.output_dir)
-    again = job.to_config() | {"output_dir": f"{job.output_dir.rstrip('/')}-best"}
+    again = job.to_config() | {"output_dir": beside(job.location, "-best")}
     write_json(folder / BEST_CONFIG_FILE, again)
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
-    best_config = os.path.join(job.output_dir, BEST_CONFIG_FILE)
+    best_config = inside(job.location, BEST_CONFIG_FILE)
     encoder = encoder_settings(setup.model_folder, job.settings)
     finish(job, record, encoder, setup.blocks, whole, [], winner.train_metrics, f"python jobs/train.py {best_config}")

@@ -78,6 +78,8 @@ def parse_search(argv: Sequence[str]) -> Search:
     job = replace(job, resume="true" if settings.resume else None, resume_flag=RESUME_FLAG)
     if job.settings.async_eval:
         raise InputError("--async_eval: the scheduler needs each evaluation at once; leave it out in a search")
+    if isinstance(job.num_workers, tuple):
+        raise InputError(f"--num_workers {job.settings.num_workers}: the trials of a search have a fixed number each")
     if settings.num_samples < 1:
         raise InputError(f"--num_samples {settings.num_samples}: has to be at least 1")
     if settings.time_budget_s is not None and settings.time_budget_s <= 0:

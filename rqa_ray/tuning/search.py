@@ -12,11 +12,12 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rqa_ray.cluster import WorkerPlan, max_concurrent  # before Ray: makes it quiet
 from rqa_ray.errors import InputError
-from rqa_ray.preflight import WorkerPlan, max_concurrent  # before Ray: makes it quiet
 
 # isort: split
 import ray
@@ -25,13 +26,15 @@ from pyarrow import fs
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from rqa_ray.arguments import Job
 from rqa_ray.charts import write_report
 from rqa_ray.data.files import inside, open_location
 from rqa_ray.training import outputs
 from rqa_ray.training.checkpoints import SCORE
 from rqa_ray.training.fit import STOP_EXIT_CODES, Stopped, how_to_go_on
 from rqa_ray.training.mailbox import new_mailbox
-from rqa_ray.training.resume import RunRecord, absolute, changed_settings, delete_run, new_run_name
+from rqa_ray.training.output_dir import place_output, push, storage_of
+from rqa_ray.training.resume import RunRecord, changed_settings, delete_run, new_run_name
 from rqa_ray.training.setup import set_up
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
 from rqa_ray.tuning.options import Search
@@ -59,13 +62,14 @@ def search(asked: Search) -> None:
     settings = asked.settings
     if settings.search_alg == "optuna" and importlib.util.find_spec("optuna") is None:
         raise InputError('--search_alg optuna: needs optuna: pip install -e ".[optuna]"')
+    asked = replace(asked, job=place_output(asked.job))
     setup = set_up(asked.job, SEARCH_ARGS_FILE)
     job, workers = setup.job, setup.plan
     plan = SearchPlan.of(asked, job, setup.num_rows)
     at_once = trials_at_once(settings.max_concurrent_trials, workers)
     lines = plan.describe_batches(workers.num_workers, setup.has_negatives)
     print("\n".join([*plan.describe(asked, at_once), *lines]))
-    record = open_search(asked, job.output_dir)
+    record = open_search(asked, job)
     setup.write_bad_records()
     root = inside(record.storage_path, record.run_names[0])
     print(f"checkpoints in {root}")
@@ -121,13 +125,13 @@ def trials_at_once(asked: str, workers: WorkerPlan) -> int:
     return fitting if asked == "auto" else min(int(asked), fitting)
 
 
-def open_search(asked: Search, output_dir: str) -> RunRecord:
+def open_search(asked: Search, job: Job) -> RunRecord:
     """Prepares output_dir for a search, or takes up the one in it.
 
     Raises:
         InputError: it cannot go on with these arguments.
     """
-    folder, job = Path(output_dir), asked.job
+    folder = Path(job.output_dir)
     previous = read_json(folder / outputs.RUN_FILE)
     if job.resume and previous:
         began_with = read_json(folder / SEARCH_ARGS_FILE)
@@ -140,12 +144,12 @@ def open_search(asked: Search, output_dir: str) -> RunRecord:
     if job.resume:
         print("note: no search to resume; starting anew")
     elif previous:
-        delete_run(folder, RunRecord(**previous))
-    storage = absolute(job.settings.storage_path or str(folder / outputs.CHECKPOINTS_FOLDER))
-    record = RunRecord(storage, [new_run_name(folder)], files=[SEARCH_ARGS_FILE, TRIALS_FILE])
+        delete_run(job, RunRecord(**previous))
+    record = RunRecord(storage_of(job), [new_run_name(folder)], files=[SEARCH_ARGS_FILE, TRIALS_FILE])
     folder.mkdir(parents=True, exist_ok=True)
-    record.save(output_dir)
+    record.save(job.output_dir)
     write_json(folder / SEARCH_ARGS_FILE, asked.to_config())
+    push(job)
     return record
 
 
@@ -226,7 +230,7 @@ def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, tra
         run_config=ray.tune.RunConfig(
             name=TUNE_FOLDER,
             storage_path=shared.root,
-            failure_config=ray.tune.FailureConfig(max_failures=max(RETRIES, plan.job.settings.max_failures)),
+            failure_config=ray.tune.FailureConfig(max_failures=max(RETRIES, plan.job.max_failures)),
             callbacks=[watch],
             verbose=0,
         ),

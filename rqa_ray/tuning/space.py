@@ -7,8 +7,9 @@ import itertools
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from rqa_ray.arguments import ALIASES, NO_EFFECT, REFUSED, Job, Settings, check
+from rqa_ray.arguments import Job, Settings, check
 from rqa_ray.errors import InputError
+from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
 
 # Arguments that all trials have to share, with the reason that the user reads.
 SHARED = {

@@ -23,10 +23,10 @@ from pyarrow import fs
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from rqa_ray.arguments import Job
-from rqa_ray.data.files import open_location
+from rqa_ray.cluster import WorkerPlan
+from rqa_ray.data.files import inside, open_location, shown
 from rqa_ray.data.streaming import Stream
 from rqa_ray.evaluation.options import encoder_settings
-from rqa_ray.preflight import WorkerPlan
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
 from rqa_ray.training.fit import torch_trainer
@@ -83,12 +83,12 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
         ray.tune.report(reports.of(earlier.path, earlier.filesystem))  # Tune may have been killed before it knew
     before = shared.before[encoder_key(job)].splits()
     micro_batch, _ = micro_batch_size(job, plan.num_workers, shared.budget.num_rows, shared.has_negatives)
-    folder = job.settings.logging_dir or os.path.join(shared.config["output_dir"], TENSORBOARD_FOLDER)
-    name = os.path.basename(shared.config["output_dir"])
+    folder = job.settings.logging_dir or inside(shared.config["output_dir"], TENSORBOARD_FOLDER)
+    name = os.path.basename(shown(shared.config["output_dir"]))
     config = {
         **shared.config,
         "memory_sharers": shared.at_once,
-        "settings": vars(job.settings) | {"logging_dir": os.path.join(folder, trial)},
+        "settings": vars(job.settings) | {"logging_dir": inside(folder, trial)},
         "training": job.training | {"run_name": f"{job.training.get('run_name') or name}-{trial}"},
         "micro_batch": micro_batch,
         "encoder": encoder_settings(shared.config["model_folder"], job.settings),

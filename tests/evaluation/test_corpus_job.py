@@ -56,7 +56,7 @@ def plan(ray_cluster, paths):
 
 @pytest.fixture(scope="module")
 def workers(ray_cluster):
-    from rqa_ray.preflight import WorkerPlan
+    from rqa_ray.cluster import WorkerPlan
 
     return WorkerPlan(2, 1, False)
 
@@ -167,8 +167,8 @@ def test_shards_that_are_there_are_not_encoded_again(encoded, plan, questions, s
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers):
+    from rqa_ray.cluster import WorkerPlan
     from rqa_ray.evaluation.corpus_job import search
-    from rqa_ray.preflight import WorkerPlan
 
     folder, names = encoded
     scores, positions, seconds = search(folder, folder, names, 50, WorkerPlan(num_workers, 1, False), normalize=True)
@@ -182,8 +182,8 @@ def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers)
 
 
 def test_planted_ties_rank_in_document_order_for_any_number_of_workers(ray_cluster, tmp_path):
+    from rqa_ray.cluster import WorkerPlan
     from rqa_ray.evaluation.corpus_job import search
-    from rqa_ray.preflight import WorkerPlan
 
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(400, 16, generator=generator)

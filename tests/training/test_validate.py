@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rqa_ray.cluster import WorkerPlan, find_spare, where_evaluated
 from rqa_ray.command_line import parse_job
-from rqa_ray.preflight import WorkerPlan, find_spare, where_evaluated
 
 
 def train(words: list[str]) -> None:
@@ -80,6 +80,6 @@ def test_a_run_that_was_evaluated_beside_can_be_resumed(runs, flags, capsys):
     ],
 )
 def test_what_is_spare_is_what_the_workers_leave_on_one_node(nodes, plan, spare, monkeypatch):
-    monkeypatch.setattr("rqa_ray.preflight._nodes", lambda: nodes)
+    monkeypatch.setattr("rqa_ray.cluster._nodes", lambda: nodes)
     assert find_spare(plan) == spare
     assert ("beside" in where_evaluated(plan, spare)) == (spare is not None)

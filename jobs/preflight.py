@@ -1,0 +1,24 @@
+"""Says in seconds whether a training job could run: takes the words of jobs/train.py, trains nothing; see its -h."""
+
+import sys
+
+from rqa_ray.command_line import parse_job, user_errors
+
+
+def main() -> None:
+    with user_errors():
+        job = parse_job(sys.argv[1:])
+        from rqa_ray.training.inputs import estimate_rows, micro_batch_size
+        from rqa_ray.training.output_dir import place_output
+        from rqa_ray.training.setup import check
+
+        checked = check(place_output(job))
+        num_rows, has_negatives = estimate_rows(checked.files["train"])
+        _, lines = micro_batch_size(checked.job, checked.plan.num_workers, num_rows, has_negatives)
+        print(f"about {num_rows:,} training rows, one for each question and gold passage")
+        print("\n".join(lines))
+        print(f"all checks passed; next:\n  python jobs/train.py {' '.join(sys.argv[1:])}")
+
+
+if __name__ == "__main__":
+    main()
