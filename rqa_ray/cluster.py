@@ -42,9 +42,8 @@ for _name, _value in {
 
 import ray  # noqa: E402
 
+from rqa_ray.autoscaler import nodes_to_come  # noqa: E402
 from rqa_ray.errors import InputError  # noqa: E402
-
-MANY_NODES = 64  # of a type whose number the autoscaler does not limit
 
 
 @dataclass
@@ -165,18 +164,7 @@ def _fits(node: dict[str, float], resources: dict[str, float]) -> int:
 
 
 def _nodes_to_come() -> list[dict[str, float]]:
-    """The nodes that the cluster's autoscaler may still add."""
-    config = ray._private.state.state.get_cluster_config()
-    more: list[dict[str, float]] = []
-    for group in config.node_group_configs if config else []:
-        most = MANY_NODES if group.max_count < 0 else group.max_count
-        there = sum(_is_of(node, group) for node in ray.nodes() if node["Alive"])
-        more += [dict(group.resources)] * max(0, most - there)
-    return more
-
-
-def _is_of(node: dict[str, Any], group: Any) -> bool:
-    return all(node["Resources"].get(name, 0) == amount for name, amount in group.resources.items())
+    return nodes_to_come() if os.environ.get("RAY_ADDRESS") else []
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from rqa_ray.arguments import Settings
-from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.command_line import parse_job, user_errors
 from rqa_ray.errors import InputError
+from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
 
 # LocalRQA's documented commands, as they are but for the paths of the second.
 FAIRE = """

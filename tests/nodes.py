@@ -1,0 +1,105 @@
+"""Real Ray nodes on this machine, apart from any other cluster here: own folders, own ports, own processes."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+# What cluster.yaml sets, faster: a lost node is noticed within a second.
+HEALTH = {
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+    "RAY_health_check_initial_delay_ms": "0",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes:
+    """A head, and nodes that come and go."""
+
+    def __init__(self, head_cpus: int = 0, **environment: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rqa", dir="/tmp"))  # sockets need a short path
+        self.port, self.dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        own = {"RAY_TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT), **token, **HEALTH, **environment}
+        self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | own
+        self.processes: list[subprocess.Popen] = []
+        words = ["--head", f"--port={self.port}", f"--num-cpus={head_cpus}", f"--temp-dir={self.folder}"]
+        self.head = self._start([*words, "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"])
+
+    @property
+    def driver_environment(self) -> dict[str, str]:
+        return {**self.environment, "RAY_ADDRESS": self.address}
+
+    def add(self, num_cpus: int = 1, **environment: str) -> subprocess.Popen:
+        """Starts a node; returns when it has joined."""
+        return self._start([f"--address={self.address}", f"--num-cpus={num_cpus}"], environment)
+
+    def _start(self, words: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
+        command = [Path(sys.executable).parent / "ray", "start", "--block", "--disable-usage-stats", *words]
+        log = self.folder / f"node-{len(self.processes)}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*map(str, command), "--object-store-memory=200000000", "--dashboard-agent-listen-port=0"],
+                env={**self.environment, **(environment or {})},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        return process
+
+    def run(self, words: list[str], timeout: float = 300, **options) -> subprocess.CompletedProcess:
+        """A Python script of the repository as a driver on the head's node."""
+        return subprocess.run(
+            [sys.executable, *words],
+            env=self.driver_environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **{"cwd": ROOT, **options},
+        )
+
+    def left(self) -> list[psutil.Process]:
+        """Processes of this cluster, dead ones left out."""
+        found = []
+        for process in psutil.process_iter(["environ", "status"]):
+            environ = process.info["environ"] or {}
+            if environ.get("RAY_TMPDIR") == str(self.folder) and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
+
+    def stop(self) -> None:
+        for process in self.left():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        for started in self.processes:
+            started.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def raylet_of(process: subprocess.Popen) -> psutil.Process:
+    """The raylet that a `ray start --block` has started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return next(child for child in children if child.name() == "raylet")
