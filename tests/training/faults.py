@@ -1,0 +1,143 @@
+"""A training worker that kills the Ray process of its own node at one moment of the run, and logs that it did.
+
+`python tests/training/faults.py EVENT_LOG FAULT WORDS...` is `jobs/train.py WORDS...` with such workers; FAULT is
+`phase@step@rank`.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+PHASES = {
+    "before the first checkpoint": "evaluating",
+    "forward": "forward",
+    "between forward and backward": "loss",
+    "between backward and optimizer": "pre_optimizer_step",
+    "between optimizer and the end of the step": "optimizer_step",
+    "between steps": "step_begin",
+    "between epochs": "epoch_begin",
+    "during evaluation": "evaluating",
+    "while saving": "saving",
+    "while uploading": "uploading",
+    "between upload and report": "uploaded",
+    "after the last step": "train_end",
+}
+
+
+class Fault:
+    """Happens once in a run: where the log is, it has."""
+
+    def __init__(self, log: str, what: str) -> None:
+        self.log = Path(log)
+        self.phase, step, rank = what.split("@")
+        self.step, self.rank = int(step), int(rank)
+        self.trainer = None
+
+    def at(self, moment: str, step: int | None = None) -> None:
+        """Kills where this is the moment; `step` is the Trainer's where none is given."""
+        trainer = self.trainer
+        if trainer is None or PHASES[self.phase] != moment or self.log.exists():
+            return
+        here = trainer.state.global_step if step is None else step
+        if trainer.args.process_index != self.rank or here != self.step:
+            return
+        raylet = os.getppid()
+        name = Path(f"/proc/{raylet}/comm").read_text().strip()
+        event = {"phase": self.phase, "step": self.step, "rank": self.rank, "pid": os.getpid(), "killed": raylet}
+        with self.log.open("x") as file:
+            file.write(json.dumps(event | {"name": name}))
+            os.fsync(file.fileno())
+        os.kill(raylet, signal.SIGKILL)
+        time.sleep(60)  # the phase goes on until Ray ends this process
+
+
+class AtSteps(TrainerCallback):
+    def __init__(self, fault: Fault) -> None:
+        for moment in ("pre_optimizer_step", "optimizer_step", "step_begin", "epoch_begin", "train_end"):
+            setattr(self, f"on_{moment}", lambda *_, moment=moment, **__: fault.at(moment))
+
+
+def train_worker(config: dict, log: str, what: str) -> dict:
+    """`worker.train_worker` with the fault in it."""
+    from rqa_ray.evaluation.evaluate import RetrievalEvaluator
+    from rqa_ray.retriever.encoder import Encoder
+    from rqa_ray.training import trainer as trainer_module
+    from rqa_ray.training import uploads, worker
+    from rqa_ray.training.trainer import ContrastiveTrainer
+
+    fault = Fault(log, what)
+
+    def before(owner: type, name: str, moment: str, applies=lambda self: True) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(self, *args, **kwargs):
+            if applies(self):
+                fault.at(moment)
+            return original(self, *args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def after(owner: type, name: str, moment: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(self, *args, **kwargs):
+            result = original(self, *args, **kwargs)
+            fault.at(moment)
+            return result
+
+        setattr(owner, name, wrapped)
+
+    def build(*args, **kwargs):
+        fault.trainer = original_build(*args, **kwargs)
+        fault.trainer.add_callback(AtSteps(fault))
+        return fault.trainer
+
+    original_build, worker.build_trainer = worker.build_trainer, build
+    before(Encoder, "forward", "forward", lambda encoder: encoder.training)
+    after(ContrastiveTrainer, "batch_loss", "loss")
+    before(RetrievalEvaluator, "_on_chunk", "evaluating")
+    original_write = trainer_module.write_results
+    trainer_module.write_results = lambda *args: (
+        fault.at("saving"),
+        original_write(*args),
+    )  # model, optimizer are there
+
+    def upload(self, checkpoint, name: str):  # in a thread, while training goes on
+        step = int(checkpoint.path.rpartition("-")[2])
+        if fault.phase == "while uploading" and step == fault.step and not fault.log.exists():
+            target = Path(self.storage.experiment_fs_path) / name / "model"
+            target.mkdir(parents=True)
+            (target / "model.safetensors").write_bytes(Path(checkpoint.path, "model/model.safetensors").read_bytes())
+        fault.at("uploading", step)
+        stored = original_upload(self, checkpoint, name)
+        fault.at("uploaded", step)
+        return stored
+
+    original_upload, uploads.Uploads.upload = uploads.Uploads.upload, upload
+    return worker.train_worker(config)
+
+
+def main() -> None:
+    log, what, *words = sys.argv[1:]
+    from rqa_ray.command_line import parse_job, user_errors
+
+    with user_errors():
+        job = parse_job(words)
+        from rqa_ray.training import run
+
+        def loop(config: dict) -> dict:
+            from tests.training import faults  # the workers' own copy
+
+            return faults.train_worker(config, log, what)
+
+        run.train_worker = loop
+        run.train(job)
+
+
+if __name__ == "__main__":
+    main()

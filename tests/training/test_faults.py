@@ -1,0 +1,104 @@
+"""A node of a cluster is lost in the middle of a run: SIGKILL to its raylet, at moments that an event log proves."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.nodes import Nodes
+
+SCRIPT = "tests/training/faults.py"
+# (phase, step, rank): an epoch is 6 steps, an evaluation is due every 4. Rank 0 saves and uploads.
+MOMENTS = [
+    ("before the first checkpoint", 0, 0),
+    ("before the first checkpoint", 0, 1),
+    ("forward", 0, 1),
+    ("forward", 5, 0),
+    ("between forward and backward", 2, 0),
+    ("between forward and backward", 6, 1),
+    ("between backward and optimizer", 1, 1),
+    ("between backward and optimizer", 9, 0),
+    ("between optimizer and the end of the step", 3, 1),
+    ("between optimizer and the end of the step", 10, 0),
+    ("between steps", 4, 1),
+    ("between epochs", 6, 0),
+    ("between epochs", 6, 1),
+    ("during evaluation", 4, 0),
+    ("during evaluation", 8, 1),
+    ("while saving", 4, 0),
+    ("while saving", 8, 0),
+    ("while uploading", 8, 0),
+    ("between upload and report", 4, 0),
+    ("after the last step", 12, 1),
+]
+IN_CI = [("between backward and optimizer", 9, 0), ("during evaluation", 8, 1), ("while uploading", 8, 0)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    shared_memory = set(os.listdir("/dev/shm"))
+    nodes = Nodes()
+    for _ in range(3):
+        nodes.add()
+    yield nodes
+    nodes.stop()
+    assert not nodes.left()
+    assert not set(os.listdir("/dev/shm")) - shared_memory
+
+
+@pytest.fixture(scope="module")
+def words(flags) -> list[str]:
+    return [*flags, "--num_workers", "2", "--per_device_train_batch_size", "4", "--max_failures", "3"]
+
+
+def newest(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the newest of the whole checkpoints, which has to be that of step 12."""
+    from rqa_ray.training.checkpoints import read_checkpoint
+
+    whole = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]
+    last = max((checkpoint for checkpoint in whole if checkpoint), key=lambda checkpoint: checkpoint.step)
+    assert last.step == 12
+    return load_file(Path(last.path) / "model/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, words, tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    ended = cluster.run(["jobs/train.py", *words, "--output_dir", str(folder)])
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "4 nodes: storage is written and read by all" in ended.stdout
+    return newest(folder)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(moment, marks=() if moment in IN_CI else pytest.mark.slow) for moment in MOMENTS],
+    ids=lambda moment: "-".join(map(str, moment)).replace(" ", "_"),
+)
+def test_a_lost_node_changes_nothing(cluster, words, undisturbed, tiny_model, tmp_path, moment) -> None:
+    log, folder = tmp_path / "event.json", tmp_path / "out"
+    fault = "@".join(map(str, moment))
+    ended = cluster.run([SCRIPT, str(log), fault, *words, "--output_dir", str(folder)])
+    cluster.add()  # for the next test
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    event = json.loads(log.read_text())
+    assert (event["phase"], event["step"], event["rank"]) == moment and event["name"] == "raylet"
+    assert "restarted on 2 workers" in ended.stdout
+    final, first = newest(folder), load_file(Path(tiny_model) / "model.safetensors")
+    assert all(torch.equal(final[name], undisturbed[name]) for name in final)
+    assert any(not torch.equal(final[name], first[name]) for name in final)
+    assert (folder / "model.safetensors").exists()
+    deadline = time.monotonic() + 30
+    while (left := workers_of(cluster)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left
+
+
+def workers_of(cluster: Nodes) -> list[str]:
+    """Names of the processes of a cluster that train, or wait to."""
+    names = [" ".join(process.cmdline())[:80] for process in cluster.left()]
+    return [name for name in names if "RayTrainWorker" in name or "TrainController" in name]
