@@ -17,6 +17,7 @@ from rqa_ray.arguments import Job, RetrieverTrainingArguments, Settings, check
 from rqa_ray.data.files import open_file
 from rqa_ray.errors import InputError
 from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
+from rqa_ray.whole_files import NO_SPACE
 
 USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
 
@@ -148,6 +149,11 @@ def user_errors(when_stopped: str | None = None) -> Iterator[None]:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        print(f"error: {error.filename or 'output'}: no space left; free some, and go on", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         if when_stopped:
             print(when_stopped)

@@ -67,8 +67,8 @@ def look_around(inputs: dict[str, list[str]], model_folder: str, storage_path: s
     for flag, paths in inputs.items():
         for path in paths[:FILES_LOOKED_FOR]:
             problem = problem or _unreadable(path, f"--{flag} {path}")
-    if not os.path.isdir(model_folder):
-        problem = problem or f"--model_name_or_path: no folder {model_folder}"
+    if not os.path.isdir(model_folder) or not os.listdir(model_folder):
+        problem = problem or f"--model_name_or_path: no model in {model_folder}"
     storage = None
     try:
         filesystem, root = open_location(storage_path)

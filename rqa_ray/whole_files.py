@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a used up quota
 ALL_ARGS_FILE = "all_args.json"  # the arguments of a run, beside its results
 
 

@@ -46,16 +46,29 @@ class Nodes:
     def driver_environment(self) -> dict[str, str]:
         return {**self.environment, "RAY_ADDRESS": self.address}
 
-    def add(self, num_cpus: int = 1, **environment: str) -> subprocess.Popen:
-        """Starts a node; returns when it has joined."""
-        return self._start([f"--address={self.address}", f"--num-cpus={num_cpus}"], environment)
+    def add(self, num_cpus: int = 1, hidden: Path | None = None, **environment: str) -> subprocess.Popen:
+        """Starts a node; returns when it has joined. It sees an empty folder in the place of `hidden`."""
+        words = [f"--address={self.address}", f"--num-cpus={num_cpus}"]
+        return self._start(words, environment, behind_a_mount(hidden) if hidden else [])
 
-    def _start(self, words: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen:
+    def lose(self, node: subprocess.Popen) -> None:
+        """Kills the raylet of a node, which ends all that it runs."""
+        raylet_of(node).kill()
+        node.wait()
+
+    def _start(
+        self, words: list[str], environment: dict[str, str] | None = None, prefix: list[str] | None = None
+    ) -> subprocess.Popen:
         command = [Path(sys.executable).parent / "ray", "start", "--block", "--disable-usage-stats", *words]
         log = self.folder / f"node-{len(self.processes)}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [*map(str, command), "--object-store-memory=200000000", "--dashboard-agent-listen-port=0"],
+                [
+                    *(prefix or []),
+                    *map(str, command),
+                    "--object-store-memory=200000000",
+                    "--dashboard-agent-listen-port=0",
+                ],
                 env={**self.environment, **(environment or {})},
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -97,6 +110,16 @@ class Nodes:
         for started in self.processes:
             started.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def behind_a_mount(folder: Path, size: str = "10m") -> list[str]:
+    """Words before a command that then sees an empty file system of its own in a folder."""
+    return ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={size} none {folder} && exec "$@"', "sh"]
+
+
+def can_mount() -> bool:
+    """Whether this user may do so."""
+    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-m", "true"]).returncode == 0
 
 
 def raylet_of(process: subprocess.Popen) -> psutil.Process:

@@ -7,6 +7,7 @@ rank that saw the stop goes at once. Which parts are watched has to be the same 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.is_asked: Callable[[], bool] = lambda: False
         self.watching = False
+        self.worked = 0.0  # seconds in parts, the waiting for other ranks left out
 
     def look(self) -> None:
         """Between chunks: leaves the part."""
@@ -42,11 +44,12 @@ class Interrupts:
         Raises:
             Interrupted: on all ranks, where any of them has seen a stop.
         """
-        seen = False
+        seen, started = False, time.perf_counter()
         try:
             yield
         except _Seen:
             seen = True
+        self.worked += time.perf_counter() - started
         if self.watching and distributed.any_rank(seen, device):
             raise Interrupted
 

@@ -39,6 +39,10 @@ class Mailbox:
         late = sorted(set(range(world_size)) - waited) if waited else []
         return [f"rank {rank} ({ranks.get(rank, 'not begun')})" for rank in late]
 
+    def tell_of_rank(self, run: str, rank: int, what: str) -> None:
+        """Adds a note about one rank, with where it is."""
+        self.notes.append(f"warning: rank {rank} ({self.ranks[run].get(rank)}) {what}")
+
     def hold(self, run: str, place: Any) -> None:
         """Remembers the placement group of a run's workers."""
         self.places[run] = place

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from transformers import TrainerCallback
 
 from rqa_ray.progress import Progress, as_record
@@ -20,6 +21,7 @@ from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, score, write_mani
 from rqa_ray.training.output_dir import push_folder
 from rqa_ray.training.trainer import ContrastiveTrainer
 
+SLOW_RATIO = 1.5
 LONG_STEP_SECONDS = 1.0  # a longer step is given up when a stop is asked for; a shorter one is waited for
 POLL_SECONDS = 0.5  # between two looks for a stop, in a long step
 PREEMPTION_POLL_SECONDS = 5.0
@@ -45,6 +47,7 @@ class ReportCallback(TrainerCallback):
         self.metric = trainer.args.metric_for_best_model or ""
         self.watches_preemption = watches_preemption
         self.stopped = False
+        self._slow_ranks: set[int] = set()
         self._stop_asked: Any = None
         self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
         self._preemption: Any = None
@@ -65,6 +68,19 @@ class ReportCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         self.progress.loss = logs.get("loss", self.progress.loss)
+        if "loss" in logs and args.device.type == "cpu":  # on a GPU work is only queued
+            self._look_for_a_slow_rank()
+
+    def _look_for_a_slow_rank(self) -> None:
+        """Tells of a rank for whose encoding the others wait, once for each rank."""
+        seconds = distributed.gather(torch.tensor([self.trainer.interrupts.worked]))
+        self.trainer.interrupts.worked = 0.0
+        slowest, ratio = int(seconds.argmax()), float(seconds.max() / seconds.median().clamp(min=1e-9))
+        if ratio > SLOW_RATIO and seconds.max() > LONG_STEP_SECONDS and slowest not in self._slow_ranks:
+            self._slow_ranks.add(slowest)
+            if distributed.rank() == 0:
+                ratio_said = f"takes {ratio:.1f} times as long to encode its share as the others, which wait for it"
+                self.mailbox.tell_of_rank.remote(self.run, slowest, ratio_said)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._step_began = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +10,10 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointUploadMode
 
+from rqa_ray.whole_files import NO_SPACE
+
 PATIENCE_SECONDS = 300.0  # that storage may be away
 LONGEST_WAIT_SECONDS = 20.0  # between two attempts
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StorageError(RuntimeError):

@@ -30,7 +30,10 @@ from rqa_ray.training.build import build_trainer, describe
 from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
 from rqa_ray.training.reporting import PushLogs, ReportCallback
 from rqa_ray.training.trainer import EVALUATION_FILE, ContrastiveTrainer, NonFiniteLossError
-from rqa_ray.training.uploads import Uploads
+from rqa_ray.training.uploads import StorageError, Uploads, is_full
+
+# How gloo and nccl say that this rank waited for others.
+WAITED_IN_VAIN = ("imed out", "onnection closed", "onnection reset")
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +110,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             trainer.save_interrupted()
         except NonFiniteLossError as error:  # on all ranks together; a restart by Ray would meet it again
             failure = str(error)
-        except RuntimeError as error:  # of gloo and nccl: this rank waited for others
-            if any(words in str(error) for words in ("imed out", "onnection closed", "onnection reset")):
+        except Exception as error:
+            if is_full(error):
+                raise StorageError(f"{scratch}: no space left for a checkpoint; set TMPDIR to another disk") from None
+            if any(words in str(error) for words in WAITED_IN_VAIN):
                 ray.get(mailbox.gave_up.remote(run, args.process_index))
             raise
         finally:
