@@ -95,6 +95,11 @@ def connect() -> str:
     return f"{kind}, {here}{growth}"
 
 
+def has_other_nodes() -> bool:
+    """Whether work may run on another node than this one, now or later."""
+    return len(_nodes()) > 1 or bool(os.environ.get("RAY_ADDRESS"))
+
+
 def plan_workers(
     asked: tuple[int, int] | int | None, cpus_per_worker: int | None, use_cpu: bool = False
 ) -> WorkerPlan:

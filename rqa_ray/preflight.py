@@ -1,6 +1,6 @@
 """What would fail later, found in seconds: every node is asked before anything is read, trained or left behind.
 
-Storage is written and read back by all nodes, each input and the model are looked for on each, versions are compared.
+Storage is written and read back by all nodes, each input is looked for on each, versions are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILES_LOOKED_FOR = 100  # of each input
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "rqa_ray")
 
 
-def check_nodes(inputs: dict[str, list[str]], model_folder: str, storage_path: str) -> str:
+def check_nodes(inputs: dict[str, list[str]], storage_path: str) -> str:
     """Checks storage from here, and all nodes of a cluster; returns a line that says what was seen.
 
     `inputs` are files by flag.
@@ -46,7 +46,7 @@ def check_nodes(inputs: dict[str, list[str]], model_folder: str, storage_path: s
         for node in nodes:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-            answer = probe.options(scheduling_strategy=here).remote(inputs, model_folder, storage_path, token)
+            answer = probe.options(scheduling_strategy=here).remote(inputs, storage_path, token)
             found[name] = answer
         own = versions()
         for name, answer in found.items():
@@ -58,17 +58,15 @@ def check_nodes(inputs: dict[str, list[str]], model_folder: str, storage_path: s
                 reason = str(error).strip().splitlines()[-1]
                 raise InputError(f"{name}: cannot run this program ({reason}); install it on every node") from None
             _compare(name, seen, own, storage_path)
-    return f"{len(nodes)} nodes: storage is written and read by all, inputs and model are on all, versions are equal"
+    return f"{len(nodes)} nodes: storage is written and read by all, inputs are read by all, versions are equal"
 
 
-def look_around(inputs: dict[str, list[str]], model_folder: str, storage_path: str, token: str) -> dict[str, Any]:
-    """What one node has: `versions`, `problem` (the first input or model that it lacks), `storage` (what is wrong)."""
+def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> dict[str, Any]:
+    """What one node has: `versions`, `problem` (the first input that it cannot read), `storage` (what is wrong)."""
     problem = None
     for flag, paths in inputs.items():
         for path in paths[:FILES_LOOKED_FOR]:
             problem = problem or _unreadable(path, f"--{flag} {path}")
-    if not os.path.isdir(model_folder) or not os.listdir(model_folder):
-        problem = problem or f"--model_name_or_path: no model in {model_folder}"
     storage = None
     try:
         filesystem, root = open_location(storage_path)
@@ -125,9 +123,7 @@ def _compare(name: str, seen: dict[str, Any], own: dict[str, str], storage_path:
             "it has to be a folder that all nodes share, or a URI (s3://...)"
         )
     if seen["problem"]:
-        raise InputError(
-            f"{seen['problem']}, on {name}; put it where all nodes can read it, or install it on all of them"
-        )
+        raise InputError(f"{seen['problem']}, on {name}; put it where all nodes can read it")
 
 
 @contextlib.contextmanager

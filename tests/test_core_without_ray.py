@@ -5,6 +5,7 @@ import sys
 
 NEED_RAY = {
     "rqa_ray.benchmarks.through_ray",
+    "rqa_ray.autoscaler",
     "rqa_ray.cluster",
     "rqa_ray.data.prepare",
     "rqa_ray.data.readers",
@@ -14,10 +15,14 @@ NEED_RAY = {
     "rqa_ray.evaluation.score",
     "rqa_ray.training.checkpoints",
     "rqa_ray.training.fit",
+    "rqa_ray.model_copies",
+    "rqa_ray.preflight",
+    "rqa_ray.training.mailbox",
     "rqa_ray.training.reporting",
     "rqa_ray.training.resume",
     "rqa_ray.training.run",
     "rqa_ray.training.setup",
+    "rqa_ray.training.uploads",
     "rqa_ray.training.validate",
     "rqa_ray.training.worker",
     "rqa_ray.tuning.models",

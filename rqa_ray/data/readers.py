@@ -33,6 +33,7 @@ from rqa_ray.data.tokenise import (
     train_rows,
 )
 from rqa_ray.errors import InputError
+from rqa_ray.model_copies import bring_model
 
 RANGE_BYTES = 32 * 2**20  # of one task
 RECORDS_AT_ONCE = 256
@@ -131,6 +132,7 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokeniserSpec, ski
     """A file or a range of it to tables of one schema; stops at the first bad record, and returns it as `problem`."""
     path, file = str(batch["path"][0]), int(batch["file"][0])
     start, end = int(batch["start"][0]), int(batch["end"][0])
+    bring_model(spec.folder, spec.copy)
     tokenizer = make_tokenizer(spec)
     tokenizer.num_texts = tokenizer.num_truncated = 0
     to_rows: Any = {"train": train_rows, "questions": question_rows, "corpus": document_rows}[kind]

@@ -27,6 +27,7 @@ from rqa_ray.data.schema import QARecord
 from rqa_ray.data.tokenise import TokeniserSpec, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
+from rqa_ray.model_copies import bring_model
 
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
@@ -204,6 +205,7 @@ class WindowStore:
 
 @ray.remote
 def _read_window(parts: list[Part], expected: int, spec: TokeniserSpec) -> pa.Table:
+    bring_model(spec.folder, spec.copy)
     tables, tokenizer = [], make_tokenizer(spec)
     for part in parts:
         records = read_records(part.path, "questions", part.start, part.end)

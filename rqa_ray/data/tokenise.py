@@ -67,6 +67,7 @@ class TokeniserSpec:
     folder: str
     settings: EncoderSettings
     trust_remote_code: bool = False
+    copy: Any = None  # of the folder, for nodes that lack it: `model_copies.bring_model`
 
 
 def to_table(rows: list[dict[str, Any]], kind: str) -> pa.Table:

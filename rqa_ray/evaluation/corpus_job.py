@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -34,6 +35,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.corpus_plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
 from rqa_ray.evaluation.search import RunningTopK, search_blocks
 from rqa_ray.evaluation.shards import EmbeddingFolder
+from rqa_ray.model_copies import bring_model, share_model
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.saving import load_encoder
 
@@ -137,6 +139,7 @@ def encode_corpus(
             items.append({**item, "keep": np.packbits(group.keep).tobytes(), "num_documents": len(group.keep)})
     if not items and not questions:
         return
+    spec = replace(spec, copy=share_model(spec.folder))
     with _a_block_a_row():
         parts = [ray.data.from_arrow(questions)] if questions else []
         if items:
@@ -181,6 +184,7 @@ def _read_shards(
     """The shards of a group that are not done, tokenised, a row each."""
     bits = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8), count=int(batch["num_documents"][0]))
     kept = kept_documents(json.loads(str(batch["ranges"][0])), bits.astype(bool))
+    bring_model(spec.folder, spec.copy)
     tokenizer = make_tokenizer(spec)
     for name, first, num_rows, is_done in json.loads(str(batch["shards"][0])):
         documents = list(islice(kept, num_rows))
@@ -198,6 +202,7 @@ class ShardEncoder:
 
     def __init__(self, spec: TokeniserSpec, bf16: bool, cpus: int, use_gpu: bool) -> None:
         torch.set_num_threads(cpus)
+        bring_model(spec.folder, spec.copy)
         self.problem = ""
         try:
             encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code)

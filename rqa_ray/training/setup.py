@@ -20,6 +20,7 @@ from rqa_ray.retriever.tokenizer import check_model, prefix_note
 # isort: split
 from rqa_ray.data.readers import Blocks, Skipped, read_inputs
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
+from rqa_ray.model_copies import share_model
 from rqa_ray.preflight import check_nodes
 from rqa_ray.training import outputs
 from rqa_ray.training.inputs import INPUTS, demo_files, input_files, with_global_batch
@@ -37,6 +38,7 @@ class Setup:
     plan: WorkerPlan
     encoder: EncoderSettings
     model_folder: str
+    model_copy: Any  # for nodes that lack the folder
     blocks: dict[str, Blocks]  # corpus, eval, maybe test; train where it is resident
     stream: Stream | None  # train, where it is streamed
     num_rows: int  # of train: one for each question and gold passage
@@ -52,6 +54,7 @@ class Setup:
             "output_dir": absolute(self.job.location),
             "encoder": self.encoder,
             "model_folder": self.model_folder,
+            "model_copy": self.model_copy,
             "blocks": {name: part.refs for name, part in self.blocks.items()},
             "cpus": plan.cpus,
             "cwd": os.getcwd(),
@@ -94,7 +97,7 @@ def check(job: Job) -> Checked:
     if job.training.get("fp16") and not plan.use_gpu:
         raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
     inputs = {INPUTS[name]: paths for name, paths in (files or {}).items()}
-    seen = check_nodes(inputs, model_folder, storage_of(job))
+    seen = check_nodes(inputs, storage_of(job))
     if files is None:
         files = demo_files(job)
     print(f"Ray: {cluster}; {plan.describe()}; {seen}")
@@ -116,7 +119,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     """
     checked = check(job)
     job, files = checked.job, checked.files
-    spec = TokeniserSpec(checked.model_folder, checked.encoder, job.settings.trust_remote_code)
+    model_copy = share_model(checked.model_folder)
+    spec = TokeniserSpec(checked.model_folder, checked.encoder, job.settings.trust_remote_code, model_copy)
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
     stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
@@ -131,7 +135,9 @@ def set_up(job: Job, args_file: str) -> Setup:
         num_rows, some_negatives = blocks["train"].dataset.count(), has_negatives(blocks["train"])
     print("\n".join(lines))
     plan, encoder, model_folder = checked.plan, checked.encoder, checked.model_folder
-    return Setup(job, plan, encoder, model_folder, blocks, stream, num_rows, some_negatives, Skipped.of(skipped))
+    return Setup(
+        job, plan, encoder, model_folder, model_copy, blocks, stream, num_rows, some_negatives, Skipped.of(skipped)
+    )
 
 
 def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int = 1) -> Any:

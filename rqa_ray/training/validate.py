@@ -20,6 +20,7 @@ from rqa_ray.data.files import open_location
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
+from rqa_ray.model_copies import bring_model
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.encode import EncodeOptions
@@ -107,6 +108,7 @@ def _evaluate(
 ) -> tuple[Encoder, dict[str, SplitResult]]:
     torch.set_num_threads(num_threads)
     settings, training = Settings(**config["settings"]), config["training"]
+    bring_model(config["model_folder"], config["model_copy"])
     tables = {name: fetch_tables(refs) for name, refs in config["blocks"].items() if name != "train"}
     encoder = load_encoder(model_folder, config["encoder"], trust_remote_code=_trusts(config)).to(device).eval()
     tokenizer = TextTokenizer(config["model_folder"], config["encoder"], _trusts(config)).tokenizer

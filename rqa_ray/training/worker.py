@@ -22,6 +22,7 @@ from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
+from rqa_ray.model_copies import bring_model
 from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
@@ -53,6 +54,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         local_checkpoint(config["resume_from"], is_worker="report" not in config) as resume,
     ):
         args = _training_arguments(config, scratch, config.get("before") is None and resume is None)
+        bring_model(config["model_folder"], config["model_copy"])
         encoder = load_encoder(config["model_folder"], config["encoder"], settings.dropout, settings.trust_remote_code)
         if encoder.can_pack and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # these models use all of theirs

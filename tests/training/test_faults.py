@@ -55,13 +55,13 @@ def words(flags) -> list[str]:
     return [*flags, "--num_workers", "2", "--per_device_train_batch_size", "4", "--max_failures", "3"]
 
 
-def newest(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the newest of the whole checkpoints, which has to be that of step 12."""
+def newest(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
+    """The weights of the newest of the whole checkpoints, which has to be that of the last step."""
     from rqa_ray.training.checkpoints import read_checkpoint
 
     whole = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]
     last = max((checkpoint for checkpoint in whole if checkpoint), key=lambda checkpoint: checkpoint.step)
-    assert last.step == 12
+    assert last.step == step
     return load_file(Path(last.path) / "model/model.safetensors")
 
 
