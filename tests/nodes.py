@@ -37,14 +37,11 @@ class Nodes:
         self.address = f"127.0.0.1:{self.port}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         own = {"RAY_TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT), **token, **HEALTH, **environment}
-        self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | own
+        # By its address Ray's own actors find this cluster, where others run on the machine.
+        self.environment = {**os.environ, "RAY_ADDRESS": self.address, **own}
         self.processes: list[subprocess.Popen] = []
         words = ["--head", f"--port={self.port}", f"--num-cpus={head_cpus}", f"--temp-dir={self.folder}"]
         self.head = self._start([*words, "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"])
-
-    @property
-    def driver_environment(self) -> dict[str, str]:
-        return {**self.environment, "RAY_ADDRESS": self.address}
 
     def add(self, num_cpus: int = 1, hidden: Path | None = None, **environment: str) -> subprocess.Popen:
         """Starts a node; returns when it has joined. It sees an empty folder in the place of `hidden`."""
@@ -85,7 +82,7 @@ class Nodes:
         """A Python script of the repository as a driver on the head's node."""
         return subprocess.run(
             [sys.executable, *words],
-            env=self.driver_environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -102,12 +102,12 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
         cluster.add()
     log, storage = tmp_path / "log", tmp_path / "storage"
     words = ["--max_steps", "2000", "--eval_steps", "1000", "--storage_path", str(storage), "--logging_steps", "100"]
-    process = start([*flags, *words, "--output_dir", str(tmp_path / "out")], log, env=cluster.driver_environment)
+    process = start([*flags, *words, "--output_dir", str(tmp_path / "out")], log, env=cluster.environment)
     wait_for(lambda: re.search(r"step \d\d+/", log.read_text()), process, log)
     node = cluster.run(["-c", NODE_OF_WORKER]).stdout.split()[-1]
     notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--node-id", node]
     drain = [RAY, "drain-node", "--address", cluster.address, *notice, "--deadline-remaining-seconds", "20"]
-    subprocess.run(drain, env=cluster.driver_environment, check=True, capture_output=True)
+    subprocess.run(drain, env=cluster.environment, check=True, capture_output=True)
     said = end(process, log)
     assert process.returncode == 0, said[-3000:]
     [restart] = re.findall(r"restarted on 1 workers, from step (\d+)", said)
@@ -135,7 +135,7 @@ def test_a_run_grows_when_a_node_joins_and_keeps_its_global_batch(flags, tiny_mo
         ended = cluster.run(["jobs/train.py", *words, "--num_workers", "1", "--output_dir", str(fixed)])
         assert ended.returncode == 0, ended.stderr[-3000:]
         words = [*words, "--num_workers", "1:2", "--output_dir", str(tmp_path / "grown")]
-        process = start(words, log, env=cluster.driver_environment)
+        process = start(words, log, env=cluster.environment)
         wait_for(lambda: re.search(r"step \d\d+/", log.read_text()), process, log)
         cluster.add()
         said = end(process, log, 400)
