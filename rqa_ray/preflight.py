@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from rqa_ray.data.files import open_location, shown
 from rqa_ray.errors import InputError
 
 TIMEOUT_SECONDS = 20.0
+PATIENCE_SECONDS = 300.0  # that storage may be away
+WAIT_SECONDS = 2.0  # between two attempts
 FILES_LOOKED_FOR = 100  # of each input
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "rqa_ray")
 
@@ -59,6 +62,26 @@ def check_nodes(inputs: dict[str, list[str]], storage_path: str) -> str:
                 raise InputError(f"{name}: cannot run this program ({reason}); install it on every node") from None
             _compare(name, seen, own, storage_path)
     return f"{len(nodes)} nodes: storage is written and read by all, inputs are read by all, versions are equal"
+
+
+def wait_for_storage(storage_path: str) -> None:
+    """Returns when storage can be written again.
+
+    Raises:
+        InputError: it cannot after 5 minutes.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            if "://" in storage_path or os.path.isdir(storage_path):
+                with _written(storage_path, secrets.token_hex(4)):
+                    return
+        except InputError:
+            if time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            raise InputError(f"--storage_path {shown(storage_path)}: no such folder any more")
+        time.sleep(WAIT_SECONDS)
 
 
 def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> dict[str, Any]:

