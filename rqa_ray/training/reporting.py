@@ -5,6 +5,7 @@ And back: a stop, and word that a node will be taken away.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ SLOW_RATIO = 1.5
 LONG_STEP_SECONDS = 1.0  # a longer step is given up when a stop is asked for; a shorter one is waited for
 POLL_SECONDS = 0.5  # between two looks for a stop, in a long step
 PREEMPTION_POLL_SECONDS = 5.0
+LAST_SAVE_SECONDS = 10.0  # before a node is taken away
 
 
 class ReportCallback(TrainerCallback):
@@ -51,6 +53,7 @@ class ReportCallback(TrainerCallback):
         self._stop_asked: Any = None
         self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
         self._preemption: Any = None
+        self._last_save = math.inf  # a time
         trainer.interrupts.is_asked = self.is_stop_asked
         trainer.interrupts.watching = True  # until a step has shown to be short
 
@@ -90,15 +93,19 @@ class ReportCallback(TrainerCallback):
         now = time.monotonic()
         is_long = now - self._step_began > LONG_STEP_SECONDS
         is_time = self.watches_preemption and now - self._preemption_polled > PREEMPTION_POLL_SECONDS
-        flags = [self.is_stop_asked(), is_long, is_time]
-        is_stop, self.trainer.interrupts.watching, is_time = distributed.any_ranks(flags, args.device)
+        flags = [self.is_stop_asked(), is_long, is_time, time.time() > self._last_save]
+        is_stop, self.trainer.interrupts.watching, is_time, is_last = distributed.any_ranks(flags, args.device)
         if is_stop:
             self.stopped = control.should_training_stop = control.should_save = True
             self._put_off_evaluation(state, control)
+        elif is_last:
+            control.should_save, self._last_save = True, math.inf
         elif is_time:
             self._preemption_polled = now
             preemption = ray.train.get_preemption_info()  # by all ranks together
-            control.should_save |= preemption is not None and self._preemption is None
+            if preemption is not None and self._preemption is None:  # at once, and again near the end
+                control.should_save = True
+                self._last_save = (preemption.deadline_ms or math.inf) / 1000 - LAST_SAVE_SECONDS
             self._preemption = preemption
 
     def on_epoch_end(self, args, state, control, **kwargs):

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def flags(files, tiny_model) -> list[str]:
-    """The flags of a run that ends in seconds; one epoch is 6 steps."""
+    """The flags of a run that ends in seconds; one epoch is 7 steps."""
     named = {
         **files,
         "model_name_or_path": str(tiny_model),

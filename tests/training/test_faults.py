@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.nodes import Nodes
 
 SCRIPT = "tests/training/faults.py"
-# (phase, step, rank): an epoch is 6 steps, an evaluation is due every 4. Rank 0 saves and uploads.
+# (phase, step, rank): an epoch is 7 steps, an evaluation is due every 4. Rank 0 saves and uploads.
 MOMENTS = [
     ("before the first checkpoint", 0, 0),
     ("before the first checkpoint", 0, 1),
@@ -25,8 +25,8 @@ MOMENTS = [
     ("between optimizer and the end of the step", 3, 1),
     ("between optimizer and the end of the step", 10, 0),
     ("between steps", 4, 1),
-    ("between epochs", 6, 0),
-    ("between epochs", 6, 1),
+    ("between epochs", 7, 0),
+    ("between epochs", 7, 1),
     ("during evaluation", 4, 0),
     ("during evaluation", 8, 1),
     ("while saving", 4, 0),

@@ -101,7 +101,7 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
     for _ in range(2):
         cluster.add()
     log, storage = tmp_path / "log", tmp_path / "storage"
-    words = ["--max_steps", "2000", "--eval_steps", "1000", "--storage_path", str(storage), "--logging_steps", "100"]
+    words = ["--max_steps", "2500", "--eval_steps", "2500", "--storage_path", str(storage), "--logging_steps", "100"]
     process = start([*flags, *words, "--output_dir", str(tmp_path / "out")], log, env=cluster.environment)
     wait_for(lambda: re.search(r"step \d\d+/", log.read_text()), process, log)
     node = cluster.run(["-c", NODE_OF_WORKER]).stdout.split()[-1]
@@ -111,7 +111,7 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
     said = end(process, log)
     assert process.returncode == 0, said[-3000:]
     [restart] = re.findall(r"restarted on 1 workers, from step (\d+)", said)
-    assert int(restart) % 1000, "a step at which no evaluation was due"
+    assert int(restart) > 0, "a step at which no evaluation was due"
 
 
 # Prints the node of the training worker.
