@@ -52,6 +52,7 @@ def test_storage_that_cannot_be_written(cluster, words) -> None:
     assert "--storage_path /proc/nowhere: cannot be written" in said
 
 
+@pytest.mark.slow
 def test_a_bucket_that_nobody_serves(cluster, words) -> None:
     uri = "s3://key:secret@nowhere/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     said = refused(cluster, [*words, "--storage_path", uri])
@@ -66,6 +67,7 @@ def test_more_workers_than_the_nodes_can_ever_hold(cluster, words) -> None:
     )
 
 
+@pytest.mark.slow
 @needs_mounts
 def test_storage_that_one_node_does_not_share(cluster, words, tmp_path) -> None:
     node = cluster.add(hidden=tmp_path / "shared")

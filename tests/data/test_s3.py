@@ -81,3 +81,25 @@ def test_a_run_reads_its_data_from_a_bucket_and_keeps_its_checkpoints_in_one(
     filesystem, path = fs.FileSystem.from_uri(f"{uri}/checkpoints?{query}")
     stored = [info.path for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True))]
     assert any(name.endswith("model/model.safetensors") for name in stored)
+
+
+def test_an_output_folder_may_be_in_a_bucket_and_the_run_goes_on_from_it(
+    bucket, ray_cluster, files, tiny_model, tmp_path, capsys
+) -> None:
+    from rqa_ray.training.run import train
+
+    uri, query = bucket
+    output = f"{uri}/runs/out?{query}"
+    words = ["--model_name_or_path", tiny_model, "--max_steps", "2", "--per_device_train_batch_size", "8"]
+    words += [word for flag, path in files.items() for word in (f"--{flag}", path)] + ["--output_dir", output]
+    train(parse_job(words))
+    filesystem, root = fs.FileSystem.from_uri(output)
+    stored = {info.path[len(root) + 1 :] for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True))}
+    assert {"model.safetensors", "eval_results.json", "run.json", "all_args.json", "trainer_state.json"} <= stored
+    assert any(name.startswith("tensorboard/events") for name in stored)
+    assert any(name.startswith("checkpoints/") and name.endswith("manifest.json") for name in stored)
+    with pytest.raises(InputError, match="is not empty"):
+        train(parse_job(words))
+    capsys.readouterr()
+    train(parse_job([*words, "--resume_from_checkpoint", "true", "--max_steps", "4"]))
+    assert "resuming from step 2" in capsys.readouterr().out

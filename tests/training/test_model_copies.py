@@ -7,6 +7,7 @@ import pytest
 from tests.nodes import Nodes, can_mount
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="may not mount: `unshare -m` fails")
 def test_a_run_trains_on_a_node_that_does_not_have_the_model(flags, tiny_model, tmp_path) -> None:
     cluster, models = Nodes(), tmp_path / "models"

@@ -48,6 +48,7 @@ def test_a_training_job_leaves_its_outputs_where_it_was_told_to(cluster, flags, 
     assert "best step" in ended.stdout and "Traceback" not in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_search_job_leaves_its_outputs_where_it_was_told_to(cluster, flags, tmp_path) -> None:
     search = ["--tune_learning_rate", "1e-3", "1e-4", "1e-5", "--search_alg", "grid"]
     ended = submit(cluster, "jobs/tune.py", *flags, *search, "--output_dir", str(tmp_path / "out"))
@@ -55,6 +56,7 @@ def test_a_search_job_leaves_its_outputs_where_it_was_told_to(cluster, flags, tm
     assert (tmp_path / "out/trials.csv").exists() and (tmp_path / "out/model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_relative_output_dir_is_refused_or_placed_under_storage_path(cluster, flags, tmp_path) -> None:
     refused = submit(cluster, "jobs/train.py", *flags, "--output_dir", "out")
     assert refused.returncode == 1 and "error: --output_dir out: relative, and this job runs in a" in refused.stdout

@@ -56,6 +56,7 @@ def test_full_storage_is_one_line_and_the_run_goes_on_when_there_is_space(flags,
     assert process.wait(timeout=240) == 0, log.read_text()[-2000:]
 
 
+@pytest.mark.slow
 def test_storage_that_is_away_for_a_while_is_waited_for(flags, tmp_path) -> None:
     storage, log = tmp_path / "mounted", tmp_path / "log"
     storage.mkdir()
@@ -71,6 +72,7 @@ def test_storage_that_is_away_for_a_while_is_waited_for(flags, tmp_path) -> None
     assert 400 in manifests(storage)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named(flags, tmp_path) -> None:
     log = tmp_path / "log"
     words = ["--max_steps", "100000", "--eval_steps", "100000", "--num_workers", "2", "--ddp_timeout", "10"]
@@ -96,6 +98,7 @@ def cluster() -> Iterator[Nodes]:
     assert not nodes.left()
 
 
+@pytest.mark.slow
 def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) -> None:
     """With notice, as a spot node is: the state is saved before, and the loss is not counted as a failure."""
     for _ in range(2):
