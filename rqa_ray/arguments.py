@@ -152,6 +152,9 @@ class Job:
     resume_flag: str = "--resume_from_checkpoint true"  # how its user goes on
     location: str = ""  # of the output, as its user knows it; output_dir is a local folder
 
+    def __post_init__(self) -> None:
+        self.location = self.location or self.training.get("output_dir") or ""
+
     @property
     def output_dir(self) -> str:
         return self.training["output_dir"]
@@ -178,7 +181,7 @@ class Job:
         """Flat names and values, as a JSON config that repeats the run."""
         own = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
         own.pop("overwrite_output_dir")
-        return own | self.training | {"output_dir": self.location or self.output_dir}
+        return own | self.training | {"output_dir": self.location}
 
 
 def check(job: Job) -> None:

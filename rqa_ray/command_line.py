@@ -92,7 +92,7 @@ def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]
     if not path.endswith(".json"):
         raise InputError(f"{path}: not an argument; the first word is a .json config or a --flag")
     try:
-        with open_file(path) as file:
+        with open_file(path) if "://" in path else open(path, "rb") as file:
             config = json.loads(file.read().decode())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -50,7 +50,12 @@ def free(monkeypatch, num_bytes: float) -> None:
 def test_with_memory_to_spare_the_chunks_are_large_and_the_graph_is_kept(encoder, args) -> None:
     made = batches()
     choices = choose(Settings(), args, encoder, made)
-    assert choices == {"packed": True, "max_tokens_per_chunk": TOKENS_PER_CHUNK["cpu"], "gradient_cache": False}
+    assert choices == {
+        "packed": True,
+        "max_tokens_per_chunk": TOKENS_PER_CHUNK["cpu"],
+        "gradient_cache": False,
+        "world_size": 1,
+    }
     assert (made.packed, made.max_tokens_per_chunk) == (True, TOKENS_PER_CHUNK["cpu"])
 
 
@@ -77,10 +82,10 @@ def test_chunks_are_smaller_where_the_graph_of_one_does_not_fit(encoder, args, m
 
 
 def test_a_resumed_run_uses_what_was_found_before_and_what_the_user_says_goes_first(encoder, args) -> None:
-    before = {"packed": False, "max_tokens_per_chunk": 77, "gradient_cache": True}
+    before = {"packed": False, "max_tokens_per_chunk": 77, "gradient_cache": True, "world_size": 1}
     assert choose(Settings(), args, encoder, batches(), before) == before
     said = choose(Settings(max_tokens_per_chunk=99, gradient_cache="false"), args, encoder, batches(), before)
-    assert said == {"packed": False, "max_tokens_per_chunk": 99, "gradient_cache": False}
+    assert said == before | {"max_tokens_per_chunk": 99, "gradient_cache": False}
 
 
 def test_a_resumed_run_packs_only_where_it_can_now(encoder, args) -> None:

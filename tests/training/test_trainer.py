@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.training.build import compile_transformer
 from rqa_ray.training.trainer import NonFiniteLossError, chunk_seed
 from tests.training.invariance import GLOBAL_BATCH, Recorder, make_trainer, weights
@@ -116,3 +117,25 @@ def test_the_last_step_is_evaluated_and_saved_whatever_the_interval(tmp_path) ->
     trainer.train()
     assert saved == [4, 8, 10]
     assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == saved
+
+
+def test_a_stop_gives_up_an_evaluation_which_is_noted_for_the_checkpoint_of_its_step(tmp_path) -> None:
+    trainer = train(tmp_path, max_steps=2)
+    trainer.interrupts.is_asked = lambda: True
+    with pytest.raises(Interrupted):
+        trainer.evaluate()
+    assert trainer.evaluation_pending
+
+
+def test_a_stop_gives_up_a_step_and_leaves_the_state_after_the_last_whole_one(tmp_path) -> None:
+    whole = train(tmp_path, max_steps=2)
+    trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), max_steps=4)
+    trainer.interrupts.watching = True
+    trainer.interrupts.is_asked = lambda: trainer.state.global_step == 2
+    with pytest.raises(Interrupted):
+        trainer.train()
+    saved = []
+    trainer._save_checkpoint = lambda *_: saved.append(trainer.state.global_step)
+    trainer.save_interrupted()
+    assert saved == [2] and not trainer.evaluation_pending
+    assert torch.equal(weights(trainer.model), weights(whole.model))
