@@ -49,7 +49,7 @@ def test_full_storage_is_one_line_and_the_run_goes_on_when_there_is_space(flags,
     storage, log = tmp_path / "small", tmp_path / "log"
     storage.mkdir()
     words = [*flags, "--storage_path", str(storage), "--output_dir", str(tmp_path / "out")]
-    said = end(start(words, log, (*behind_a_mount(storage, "600k"),)), log)
+    said = end(start(words, log, (*behind_a_mount(storage, "100k"),)), log)
     assert re.search(r"error: \S*small\S*: no space left.* \(", said), said[-2000:]
     assert "Traceback" not in said and "--resume_from_checkpoint true" in said
     process = start([*words, "--resume_from_checkpoint", "true"], log)
