@@ -1,5 +1,6 @@
 """Says in seconds whether a training job could run: takes the words of jobs/train.py, trains nothing; see its -h."""
 
+import shlex
 import sys
 
 from rqa_ray.command_line import parse_job, user_errors
@@ -17,7 +18,7 @@ def main() -> None:
         _, lines = micro_batch_size(checked.job, checked.plan.num_workers, num_rows, has_negatives)
         print(f"about {num_rows:,} training rows, one for each question and gold passage")
         print("\n".join(lines))
-        print(f"all checks passed; next:\n  python jobs/train.py {' '.join(sys.argv[1:])}")
+        print(f"all checks passed; next:\n  python jobs/train.py {shlex.join(sys.argv[1:])}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
+from rqa_ray.whole_files import refuse_temporary
 
 FILES = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 
@@ -29,6 +30,7 @@ def main() -> None:
     args = parse()
     folder = Path(args.output_dir)
     with user_errors():
+        refuse_temporary(args.output_dir)
         from rqa_ray.cluster import connect
         from rqa_ray.data.records import find_inputs
         from rqa_ray.retriever.saving import find_model_folder, read_settings

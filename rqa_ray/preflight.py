@@ -136,8 +136,8 @@ def within_seconds(work: Callable[[], Any], what: str) -> Any:
 
 
 def _compare(name: str, seen: dict[str, Any], own: dict[str, str], storage_path: str) -> None:
-    for package in own.keys() & seen["versions"].keys():
-        there, here = seen["versions"][package], own[package]
+    for package, here in own.items():
+        there = seen["versions"].get(package, here)
         if there != here:
             raise InputError(f"{name}: {package} {there}, the driver has {here}; install the same on every node")
     if seen["storage"]:

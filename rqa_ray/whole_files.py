@@ -14,13 +14,24 @@ from typing import Any
 
 import pyarrow as pa
 
+from rqa_ray.errors import InputError
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a used up quota
 ALL_ARGS_FILE = "all_args.json"  # the arguments of a run, beside its results
 
 
 def in_temporary_copy(path: str) -> bool:
     """Whether a path lies in the copy of its working directory that Ray makes for a job, and deletes."""
-    return "/runtime_resources/working_dir_files/" in os.path.abspath(path)
+    return "://" not in path and "/runtime_resources/working_dir_files/" in os.path.abspath(path)
+
+
+def refuse_temporary(output_dir: str, or_else: str = "") -> None:
+    """Raises InputError for an output folder that would be deleted with such a copy; `or_else` is one more way out."""
+    if in_temporary_copy(output_dir):
+        raise InputError(
+            f"--output_dir {output_dir}: relative, and this job runs in a temporary copy of the working directory; "
+            f"give a folder that all nodes share, or a URI (s3://...){or_else}"
+        )
 
 
 @contextmanager

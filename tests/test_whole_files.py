@@ -2,7 +2,8 @@
 
 import pytest
 
-from rqa_ray.whole_files import read_json, staged, write_json
+from rqa_ray.errors import InputError
+from rqa_ray.whole_files import read_json, refuse_temporary, staged, write_json
 
 
 def test_staged_files_are_in_the_folder_when_the_block_has_ended_and_not_before(tmp_path):
@@ -53,3 +54,13 @@ def test_json_is_written_and_read_again_with_nothing_beside_it(tmp_path):
 
 def test_a_json_file_that_is_not_there_is_none(tmp_path):
     assert read_json(tmp_path / "a.json") is None
+
+
+def test_a_folder_in_rays_copy_of_the_working_directory_is_refused(tmp_path, monkeypatch) -> None:
+    copy = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(InputError, match="^--output_dir out: relative, and this job runs in a temporary copy"):
+        refuse_temporary("out")
+    refuse_temporary(str(tmp_path / "out"))
+    refuse_temporary("s3://bucket/out")

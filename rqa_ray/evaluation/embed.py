@@ -22,6 +22,7 @@ from rqa_ray.evaluation.corpus_plan import CorpusPlan
 from rqa_ray.evaluation.options import Model
 from rqa_ray.evaluation.shards import EmbeddingFolder, fingerprint
 from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.whole_files import refuse_temporary
 
 INDEX_FILE = "index.faiss"
 IDENTITY = {
@@ -131,6 +132,7 @@ def write_index(folder: EmbeddingFolder) -> str:
 
 def run(args: argparse.Namespace, model: Model, files: list[str]) -> None:
     """What jobs/embed.py does with its flags."""
+    refuse_temporary(args.output_dir)
     if args.index:
         check_index(args.output_dir)
     cluster = connect()

@@ -32,6 +32,11 @@ class SplitResult:
     positions: np.ndarray  # (Q, K) places in the corpus, best first
 
 
+def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
+    """The metrics of all splits in one."""
+    return {name: value for result in results.values() for name, value in result.metrics.items()}
+
+
 class RetrievalEvaluator:
     """Evaluates an encoder on questions by split, against one corpus."""
 

@@ -29,7 +29,7 @@ from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metr
 from rqa_ray.evaluation.options import RETRIEVERS, Model
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
 from rqa_ray.evaluation.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
-from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, staged, write_json
+from rqa_ray.whole_files import ALL_ARGS_FILE, read_json, refuse_temporary, staged, write_json
 
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = "test-predictions.jsonl"
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
     Raises:
         InputError: what the user gave is wrong; nothing was written.
     """
+    refuse_temporary(args.output_dir)
     output = Path(args.output_dir)
     config = {name: value for name, value in vars(args).items() if value and name != "overwrite_output_dir"}
     check_output(output, config, args.overwrite_output_dir)

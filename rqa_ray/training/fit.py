@@ -26,7 +26,7 @@ from rqa_ray.data.files import shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.mailbox import new_mailbox
-from rqa_ray.training.uploads import StorageAway, StorageError, storage_error
+from rqa_ray.training.uploads import StorageAway, is_full
 from rqa_ray.training.validate import validate
 
 POLL_SECONDS = 0.5
@@ -140,11 +140,12 @@ def fit(
         print(f"error: {reason_of(outcome['error'], late)}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(1)
     if isinstance(outcome["error"], ControllerError):  # Ray's own list of checkpoints lies in storage too
-        error = storage_error(outcome["error"].controller_failure, shown(storage_path))
-        if isinstance(error, StorageAway) or not isinstance(error, StorageError):
-            raise error from None
-        print(f"error: {error}\n{how_to_go_on(job)}", file=sys.stderr)
-        raise SystemExit(1)
+        failure, place = outcome["error"].controller_failure, shown(storage_path)
+        if is_full(failure):
+            print(f"error: {place}: no space left ({failure})\n{how_to_go_on(job)}", file=sys.stderr)
+            raise SystemExit(1)
+        if isinstance(failure, OSError):
+            raise StorageAway(f"{place}: cannot be written ({str(failure).strip()})") from None
     if outcome["error"]:
         raise outcome["error"]
     if outcome["result"]["failure"]:

@@ -6,7 +6,7 @@ change, the results last.
 
 from __future__ import annotations
 
-import hashlib
+import atexit
 import os
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ from rqa_ray.arguments import Job
 from rqa_ray.data.files import inside, open_location, shown
 from rqa_ray.errors import InputError
 from rqa_ray.training.outputs import CHECKPOINTS_FOLDER
-from rqa_ray.whole_files import in_temporary_copy
+from rqa_ray.whole_files import in_temporary_copy, refuse_temporary
 
 
 def place_output(job: Job) -> Job:
@@ -28,21 +28,18 @@ def place_output(job: Job) -> Job:
     Raises:
         InputError: a relative folder in a copy of the working directory, or a URI that cannot be opened.
     """
-    location = job.output_dir
-    if "://" not in location and in_temporary_copy(location):
-        if not job.settings.storage_path:
-            raise InputError(
-                f"--output_dir {location}: relative, and this job runs in a temporary copy of the working directory; "
-                "give a folder that all nodes share, or a URI (s3://...), or --storage_path to place it under"
-            )
-        location = inside(job.settings.storage_path, location)
+    location, storage = job.output_dir, job.settings.storage_path
+    if not storage:
+        refuse_temporary(location, ", or --storage_path to place it under")
+    elif in_temporary_copy(location):
+        location = inside(storage, location)
         job.notes.append(f"--output_dir {job.output_dir}: placed under --storage_path, in {shown(location)}")
     if "://" not in location:
         return replace(job, location=location, training=job.training | {"output_dir": location})
     name = location.partition("?")[0].rstrip("/").rpartition("/")[2]
-    parent = Path(tempfile.gettempdir()) / f"rqa_ray-output-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
-    shutil.rmtree(parent, ignore_errors=True)
-    local = parent / name
+    parent = tempfile.mkdtemp(prefix="rqa_ray-output-")
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    local = Path(parent) / name
     try:
         filesystem, root = open_location(location)
         for info in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import IntervalStrategy, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch
-from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
+from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult, merge_metrics
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.cached_step import forward_backward
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.interrupts import Interrupted, Interrupts
 from rqa_ray.retriever.loss import contrastive_loss
 from rqa_ray.retriever.saving import load_weights, save_encoder
+from rqa_ray.training.schedule import SaveWithEvaluation
 
 MODEL_FOLDER = "model"
 EVALUATION_FILE = "evaluation.json"
@@ -233,62 +234,9 @@ class ContrastiveTrainer(Trainer):
         """Nothing: randomness has no state here."""
 
 
-class SaveWithEvaluation(TrainerCallback):
-    """Saving follows evaluation, and the last step is evaluated; `beside` training, what is saved is, later."""
-
-    def __init__(self, beside: bool = False) -> None:
-        self.before: dict[str, SplitResult] = {}  # of step 0, where it is not evaluated here
-        self.evaluated_step = -1
-        self.beside = beside
-        self.due_step = -1  # whose checkpoint is to be evaluated beside training
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.before and not state.log_history:
-            state.log_history.append({**merge_metrics(self.before), "epoch": 0.0, "step": 0})
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self.evaluated_step = state.global_step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps < 1:
-            now, before = (
-                evaluations_due(step, state.max_steps, args.eval_steps)
-                for step in (state.global_step, state.global_step - 1)
-            )
-            control.should_evaluate = now > before and args.eval_delay <= state.global_step
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-        self._save_and_evaluate(state, control)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        # Also called when a stop broke off in the middle of an epoch, whose end it then is not.
-        is_end = not (control.should_training_stop and state.epoch % 1)
-        control.should_evaluate &= is_end and self.evaluated_step != state.global_step
-        self._save_and_evaluate(state, control)
-
-    def _save_and_evaluate(self, state, control) -> None:
-        control.should_save = control.should_evaluate
-        if self.beside and control.should_evaluate:
-            self.evaluated_step = self.due_step = state.global_step
-            control.should_evaluate = False
-
-
-def evaluations_due(step: int, max_steps: int, fraction: float) -> int:
-    """How many evaluations are due by a step: the m-th at the step nearest to m x `fraction` of all.
-
-    Of a number of steps that the fraction does not divide, the Trainer would make an interval and fewer evaluations.
-    """
-    return int((step + 0.5) / (fraction * max_steps) + 1e-9)
-
-
 def chunk_seed(seed: int, batch: int, rank: int, chunk: int) -> int:
     """The random state of a chunk's dropout, a function of where the chunk is."""
     return int(np.random.SeedSequence([seed, batch, rank, chunk]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
-    """The metrics of all splits in one."""
-    return {name: value for result in results.values() for name, value in result.metrics.items()}
 
 
 def write_results(

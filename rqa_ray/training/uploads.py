@@ -10,14 +10,18 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointUploadMode
 
+from rqa_ray.preflight import PATIENCE_SECONDS
 from rqa_ray.whole_files import NO_SPACE
 
-PATIENCE_SECONDS = 300.0  # that storage may be away
 LONGEST_WAIT_SECONDS = 20.0  # between two attempts
 
 
 class StorageError(RuntimeError):
     """A checkpoint could not be stored."""
+
+
+class StorageAway(StorageError):
+    """Storage does not answer, which may pass."""
 
 
 class Uploads:
@@ -66,7 +70,7 @@ class Uploads:
                         raise StorageError(f"{place}: no space left for {name} ({reason})") from None
                     if time.monotonic() - started + wait > PATIENCE_SECONDS:
                         raise StorageError(
-                            f"{place}: cannot be written for {PATIENCE_SECONDS:g} s ({reason})"
+                            f"{place}: could not be written for {PATIENCE_SECONDS:g} s ({reason})"
                         ) from None
                     if wait == 1.0:
                         self.tell(f"warning: {place} cannot be written ({reason}); trying for {PATIENCE_SECONDS:g} s")
@@ -74,18 +78,6 @@ class Uploads:
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         finally:
             self._idle.set()
-
-
-class StorageAway(StorageError):
-    """Storage does not answer, which may pass."""
-
-
-def storage_error(error: Exception, place: str) -> Exception:
-    """What to say of an error that storage has caused; any other comes back as it is."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if is_full(error):
-        return StorageError(f"{place}: no space left ({reason})")
-    return StorageAway(f"{place}: cannot be written ({reason})") if isinstance(error, OSError) else error
 
 
 def is_full(error: BaseException) -> bool:

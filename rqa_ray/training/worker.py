@@ -93,7 +93,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         attempt = ray.get(mailbox.begin.remote(run, args.process_index, where))
         if args.process_index == 0:
             if attempt > 1:
-                tell(f"restarted on {args.world_size} workers, from step {_step_of(resume)}")
+                workers = f"{args.world_size} worker{'s' * (args.world_size > 1)}"
+                tell(f"restarted on {workers}, from step {_step_of(resume)}")
             tell(describe(trainer.choices))
             mailbox.hold.remote(run, ray.util.get_current_placement_group())
         trainer.evaluator.on_progress = report.on_evaluation_progress
@@ -121,7 +122,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         finally:
             if isinstance(how, Uploads):
                 how.wait()  # before the folder of the local checkpoints is deleted
-        step = trainer.state.global_step
+        step = max(trainer.state.global_step, _step_of(resume))  # a stop may come before the state is loaded
         if beside:
             report.progress.phase, report.progress.total = "waiting for the last evaluation", 0
             report.send()

@@ -11,7 +11,7 @@ from typing import Any
 
 from rqa_ray.arguments import Job
 from rqa_ray.errors import InputError
-from rqa_ray.training.trainer import evaluations_due
+from rqa_ray.training.schedule import evaluations_due
 from rqa_ray.tuning.space import with_values
 
 

@@ -299,6 +299,34 @@ def test_a_killed_run_ends_with_the_same_weights(flags, one_worker, tmp_path, mo
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
+def test_an_evaluation_that_a_stop_put_off_is_made_when_the_run_goes_on(
+    ray_cluster, flags, one_worker, tmp_path, monkeypatch
+) -> None:
+    from rqa_ray.training import run as run_module
+
+    def stopped_at_step_8(config):
+        from rqa_ray.training.reporting import ReportCallback
+        from rqa_ray.training.worker import train_worker
+
+        ReportCallback.is_stop_asked = lambda self: self.trainer.state.global_step == 8
+        return train_worker(config)
+
+    def evaluations(folder: Path) -> dict[int, float]:
+        history = read_json(folder / "trainer_state.json")["log_history"]
+        return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+
+    folder = tmp_path / "out"
+    words = [*flags, "--output_dir", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train_worker", stopped_at_step_8)
+        run(words)
+    assert max(stored_steps(folder)) == 8 and 8 not in evaluations(folder)
+    run([*words, "--resume_from_checkpoint", "true"])
+    assert evaluations(folder) == pytest.approx(evaluations(one_worker))
+    before, after = load_file(one_worker / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
     from ray.train import WorkerGroupError
 

@@ -113,7 +113,7 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
     subprocess.run(drain, env=cluster.environment, check=True, capture_output=True)
     said = end(process, log)
     assert process.returncode == 0, said[-3000:]
-    [restart] = re.findall(r"restarted on 1 workers, from step (\d+)", said)
+    [restart] = re.findall(r"restarted on 1 worker, from step (\d+)", said)
     assert int(restart) > 0, "a step at which no evaluation was due"
 
 
