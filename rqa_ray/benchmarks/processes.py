@@ -18,9 +18,15 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def summarise(results: dict[str, list[Figures]], own: str) -> dict[str, Figures]:
-    """Medians over the rounds by contender, and `times_slower`: the median of this project's ratio to it."""
-    summary = {}
+    """Medians over the rounds by contender, and `times_slower`: the median of this project's ratio to it.
+
+    A contender that ran out of memory has no rounds, and no figures.
+    """
+    summary: dict[str, Figures] = {}
     for name, rounds in results.items():
+        if not rounds:
+            summary[name] = {}
+            continue
         summary[name] = {figure: statistics.median(row[figure] for row in rounds) for figure in rounds[0]}
         ratios = [mine["rate"] / other["rate"] for mine, other in zip(results[own], rounds, strict=True)]
         summary[name]["times_slower"] = statistics.median(ratios)

@@ -140,11 +140,19 @@ def measure_all(
     peak = in_a_process(matmul_peak, workload.device, workload.bf16, threads)
     results: dict[str, list[Figures]] = {name: [] for name in entries}
     for number in range(rounds):
-        for name, entry in entries.items():
+        for name, entry in list(entries.items()):
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
             # This project's jobs ask for huge pages, and so does the limit; the peers run as their users run them.
             os.environ["THP_MEM_ALLOC_ENABLE"] = "0" if name in of_peers else "1"
-            figures = in_a_process(entry, workload, number, steps, threads, time.time())
+            try:
+                figures = in_a_process(entry, workload, number, steps, threads, time.time())
+            except torch.OutOfMemoryError:
+                print(f"{name}: out of memory", file=sys.stderr)
+                if name == OWN:
+                    raise
+                del entries[name]
+                results[name] = []
+                continue
             figures["share_of_matmul_peak"] = figures["useful_flops_per_second"] / peak
             results[name].append(figures)
     return results
@@ -208,13 +216,19 @@ def matmul_peak(device: torch.device, bf16: bool, threads: int) -> float:
 
 
 def table(summary: dict[str, Figures]) -> str:
-    """A Markdown table, as it stands in the README; ratios are of pairs per CPU-second, on a GPU per second."""
+    """A Markdown table, as it stands in the README; ratios are of pairs per CPU-second, on a GPU per second.
+
+    An empty summary is that of a contender that ran out of memory.
+    """
     lines = [
         "| | pairs/CPU-s | pairs/s | rqa_ray is faster by | share of matmul peak | tokens a pair, useful of computed "
         "| peak memory, GB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, figures in summary.items():
+        if not figures:
+            lines.append(f"| {name} | out of memory | | | | | |")
+            continue
         tokens = f"{figures['useful_tokens_per_pair']:.0f} of {figures['computed_tokens_per_pair']:.0f}"
         lines.append(
             f"| {name} | {figures['pairs_per_cpu_second']:.2f} | {figures['pairs_per_second']:.2f} "

@@ -1,10 +1,11 @@
 """Attention over texts that lie one after the other in a chunk, so that no token is padding.
 
-Registered in transformers' attention interface; a forward call without `chunk` is transformers' own SDPA. On CUDA the
-texts are a nested tensor, whose SDPA calls FlashAttention's variable-length kernel (in fp32 the memory-efficient
-one). On CPUs runs of texts of equal length are attended to together; where there is dropout by an own function, since
-torch's leaves the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused
-kernel's backward takes two to five times as long.
+Registered in transformers' attention interface; a forward call without the bounds of texts is transformers' own SDPA.
+On CUDA one kernel of torch's takes all texts: FlashAttention (Dao 2023), in fp32 and on GPUs before Ampere the
+memory-efficient one. A nested tensor's SDPA calls the same two, but takes longer to call them than they take. On CPUs
+runs of texts of equal length are attended to together; where there is dropout by an own function, since torch's leaves
+the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused kernel's backward
+takes two to five times as long.
 
 Shapes: H heads, T tokens of the chunk, n texts of L tokens in a run, d dimensions of a head.
 """
@@ -37,7 +38,19 @@ MODEL_TYPES = (
     "roberta",
     "xlm-roberta",
 )
-RUN_BY_RUN = ("cpu",)  # devices without a kernel for texts of unequal length
+
+
+def bounds(chunk: Chunk) -> dict[str, Any]:
+    """The arguments by which `packed_attention` knows the texts of a packed chunk, on the device that it is on."""
+    device = chunk.input_ids.device
+    if device.type == "cpu":
+        return {"text_lengths": chunk.lengths}
+    return {"text_offsets": chunk.offsets, "longest_text": chunk.lengths[-1], "use_flash": has_flash(device)}
+
+
+def has_flash(device: torch.device) -> bool:
+    """Whether torch's FlashAttention runs on a device, in bf16 and fp16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def packed_attention(
@@ -48,27 +61,46 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    chunk: Chunk | None = None,
+    text_lengths: list[int] | None = None,
+    text_offsets: torch.Tensor | None = None,
+    longest_text: int = 0,
+    use_flash: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(1, T, H, d) from query, key and value (1, H, T, d): every text attends to itself."""
-    if chunk is None:
+    """(1, T, H, d) from query, key and value (1, H, T, d): every text attends to itself.
+
+    text_lengths: of n texts, ascending (tokens). Or text_offsets: (n + 1,) int32, where the texts begin.
+    """
+    if text_lengths is None and text_offsets is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if query.device.type in RUN_BY_RUN:
-        return _run_by_run(query[0], key[0], value[0], chunk.lengths, dropout, scaling), None
-    query, key, value = (
-        torch.nested.nested_tensor_from_jagged(
-            part[0].transpose(0, 1).contiguous(),
-            chunk.offsets,
-            min_seqlen=chunk.lengths[0],
-            max_seqlen=chunk.lengths[-1],
-        ).transpose(1, 2)
-        for part in (query, key, value)
-    )
-    attended = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
-    return attended.transpose(1, 2).values()[None], None
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions leave query and key in fp32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (part.to(dtype) for part in (query, key, value))
+    if text_lengths is not None:
+        return _run_by_run(query[0], key[0], value[0], text_lengths, dropout, scaling), None
+    return _at_once(query, key, value, text_offsets, longest_text, use_flash, dropout, scaling), None
+
+
+def _at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    offsets: torch.Tensor | None,
+    longest: int,
+    use_flash: bool,
+    dropout: float,
+    scale: float | None,
+) -> torch.Tensor:
+    """(1, T, H, d) from (1, H, T, d)."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    texts = offsets, offsets, longest, longest
+    if use_flash and query.dtype != torch.float32:
+        flash = torch.ops.aten._flash_attention_forward
+        return flash(query[0], key[0], value[0], *texts, dropout, False, False, scale=scale)[0][None]
+    efficient, no_mask, for_backward = torch.ops.aten._efficient_attention_forward, 0, query.requires_grad
+    return efficient(query, key, value, None, *texts, dropout, no_mask, for_backward, scale=scale)[0]
 
 
 def _run_by_run(
@@ -80,8 +112,6 @@ def _run_by_run(
     scale: float | None,
 ) -> torch.Tensor:
     """(1, T, H, d) from (H, T, d)."""
-    if torch.is_autocast_enabled("cpu"):  # rotary positions leave query and key in fp32
-        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     attended, start = [], 0
     for length, texts in groupby(lengths):
         stop = start + length * len(list(texts))

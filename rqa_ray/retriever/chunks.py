@@ -22,7 +22,7 @@ class Chunk:
     lengths: list[int]  # of the B texts, ascending (tokens)
     attention_mask: torch.Tensor | None = None  # (B, L), padded only
     position_ids: torch.Tensor | None = None  # (1, T) place in its text, packed only
-    offsets: torch.Tensor | None = None  # (B + 1,) where the texts begin, packed only
+    offsets: torch.Tensor | None = None  # (B + 1,) int32, where the texts begin, packed only
     places: torch.Tensor | None = None  # (T,) of the tokens in a padded (B * L), packed only
 
     def __len__(self) -> int:
@@ -101,6 +101,6 @@ def _pack(rows: list[np.ndarray]) -> Chunk:
         torch.from_numpy(np.concatenate(rows).astype(np.int64))[None],
         lengths,
         position_ids=torch.from_numpy(positions)[None],
-        offsets=torch.from_numpy(np.cumsum([0, *lengths])),
+        offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
         places=torch.from_numpy(np.repeat(np.arange(len(rows)) * lengths[-1], lengths) + positions),
     )

@@ -126,7 +126,7 @@ class Encoder(nn.Module):
             for chunk, part in zip(chunks, parts, strict=True):
                 assert chunk.position_ids is not None
                 positions = chunk.position_ids + self.first_position
-                yield {"inputs_embeds": part, "position_ids": positions, "chunk": chunk}
+                yield {"inputs_embeds": part, "position_ids": positions, **attention.bounds(chunk)}
         else:
             yield from ({"input_ids": chunk.input_ids, "attention_mask": chunk.attention_mask} for chunk in chunks)
 
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = (tensor.detach().values() if tensor.is_nested else tensor).untyped_storage()
+            storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 

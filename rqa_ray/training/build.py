@@ -16,7 +16,7 @@ from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluate import RetrievalEvaluator
-from rqa_ray.retriever import distributed
+from rqa_ray.retriever import attention, distributed
 from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 from rqa_ray.retriever.encode import TOKENS_PER_CHUNK, EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
@@ -92,7 +92,8 @@ def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> R
 
     torch._inductor.config.fallback_random = True  # torch's own dropout masks: gradient caching replays them
     encoder.transformer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
-    encoder.can_pack = False  # packed attention is a loop over texts, or nested tensors
+    # Elsewhere packed attention is a loop over texts, or a kernel whose backward pass torch cannot compile.
+    encoder.can_pack &= attention.has_flash(args.device) and (args.bf16 or args.fp16)
     args = copy.copy(args)
     args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
     return args
@@ -157,9 +158,10 @@ def choose(
 
 def _packing_works(encoder: Encoder, mixed: torch.autocast) -> bool:
     """In training's precision and in evaluation's."""
-    with mixed:
-        works = encoder.packing_works()
-    return works and encoder.packing_works()
+    with torch.compiler.set_stance("force_eager"):  # compiling for it would take a minute
+        with mixed:
+            works = encoder.packing_works()
+        return works and encoder.packing_works()
 
 
 def describe(choices: dict[str, Any]) -> str:

@@ -80,6 +80,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios(tmp_path) -> None:
     summary = summarise(results, OWN)
     assert summary["peer"]["times_slower"] == 3 and summary[OWN]["times_slower"] == 1
     assert "| peer | 2.00 | 1.00 | 3.00 | 100% | 1 of 1 | 1.0 |" in table(summary)
+    assert "| peer | out of memory |" in table(summarise(results | {"peer": []}, OWN))
     write_report(str(tmp_path / "report.json"), {"rounds": 3}, results, summary)
     assert json.loads((tmp_path / "report.json").read_text())["rounds"]["peer"] == results["peer"]
 

@@ -24,15 +24,18 @@ def encoder(tiny_model) -> Encoder:
 def step(
     encoder, max_tokens, gradient_cache, packed=False, *, seed=0, backward=torch.Tensor.backward, accumulate=False
 ):
-    """Loss, gradients by parameter name, and number of chunks of one batch."""
+    """Loss, gradients by parameter name, and number of chunks of one batch, on the encoder's device."""
+    device = next(encoder.parameters()).device
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, LENGTH) for _ in range(NUM_QUESTIONS + NUM_PASSAGES)]
     chunks, order = length_sorted_chunks(rows, max_tokens, 0, packed)
-    ids = torch.tensor([1, 2, 3, 1, 4, 5, 2, 6])  # two questions of one passage, and a negative that is a gold
+    chunks, order = [chunk.to(device) for chunk in chunks], order.to(device)
+    # two questions of one passage, and a negative that is a gold
+    ids = torch.tensor([1, 2, 3, 1, 4, 5, 2, 6], device=device)
 
     def loss_of(embeddings):
         questions, passages = embeddings[order].split([NUM_QUESTIONS, NUM_PASSAGES])
-        is_passage = torch.ones(NUM_PASSAGES, dtype=torch.bool)
+        is_passage = torch.ones_like(ids, dtype=torch.bool)
         return contrastive_loss(questions, passages, ids, is_passage, ids[:NUM_QUESTIONS, None], 0.05, NUM_QUESTIONS)
 
     if not accumulate:

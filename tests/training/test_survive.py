@@ -104,7 +104,7 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
     for _ in range(2):
         cluster.add()
     log, storage = tmp_path / "log", tmp_path / "storage"
-    words = ["--max_steps", "2500", "--eval_steps", "2500", "--storage_path", str(storage), "--logging_steps", "100"]
+    words = ["--max_steps", "6000", "--eval_steps", "6000", "--storage_path", str(storage), "--logging_steps", "100"]
     process = start([*flags, *words, "--output_dir", str(tmp_path / "out")], log, env=cluster.environment)
     wait_for(lambda: re.search(r"step \d\d+/", log.read_text()), process, log)
     node = cluster.run(["-c", NODE_OF_WORKER]).stdout.split()[-1]
