@@ -199,6 +199,9 @@ def sentence_transformers(
     model = SentenceTransformer(workload.model_folder, device=workload.device.type)
     model.max_seq_length = workload.max_seq_length
     set_dropout(model, workload.dropout)
+    # As accelerate does: around the model, so that the second forward pass of the cached loss has it too.
+    mixed = torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.bf16)
+    model.forward = mixed(model.forward)  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     scale = 1 / TEMPERATURE
     loss: nn.Module = (
@@ -219,9 +222,7 @@ def sentence_transformers(
             }
             for texts in columns
         ]
-        with torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.bf16):
-            value = loss(features, None)
-        value.backward()
+        loss(features, None).backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
