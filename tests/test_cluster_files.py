@@ -236,3 +236,21 @@ def test_cluster_yamls_workers_come_on_demand_are_missed_when_lost_and_go_when_i
     asking = f"from ray._raylet import GcsClient; GcsClient({address!r}).internal_kv_keys(b'', None)"
     run = subprocess.run([sys.executable, "-c", asking], env=stranger, capture_output=True, text=True, timeout=60)
     assert run.returncode != 0 and "AuthenticationError" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_run_is_planned_for_nodes_that_are_still_to_come_and_gets_them(autoscaled, files, tiny_model, tmp_path):
+    address, variables = autoscaled
+    named = {**files, "model_name_or_path": tiny_model, "output_dir": str(tmp_path / "out"), "max_steps": "4"}
+    words = [word for name, value in named.items() for word in (f"--{name}", value)]
+
+    def train(num_workers: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "jobs/train.py", *words, "--use_cpu", "true", "--num_workers", num_workers]
+        own = {**variables, "RAY_ADDRESS": address}
+        return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=240)
+
+    refused = train("1000")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "1000" in refused.stderr, refused.stderr
+    ended = train("2")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (tmp_path / "out/model.safetensors").exists()

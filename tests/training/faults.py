@@ -1,7 +1,7 @@
-"""A training worker that kills the Ray process of its own node at one moment of the run, and logs that it did.
+"""A training worker that kills its node's Ray process, or itself, at one moment of the run, and logs that it did.
 
 `python tests/training/faults.py EVENT_LOG FAULT WORDS...` is `jobs/train.py WORDS...` with such workers; FAULT is
-`phase@step@rank`.
+`phase@step@rank@victim`, the victim `raylet` or `worker`.
 """
 
 import json
@@ -34,7 +34,7 @@ class Fault:
 
     def __init__(self, log: str, what: str) -> None:
         self.log = Path(log)
-        self.phase, step, rank = what.split("@")
+        self.phase, step, rank, self.victim = what.split("@")
         self.step, self.rank = int(step), int(rank)
         self.trainer = None
 
@@ -46,13 +46,13 @@ class Fault:
         here = trainer.state.global_step if step is None else step
         if trainer.args.process_index != self.rank or here != self.step:
             return
-        raylet = os.getppid()
-        name = Path(f"/proc/{raylet}/comm").read_text().strip()
-        event = {"phase": self.phase, "step": self.step, "rank": self.rank, "pid": os.getpid(), "killed": raylet}
+        victim = os.getppid() if self.victim == "raylet" else os.getpid()
+        name = Path(f"/proc/{victim}/comm").read_text().strip()
+        event = {"phase": self.phase, "step": self.step, "rank": self.rank, "pid": os.getpid(), "killed": victim}
         with self.log.open("x") as file:
             file.write(json.dumps(event | {"name": name}))
             os.fsync(file.fileno())
-        os.kill(raylet, signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
         time.sleep(60)  # the phase goes on until Ray ends this process
 
 

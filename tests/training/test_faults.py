@@ -1,4 +1,4 @@
-"""A node of a cluster is lost in the middle of a run: SIGKILL to its raylet, at moments that an event log proves."""
+"""A node or a worker is lost in the middle of a run: SIGKILL to its raylet or to it, at moments that a log proves."""
 
 import json
 import os
@@ -80,14 +80,36 @@ def undisturbed(cluster, words, tmp_path_factory) -> dict[str, torch.Tensor]:
     ids=lambda moment: "-".join(map(str, moment)).replace(" ", "_"),
 )
 def test_a_lost_node_changes_nothing(cluster, words, undisturbed, tiny_model, tmp_path, moment) -> None:
-    log, folder = tmp_path / "event.json", tmp_path / "out"
-    fault = "@".join(map(str, moment))
-    ended = cluster.run([SCRIPT, str(log), fault, *words, "--output_dir", str(folder)])
+    event, folder = run_with_fault(cluster, words, tmp_path, moment, "raylet")
     cluster.add()  # for the next test
+    assert event["name"] == "raylet"
+    assert_nothing_changed(cluster, folder, undisturbed, tiny_model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [("forward", 5, 1), ("during evaluation", 8, 1), ("while saving", 4, 0)])
+def test_a_killed_worker_changes_nothing(cluster, words, undisturbed, tiny_model, tmp_path, moment) -> None:
+    event, folder = run_with_fault(cluster, words, tmp_path, moment, "worker")
+    assert event["killed"] == event["pid"]
+    assert_nothing_changed(cluster, folder, undisturbed, tiny_model)
+
+
+def run_with_fault(cluster: Nodes, words: list[str], tmp_path: Path, moment: tuple, victim: str) -> tuple[dict, Path]:
+    """What was killed when, and the output folder of the run, which has restarted and ended well."""
+    log, folder = tmp_path / "event.json", tmp_path / "out"
+    fault = "@".join(map(str, [*moment, victim]))
+    ended = cluster.run([SCRIPT, str(log), fault, *words, "--output_dir", str(folder)])
     assert ended.returncode == 0, ended.stderr[-3000:]
     event = json.loads(log.read_text())
-    assert (event["phase"], event["step"], event["rank"]) == moment and event["name"] == "raylet"
+    assert (event["phase"], event["step"], event["rank"]) == moment
     assert "restarted on 2 workers" in ended.stdout
+    return event, folder
+
+
+def assert_nothing_changed(
+    cluster: Nodes, folder: Path, undisturbed: dict[str, torch.Tensor], tiny_model: str
+) -> None:
+    """The weights are the undisturbed run's, not the first ones, and no worker is left."""
     final, first = newest(folder), load_file(Path(tiny_model) / "model.safetensors")
     assert all(torch.equal(final[name], undisturbed[name]) for name in final)
     assert any(not torch.equal(final[name], first[name]) for name in final)

@@ -66,6 +66,30 @@ def test_a_relative_output_dir_is_refused_or_placed_under_storage_path(cluster, 
     assert (tmp_path / "shared/runs/out/model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_the_same_submit_goes_on_when_the_head_was_lost(flags, tmp_path) -> None:
+    folder = tmp_path / "out"
+    words = [*flags, "--max_steps", "1000", "--eval_steps", "50", "--output_dir", str(folder)]
+    words += ["--resume_from_checkpoint", "true"]
+    lost = Nodes(head_cpus=2)
+    try:
+        assert submit(lost, "jobs/train.py", *words, options=("--no-wait",)).returncode == 0
+        deadline = time.monotonic() + 120
+        while max(steps_of(folder), default=0) < 100 and time.monotonic() < deadline:
+            time.sleep(0.2)
+    finally:
+        lost.stop()  # SIGKILL to the head and all that it runs
+    step = max(steps_of(folder))
+    assert 100 <= step < 1000
+    again = Nodes(head_cpus=2)
+    try:
+        ended = submit(again, "jobs/train.py", *words)
+    finally:
+        again.stop()
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert f"resuming from step {step}" in ended.stdout and max(steps_of(folder)) == 1000
+
+
 def test_a_stopped_job_has_saved_its_last_finished_step_and_goes_on_from_it(cluster, flags, tmp_path) -> None:
     folder = tmp_path / "out"
     words = [*flags, "--max_steps", "3000", "--eval_steps", "3000", "--output_dir", str(folder)]
