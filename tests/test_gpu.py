@@ -9,7 +9,7 @@ from rqa_ray.evaluation.search import RunningTopK, search_block
 from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.encode import EncodeOptions, encode
 from rqa_ray.retriever.saving import EncoderSettings, load_encoder
-from tests.retriever.test_cached_step import LAYOUTS, MAX_TOKENS, relative_difference, step
+from tests.retriever.test_cached_step import LAYOUTS, MAX_TOKENS, assert_cached_equals_plain, relative_difference, step
 from tests.retriever.test_encoder import token_rows
 from tests.training.invariance import Recorder, make_trainer, weights
 
@@ -25,12 +25,7 @@ def encoder(tiny_model):
 @pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("max_tokens", MAX_TOKENS)
 def test_cached_equals_plain_with_the_same_dropout_masks(encoder, max_tokens, packed):
-    loss, gradients, _ = step(encoder, max_tokens, True, packed)
-    plain_loss, plain_gradients, _ = step(encoder, max_tokens, False, packed)
-    other_loss, _, _ = step(encoder, max_tokens, False, packed, seed=1000)
-    assert abs(other_loss - plain_loss) > 1e-3 and loss > 0.1
-    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=1e-6)
-    assert relative_difference(gradients, plain_gradients) < 1e-5
+    assert_cached_equals_plain(encoder, max_tokens, packed)
 
 
 @pytest.mark.parametrize("packed", LAYOUTS)

@@ -1,7 +1,7 @@
 """The limit of a training step on this machine: a plain loop over transformers' model, without a framework.
 
 Texts sorted by length, cut greedily into chunks of so many tokens; padded, or packed one after the other with an SDPA
-call for each text (on CUDA one of FlashAttention for all). The graph of all chunks is kept, dropout is torch's own.
+call for each text (on CUDA one kernel for all). The graph of all chunks is kept, dropout is torch's own.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def _attention(module, query, key, value, attention_mask, lengths, dropout=0.0, 
         texts = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
         parts = [nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout) for q, k, v in texts]
         return torch.cat(parts, dim=2).transpose(1, 2), None
-    bounds = *[torch.tensor([0, *np.cumsum(lengths)], device=query.device, dtype=torch.int32)] * 2, *[max(lengths)] * 2
+    offsets = torch.tensor([0, *np.cumsum(lengths)], device=query.device, dtype=torch.int32)
+    bounds = offsets, offsets, max(lengths), max(lengths)  # of the texts as queries, and as keys
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     if query.dtype == torch.float32:
         efficient = torch.ops.aten._efficient_attention_forward

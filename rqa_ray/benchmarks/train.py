@@ -147,9 +147,9 @@ def measure_all(
             try:
                 figures = in_a_process(entry, workload, number, steps, threads, time.time())
             except torch.OutOfMemoryError:
-                print(f"{name}: out of memory", file=sys.stderr)
                 if name == OWN:
                     raise
+                print(f"{name}: out of memory", file=sys.stderr)
                 del entries[name]
                 results[name] = []
                 continue

@@ -60,6 +60,11 @@ def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torc
 @pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("max_tokens", MAX_TOKENS)
 def test_cached_equals_plain_with_the_same_dropout_masks(encoder, max_tokens, packed):
+    assert_cached_equals_plain(encoder, max_tokens, packed)
+
+
+def assert_cached_equals_plain(encoder, max_tokens, packed):
+    """Dropout is on, and its masks are replayed; on the encoder's device."""
     loss, gradients, num_chunks = step(encoder, max_tokens, True, packed)
     plain_loss, plain_gradients, _ = step(encoder, max_tokens, False, packed)
     other_loss, _, _ = step(encoder, max_tokens, False, packed, seed=1000)
