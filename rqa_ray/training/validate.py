@@ -6,8 +6,11 @@ winner, whose test questions nothing has looked at before.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +50,10 @@ def validate(checkpoint: ray.train.Checkpoint, config: dict[str, Any]) -> dict[s
     """
     beside = config["beside"]
     device = torch.device("cuda" if beside.get("num_gpus") else "cpu")
-    with checkpoint.as_directory() as folder:
-        _, results = _evaluate(config, f"{folder}/{MODEL_FOLDER}", max(1, int(beside["num_cpus"])), device)
+    # In a thread of its own: without privileges a thread that gives way stays so, and Ray uses this process again.
+    with checkpoint.as_directory() as folder, ThreadPoolExecutor(1, initializer=_give_way) as thread:
+        num_threads = max(1, int(beside["num_cpus"]))
+        _, results = thread.submit(_evaluate, config, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
     step = step_of(checkpoint)
     write_evaluation(checkpoint, step, results)
     metric, metrics = config["training"]["metric_for_best_model"], results["eval"].metrics
@@ -93,6 +98,15 @@ def evaluate_worker(config: dict[str, Any]) -> dict[str, Any]:
                 checkpoint = ray.train.Checkpoint.from_directory(scratch)
             ray.train.report({SCORE: 0.0}, checkpoint=checkpoint)
     return {"step": 0, "stopped": False, "failure": None, "metrics": {}}
+
+
+def _give_way() -> None:
+    """Lets this thread, and those that it starts, run only where a core has nothing else to do (Linux: SCHED_IDLE).
+
+    Ray's own processes then interrupt the evaluation, not the training on the next core.
+    """
+    with suppress(AttributeError, OSError):  # another system, or a sandbox that forbids it
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _trusts(config: dict[str, Any]) -> bool:

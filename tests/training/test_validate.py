@@ -1,6 +1,8 @@
 """Evaluation beside training gives what evaluation in the loop gives, and training does not wait for it."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,18 @@ def test_a_run_that_was_evaluated_beside_can_be_resumed(runs, flags, capsys):
     assert "evaluating beside training, with 1 CPU; step 0 is evaluated before" in said
     assert "evaluated step 16 beside training: recall4 0." in said
     assert list(history(runs["beside"])) == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no such priority")
+def test_an_evaluation_beside_training_gives_way_and_its_process_does_not_stay_so():
+    from rqa_ray.training.validate import _give_way
+
+    with ThreadPoolExecutor(1, initializer=_give_way) as thread:
+        assert thread.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
+        with thread.submit(ThreadPoolExecutor, 1).result() as its_own:
+            started = thread.submit(its_own.submit, os.sched_getscheduler, 0).result()
+            assert started.result() == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize(
