@@ -52,7 +52,8 @@ def test_packing_works_and_gives_the_embeddings_of_a_cpu(tiny_model, bf16):
     encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0).eval()
     rows = token_rows([3, 9, 9, 40, 2, 60])
     expected = encode(encoder, rows, EncodeOptions(0, 1000))
-    options = EncodeOptions.for_device(encoder.cuda(), 0, bf16)
+    encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0, bf16=bf16).eval().cuda()
+    options = EncodeOptions.for_device(encoder, 0)
     assert options.packed
     tolerance = 0.03 if bf16 else 1e-5
     torch.testing.assert_close(encode(encoder, rows, options).cpu(), expected, rtol=0, atol=tolerance)

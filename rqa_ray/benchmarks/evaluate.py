@@ -139,9 +139,9 @@ def evaluate_own(task: Task) -> Figures:
     """Tokenise, encode, search, metrics: what an evaluation of this project does, without Ray."""
     torch.set_num_threads(task.threads)
     settings = read_settings(task.model_folder, max_seq_length=task.max_seq_length)
-    encoder = load_encoder(task.model_folder, settings).eval()
+    encoder = load_encoder(task.model_folder, settings, bf16=task.bf16).eval()
     tokenizer = TextTokenizer(task.model_folder, settings)
-    options = EncodeOptions.for_device(encoder, tokenizer.tokenizer.pad_token_id, task.bf16)
+    options = EncodeOptions.for_device(encoder, tokenizer.tokenizer.pad_token_id)
     encode(encoder, tokenizer.questions(task.questions[:8]), options)
     stopwatch = Stopwatch(torch.device("cpu"))
     stopwatch.start()

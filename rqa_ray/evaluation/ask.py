@@ -52,10 +52,10 @@ class Searcher:
         if not folder and not files:
             raise InputError("--document_path is missing: say where the passages are, or --embeddings_path")
         spec = model.spec
-        self.encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code).eval()
+        self.encoder = load_encoder(spec.folder, spec.settings, None, spec.trust_remote_code, bf16).eval()
         self.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = TextTokenizer(spec.folder, spec.settings, spec.trust_remote_code)
-        self.options = EncodeOptions.for_device(self.encoder, self.tokenizer.tokenizer.pad_token_id, bf16)
+        self.options = EncodeOptions.for_device(self.encoder, self.tokenizer.tokenizer.pad_token_id)
         self._documents: Callable[[np.ndarray], dict[int, dict[str, Any]]]
         self._blocks: Callable[[], Any]
         if folder:

@@ -205,12 +205,12 @@ class ShardEncoder:
         bring_model(spec.folder, spec.copy)
         self.problem = ""
         try:
-            encoder = load_encoder(spec.folder, spec.settings, trust_remote_code=spec.trust_remote_code)
+            encoder = load_encoder(spec.folder, spec.settings, None, spec.trust_remote_code, bf16)
         except InputError as error:  # Ray would print a page about an actor that raises
             self.problem = str(error)
             return
         self.encoder = encoder.to("cuda" if use_gpu else "cpu").eval()
-        self.options = EncodeOptions.for_device(self.encoder, make_tokenizer(spec).tokenizer.pad_token_id, bf16)
+        self.options = EncodeOptions.for_device(self.encoder, make_tokenizer(spec).tokenizer.pad_token_id)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Location, name, number of texts and seconds of the shard, a row; or a problem."""

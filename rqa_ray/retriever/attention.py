@@ -4,12 +4,13 @@ Registered in transformers' attention interface; a forward call without the boun
 On CUDA one kernel of torch's takes all texts: FlashAttention (Dao 2023), in fp32 and on GPUs before Ampere the
 memory-efficient one. A nested tensor's SDPA calls the same two, but takes longer to call them than they take. On CPUs
 runs of texts of equal length are attended to together; where there is dropout by an own function, since torch's leaves
-the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused kernel's backward
-takes two to five times as long.
+the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused kernel takes
+longer, its backward two to five times.
 
 Shapes: H heads, T tokens of the chunk, n texts of L tokens in a run, d dimensions of a head.
 """
 
+import math
 from itertools import groupby
 from typing import Any
 
@@ -23,6 +24,7 @@ from rqa_ray.retriever.chunks import Chunk
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
 
 NAME = "rqa_ray_packed"
+SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # of powers of two in bf16: nothing of note is lost between them
 # Their positions can be passed in and their attention is full and without a bias; each is compared in the tests.
 MODEL_TYPES = (
     "albert",
@@ -131,21 +133,38 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, dropout, scale):
         with torch.autocast("cpu", enabled=False):
-            scores = torch.matmul(query * scale, key.transpose(2, 3))
-            shares = scores.softmax(dim=3)  # computed in fp32 whatever the type
-            kept = keep_mask(shares.shape, dropout) if dropout else None
-            ctx.save_for_backward(query, key, value, shares, kept)
+            weights, sums = _softmax(query, key, scale)
+            kept = keep_mask(weights.shape, dropout) if dropout else None
+            ctx.save_for_backward(query, key, value, weights, sums, kept)
             ctx.dropout, ctx.scale = dropout, scale
-            return torch.matmul(_kept(shares, kept, dropout), value)
+            return _divided(torch.matmul(_kept(weights, kept, dropout), value), sums)
 
     @staticmethod
     def backward(ctx, gradient):
-        query, key, value, shares, kept = ctx.saved_tensors
+        query, key, value, weights, sums, kept = ctx.saved_tensors
+        shares = _divided(weights, sums)
         of_value = torch.matmul(_kept(shares, kept, ctx.dropout).transpose(2, 3), gradient)
         of_shares = _kept(torch.matmul(gradient, value.transpose(2, 3)), kept, ctx.dropout)
         weighted = of_shares.mul_(shares)
         of_scores = (weighted - shares * weighted.sum(dim=3, keepdim=True)).mul_(ctx.scale)
         return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None
+
+
+def _softmax(query: torch.Tensor, key: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Probabilities (n, H, L, L) and, where they are not divided yet, the sums to divide by (n, H, L, 1)."""
+    if query.dtype == torch.bfloat16:
+        # Subtracting a row's maximum only keeps the powers in range, and takes torch longer than they do. The sums
+        # tell whether there was need; between the largest and bf16's range lies 2^16, for the values to be weighted.
+        weights = torch.matmul(query * (scale * math.log2(math.e)), key.transpose(2, 3)).exp2_()
+        sums = weights.sum(dim=3, keepdim=True)
+        least, most = sums.aminmax()
+        if least > SMALLEST_SUM and most < LARGEST_SUM:
+            return weights, sums
+    return torch.matmul(query * scale, key.transpose(2, 3)).softmax(dim=3), None  # computed in fp32 whatever the type
+
+
+def _divided(values: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
+    return values if sums is None else values / sums
 
 
 def _kept(values: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:

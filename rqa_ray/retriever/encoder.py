@@ -68,6 +68,7 @@ class Encoder(nn.Module):
         self.transformer = transformer
         self.settings = settings
         self.interrupts = Interrupts()
+        self.is_compiled = False
         if getattr(transformer, "pooler", None) is not None:
             # Kept, so that the saved folder has the keys that it came with; unused, so DDP must not wait for it.
             transformer.pooler.requires_grad_(False)

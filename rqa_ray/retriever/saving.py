@@ -133,9 +133,13 @@ def read_settings(
 
 
 def load_encoder(
-    folder: str, settings: EncoderSettings, dropout: float | None = None, trust_remote_code: bool = False
+    folder: str,
+    settings: EncoderSettings,
+    dropout: float | None = None,
+    trust_remote_code: bool = False,
+    bf16: bool = False,
 ) -> Encoder:
-    """The encoder of a folder, in fp32 on the CPU, in training mode; `dropout` overrides the model's own.
+    """The encoder of a folder, in fp32 or bf16 on the CPU, in training mode; `dropout` overrides the model's own.
 
     Raises:
         InputError: weights are missing or have another shape, or the folder cannot be loaded.
@@ -154,7 +158,7 @@ def load_encoder(
         transformer, info = AutoModel.from_pretrained(
             path,
             config=config,
-            dtype="float32",
+            dtype="bfloat16" if bf16 else "float32",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             trust_remote_code=trust_remote_code,

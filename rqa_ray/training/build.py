@@ -92,6 +92,7 @@ def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> R
 
     torch._inductor.config.fallback_random = True  # torch's own dropout masks: gradient caching replays them
     encoder.transformer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
+    encoder.is_compiled = True
     # Elsewhere packed attention is a loop over texts, or a kernel whose backward pass torch cannot compile.
     encoder.can_pack &= attention.has_flash(args.device) and (args.bf16 or args.fp16)
     args = copy.copy(args)

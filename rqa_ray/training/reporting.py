@@ -6,6 +6,7 @@ And back: a stop, and word that a node will be taken away.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ class ReportCallback(TrainerCallback):
         self.stopped = False
         self._slow_ranks: set[int] = set()
         self._stop_asked: Any = None
+        self._looking = threading.Lock()  # an evaluation looks from several threads
         self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
         self._preemption: Any = None
         self._last_save = math.inf  # a time
@@ -140,14 +142,15 @@ class ReportCallback(TrainerCallback):
 
     def is_stop_asked(self) -> bool:
         """Whether a stop was asked for, as far as this rank knows; does not wait for an answer."""
-        if self._stop_asked is not None:
-            answered, _ = ray.wait([self._stop_asked], timeout=0)
-            if answered and ray.get(answered[0]):
-                return True
-            self._stop_asked = None if answered else self._stop_asked
-        if self._stop_asked is None and time.monotonic() - self._asked_at > POLL_SECONDS:
-            self._stop_asked, self._asked_at = self.mailbox.is_stopping.remote(), time.monotonic()
-        return False
+        with self._looking:
+            if self._stop_asked is not None:
+                answered, _ = ray.wait([self._stop_asked], timeout=0)
+                if answered and ray.get(answered[0]):
+                    return True
+                self._stop_asked = None if answered else self._stop_asked
+            if self._stop_asked is None and time.monotonic() - self._asked_at > POLL_SECONDS:
+                self._stop_asked, self._asked_at = self.mailbox.is_stopping.remote(), time.monotonic()
+            return False
 
 
 class PushLogs(TrainerCallback):

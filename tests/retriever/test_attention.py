@@ -71,6 +71,19 @@ def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(chunk):
         assert (one.float() - other).norm() < 0.02 * other.norm()
 
 
+@pytest.mark.parametrize("score", [-300.0, -90.0, 0.0, 75.0, 90.0, 300.0])
+def test_in_bf16_scores_may_be_of_any_size(score):
+    length = 40
+    query, key = torch.zeros(2, 1, 1, length, DIMENSIONS, dtype=torch.bfloat16)
+    query[..., 0], key[..., 0] = score, 1
+    value = torch.randn(1, 1, length, DIMENSIONS).bfloat16().requires_grad_()
+    found = attention._Attention.apply(query, key, value, 0.0, 1.0)  # all scores are equal
+    expected = value.float().mean(2, keepdim=True).expand_as(found)
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.005)
+    (gradient,) = torch.autograd.grad(found.sum(), value)
+    torch.testing.assert_close(gradient, torch.ones_like(gradient), rtol=0.01, atol=0)
+
+
 def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds():
     query, key, value = (part[:, :, -40:].detach().requires_grad_() for part in heads())
     torch.manual_seed(3)
