@@ -43,7 +43,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_seq_length", type=int, help="texts longer are cut (tokens); default: the model's")
     parser.add_argument("--query_prefix", help="put before each question; default: the model's")
     parser.add_argument("--passage_prefix", help="put before each passage; default: the model's")
-    parser.add_argument("--bf16", action="store_true", help="weights in bf16: faster, embeddings with a cosine of 0.9999 to fp32")
+    parser.add_argument(
+        "--bf16", action="store_true", help="weights in bf16: faster, embeddings with a cosine of 0.9999 to fp32"
+    )
 
 
 def add_corpus_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
