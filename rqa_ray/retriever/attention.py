@@ -5,12 +5,13 @@ On CUDA one kernel of torch's takes all texts: FlashAttention (Dao 2023), in fp3
 memory-efficient one. A nested tensor's SDPA calls the same two, but takes longer to call them than they take. On CPUs
 runs of texts of equal length are attended to together; where there is dropout by an own function, since torch's leaves
 the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused kernel takes
-longer, its backward two to five times.
+longer, its backward two to five times (with AMX only its backward: there evaluation takes the fused one).
 
 Shapes: H heads, T tokens of the chunk, n texts of L tokens in a run, d dimensions of a head.
 """
 
 import math
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -53,6 +54,12 @@ def bounds(chunk: Chunk) -> dict[str, Any]:
 def has_flash(device: torch.device) -> bool:
     """Whether torch's FlashAttention runs on a device, in bf16 and fp16."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices of bf16 tile by tile; False where torch is too old to tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
 
 
 def packed_attention(
@@ -118,7 +125,8 @@ def _run_by_run(
     for length, texts in groupby(lengths):
         stop = start + length * len(list(texts))
         q, k, v = (part[:, start:stop].unflatten(1, (-1, length)).transpose(0, 1) for part in (query, key, value))
-        if dropout or q.dtype == torch.bfloat16:
+        fused = q.dtype != torch.bfloat16 or (torch.is_inference_mode_enabled() and has_amx())
+        if dropout or not fused:
             result = _Attention.apply(q, k, v, dropout, scale or query.shape[-1] ** -0.5)
         else:
             result = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -71,6 +71,18 @@ def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(chunk):
         assert (one.float() - other).norm() < 0.02 * other.norm()
 
 
+@pytest.mark.parametrize("amx", [False, True])
+def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(chunk, amx, monkeypatch):
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    inputs = [part.detach() for part in heads()]
+    with torch.inference_mode():
+        halves = [part.bfloat16() for part in inputs]
+        found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(chunk))
+    expected = one_by_one(*inputs)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("score", [-300.0, -90.0, 0.0, 75.0, 90.0, 300.0])
 def test_in_bf16_scores_may_be_of_any_size(score):
     length = 40
