@@ -59,7 +59,8 @@ def has_flash(device: torch.device) -> bool:
 @cache
 def has_amx() -> bool:
     """Whether the CPU multiplies matrices of bf16 tile by tile; False where torch is too old to tell."""
-    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
 
 
 def packed_attention(
