@@ -35,7 +35,7 @@ MOMENTS = [
     ("between upload and report", 4, 0),
     ("after the last step", 12, 1),
 ]
-IN_CI = [("between backward and optimizer", 9, 0), ("during evaluation", 8, 1), ("while uploading", 8, 0)]
+IN_CI = [("while uploading", 8, 0)]
 
 
 @pytest.fixture(scope="module")

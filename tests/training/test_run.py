@@ -299,6 +299,7 @@ def test_a_killed_run_ends_with_the_same_weights(flags, one_worker, tmp_path, mo
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_stop_put_off_is_made_when_the_run_goes_on(
     ray_cluster, flags, one_worker, tmp_path, monkeypatch
 ) -> None:

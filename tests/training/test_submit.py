@@ -90,6 +90,7 @@ def test_the_same_submit_goes_on_when_the_head_was_lost(flags, tmp_path) -> None
     assert f"resuming from step {step}" in ended.stdout and max(steps_of(folder)) == 1000
 
 
+@pytest.mark.slow
 def test_a_stopped_job_has_saved_its_last_finished_step_and_goes_on_from_it(cluster, flags, tmp_path) -> None:
     folder = tmp_path / "out"
     words = [*flags, "--max_steps", "3000", "--eval_steps", "3000", "--output_dir", str(folder)]

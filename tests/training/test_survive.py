@@ -45,6 +45,7 @@ def manifests(folder: Path) -> list[int]:
 
 
 @needs_mounts
+@pytest.mark.slow
 def test_full_storage_is_one_line_and_the_run_goes_on_when_there_is_space(flags, tmp_path) -> None:
     storage, log = tmp_path / "small", tmp_path / "log"
     storage.mkdir()
