@@ -35,7 +35,7 @@ MOMENTS = [
     ("between upload and report", 4, 0),
     ("after the last step", 12, 1),
 ]
-IN_CI = [("while uploading", 8, 0)]
+IN_CI = ("while uploading", 8, 0)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def undisturbed(cluster, words, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "moment",
-    [pytest.param(moment, marks=() if moment in IN_CI else pytest.mark.slow) for moment in MOMENTS],
+    [pytest.param(moment, marks=() if moment == IN_CI else pytest.mark.slow) for moment in MOMENTS],
     ids=lambda moment: "-".join(map(str, moment)).replace(" ", "_"),
 )
 def test_a_lost_node_changes_nothing(cluster, words, undisturbed, tiny_model, tmp_path, moment) -> None:
