@@ -3,8 +3,8 @@
 import argparse
 
 from rqa_ray.command_line import user_errors
+from rqa_ray.corpus.options import add_corpus_flags, add_model_flags, add_worker_flags, find_model
 from rqa_ray.data.records import find_inputs
-from rqa_ray.evaluation.options import add_corpus_flags, add_model_flags, add_worker_flags, find_model
 
 
 def parse() -> argparse.Namespace:
@@ -24,7 +24,7 @@ def main() -> None:
         args = parse()
         files = find_inputs({"corpus": ("document_path", args.document_path)}, skip_bad=False)["corpus"]
         model = find_model(args)
-        from rqa_ray.evaluation.embed import run  # Ray is imported after the arguments are known to be right
+        from rqa_ray.corpus.embed import run  # Ray is imported after the arguments are known to be right
 
         run(args, model, files)
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from rqa_ray.command_line import expand_config, user_errors
+from rqa_ray.corpus.options import RETRIEVERS, add_corpus_flags, add_model_flags, add_worker_flags, find_model
 from rqa_ray.data.records import find_inputs
-from rqa_ray.evaluation.options import RETRIEVERS, add_corpus_flags, add_model_flags, add_worker_flags, find_model
 
 
 def parse() -> argparse.Namespace:
@@ -38,7 +38,7 @@ def main() -> None:
         flags = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
         inputs = find_inputs({name: (flag, getattr(args, flag)) for name, flag in flags.items()}, skip_bad=False)
         model = find_model(args)
-        from rqa_ray.evaluation.score import run  # Ray is imported after the arguments are known to be right
+        from rqa_ray.evaluation.evaluate import run  # Ray is imported after the arguments are known to be right
 
         run(args, model, inputs)
 

@@ -3,14 +3,15 @@
 import shlex
 import sys
 
-from rqa_ray.command_line import parse_job, user_errors
+from rqa_ray.command_line import user_errors
+from rqa_ray.training.job import parse_job
 
 
 def main() -> None:
     with user_errors():
         job = parse_job(sys.argv[1:])
-        from rqa_ray.training.inputs import estimate_rows, micro_batch_size
-        from rqa_ray.training.output_dir import place_output
+        from rqa_ray.training.batch_sizes import estimate_rows, micro_batch_size
+        from rqa_ray.training.output_folder import place_output
         from rqa_ray.training.setup import check
 
         checked = check(place_output(job))

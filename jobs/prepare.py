@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
-from rqa_ray.whole_files import refuse_temporary
+from rqa_ray.places import refuse_temporary
 
 FILES = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 
@@ -31,9 +31,10 @@ def main() -> None:
     folder = Path(args.output_dir)
     with user_errors():
         refuse_temporary(args.output_dir)
-        from rqa_ray.cluster import connect
+        from rqa_ray.cluster.connection import connect
         from rqa_ray.data.records import find_inputs
-        from rqa_ray.retriever.saving import find_model_folder, read_settings
+        from rqa_ray.retriever.encoder_settings import read_settings
+        from rqa_ray.retriever.find_model import find_model_folder
 
         if folder.exists():
             raise InputError(f"--output_dir {folder}: is there already; choose another or delete it")
@@ -43,9 +44,9 @@ def main() -> None:
         settings = read_settings(model, max_seq_length=args.max_seq_length)
         print(f"Ray: {connect()}")
         from rqa_ray.data.prepare import prepare
-        from rqa_ray.data.readers import TokeniserSpec
+        from rqa_ray.data.token_tables import TokenizerSpec
 
-        print("\n".join(prepare(inputs, folder, TokeniserSpec(model, settings), skip_bad)))
+        print("\n".join(prepare(inputs, folder, TokenizerSpec(model, settings), skip_bad)))
     print(f"written: {folder}; go on with python jobs/train.py --prepared_path {folder} ...")
 
 

@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 def parse() -> argparse.Namespace:
-    from rqa_ray.evaluation.options import add_corpus_flags, add_model_flags
+    from rqa_ray.corpus.options import add_corpus_flags, add_model_flags
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("question", nargs="?", help="leave it out for a prompt")
@@ -27,9 +27,9 @@ def main() -> None:
     with user_errors():
         if args.top_k < 1:
             raise InputError(f"--top_k {args.top_k}: has to be at least 1")
+        from rqa_ray.corpus.options import find_model
+        from rqa_ray.corpus.search import Searcher, answer, prompt
         from rqa_ray.data.records import find_inputs
-        from rqa_ray.evaluation.ask import Searcher, answer, prompt
-        from rqa_ray.evaluation.options import find_model
 
         files = find_inputs({"corpus": ("document_path", args.document_path)}, skip_bad=False).get("corpus")
         searcher = Searcher(find_model(args), files, args.embeddings_path, args.bf16)

@@ -2,13 +2,14 @@
 
 import sys
 
-from rqa_ray.command_line import parse_job, user_errors
+from rqa_ray.command_line import user_errors
+from rqa_ray.training.job import parse_job
 
 
 def main() -> None:
     with user_errors():  # Ctrl-C before or after training, which has a handler of its own
         job = parse_job(sys.argv[1:])
-        from rqa_ray.training.run import train  # Ray is imported after the arguments are known to be right
+        from rqa_ray.training.train import train  # Ray is imported after the arguments are known to be right
 
         train(job)
 

@@ -10,7 +10,7 @@ def main() -> None:
         from rqa_ray.tuning.options import parse_search
 
         asked = parse_search(sys.argv[1:])
-        from rqa_ray.tuning.search import search  # Ray is imported after the arguments are known to be right
+        from rqa_ray.tuning.tune import search  # Ray is imported after the arguments are known to be right
 
         search(asked)
 

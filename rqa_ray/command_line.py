@@ -1,81 +1,27 @@
-"""Words of a command line, or a JSON config, to a Job; every mistake in them is one line."""
+"""Words of a command line, or a JSON config; every mistake in them is one line."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from transformers import HfArgumentParser
 
-from rqa_ray.arguments import Job, RetrieverTrainingArguments, Settings, check
-from rqa_ray.data.files import open_file
 from rqa_ray.errors import InputError
-from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
-from rqa_ray.whole_files import NO_SPACE
+from rqa_ray.places import NO_SPACE, open_file
 
 USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
 
 
-class _Parser(HfArgumentParser):
+class Parser(HfArgumentParser):
     """HfArgumentParser whose errors are one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise InputError(f"{message} (-h lists all arguments)")
-
-
-def training_parser(program: str, *more: type) -> argparse.ArgumentParser:
-    """The parser of all training flags, and of those of `more` dataclasses."""
-    types = (*more, Settings, RetrieverTrainingArguments)
-    return _Parser(types, allow_abbrev=False, usage=f"{program} {USAGE}")
-
-
-def parse_job(argv: Sequence[str]) -> Job:
-    """A job from command-line words; a first word that ends in .json is a config, which flags after it override.
-
-    Raises:
-        InputError: unknown names or values that cannot work.
-    """
-    return parse_with(argv, training_parser("train.py"))[0]
-
-
-def parse_with(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[Job, dict[str, Any]]:
-    """As `parse_job`, with the parser's further values by name."""
-    words, notes = _translate_aliases(expand_config(list(argv)))
-    namespace, unknown = parser.parse_known_args(words)
-    if unknown:
-        raise InputError(_unknown_argument(unknown[0], parser))
-    values = vars(namespace)
-    settings = Settings(**{item.name: values.pop(item.name) for item in dataclasses.fields(Settings)})
-    options = parser._option_string_actions  # --no_NAME too: its destination is NAME
-    given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
-    defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
-    own_defaults = set(RetrieverTrainingArguments.__annotations__)
-    further = {name: values.pop(name) for name in list(values) if name not in defaults}
-    training = {name: value for name, value in values.items() if name in own_defaults or name in given}
-    for name in sorted(given & REFUSED.keys()):
-        if values[name] not in (None, False, defaults[name].default, "no", ""):
-            raise InputError(f"--{name} {values[name]}: {REFUSED[name]}")
-        training.pop(name)
-    for name in sorted(given & NO_EFFECT.keys()):
-        notes.append(f"--{name} has no effect: {NO_EFFECT[name]}")
-        training.pop(name)
-    if "num_train_epochs" in given and training["max_steps"] > 0:
-        if "max_steps" in given:
-            notes.append(f"--num_train_epochs has no effect beside --max_steps {training['max_steps']}")
-        else:
-            training["max_steps"] = -1  # our default would win over the epochs that were asked for
-    resume = training.pop("resume_from_checkpoint", None)
-    if resume is not None and resume.lower() == "false":
-        resume = None
-    job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes)
-    check(job)
-    return job, further
 
 
 def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]:
@@ -113,28 +59,7 @@ def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]
     return expanded + rest
 
 
-def _translate_aliases(words: list[str]) -> tuple[list[str], list[str]]:
-    """Replaces names that transformers dropped; returns a note for each."""
-    translated: list[str] = []
-    notes: list[str] = []
-    dropping = False
-    for word in words:
-        name, equals, value = word[2:].partition("=") if word.startswith("--") else ("", "", "")
-        name = name.replace("-", "_")
-        if name in ALIASES:
-            successor, why = ALIASES[name]
-            notes.append(f"--{name} {why}")
-            dropping = successor is None and not equals
-            translated += [f"--{successor}{equals}{value}"] if successor else []
-        elif dropping and not word.startswith("--"):
-            dropping = False
-        else:
-            dropping = False
-            translated.append(word)
-    return translated, notes
-
-
-def _unknown_argument(word: str, parser: argparse.ArgumentParser) -> str:
+def unknown_argument(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.split("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     close = difflib.get_close_matches(name, known, n=1)

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from rqa_ray.texts import duration
+
 SECONDS_BETWEEN_PLAIN_LINES = 30.0
 
 
@@ -69,13 +71,6 @@ def describe(progress: Progress, seconds: float, done: int) -> str:
             parts.append(f"{done * progress.questions_per_step / seconds:.1f} questions/s")
         parts.append(f"{duration((progress.total - progress.done) * seconds / done)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Such as 0:42 or 1:03:20."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def as_record(progress: Progress) -> dict[str, Any]:

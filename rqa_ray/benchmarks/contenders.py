@@ -21,15 +21,17 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from rqa_ray.arguments import RetrieverTrainingArguments, Settings
 from rqa_ray.benchmarks.limit import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, PlainLoop, set_dropout
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Golds, Questions, Ragged, TrainingRows
-from rqa_ray.evaluation.evaluate import RetrievalEvaluator
-from rqa_ray.retriever.encode import EncodeOptions
-from rqa_ray.retriever.saving import load_encoder, read_settings
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.retriever.embedder import EncodeOptions
+from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.training.build import choose, compile_transformer
+from rqa_ray.settings import Settings
+from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.forward_plan import choose, compile_transformer
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 OWN = "rqa_ray"

@@ -26,9 +26,10 @@ from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import EncoderSettings, find_model_folder, read_settings
+from rqa_ray.places import write_json
+from rqa_ray.retriever.encoder_settings import EncoderSettings, read_settings
+from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.whole_files import write_json
 
 OWN = "rqa_ray, Ray Data"
 RECORDS_AT_ONCE = 256
@@ -97,13 +98,13 @@ def _of_copy(documents: list[Document], copy: int) -> list[dict[str, Any]]:
 
 def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
     """This project: `read_inputs`, as jobs/train.py does in resident mode."""
-    from rqa_ray.cluster import connect  # before Ray: makes it quiet
+    from rqa_ray.cluster.connection import connect
 
     connect()
     from rqa_ray.data.readers import read_inputs
-    from rqa_ray.data.tokenise import TokeniserSpec
+    from rqa_ray.data.token_tables import TokenizerSpec
 
-    spec = TokeniserSpec(folder, settings)
+    spec = TokenizerSpec(folder, settings)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         for name in ("1.jsonl", "2.jsonl"):  # a task on each core
             with open(path) as file:
@@ -182,17 +183,17 @@ def _timed(path: str, read: Callable[[], Any]) -> Figures:
 
 def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
     """Peak memory while some windows are streamed: PSS of this process and all of Ray's, and the object store."""
-    from rqa_ray.cluster import connect  # before Ray: makes it quiet
+    from rqa_ray.cluster.connection import connect
 
     connect()
     from rqa_ray.data.batches import GlobalBatches
     from rqa_ray.data.streaming import fetcher, open_stream
-    from rqa_ray.data.tokenise import TokeniserSpec
+    from rqa_ray.data.token_tables import TokenizerSpec
     from rqa_ray.data.windows import WindowedRows
 
     with _PeakMemory() as peak:
         began = time.perf_counter()
-        counted = open_stream([path], TokeniserSpec(folder, settings))
+        counted = open_stream([path], TokenizerSpec(folder, settings))
         counting = time.perf_counter() - began
         plan, store = counted.serve(seed=0, busy_cpus=0)
         batches = GlobalBatches(WindowedRows(plan, fetcher(store)), BATCH_SIZE, 0.05, seed=0, pad_id=0)

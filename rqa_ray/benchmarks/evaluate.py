@@ -18,18 +18,21 @@ import numpy as np
 import torch
 
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
+from rqa_ray.benchmarks.measure import matmul_peak, training_flops
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.benchmarks.search import OWN_SEARCH, Search, save, search_table, searches
-from rqa_ray.benchmarks.train import matmul_peak, training_flops, write_report
+from rqa_ray.benchmarks.train import write_report
+from rqa_ray.corpus.shards import ROWS_PER_BLOCK
+from rqa_ray.corpus.topk import search_blocks
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
-from rqa_ray.evaluation.search import search_blocks
-from rqa_ray.evaluation.shards import ROWS_PER_BLOCK
-from rqa_ray.retriever.encode import EncodeOptions, encode
-from rqa_ray.retriever.saving import find_model_folder, load_encoder, read_settings
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 QUALITY = {

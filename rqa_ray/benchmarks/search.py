@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
 from rqa_ray.benchmarks.processes import Figures
-from rqa_ray.evaluation.search import search_blocks
-from rqa_ray.evaluation.shards import ROWS_PER_BLOCK, EmbeddingFolder
+from rqa_ray.corpus.shards import ROWS_PER_BLOCK, EmbeddingFolder
+from rqa_ray.corpus.topk import search_blocks
 
 OWN_SEARCH, PARQUET = f"{OWN} search", f"{OWN} search from Parquet"
 PLAIN, FAISS = "plain matmul, no ranking", "faiss.IndexFlatIP"

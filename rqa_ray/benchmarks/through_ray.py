@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rqa_ray.benchmarks import contenders
-from rqa_ray.benchmarks.contenders import Workload
-from rqa_ray.benchmarks.train import Figures, measure
-from rqa_ray.cluster import connect  # before Ray: makes it quiet
-
-# isort: split
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+
+from rqa_ray.benchmarks import contenders
+from rqa_ray.benchmarks.contenders import Workload
+from rqa_ray.benchmarks.measure import measure
+from rqa_ray.benchmarks.processes import Figures
+from rqa_ray.cluster.connection import connect
 
 
 def measure_through_ray(

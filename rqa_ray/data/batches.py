@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
-from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
+from rqa_ray.retriever.token_batches import Chunk, length_sorted_chunks
 
 
 @dataclass

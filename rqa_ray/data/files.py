@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import quote
 
 from fsspec.implementations.arrow import ArrowFSWrapper
-from pyarrow import NativeFile, fs
+from pyarrow import fs
 
 from rqa_ray.errors import InputError
+from rqa_ray.places import file_size, open_file, open_random_access
 
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
@@ -89,57 +90,6 @@ def _readable(inner: list[str], name: str, argument: str) -> list[str]:
 def has_suffix(path: str, *suffixes: str) -> bool:
     """Whether a path, or a URI without its query, ends in one of the suffixes."""
     return (path.partition("?")[0] if "://" in path else path).endswith(suffixes)
-
-
-def open_location(location: str) -> tuple[fs.FileSystem, str]:
-    """File system, and path in it, of a path or a URI."""
-    if "://" in location:
-        filesystem, path = fs.FileSystem.from_uri(location)
-        return filesystem, path.rstrip("/")
-    return fs.LocalFileSystem(), os.path.abspath(location)
-
-
-def inside(location: str, name: str) -> str:
-    """A path or a URI of something in a folder."""
-    if "://" not in location:
-        return os.path.join(location, name)
-    base, question_mark, query = location.partition("?")
-    return f"{base.rstrip('/')}/{name}{question_mark}{query}"
-
-
-def beside(location: str, suffix: str) -> str:
-    """A path or URI whose last name has a suffix more."""
-    base, question_mark, query = location.partition("?") if "://" in location else (location, "", "")
-    return base.rstrip("/") + suffix + question_mark + query
-
-
-def shown(location: str) -> str:
-    """A path or URI without its query, which may hold credentials."""
-    return location.partition("?")[0] if "://" in location else location
-
-
-def exists(path: str) -> bool:
-    """Whether there is such a file."""
-    filesystem, inner = open_location(path)
-    return filesystem.get_file_info(inner).type == fs.FileType.File
-
-
-def open_file(path: str) -> io.BufferedReader:
-    """The bytes of a file, decompressed by its suffix."""
-    filesystem, inner = open_location(path)
-    return io.BufferedReader(filesystem.open_input_stream(inner, compression="detect"))
-
-
-def open_random_access(path: str) -> NativeFile:
-    """A file that can be read from any place, as Parquet is."""
-    filesystem, inner = open_location(path)
-    return filesystem.open_input_file(inner)
-
-
-def file_size(path: str) -> int:
-    """Bytes as they lie."""
-    with open_random_access(path) as file:
-        return file.size()
 
 
 def text_bytes(path: str) -> int:

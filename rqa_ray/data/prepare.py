@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from rqa_ray.data.readers import Skipped, read_inputs
 from rqa_ray.data.records import read_records
-from rqa_ray.data.schema import Document, QARecord, as_utf8
+from rqa_ray.data.schema import Document, QARecord
 from rqa_ray.data.survey import survey
-from rqa_ray.data.tokenise import TokeniserSpec
+from rqa_ray.data.token_tables import TokenizerSpec
+from rqa_ray.texts import as_utf8
 
 ROWS_PER_GROUP = 1_000
 NO_LIMIT = 1_000_000  # tokens: the survey wants the whole length
@@ -44,7 +45,7 @@ SCHEMAS = {
 }
 
 
-def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokeniserSpec, skip_bad: bool) -> list[str]:
+def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokenizerSpec, skip_bad: bool) -> list[str]:
     """Writes the inputs (names to files) to a folder, whole or not at all; returns what is to know of the data.
 
     Raises:

@@ -7,19 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqa_ray.data.files import (
-    MAX_LINE_BYTES,
-    byte_ranges,
-    find_files,
-    has_suffix,
-    lines_before,
-    open_file,
-    open_random_access,
-    read_lines,
-)
+from rqa_ray.data.files import MAX_LINE_BYTES, byte_ranges, find_files, has_suffix, lines_before, read_lines
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, QARecord, RecordError, parse_document, parse_json, parse_qa_record
 from rqa_ray.errors import InputError
+from rqa_ray.places import open_file, open_random_access
 
 
 def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:

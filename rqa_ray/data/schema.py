@@ -65,11 +65,6 @@ def passage_id(source: Any, page_content: str) -> int:
     return _hash64(f"{'' if source is None else source}\0{page_content}")
 
 
-def as_utf8(text: str) -> str:
-    """The text with `?` for lone surrogates, which have no UTF-8 form: Arrow and tokenizers need one."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def question_key(question: str) -> int:
     """Signed 64-bit hash of a question's wording, case and white space folded."""
     return _hash64(" ".join(question.split()).casefold())

@@ -20,14 +20,14 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.files import has_suffix, text_bytes
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE, Skipped
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord
-from rqa_ray.data.tokenise import TokeniserSpec, make_tokenizer, to_table, train_rows
+from rqa_ray.data.token_tables import TokenizerSpec, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
-from rqa_ray.model_copies import bring_model
 
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
@@ -48,7 +48,7 @@ class Stream:
     has_negatives: bool
     skipped: Skipped
     window_bytes: int  # of text, whose rows are about `WINDOW_BYTES`
-    spec: TokeniserSpec
+    spec: TokenizerSpec
 
     def report(self) -> str:
         """A line for the user."""
@@ -65,14 +65,14 @@ class Stream:
         return plan, WindowStore.remote(plan, self.spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
 
 
-def is_too_large(files: list[str], spec: TokeniserSpec) -> bool:
+def is_too_large(files: list[str], spec: TokenizerSpec) -> bool:
     """Whether the tokenised rows of training files would take more of the object store than they should."""
     tokenised = expansion(files, spec) * sum(text_bytes(path) for path in files)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenised > RESIDENT_SHARE * min(stores)
 
 
-def expansion(files: list[str], spec: TokeniserSpec) -> float:
+def expansion(files: list[str], spec: TokenizerSpec) -> float:
     """Bytes of tokenised rows for a byte of text, measured on the first records.
 
     With many questions for a passage the rows, which repeat it, are many times as large as the file.
@@ -91,7 +91,7 @@ def expansion(files: list[str], spec: TokeniserSpec) -> float:
     return to_table(train_rows(sample, make_tokenizer(spec)), "train").nbytes / max(sample_bytes, 1)
 
 
-def open_stream(files: list[str], spec: TokeniserSpec, skip_bad: bool = False) -> Stream:
+def open_stream(files: list[str], spec: TokenizerSpec, skip_bad: bool = False) -> Stream:
     """Parses all training files, a group of parts a task, and counts what is in them.
 
     Raises:
@@ -180,7 +180,7 @@ def _count_part(number: int, part: Part, skip_bad: bool) -> pa.Table:
 class WindowStore:
     """Has windows made ahead of the workers, and keeps those in use: any window, at any time, always the same."""
 
-    def __init__(self, plan: WindowPlan, spec: TokeniserSpec, num_cpus: int) -> None:
+    def __init__(self, plan: WindowPlan, spec: TokenizerSpec, num_cpus: int) -> None:
         self._plan, self._spec, self._num_cpus = plan, spec, num_cpus
         self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # the least recently used first
 
@@ -204,7 +204,7 @@ class WindowStore:
 
 
 @ray.remote
-def _read_window(parts: list[Part], expected: int, spec: TokeniserSpec) -> pa.Table:
+def _read_window(parts: list[Part], expected: int, spec: TokenizerSpec) -> pa.Table:
     bring_model(spec.folder, spec.copy)
     tables, tokenizer = [], make_tokenizer(spec)
     for part in parts:

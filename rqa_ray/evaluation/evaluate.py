@@ -1,166 +1,231 @@
-"""Retrieval on the full corpus: encode, search, metrics; sharded over the ranks, exact, in bounded memory.
+"""What jobs/evaluate.py does: embed the corpus, rank it for each question, say how good that is; restartable."""
 
-Every rank encodes its share of the corpus block by block and keeps a running top-k for every question; the states are
-merged and every rank ends with the same numbers. The questions of all splits are searched in one pass over the corpus.
-"""
+from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import argparse
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from rqa_ray.data.rows import Corpus, Questions
-from rqa_ray.evaluation.corpus_loss import CorpusLoss
-from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
-from rqa_ray.evaluation.search import EMPTY, RunningTopK, search_block
-from rqa_ray.retriever import distributed
-from rqa_ray.retriever.encode import EncodeOptions, encode
-from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.cluster.connection import connect
+from rqa_ray.cluster.workers import WorkerPlan, plan_workers
+from rqa_ray.corpus.bm25 import Bm25, Hybrid, check_bm25
+from rqa_ray.corpus.embed import embed, manifest_of
+from rqa_ray.corpus.encode import plan_corpus, question_shards, search
+from rqa_ray.corpus.options import RETRIEVERS, Model
+from rqa_ray.corpus.plan import CorpusPlan
+from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
+from rqa_ray.data.readers import read_inputs
+from rqa_ray.data.rows import Questions
+from rqa_ray.data.schema import parse_qa_record
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.evaluator import TOP_K
+from rqa_ray.evaluation.hybrid_weight import choose_weight
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
+from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
+from rqa_ray.places import ALL_ARGS_FILE, read_json, refuse_temporary, staged, write_json
 
-TOP_K = max(RECALL_CUTOFFS)
-TEXTS_PER_BLOCK = 4096
+SCORE_FILE = "score.json"
+PREDICTIONS_FILE = "test-predictions.jsonl"
+QUESTIONS_FOLDER = "questions"  # their embeddings, for a run that goes on
+SPLIT = "test"
 
 
 @dataclass
-class SplitResult:
-    """What an evaluation found for one split of Q questions."""
+class Result:
+    """What one retriever found."""
 
-    metrics: dict[str, float]  # by full name, such as eval_loss
-    scores: np.ndarray  # (Q, K) fp32
-    positions: np.ndarray  # (Q, K) places in the corpus, best first
+    values: dict[str, np.ndarray]  # (Q,) by metric, as `question_metrics`
+    ranking: tuple[np.ndarray, np.ndarray] | None = None  # scores and positions (Q, K)
+    latency: float | None = None  # seconds a question
+    weight: float | None = None  # of the embeddings in a hybrid
+
+    def metrics(self, clusters: np.ndarray) -> dict[str, Any]:
+        """By full name, with the intervals."""
+        named = {f"{SPLIT}_{name}": float(values.mean()) for name, values in self.values.items()}
+        named |= {} if self.latency is None else {f"{SPLIT}_{LATENCY}": self.latency}
+        around = {f"{SPLIT}_{name}": ends for name, ends in intervals(self.values, clusters).items()}
+        return {**named, **({} if self.weight is None else {"weight": self.weight}), INTERVALS: around}
 
 
-def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
-    """The metrics of all splits in one."""
-    return {name: value for result in results.values() for name, value in result.metrics.items()}
+def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) -> None:
+    """Evaluates; `inputs` are the files of `corpus`, `test`, and maybe `weight`.
+
+    Raises:
+        InputError: what the user gave is wrong; nothing was written.
+    """
+    refuse_temporary(args.output_dir)
+    output = Path(args.output_dir)
+    config = {name: value for name, value in vars(args).items() if value and name != "overwrite_output_dir"}
+    check_output(output, config, args.overwrite_output_dir)
+    shared = set(inputs["test"]) & set(inputs.get("weight", []))
+    if shared:
+        raise InputError(f"--weight_data_path {min(shared)}: is what is scored; name other questions")
+    wanted = list(dict.fromkeys([args.retriever_type, *(args.compare or [])]))
+    names = [name for name in wanted if name in RETRIEVERS]
+    if {"bm25", "hybrid"} & set(names):
+        check_bm25()
+    cluster, workers = connect(), plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
+    print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
+    plan = plan_corpus(inputs["corpus"])
+    blocks = read_inputs({name: inputs[name] for name in ("test", "weight") if name in inputs}, model.spec)
+    asked = {name: AskedQuestions(part.tables()) for name, part in blocks.items()}
+    test = asked["test"]
+    lost = {gold for golds in test.gold_ids for gold in golds} - set(plan.passage_ids.tolist())
+    print(f"data: {len(test.questions):,} questions; {plan.describe()}")
+    if lost:
+        print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
+    others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
+    retrievers = Retrievers(args, model, workers, inputs, plan, asked)
+    if {"dense", "hybrid"} & set(names):
+        retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
+    results = {name: retrievers.result(name) for name in names} | others
+    clusters = gold_clusters(test.gold_ids)
+    scores = {name: result.metrics(clusters) for name, result in results.items()}
+    with staged(output) as staging:
+        head = {"retriever": args.retriever_type, "questions": len(test.questions), "passages": len(plan.passage_ids)}
+        compared = {"compare": {name: scores[name] for name in wanted[1:]}} if wanted[1:] else {}
+        write_json(staging / SCORE_FILE, {**head, **scores[args.retriever_type], **compared})
+        write_json(staging / ALL_ARGS_FILE, config)
+        ranking = results[args.retriever_type].ranking
+        assert ranking is not None
+        write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
+    print("\n".join(["", *table(scores, len(test.questions)), *differences(results, clusters)]))
+    print(f"written: {output / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}")
 
 
-class RetrievalEvaluator:
-    """Evaluates an encoder on questions by split, against one corpus."""
+def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Raises InputError where the folder has results of something else."""
+    earlier = read_json(output / ALL_ARGS_FILE)
+    if earlier is not None and earlier != config and not overwrite:
+        raise InputError(
+            f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"
+        )
+
+
+class Retrievers:
+    """Ranks the corpus for the questions by each retriever; what several need is made once."""
 
     def __init__(
         self,
-        corpus: Corpus,
-        questions: dict[str, Questions],
-        options: EncodeOptions,
-        temperature: float,
+        args: argparse.Namespace,
+        model: Model,
+        workers: WorkerPlan,
+        inputs: dict[str, list[str]],
+        plan: CorpusPlan,
+        asked: Mapping[str, AskedQuestions],
     ) -> None:
-        self.corpus, self.questions = corpus, questions
-        self.options, self.temperature = options, temperature
-        self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
-        by_id = np.argsort(corpus.passage_ids)
-        self._gold_positions = [
-            positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
-        ]
-        self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, grouped by their text
-        self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
+        self.args, self.model, self.workers = args, model, workers
+        self.inputs, self.plan = inputs, plan
+        self.asked = asked
+        output = Path(args.output_dir)
+        self.folder = EmbeddingFolder(args.embeddings_path or str(output / EMBEDDINGS_FOLDER))
+        self.question_folder = EmbeddingFolder(str(output / QUESTIONS_FOLDER))
+        self.k = min(TOP_K, len(plan.passage_ids))
+        self.shards: dict[str, list[str]] = {}  # of questions, by input
+        self._bm25: Bm25 | None = None
 
-    def evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
-        """Results by split, the same on all ranks. To be called by all ranks together.
+    def embed(self, questions: dict[str, Questions]) -> None:
+        """Encodes what is missing of the questions and of the corpus."""
+        precision = (self.folder.manifest() or {}).get("precision", "fp32")  # as jobs/embed.py made them
+        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, precision, self.args.bf16)
+        encoder = f"{manifest['fingerprint']} {self.args.bf16}"
+        tables = {name: question_shards(part, self.question_folder, encoder) for name, part in questions.items()}
+        self.shards = {name: [table["name"][0].as_py() for table in part] for name, part in tables.items()}
+        done = self.question_folder.done()
+        missing = [table for part in tables.values() for table in part if table["name"][0].as_py() not in done]
+        overwrite = self.args.overwrite_output_dir and not self.args.embeddings_path
+        embed(self.folder, manifest, self.model, self.plan, self.workers, missing, overwrite)
 
-        Raises:
-            Interrupted: on all ranks, see `interrupts.py`.
-        """
-        was_training = encoder.training
-        encoder.eval()
-        try:
-            with torch.inference_mode():
-                return self._evaluate(encoder)
-        finally:
-            encoder.train(was_training)
+    def result(self, name: str) -> Result:
+        """What a retriever finds for the test questions."""
+        test, latency, weight = self.asked["test"], None, None
+        if name == "dense":
+            normalize = self.model.spec.settings.normalize
+            scores, positions, seconds = search(
+                self.folder, self.question_folder, self.shards["test"], self.k, self.workers, normalize
+            )
+            latency = (seconds + self.question_folder.logged_seconds(self.shards["test"])) / len(test.questions)
+        elif name == "bm25":
+            scores, positions = self.bm25().rank(test.questions, self.k)
+        else:
+            passages = [block.embeddings for block in self.folder.blocks([shard.name for shard in self.folder.shards])]
+            hybrid = Hybrid(self.bm25(), torch.cat(passages))
+            weight = 0.5
+            if "weight" in self.asked:
+                other = self.asked["weight"]
+                embeddings = self._question_embeddings("weight")
+                weight = choose_weight(hybrid, other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
+            print(f"hybrid: {weight:g} of the embeddings' z-scores and {1 - weight:g} of BM25's", end="")
+            print(", chosen on --weight_data_path" if "weight" in self.asked else "; --weight_data_path would choose")
+            scores, positions = hybrid.rank(test.questions, self._question_embeddings("test"), [weight], self.k)[
+                weight
+            ]
+        values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
+        return Result(values, (scores, positions), latency, weight)
 
-    def _evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
-        device = next(encoder.parameters()).device
-        rows = [row for part in self.questions.values() for row in part.tokens]
-        self._done, self._total = 0, -(-len(rows) // distributed.world_size())
-        started = _now(device)
-        questions = self._encode_questions(encoder, rows)
-        search_seconds = _now(device) - started
+    def bm25(self) -> Bm25:
+        self._bm25 = self._bm25 or Bm25([document.fmt_content for document in self.plan.documents()])
+        return self._bm25
 
-        topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
-        loss = CorpusLoss(self._gold_positions, self.temperature, device)
-        with encoder.interrupts.part(device):
-            search_seconds += self._search(encoder, questions, topk, loss)
-        _merge_ranks(topk, loss)
-        slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
-        return self._results(topk, loss, slowest / len(rows))
+    def _question_embeddings(self, split: str) -> torch.Tensor:
+        return torch.cat([block.embeddings for block in self.question_folder.blocks(self.shards[split])])
 
-    def _search(self, encoder: Encoder, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
-        """Searches this rank's share of the corpus; returns the time it took, encoding left out (seconds)."""
-        device, seconds = questions.device, 0.0
-        tokens = self.corpus.tokens
-        mine = np.argsort(tokens.lengths, kind="stable")[distributed.rank() :: distributed.world_size()]
-        self._done, self._total = 0, len(mine)
-        for start in range(0, len(mine), TEXTS_PER_BLOCK):
-            texts = mine[start : start + TEXTS_PER_BLOCK]
-            embeddings = self._encode(encoder, [tokens[text] for text in texts])
-            counts = self._first_of_text[texts + 1] - self._first_of_text[texts]
-            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            positions = self._by_text[np.repeat(self._first_of_text[texts], counts) + within]
-            passages = embeddings[torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(device)]
-            started = _now(device)
-            search_block(questions, passages, torch.from_numpy(positions).to(device), topk, loss)
-            seconds += _now(device) - started
-        return seconds
-
-    def _results(self, topk: RunningTopK, loss: CorpusLoss, latency: float) -> dict[str, SplitResult]:
-        scores, positions = (part.cpu().numpy() for part in topk.result())
-        results, start = {}, 0
-        for split, part in self.questions.items():
-            rows = slice(start, start + len(part))
-            start += len(part)
-            metrics = retrieval_metrics(self.corpus.passage_ids[positions[rows]], part.golds)
-            metrics[LATENCY] = latency
-            corpus_loss = loss.result(rows)
-            if corpus_loss is not None:
-                metrics["loss"] = corpus_loss
-            metrics = {f"{split}_{name}": value for name, value in metrics.items()}
-            results[split] = SplitResult(metrics, scores[rows], positions[rows])
-        return results
-
-    def _encode_questions(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
-        """(Q, D): each rank encodes every W-th question, all get all."""
-        world_size = distributed.world_size()
-        padded = rows + [rows[-1]] * (-len(rows) % world_size)  # the gather needs as many rows from every rank
-        with encoder.interrupts.part(next(encoder.parameters()).device):
-            own = self._encode(encoder, padded[distributed.rank() :: world_size])
-        share = distributed.gather(own)
-        return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
-
-    def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
-        return encode(encoder, rows, self.options, self._on_chunk)
-
-    def _on_chunk(self, num_rows: int) -> None:
-        self._done += num_rows
-        self.on_progress(self._done, self._total)
+    def documents(self, positions: np.ndarray) -> Callable[[int], dict[str, Any]]:
+        """Looks up the documents at some positions."""
+        if self.shards:
+            return self.folder.documents(positions).__getitem__
+        wanted = set(positions.ravel().tolist())
+        every = enumerate(self.plan.documents())
+        return {place: document.to_dict() for place, document in every if place in wanted}.__getitem__
 
 
-def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
-    """Corpus positions of the golds that are in it."""
-    places = np.searchsorted(passage_ids, golds, sorter=by_id)
-    places = by_id[np.minimum(places, len(by_id) - 1)]
-    return places[passage_ids[places] == golds]
+def read_predictions(location: str, asked: AskedQuestions) -> Result:
+    """The result of an earlier run, from the predictions file in its folder.
+
+    Raises:
+        InputError: there is none, or it is of other questions.
+    """
+    path = Path(location) / PREDICTIONS_FILE
+    if not path.is_file():
+        raise InputError(f"--compare {location}: neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}")
+    questions, retrieved = [], []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        record = json.loads(line)
+        questions.append(record["question"])
+        found = parse_qa_record({"question": "", "gold_docs": record["retrieved_docs"]}).gold_docs
+        retrieved.append([document.passage_id for document in found])
+    if questions != asked.questions:
+        raise InputError(f"--compare {location}: its predictions are of other questions than --eval_data_path")
+    return Result(question_metrics(np.array(retrieved), asked.gold_ids))
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # work queued before belongs to before
-    return time.perf_counter()
+def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]:
+    """Lines: a metric each, a retriever a column, with its 95% interval."""
+    columns = []
+    for name, metrics in scores.items():
+        cells = [name]
+        for metric in LABELS.values():
+            low, high = metrics[INTERVALS][f"{SPLIT}_{metric}"]
+            cells.append(f"{metrics[f'{SPLIT}_{metric}']:.3f}  {low:.3f} to {high:.3f}")
+        columns.append(cells)
+    rows = zip([f"{num_questions:,} questions", *LABELS], *columns, strict=True)
+    width = max(len(cell) for cells in columns for cell in cells) + 3
+    return [f"{label:16}" + "".join(cell.ljust(width) for cell in cells).rstrip() for label, *cells in rows]
 
 
-def _merge_ranks(topk: RunningTopK, loss: CorpusLoss) -> None:
-    """Folds the states of all ranks, in the order of ranks, so that all end with the same bits."""
-    if not distributed.is_distributed():
-        return
-    world_size = distributed.world_size()
-    keys = distributed.gather(topk.keys).view(world_size, *topk.keys.shape)
-    lse = distributed.gather(loss.lse).view(world_size, -1)
-    gold_scores = distributed.gather(loss.gold_scores).view(world_size, -1)
-    topk.keys.fill_(EMPTY)
-    loss.lse.fill_(-torch.inf)
-    loss.gold_scores.fill_(-torch.inf)
-    for rank in range(world_size):
-        topk.merge(keys[rank])
-        loss.merge(lse[rank], gold_scores[rank])
+def differences(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:
+    """Lines: what the others gain over the first, and whether that is more than chance."""
+    (first, base), *others = results.items()
+    lines = []
+    for name, result in others:
+        for label in HEADLINES:
+            change = paired_difference(base.values[LABELS[label]], result.values[LABELS[label]], clusters)
+            lines.append(f"{name} against {first}, {label}: {change.describe()}")
+    return lines

@@ -21,8 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rqa_ray.retriever.chunks import Chunk
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
+from rqa_ray.retriever.token_batches import Chunk
 
 NAME = "rqa_ray_packed"
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # of powers of two in bf16: nothing of note is lost between them

@@ -14,10 +14,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from rqa_ray.retriever import attention
-from rqa_ray.retriever.chunks import Chunk, length_sorted_chunks
 from rqa_ray.retriever.dropout import replace_dropout
+from rqa_ray.retriever.encoder_settings import POSITION_OFFSETS, EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
-from rqa_ray.retriever.saving import POSITION_OFFSETS, EncoderSettings
+from rqa_ray.retriever.token_batches import Chunk, length_sorted_chunks
 
 logger = logging.getLogger(__name__)
 

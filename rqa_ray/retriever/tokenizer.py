@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import AutoTokenizer
 
-from rqa_ray.data.schema import as_utf8
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import EncoderSettings, transformer_folder
+from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
+from rqa_ray.texts import as_utf8
 
 
 class TextTokenizer:

@@ -20,10 +20,10 @@ import numpy as np
 import ray.train
 from pyarrow import fs
 
-from rqa_ray.data.files import inside, open_location
-from rqa_ray.evaluation.evaluate import SplitResult, merge_metrics
+from rqa_ray.evaluation.evaluator import SplitResult, merge_metrics
 from rqa_ray.evaluation.metrics import greater_is_better
-from rqa_ray.training.outputs import ModelState
+from rqa_ray.places import inside, open_location
+from rqa_ray.training.summary import ModelState
 from rqa_ray.training.trainer import EVALUATION_FILE, RANKINGS_FILE, result_arrays
 
 MANIFEST_FILE = "manifest.json"

@@ -2,7 +2,7 @@
 
 from transformers import IntervalStrategy, TrainerCallback
 
-from rqa_ray.evaluation.evaluate import SplitResult, merge_metrics
+from rqa_ray.evaluation.evaluator import SplitResult, merge_metrics
 
 
 class SaveWithEvaluation(TrainerCallback):

@@ -9,25 +9,24 @@ from typing import Any
 
 import torch
 
-from rqa_ray.arguments import Job
-from rqa_ray.cluster import WorkerPlan, connect, plan_workers
-from rqa_ray.data.tokenise import TokeniserSpec
-from rqa_ray.errors import InputError
-from rqa_ray.evaluation.options import encoder_settings
-from rqa_ray.retriever.saving import EncoderSettings, find_model_folder
-from rqa_ray.retriever.tokenizer import check_model, prefix_note
-
-# isort: split
+from rqa_ray.cluster.connection import connect
+from rqa_ray.cluster.model_copies import share_model
+from rqa_ray.cluster.probe import check_nodes
+from rqa_ray.cluster.workers import WorkerPlan, plan_workers
 from rqa_ray.data.readers import Blocks, Skipped, read_inputs
+from rqa_ray.data.report import data_report, has_negatives
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
-from rqa_ray.model_copies import share_model
-from rqa_ray.preflight import check_nodes
-from rqa_ray.training import outputs
-from rqa_ray.training.inputs import INPUTS, demo_files, input_files, with_global_batch
-from rqa_ray.training.output_dir import absolute, storage_of
-from rqa_ray.training.report import data_report, has_negatives
-from rqa_ray.training.resume import check_output_dir
-from rqa_ray.whole_files import read_json
+from rqa_ray.data.token_tables import TokenizerSpec
+from rqa_ray.errors import InputError
+from rqa_ray.places import absolute, read_json
+from rqa_ray.retriever.encoder_settings import EncoderSettings, encoder_settings
+from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.tokenizer import check_model, prefix_note
+from rqa_ray.training import summary as outputs
+from rqa_ray.training.batch_sizes import INPUTS, demo_files, input_files, with_global_batch
+from rqa_ray.training.job import Job
+from rqa_ray.training.output_folder import storage_of
+from rqa_ray.training.run_record import check_output_dir
 
 
 @dataclass
@@ -120,7 +119,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     checked = check(job)
     job, files = checked.job, checked.files
     model_copy = share_model(checked.model_folder)
-    spec = TokeniserSpec(checked.model_folder, checked.encoder, job.settings.trust_remote_code, model_copy)
+    spec = TokenizerSpec(checked.model_folder, checked.encoder, job.settings.trust_remote_code, model_copy)
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
     stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
@@ -146,7 +145,7 @@ def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int 
     return stream.serve(seed, runs_at_once * plan.num_workers * plan.cpus)
 
 
-def with_data_mode(job: Job, train_files: list[str], spec: TokeniserSpec, args_file: str) -> Job:
+def with_data_mode(job: Job, train_files: list[str], spec: TokenizerSpec, args_file: str) -> Job:
     """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
     mode: Any = job.settings.data_mode
     if mode == "auto" and job.resume:

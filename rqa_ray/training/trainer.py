@@ -17,13 +17,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch
-from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult, merge_metrics
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator, SplitResult, merge_metrics
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.cached_step import forward_backward
 from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.folder import load_weights, save_encoder
 from rqa_ray.retriever.interrupts import Interrupted, Interrupts
-from rqa_ray.retriever.loss import contrastive_loss
-from rqa_ray.retriever.saving import load_weights, save_encoder
+from rqa_ray.retriever.losses import contrastive_loss
+from rqa_ray.retriever.step import forward_backward
 from rqa_ray.training.schedule import SaveWithEvaluation
 
 MODEL_FOLDER = "model"

@@ -10,8 +10,8 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointUploadMode
 
-from rqa_ray.preflight import PATIENCE_SECONDS
-from rqa_ray.whole_files import NO_SPACE
+from rqa_ray.cluster.probe import PATIENCE_SECONDS
+from rqa_ray.places import NO_SPACE
 
 LONGEST_WAIT_SECONDS = 20.0  # between two attempts
 

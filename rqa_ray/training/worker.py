@@ -16,20 +16,21 @@ import ray.util
 import torch
 import transformers
 
-from rqa_ray.arguments import RetrieverTrainingArguments, Settings
-from rqa_ray.data.files import inside, open_location, shown
+from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
-from rqa_ray.model_copies import bring_model
+from rqa_ray.places import inside, open_location, shown
+from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.interrupts import Interrupted
-from rqa_ray.retriever.saving import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.training import outputs
-from rqa_ray.training.build import build_trainer, describe
+from rqa_ray.settings import Settings
+from rqa_ray.training import summary as outputs
+from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
-from rqa_ray.training.reporting import PushLogs, ReportCallback
+from rqa_ray.training.forward_plan import build_trainer, describe
+from rqa_ray.training.report_callback import PushLogs, ReportCallback
 from rqa_ray.training.trainer import EVALUATION_FILE, ContrastiveTrainer, NonFiniteLossError
 from rqa_ray.training.uploads import StorageError, Uploads, is_full
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rqa_ray.arguments import Job
 from rqa_ray.errors import InputError
+from rqa_ray.training.job import Job
 from rqa_ray.training.schedule import evaluations_due
 from rqa_ray.tuning.space import with_values
 

@@ -9,20 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rqa_ray.arguments import Job
-from rqa_ray.data.files import beside, inside
-from rqa_ray.evaluation.options import encoder_settings
+from rqa_ray.places import beside, inside, write_json
+from rqa_ray.reports.trials import Choices, Space, Trial
+from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import StoredCheckpoint
-from rqa_ray.training.fit import fit
-from rqa_ray.training.resume import RunRecord
-from rqa_ray.training.run import finish
+from rqa_ray.training.driver import fit
+from rqa_ray.training.evaluation_worker import evaluate_worker
+from rqa_ray.training.job import Job
+from rqa_ray.training.run_record import RunRecord
 from rqa_ray.training.setup import Setup
-from rqa_ray.training.validate import evaluate_worker
-from rqa_ray.tuning.results import Trial
-from rqa_ray.tuning.space import Choices, Space, combinations, with_values
+from rqa_ray.training.train import finish
+from rqa_ray.tuning.space import combinations, with_values
 from rqa_ray.tuning.trial import Shared, encoder_key
-from rqa_ray.whole_files import write_json
 
 BEST_CONFIG_FILE = "best_config.json"
 

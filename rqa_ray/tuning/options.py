@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from rqa_ray.arguments import Job
-from rqa_ray.command_line import parse_with, training_parser
 from rqa_ray.errors import InputError
-from rqa_ray.tuning.space import Choices, Space, combinations, parse_space, read_dimension
+from rqa_ray.reports.trials import Choices, Space
+from rqa_ray.training.job import Job, parse_with, training_parser
+from rqa_ray.tuning.space import combinations, parse_space, read_dimension
 
 RESUME_FLAG = "--resume"
 

@@ -6,11 +6,12 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from rqa_ray.arguments import Job
-from rqa_ray.training.inputs import micro_batch_size
+from rqa_ray.reports.trials import Choices, Range, Space
+from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.job import Job
 from rqa_ray.tuning.budget import Budget
 from rqa_ray.tuning.options import Search
-from rqa_ray.tuning.space import Choices, Range, Space, combinations
+from rqa_ray.tuning.space import combinations
 
 FEWEST_EVALUATIONS = 4  # of a trial, where a scheduler has to compare
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
-from rqa_ray.arguments import Job, Settings, check
 from rqa_ray.errors import InputError
-from rqa_ray.trainer_flags import ALIASES, NO_EFFECT, REFUSED
+from rqa_ray.reports.trials import Choices, Range, Space
+from rqa_ray.settings import Settings
+from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
+from rqa_ray.training.job import Job, check
 
 # Arguments that all trials have to share, with the reason that the user reads.
 SHARED = {
@@ -30,32 +32,6 @@ SHARED = {
         "it is one for the whole search",
     ),
 }
-
-
-@dataclass(frozen=True)
-class Choices:
-    """One of some values."""
-
-    values: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return " ".join(map(short, self.values))
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number between two ends, both included."""
-
-    low: float
-    high: float
-    is_log: bool
-    is_whole: bool
-
-    def __str__(self) -> str:
-        return f"{short(self.low)} to {short(self.high)}{', log-uniform' * self.is_log}"
-
-
-Space = dict[str, Choices | Range]
 
 
 def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> Space:
@@ -125,8 +101,3 @@ def combinations(space: Space) -> list[dict[str, Any]] | None:
     if len(lists) < len(space):
         return None
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
-
-
-def short(value: Any) -> str:
-    """A value in as few characters as it needs: 3.2e-05, 64, cls."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -22,17 +22,17 @@ import torch
 from pyarrow import fs
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from rqa_ray.arguments import Job
-from rqa_ray.cluster import WorkerPlan
-from rqa_ray.data.files import inside, open_location, shown
+from rqa_ray.cluster.workers import WorkerPlan
 from rqa_ray.data.streaming import Stream
-from rqa_ray.evaluation.options import encoder_settings
+from rqa_ray.places import inside, open_location, shown
+from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.training import checkpoints as stored
+from rqa_ray.training.batch_sizes import micro_batch_size
 from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
-from rqa_ray.training.fit import torch_trainer
-from rqa_ray.training.inputs import micro_batch_size
-from rqa_ray.training.outputs import TENSORBOARD_FOLDER
+from rqa_ray.training.driver import torch_trainer
+from rqa_ray.training.job import Job
 from rqa_ray.training.setup import serve_windows
+from rqa_ray.training.summary import TENSORBOARD_FOLDER
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.worker import train_worker
 from rqa_ray.tuning.budget import Budget

@@ -14,8 +14,7 @@ import ray.util
 from ray.exceptions import RayError
 
 from rqa_ray.progress import SECONDS_BETWEEN_PLAIN_LINES
-from rqa_ray.training import checkpoints as stored
-from rqa_ray.tuning.results import (
+from rqa_ray.reports.trials import (
     ENDED,
     FAILED,
     FINISHED,
@@ -28,6 +27,7 @@ from rqa_ray.tuning.results import (
     table_lines,
     write_trials,
 )
+from rqa_ray.training import checkpoints as stored
 
 SECONDS_BETWEEN_DRAWINGS = 1.0
 STATES = {"PENDING": WAITING, "RUNNING": RUNNING, "ERROR": FAILED, "TERMINATED": FINISHED}

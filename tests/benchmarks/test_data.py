@@ -8,7 +8,7 @@ import pytest
 from rqa_ray.benchmarks import data
 from rqa_ray.benchmarks.processes import summarise
 from rqa_ray.data.records import read_records
-from rqa_ray.retriever.saving import read_settings
+from rqa_ray.retriever.encoder_settings import read_settings
 
 
 @pytest.fixture

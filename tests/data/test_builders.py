@@ -1,6 +1,6 @@
 """The tables that tests make are the ones that the readers make."""
 
-from rqa_ray.data.tokenise import SCHEMAS
+from rqa_ray.data.token_tables import SCHEMAS
 from tests.builders import COLUMNS
 
 

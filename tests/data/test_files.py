@@ -6,8 +6,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from rqa_ray.data.files import find_files, has_suffix, open_file, read_lines
+from rqa_ray.data.files import find_files, has_suffix, read_lines
 from rqa_ray.errors import InputError
+from rqa_ray.places import open_file
 
 
 @pytest.fixture

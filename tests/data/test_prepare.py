@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rqa_ray.command_line import parse_job
 from rqa_ray.data.records import read_records
 from rqa_ray.data.rows import Corpus, TrainingRows
 from rqa_ray.data.survey import Split, survey
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import read_settings
-from rqa_ray.training.inputs import input_files
+from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.training.batch_sizes import input_files
+from rqa_ray.training.job import parse_job
 from tests.builders import random_train_rows, table
 
 FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
@@ -21,9 +21,9 @@ FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.tokenise import TokeniserSpec
+    from rqa_ray.data.token_tables import TokenizerSpec
 
-    return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=32))
+    return TokenizerSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=32))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import read_settings
+from rqa_ray.retriever.encoder_settings import read_settings
 from tests.builders import dataclass_document, pickled
 
 FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
@@ -16,9 +16,9 @@ FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.tokenise import TokeniserSpec
+    from rqa_ray.data.token_tables import TokenizerSpec
 
-    return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
+    return TokenizerSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
 
 
 def read(name: str, paths: list[str], spec):

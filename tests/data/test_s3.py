@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from rqa_ray.command_line import parse_job
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.errors import InputError
+from rqa_ray.training.job import parse_job
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_files_globs_and_folders_of_a_bucket_are_found_and_read(bucket) -> None:
 def test_a_run_reads_its_data_from_a_bucket_and_keeps_its_checkpoints_in_one(
     bucket, ray_cluster, files, tiny_model, tmp_path
 ) -> None:
-    from rqa_ray.training.run import train
+    from rqa_ray.training.train import train
 
     uri, query = bucket
     words = ["--model_name_or_path", tiny_model, "--max_steps", "2", "--per_device_train_batch_size", "8"]
@@ -86,7 +86,7 @@ def test_a_run_reads_its_data_from_a_bucket_and_keeps_its_checkpoints_in_one(
 def test_an_output_folder_may_be_in_a_bucket_and_the_run_goes_on_from_it(
     bucket, ray_cluster, files, tiny_model, tmp_path, capsys
 ) -> None:
-    from rqa_ray.training.run import train
+    from rqa_ray.training.train import train
 
     uri, query = bucket
     output = f"{uri}/runs/out?{query}"

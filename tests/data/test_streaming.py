@@ -8,14 +8,14 @@ import pytest
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.saving import read_settings
+from rqa_ray.retriever.encoder_settings import read_settings
 
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.tokenise import TokeniserSpec
+    from rqa_ray.data.token_tables import TokenizerSpec
 
-    return TokeniserSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
+    return TokenizerSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
 
 
 @pytest.fixture

@@ -1,242 +1,239 @@
-"""Evaluation against plain loops over all texts, on one process and on 1, 2 and 4 real gloo ranks."""
+"""jobs/evaluate.py, jobs/embed.py: what a user gets and is told, whole runs on a real cluster."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from rqa_ray.data.rows import Corpus, Questions
-from rqa_ray.evaluation import evaluate
-from rqa_ray.evaluation.evaluate import RetrievalEvaluator, SplitResult
-from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES, metric_names
-from rqa_ray.retriever.chunks import length_sorted_chunks
-from rqa_ray.retriever.encode import EncodeOptions
-from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.saving import EncoderSettings, load_encoder
-from tests.builders import table
-from tests.ranks import run_ranks
+from rqa_ray.data.schema import parse_document
+from rqa_ray.evaluation.metrics import retrieval_metrics
 
-TEMPERATURE = 0.05
-NO_PASSAGE = 9_999  # a gold that the corpus has not
-IDS = 1_000  # passage ids: the place in the corpus, from here
+ROOT = Path(__file__).parents[2]
 
 
-class World:
-    """A corpus of 30 passages, some of one text, and questions of two splits; as Arrow tables and as plain lists."""
-
-    def __init__(self, num_passages: int = 30, num_eval: int = 7, num_test: int = 4) -> None:
-        generator = np.random.default_rng(0)
-
-        def tokens(longest: int) -> list[int]:
-            return [2, *generator.integers(5, 140, generator.integers(1, longest)).tolist(), 3]
-
-        self.texts = [tokens(40) for _ in range(num_passages)]
-        self.text_hashes = list(range(50, 50 + num_passages))
-        for copy, original in ((11, 4), (19, 4), (2, 27)):  # passages of other sources with the same text
-            if max(copy, original) < num_passages:
-                self.texts[copy], self.text_hashes[copy] = self.texts[original], self.text_hashes[original]
-        self.questions = {
-            split: [tokens(10) for _ in range(number)] for split, number in (("eval", num_eval), ("test", num_test))
-        }
-        self.golds = {
-            split: [
-                {int(gold) for gold in generator.integers(num_passages, size=1 + row % 3)} for row in range(number)
-            ]
-            for split, number in (("eval", num_eval), ("test", num_test))
-        }
-        self.golds["eval"][0] = {4 % num_passages, 11 % num_passages}
-        self.golds["eval"][1] = {3 % num_passages, NO_PASSAGE - IDS}
-        self.golds["test"][0] = {NO_PASSAGE - IDS}
-
-    def corpus(self, num_blocks: int = 3) -> Corpus:
-        rows = [
-            {"line": line, "passage_id": IDS + line, "text_hash": self.text_hashes[line], "tokens": tokens}
-            for line, tokens in enumerate(self.texts)
-        ]
-        rows.append(rows[0] | {"line": len(rows)})  # the first passage again: a duplicate
-        return Corpus.from_tables([table("corpus", rows[block::num_blocks]) for block in range(num_blocks)])
-
-    def splits(self) -> dict[str, Questions]:
-        result = {}
-        for split, questions in self.questions.items():
-            rows = [
-                {
-                    "line": line,
-                    "item": item,
-                    "question_key": line,
-                    "question_tokens": tokens,
-                    "passage_id": IDS + gold,
-                }
-                for line, tokens in enumerate(questions)
-                for item, gold in enumerate(sorted(self.golds[split][line]))
-            ]
-            result[split] = Questions.from_tables([table("questions", rows)])
-        return result
-
-    def evaluator(self, max_tokens: int = 100, max_rows: int = 8) -> RetrievalEvaluator:
-        return RetrievalEvaluator(
-            self.corpus(),
-            self.splits(),
-            EncodeOptions(0, max_tokens, max_rows),
-            TEMPERATURE,
-        )
-
-    def brute_force(self, encoder: Encoder) -> dict[str, SplitResult]:
-        """Each text alone through the encoder; dot product; sort by (-score, place)."""
-        texts = {tuple(tokens): encode(encoder, tokens) for tokens in self.texts}
-        passages = np.stack([texts[tuple(tokens)] for tokens in self.texts])
-        return {
-            split: self._brute_force(split, np.stack([encode(encoder, tokens) for tokens in questions]), passages)
-            for split, questions in self.questions.items()
-        }
-
-    def _brute_force(self, split: str, questions: np.ndarray, passages: np.ndarray) -> SplitResult:
-        all_scores = np.array([[float(np.dot(question, passage)) for passage in passages] for question in questions])
-        ranking = [[i for _, i in sorted((-score, i) for i, score in enumerate(row))][:100] for row in all_scores]
-        totals: dict[str, list[float]] = {name: [] for name in METRIC_NAMES if name != LATENCY}
-        for scores, ranked, golds in zip(all_scores, ranking, self.golds[split], strict=True):
-            for k in (1, 4, 10, 100):
-                totals[f"retr/document_recall/recall{k}"].append(golds <= set(ranked[:k]))
-            hits = [place in golds for place in ranked]
-            gain = sum(hit / np.log2(rank + 2) for rank, hit in enumerate(hits[:10]))
-            ideal = sum(1 / np.log2(rank + 2) for rank in range(min(len(golds), 10)))
-            totals["retr/document_ndcg/ndcg10"].append(gain / ideal)
-            totals["retr/document_mrr/mrr10"].append(max([hit / (i + 1) for i, hit in enumerate(hits[:10])]))
-            totals["retr/document_accuracy/accuracy"].append(sum(hits[:4]) / min(4, len(hits)))
-            inside = [gold for gold in golds if gold < len(scores)]
-            others = [score for place, score in enumerate(scores) if place not in golds]
-            losses = [
-                np.logaddexp.reduce(np.array([scores[gold], *others]) / TEMPERATURE) - scores[gold] / TEMPERATURE
-                for gold in inside
-            ]
-            totals["loss"] += [float(np.mean(losses))] if inside else []
-        metrics = {f"{split}_{name}": float(np.mean(values)) for name, values in totals.items() if values}
-        return SplitResult(metrics, np.sort(-all_scores, axis=1)[:, :100] * -1, np.array(ranking))
+def run(job: str, *words: str) -> None:
+    """The job in this process, on the tests' cluster."""
+    before, sys.argv = sys.argv, [f"jobs/{job}.py", *map(str, words)]
+    try:
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
 
 
-def encode(encoder: Encoder, tokens: list[int]) -> np.ndarray:
-    chunks, _ = length_sorted_chunks([np.array(tokens)], 1000, 0)
-    with torch.no_grad():
-        return encoder(chunks)[0].double().numpy()
-
-
-def load(folder: str) -> Encoder:
-    return load_encoder(folder, EncoderSettings())
+def refused(capsys, job: str, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(job, *words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    return said
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_model) -> dict[str, SplitResult]:
-    """What plain loops find, with rankings whose neighbours are too far apart for rounding to swap them."""
-    results = World().brute_force(load(tiny_model).eval())
-    for result in results.values():
-        gaps = -np.diff(result.scores, axis=1)
-        assert gaps[gaps > 0].min() > 1e-6
-        assert (gaps == 0).any()  # the passages of one text
-    return results
+def flags(files, tiny_model) -> list[str]:
+    return [
+        *("--embedding_model_name_or_path", tiny_model, "--document_path", files["full_dataset_file_path"]),
+        *("--eval_data_path", files["test_file"], "--max_seq_length", "32"),
+    ]
 
 
-def assert_equal(found: dict[str, SplitResult], expected: dict[str, SplitResult]) -> None:
-    assert found.keys() == expected.keys()
-    for split, result in expected.items():
-        np.testing.assert_array_equal(found[split].positions, result.positions)
-        np.testing.assert_allclose(found[split].scores, result.scores, atol=1e-5)
-        metrics = dict(found[split].metrics)
-        assert metrics.pop(f"{split}_{LATENCY}") > 0
-        assert metrics == pytest.approx(result.metrics, abs=1e-4)
-        for name, value in result.metrics.items():  # which follow from the ranking alone
-            assert name.endswith("loss") or metrics[name] == pytest.approx(value, abs=1e-12)
+@pytest.fixture(scope="module")
+def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "out"
+    run("evaluate", *flags, "--output_dir", folder, "--compare", "--weight_data_path", files["eval_file"])
+    return folder
 
 
-@pytest.mark.parametrize(("max_tokens", "max_rows"), [(1, 1), (100, 3), (100_000, 1000)])
-def test_the_result_is_that_of_plain_loops_whatever_the_chunks(tiny_model, expected, max_tokens, max_rows):
-    found = World().evaluator(max_tokens, max_rows).evaluate(load(tiny_model))
-    assert_equal(found, expected)
-    assert list(found["eval"].metrics) == metric_names("eval")
-    recalls = [found["eval"].metrics[f"eval_retr/document_recall/recall{k}"] for k in (1, 4, 10, 100)]
-    assert 0 < recalls[-1] < 1  # one gold is not in the corpus
-    assert recalls == sorted(recalls)
+def predictions(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "test-predictions.jsonl").read_text().splitlines()]
 
 
-def test_the_result_does_not_depend_on_how_the_corpus_is_cut_into_blocks(tiny_model, expected, monkeypatch):
-    monkeypatch.setattr(evaluate, "TEXTS_PER_BLOCK", 7)
-    assert_equal(World().evaluator().evaluate(load(tiny_model)), expected)
+def score(folder: Path) -> dict:
+    return json.loads((folder / "score.json").read_text())
 
 
-def test_passages_of_one_text_are_encoded_once_and_ranked_in_document_order(tiny_model):
-    world = World()
-    evaluator = world.evaluator()
-    done: list[tuple[int, int]] = []
-    evaluator.on_progress = lambda *progress: done.append(progress)
-    found = evaluator.evaluate(load(tiny_model))
-    num_questions = len(world.questions["eval"]) + len(world.questions["test"])
-    assert [total for _, total in done if total != num_questions][0] == done[-1][0] == 27  # 30 passages, 27 texts
-    assert (num_questions, num_questions) in done
-    for result in found.values():
-        for scores, positions in zip(result.scores, result.positions.tolist(), strict=True):
-            for first, *others in ((4, 11, 19), (2, 27)):
-                place = positions.index(first)
-                assert positions[place : place + 1 + len(others)] == [first, *others]
-                assert len(set(scores[place : place + 1 + len(others)].tolist())) == 1
+def test_scores_are_the_metrics_of_the_predictions_with_intervals(evaluated):
+    lines, scores = predictions(evaluated), score(evaluated)
+    ranked = np.array([[parse_document(doc).passage_id for doc in line["retrieved_docs"]] for line in lines])
+    golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
+    for name, value in retrieval_metrics(ranked, golds).items():
+        assert scores[f"test_{name}"] == pytest.approx(value)
+        low, high = scores["intervals_95"][f"test_{name}"]
+        assert low <= value <= high
+    assert (scores["retriever"], scores["questions"], scores["passages"]) == ("dense", 24, 60)
+    assert scores["test_retr/latency/avg_latency"] > 0
+    assert all(line["retrieved_docs"][0]["score"] >= line["retrieved_docs"][-1]["score"] for line in lines)
 
 
-def test_a_corpus_smaller_than_k_is_ranked_whole(tiny_model):
-    world = World(num_passages=3)
-    found = world.evaluator().evaluate(load(tiny_model))
-    assert found["eval"].positions.shape == (7, 3)
-    assert_equal(found, world.brute_force(load(tiny_model).eval()))
+def test_the_other_retrievers_stand_beside_it(evaluated):
+    compare = score(evaluated)["compare"]
+    assert list(compare) == ["bm25", "hybrid"] and 0 <= compare["hybrid"]["weight"] <= 1
+    # Questions are words of their passages: BM25 finds them, a random model does not.
+    assert compare["bm25"]["test_retr/document_recall/recall4"] > score(evaluated)["test_retr/document_recall/recall4"]
 
 
-def test_a_corpus_of_more_than_a_hundred_passages_is_cut_at_a_hundred(tiny_model):
-    world = World(num_passages=130)
-    encoder = load(tiny_model)
-    found = world.evaluator().evaluate(encoder)
-    results = world.brute_force(encoder.eval())
-    for split, result in found.items():
-        assert result.positions.shape[1] == 100
-        np.testing.assert_allclose(result.scores, results[split].scores, atol=1e-5)
-        assert result.metrics[f"{split}_loss"] == pytest.approx(results[split].metrics[f"{split}_loss"], abs=1e-4)
+def test_training_finds_the_same_before_its_first_step(evaluated, files, tiny_model, tmp_path):
+    from rqa_ray.training.job import parse_job
+    from rqa_ray.training.train import train
+
+    words = [word for name, value in files.items() for word in (f"--{name}", value)]
+    words += [
+        "--model_name_or_path",
+        tiny_model,
+        "--max_seq_length",
+        "32",
+        "--max_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+    ]
+    train(parse_job([*words, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "out")]))
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    before = next(record for record in history if record["step"] == 0)
+    for name, value in score(evaluated).items():
+        if name.startswith("test_") and "latency" not in name:
+            assert before[name] == pytest.approx(value)
 
 
-def test_a_split_whose_golds_are_all_missing_has_recall_zero_and_no_loss(tiny_model):
-    world = World(num_test=1)
-    metrics = world.evaluator().evaluate(load(tiny_model))["test"].metrics
-    assert "test_loss" not in metrics
-    assert {value for name, value in metrics.items() if LATENCY not in name} == {0.0}
+def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, flags, files, capsys, tmp_path):
+    folder = shutil.copytree(evaluated, tmp_path / "out")
+    log = (folder / "embeddings" / "shards.jsonl").read_text()
+    config = json.loads((folder / "all_args.json").read_text())
+    config["output_dir"] = str(folder)
+    (folder / "all_args.json").write_text(json.dumps(config))
+    run("evaluate", folder / "all_args.json", "--use_cpu", "--overwrite_output_dir")
+    config["use_cpu"] = True
+    assert json.loads((folder / "all_args.json").read_text()) == config
+    run("evaluate", folder / "all_args.json")
+    assert "embeddings of 60 passages are there already" in capsys.readouterr().out
+    assert (folder / "embeddings" / "shards.jsonl").read_text() == log
+    first, second = score(evaluated), score(folder)
+    first.pop("test_retr/latency/avg_latency"), second.pop("test_retr/latency/avg_latency")
+    assert first == second and predictions(evaluated) == predictions(folder)
 
 
-def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_model, expected):
-    encoder = load(tiny_model)  # its dropout would change the ranking
-    for training in (True, False):
-        encoder.train(training)
-        assert_equal(World().evaluator().evaluate(encoder), expected)
-        assert encoder.training == encoder.transformer.training == training
-    assert all(value.grad is None for value in encoder.parameters())
-    encoder(
-        length_sorted_chunks([np.array([2, 9, 3])], 10, 0)[0]
-    ).sum().backward()  # inference mode has not leaked into the weights
+def test_an_earlier_run_is_compared_question_by_question(evaluated, flags, tmp_path, capsys):
+    words = [*flags, "--output_dir", tmp_path / "out", "--retriever_type", "bm25", "--compare", evaluated]
+    run("evaluate", *words)
+    said = capsys.readouterr().out
+    assert f"{evaluated} against bm25, recall@4: -" in said and "95% interval" in said
+    assert not (tmp_path / "out" / "embeddings").exists()
+    theirs = score(tmp_path / "out")["compare"][str(evaluated)]
+    assert theirs["test_retr/document_ndcg/ndcg10"] == pytest.approx(
+        score(evaluated)["test_retr/document_ndcg/ndcg10"]
+    )
 
 
-def test_mixed_precision_changes_scores_a_little(tiny_model, expected):
-    evaluator = World().evaluator()
-    evaluator.options.mixed_precision = torch.bfloat16
-    found = evaluator.evaluate(load(tiny_model))
-    difference = np.abs(found["eval"].scores - expected["eval"].scores).max()
-    assert 1e-4 < difference < 0.1
-    assert found["eval"].scores.dtype == np.float32
+def test_results_of_other_arguments_are_not_replaced_unasked(evaluated, flags, capsys):
+    said = refused(capsys, "evaluate", *flags, "--output_dir", evaluated, "--bf16")
+    assert said == (
+        f"error: --output_dir {evaluated}: has results of other arguments; choose another, or --overwrite_output_dir\n"
+    )
 
 
-def on_rank(model_folder: str, sizes: list[dict[str, int]]) -> list[dict[str, SplitResult]]:
-    return [World(**size).evaluator().evaluate(load(model_folder)) for size in sizes]
+def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_path):
+    words = [*flags, "--query_prefix", "q: ", "--embeddings_path", evaluated / "embeddings", "--output_dir"]
+    said = refused(capsys, "evaluate", *words, tmp_path / "out")
+    assert "has embeddings of another model or other settings; choose another folder" in said
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_any_number_of_ranks_finds_the_same_and_all_ranks_know_it(tiny_model, expected, tmp_path, world_size):
-    # 11 questions; then 3 questions and 3 passages, fewer than the 4 ranks.
-    small = {"num_passages": 3, "num_eval": 2, "num_test": 1}
-    small_expected = World(**small).brute_force(load(tiny_model).eval())
-    ranks = run_ranks(world_size, on_rank, tmp_path, tiny_model, [{}, small])
-    for found, small_found in ranks:
-        assert_equal(found, expected)
-        assert_equal(small_found, small_expected)
-        for split in found:
-            assert found[split].metrics == ranks[0][0][split].metrics  # to the last bit, latency too
-            np.testing.assert_array_equal(found[split].scores, ranks[0][0][split].scores)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--document_path", "missing.jsonl"], "--document_path missing.jsonl: no such file"),
+        (["--eval_data_path", "missing.jsonl"], "--eval_data_path missing.jsonl: no such file"),
+        (["--embedding_model_name_or_path", "./missing"], "./missing: no such model folder"),
+        (["--compare", "missing"], "--compare missing: neither dense, bm25, hybrid nor a folder with"),
+        (["--num_workers", "9", "--cpus_per_worker", "1"], "--num_workers 9: needs 9 workers with 1 CPU each"),
+        (["--weight_data_path", "{test_file}"], "is what is scored; name other questions"),
+        (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
+        (["--retriever_type", "bm52"], "argument --retriever_type: invalid choice: 'bm52'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, files, change, message, capsys, tmp_path):
+    change = [word.format(**files) for word in change]
+    said = refused(capsys, "evaluate", *flags, "--output_dir", tmp_path / "out", *change)
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_missing_are_one_line_and_leave_nothing(ray_cluster, flags, capsys, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(flags[1], tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    words = ["--model", model, "--document_path", flags[3], "--output_dir", tmp_path / "embeddings"]
+    said = refused(capsys, "embed", *words)
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: {model}: weights are missing: encoder.layer.1.output.dense.weight; pass a folder")
+    assert not (tmp_path / "embeddings").exists()
+
+
+def test_embeddings_can_be_made_beforehand_with_an_index(flags, files, evaluated, tmp_path, capsys):
+    faiss = pytest.importorskip("faiss")
+    model, documents = flags[1], files["full_dataset_file_path"]
+    made = tmp_path / "embeddings"
+    words = ["--model", model, "--document_path", documents, "--max_seq_length", "32", "--output_dir", made]
+    run("embed", *words, "--index")
+    index = faiss.read_index(str(made / "index.faiss"))
+    assert index.ntotal == 60
+    run("evaluate", *flags, "--embeddings_path", made, "--output_dir", tmp_path / "out")
+    assert "embeddings of 60 passages are there already" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "embeddings").exists()
+    assert predictions(tmp_path / "out") == predictions(evaluated)
+    assert not list(made.glob("questions*"))
+    said = refused(capsys, "embed", *words, "--precision", "int8")
+    assert "has embeddings of another --precision; choose another folder" in said
+    run("embed", *words[:-1], tmp_path / "int8", "--precision", "int8")
+    run("evaluate", *flags, "--embeddings_path", tmp_path / "int8", "--output_dir", tmp_path / "from-int8")
+    first, second = score(evaluated), score(tmp_path / "from-int8")
+    assert second["test_retr/document_ndcg/ndcg10"] == pytest.approx(first["test_retr/document_ndcg/ndcg10"], abs=0.1)
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(evaluated, flags, tmp_path, monkeypatch):
+    """A real kill, of the job and all of its Ray; each shard is encoded once."""
+    folder = tmp_path / "out"
+    words = [*flags, "--output_dir", str(folder)]
+    monkeypatch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", SMALL_SHARDS, str(ROOT), *words]
+    log = folder / "embeddings" / "shards.jsonl"
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not log.is_file() or len(log.read_text().splitlines()) < 2:
+            assert job.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.05)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    done = [json.loads(line)["shard"] for line in log.read_text().splitlines()]
+    assert not (folder / "score.json").exists()
+    run("evaluate", *words)
+    logged = [json.loads(line)["shard"] for line in log.read_text().splitlines()]
+    assert logged[: len(done)] == done and len(set(logged)) == len(logged)
+    first, second = score(evaluated), score(folder)
+    names = [name for name in second if name.startswith("test_") and "latency" not in name]
+    assert len(names) == 7 and all(first[name] == second[name] for name in names)
+
+
+# Small shards, so that there are several; everything else is the job.
+SMALL_SHARDS = """
+import runpy, sys
+root = sys.argv[1]
+sys.path.insert(0, root)
+from rqa_ray.corpus import plan
+plan.FEWEST_ROWS = 4
+sys.argv = [root + "/jobs/evaluate.py", *sys.argv[2:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from rqa_ray.corpus.bm25 import Bm25
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
-from rqa_ray.evaluation.bm25 import Bm25
 from rqa_ray.evaluation.metrics import question_metrics
-from tests.evaluation.test_bm25 import FAIRE
+from tests.corpus.test_bm25 import FAIRE
 
 DATA = {
     "faire": (FAIRE / "documents.pkl", FAIRE / "test_w_q.jsonl"),
@@ -71,7 +71,7 @@ def test_all_metrics_equal_sentence_transformers_evaluator_on_faire(minilm, ray_
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.evaluation import InformationRetrievalEvaluator
 
-    from tests.evaluation.test_score import run, score
+    from tests.evaluation.test_evaluate import run, score
 
     documents_path, questions_path = DATA["faire"]
     if not documents_path.is_file():

@@ -9,11 +9,11 @@ from transformers import AutoConfig, AutoModel
 
 from rqa_ray.retriever import attention
 from rqa_ray.retriever.attention import MODEL_TYPES, bounds, packed_attention
-from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.saving import EncoderSettings
-from tests.retriever.test_chunks import token_rows
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.token_batches import length_sorted_chunks
+from tests.retriever.test_token_batches import token_rows
 
 LENGTHS = [2, 3, 9, 9, 40]
 HEADS, DIMENSIONS = 4, 8

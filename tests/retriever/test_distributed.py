@@ -7,10 +7,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.cached_step import forward_backward
-from rqa_ray.retriever.chunks import length_sorted_chunks
-from rqa_ray.retriever.loss import contrastive_loss
-from rqa_ray.retriever.saving import EncoderSettings, load_encoder
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.losses import contrastive_loss
+from rqa_ray.retriever.step import forward_backward
+from rqa_ray.retriever.token_batches import length_sorted_chunks
 from tests.ranks import run_ranks
 
 RANKS = 2

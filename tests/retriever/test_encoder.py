@@ -9,9 +9,10 @@ import torch
 from safetensors import safe_open
 
 from rqa_ray.retriever import attention
-from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.encoder import POOLINGS, Encoder
-from rqa_ray.retriever.saving import EncoderSettings, load_encoder, save_encoder
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.retriever.token_batches import length_sorted_chunks
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 PAD = 0
@@ -61,7 +62,7 @@ def test_pooling_uses_the_tokens_of_the_text_and_no_padding(tiny_model, pooling,
 
 
 def test_every_pooling_name_can_be_saved():
-    from rqa_ray.retriever.saving import POOLING_NAMES
+    from rqa_ray.retriever.encoder_settings import POOLING_NAMES
 
     assert list(POOLINGS) == list(POOLING_NAMES)
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rqa_ray.retriever.cached_step import forward_backward
-from rqa_ray.retriever.chunks import length_sorted_chunks
 from rqa_ray.retriever.distributed import gather_with_gradient, rank, world_size
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.interrupts import Interrupted
-from rqa_ray.retriever.saving import EncoderSettings, load_encoder
+from rqa_ray.retriever.step import forward_backward
+from rqa_ray.retriever.token_batches import length_sorted_chunks
 from tests.ranks import run_ranks
 
 LOOKS = 12  # more than a step has

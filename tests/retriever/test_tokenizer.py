@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 

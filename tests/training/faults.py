@@ -64,7 +64,7 @@ class AtSteps(TrainerCallback):
 
 def train_worker(config: dict, log: str, what: str) -> dict:
     """`worker.train_worker` with the fault in it."""
-    from rqa_ray.evaluation.evaluate import RetrievalEvaluator
+    from rqa_ray.evaluation.evaluator import RetrievalEvaluator
     from rqa_ray.retriever.encoder import Encoder
     from rqa_ray.training import trainer as trainer_module
     from rqa_ray.training import uploads, worker
@@ -124,11 +124,12 @@ def train_worker(config: dict, log: str, what: str) -> dict:
 
 def main() -> None:
     log, what, *words = sys.argv[1:]
-    from rqa_ray.command_line import parse_job, user_errors
+    from rqa_ray.command_line import user_errors
+    from rqa_ray.training.job import parse_job
 
     with user_errors():
         job = parse_job(words)
-        from rqa_ray.training import run
+        from rqa_ray.training import train as run
 
         def loop(config: dict) -> dict:
             from tests.training import faults  # the workers' own copy

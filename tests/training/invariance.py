@@ -11,16 +11,16 @@ import pyarrow as pa
 import torch
 from transformers import BertConfig, BertModel, TrainerCallback
 
-from rqa_ray.arguments import RetrieverTrainingArguments
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
-from rqa_ray.evaluation.evaluate import RetrievalEvaluator
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever import loss as loss_module
-from rqa_ray.retriever.encode import EncodeOptions
+from rqa_ray.retriever import losses as loss_module
+from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.saving import EncoderSettings
+from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.training import trainer as trainer_module
+from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 GLOBAL_BATCH, STEPS, VOCABULARY = 16, 10, 100

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rqa_ray.retriever.interrupts import Interrupted
-from rqa_ray.training.build import compile_transformer
+from rqa_ray.training.forward_plan import compile_transformer
 from rqa_ray.training.trainer import NonFiniteLossError, chunk_seed
 from tests.training.invariance import GLOBAL_BATCH, Recorder, make_trainer, weights
 

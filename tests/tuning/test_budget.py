@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa_ray.command_line import parse_job
 from rqa_ray.errors import InputError
-from rqa_ray.training.inputs import with_global_batch
+from rqa_ray.training.batch_sizes import with_global_batch
+from rqa_ray.training.job import parse_job
 from rqa_ray.training.schedule import evaluations_due
 from rqa_ray.tuning.budget import Budget
 from rqa_ray.tuning.options import parse_search

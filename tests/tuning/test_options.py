@@ -5,8 +5,9 @@ import json
 import pytest
 
 from rqa_ray.errors import InputError
+from rqa_ray.reports.trials import Choices, Range
 from rqa_ray.tuning.options import parse_search
-from rqa_ray.tuning.space import Choices, Range, combinations
+from rqa_ray.tuning.space import combinations
 
 WORDS = ["--model_name_or_path", "m", "--demo_size", "100", "--output_dir", "out"]
 

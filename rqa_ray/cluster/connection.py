@@ -1,0 +1,48 @@
+"""Connecting to Ray: the cluster of the environment, else a private local one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import ray
+
+from rqa_ray.cluster.nodes import nodes_now, nodes_to_come
+from rqa_ray.errors import InputError
+
+
+def connect() -> str:
+    """Connects to the cluster of RAY_ADDRESS (set in jobs), else starts a private local one; says which."""
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:  # nothing will be preempted here, and the watcher is a process of its own
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
+        local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()  # Ray gives its node 30 s, which a busy machine may take to load it the first time
+            ray.init(**options)
+    if threading.current_thread() is threading.main_thread():  # Ray's own handler exits with 15
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    nodes, more = nodes_now(), nodes_to_come()
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    kind = f"cluster at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "private local cluster"
+    here = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
+    growth = f", up to {len(more)} more node{'s' * (len(more) > 1)} from the autoscaler" if more else ""
+    return f"{kind}, {here}{growth}"
+
+
+def has_other_nodes() -> bool:
+    """Whether work may run on another node than this one, now or later."""
+    return len(nodes_now()) > 1 or bool(os.environ.get("RAY_ADDRESS"))

@@ -1,0 +1,97 @@
+"""Which training workers a cluster can hold, now or when it has grown."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+
+from rqa_ray.cluster.nodes import nodes_now, nodes_to_come
+from rqa_ray.errors import InputError
+
+
+@dataclass
+class WorkerPlan:
+    """The training workers that a run asks for: `num_workers`, or `min_workers` up to so many as nodes come and go."""
+
+    num_workers: int
+    cpus: int
+    use_gpu: bool
+    min_workers: int = 0  # 0: the number is fixed
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one worker."""
+        return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
+
+    def describe(self) -> str:
+        worker = f"{self.cpus} CPU" + (" and 1 GPU" if self.use_gpu else "")
+        number = f"{self.min_workers} to {self.num_workers}" if self.min_workers else f"{self.num_workers}"
+        return f"{number} worker{'s' * (self.num_workers > 1)} with {worker} each"
+
+
+def plan_workers(
+    asked: tuple[int, int] | int | None, cpus_per_worker: int | None, use_cpu: bool = False
+) -> WorkerPlan:
+    """How many workers, with what; one for each GPU where there are GPUs. `asked` may be (at least, at most).
+
+    Raises:
+        InputError: the nodes can never hold them, those that the autoscaler may add included.
+    """
+    nodes, more = nodes_now(), nodes_to_come()
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    use_gpu = any(node.get("GPU", 0) for node in nodes + more) and not use_cpu
+    fewest, num_workers = asked if isinstance(asked, tuple) else (0, asked or (max(1, num_gpus) if use_gpu else 1))
+    largest = max(int(node.get("CPU", 0)) for node in nodes + more)
+    sizes = [cpus_per_worker] if cpus_per_worker else range(largest, 0, -1)
+    # As large as the whole group can be; else, where nodes have still to join, as the smallest can.
+    for needed in [num_workers, fewest] if fewest else [num_workers]:
+        for cpus in sizes:
+            plan = WorkerPlan(num_workers, cpus, use_gpu, fewest)
+            if sum(_fits(node, plan.resources) for node in nodes + more) >= needed:
+                return plan
+    smallest = WorkerPlan(fewest or num_workers, cpus_per_worker or 1, use_gpu)
+    most = sum(_fits(node, smallest.resources) for node in nodes + more)
+    can_add = f", its autoscaler can add {_held(more)}" if more else ""
+    raise InputError(
+        f"--num_workers {smallest.num_workers}: needs {smallest.describe()}, "
+        f"the cluster has nodes of {_held(nodes)}{can_add}; {most} fit"
+    )
+
+
+def _held(nodes: list[dict[str, float]]) -> str:
+    kinds = collections.Counter(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    return ", ".join(f"{number} x {kind}" if number > 1 else kind for kind, number in kinds.items())
+
+
+def max_concurrent(plan: WorkerPlan) -> int:
+    """How many runs of such a plan the nodes hold beside each other."""
+    return sum(_fits(node, plan.resources) for node in nodes_now() + nodes_to_come()) // plan.num_workers
+
+
+def find_spare(plan: WorkerPlan) -> dict[str, int] | None:
+    """What a task beside the workers could have, as options of `ray.remote`; None where they leave nothing.
+
+    A GPU where the workers have one each, else the CPUs that are left on one node.
+    """
+    nodes = sorted(nodes_now(), key=lambda node: node.get("CPU", 0), reverse=True)
+    left, best = plan.num_workers, None
+    for node in nodes:
+        here = min(left, _fits(node, plan.resources))
+        left -= here
+        cpus = int(node.get("CPU", 0)) - here * plan.cpus
+        gpus = int(node.get("GPU", 0)) - here if plan.use_gpu else 0
+        if cpus >= 1 and (gpus >= 1 or not plan.use_gpu) and cpus > (best or {"num_cpus": 0})["num_cpus"]:
+            best = {"num_cpus": min(cpus, plan.cpus), "num_gpus": 1} if plan.use_gpu else {"num_cpus": cpus}
+    return best
+
+
+def where_evaluated(plan: WorkerPlan, beside: dict[str, int] | None) -> str:
+    """A line that says what `--async_eval` came to."""
+    if beside:
+        what = " and ".join(f"{number} {name[4:-1].upper()}" for name, number in beside.items())
+        return f"evaluating beside training, with {what}; step 0 is evaluated before"
+    return f"note: --async_eval: {plan.describe()} leave no hardware free; evaluating in the loop"
+
+
+def _fits(node: dict[str, float], resources: dict[str, float]) -> int:
+    return int(min(node.get(name, 0) // amount for name, amount in resources.items()))

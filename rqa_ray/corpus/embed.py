@@ -1,0 +1,147 @@
+"""A corpus to a folder of embeddings: plan, go on where an earlier run stopped, encode with a progress line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rqa_ray.cluster.connection import connect
+from rqa_ray.cluster.workers import WorkerPlan, plan_workers
+from rqa_ray.corpus.encode import encode_corpus, plan_corpus
+from rqa_ray.corpus.options import Model
+from rqa_ray.corpus.plan import CorpusPlan
+from rqa_ray.corpus.shards import EmbeddingFolder, fingerprint
+from rqa_ray.errors import InputError
+from rqa_ray.places import file_size, refuse_temporary
+from rqa_ray.progress import Progress, ProgressLine
+
+INDEX_FILE = "index.faiss"
+IDENTITY = {
+    "fingerprint": "another model or other settings",
+    "digest": "other documents",
+    "precision": "another --precision",
+    "bf16": "another --bf16",
+}
+
+
+def manifest_of(model: Model, files: list[str], plan: CorpusPlan, precision: str, bf16: bool) -> dict[str, Any]:
+    """What embeddings are of."""
+    return {
+        "model": model.name,
+        "settings": vars(model.spec.settings),
+        "fingerprint": fingerprint(model.spec.folder, model.spec.settings),
+        "documents": [[path, file_size(path)] for path in files],
+        "digest": plan.digest,
+        "precision": precision,
+        "bf16": bf16,
+        "shards": plan.shards,
+    }
+
+
+def embed(
+    folder: EmbeddingFolder,
+    manifest: dict[str, Any],
+    model: Model,
+    plan: CorpusPlan,
+    workers: WorkerPlan,
+    questions: Sequence[pa.Table] = (),
+    overwrite: bool = False,
+) -> None:
+    """Encodes what is missing in a folder, and question shards, which have a folder of their own.
+
+    Raises:
+        InputError: the folder has embeddings of something else.
+    """
+    earlier = folder.manifest()
+    differ = [what for key, what in IDENTITY.items() if earlier and earlier.get(key) != manifest[key]]
+    if differ and not overwrite:
+        raise InputError(
+            f"{folder.location}: has embeddings of {', '.join(differ)}; choose another folder, "
+            "or replace them with --overwrite_output_dir"
+        )
+    if not earlier or differ:
+        folder.clear()
+        folder.start(manifest)
+    meter = _Meter(plan, folder.done())
+    if meter.found:
+        print(f"embeddings of {meter.found:,} passages are there already in {folder.location}")
+    try:
+        encode_corpus(
+            plan, folder, [*questions], model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
+        )
+    except InputError:
+        if not folder.done():
+            folder.clear()
+        raise
+    finally:
+        meter.line.clear()
+
+
+@dataclass
+class _Meter:
+    """Counts shards for the progress line."""
+
+    plan: CorpusPlan
+    done: set[str]
+    line: ProgressLine = field(default_factory=ProgressLine)
+
+    def __post_init__(self) -> None:
+        self.found = sum(shard.rows for shard in self.plan.shards if shard.name in self.done)
+        self.progress = Progress("encoding, passages", self.found, len(self.plan.passage_ids))
+        self.line.draw(self.progress)
+
+    def on_shard(self, name: str, num_rows: int, seconds: float) -> None:
+        if name.startswith("passages"):
+            self.progress.done += num_rows
+            self.line.draw(self.progress)
+
+
+def check_index(location: str) -> None:
+    """Raises InputError where no index could be written."""
+    if importlib.util.find_spec("faiss") is None:
+        raise InputError('--index: needs faiss; pip install "rqa_ray[index]"')
+    if "://" in location:
+        raise InputError(f"--index: cannot be written to {location}; embed to a folder")
+
+
+def write_index(folder: EmbeddingFolder) -> str:
+    """A FAISS index (exact, inner product) of all embeddings by passage id, in the folder; returns its path."""
+    import faiss
+
+    ids, start = folder.passage_ids(), 0
+    index: Any = None
+    for block in folder.blocks([shard.name for shard in folder.shards]):
+        vectors = block.embeddings.numpy()
+        index = index or faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+        index.add_with_ids(np.ascontiguousarray(vectors), ids[start : start + len(vectors)])
+        start += len(vectors)
+    path = os.path.join(folder.path, INDEX_FILE)
+    faiss.write_index(index, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+    return path
+
+
+def run(args: argparse.Namespace, model: Model, files: list[str]) -> None:
+    """What jobs/embed.py does with its flags."""
+    refuse_temporary(args.output_dir)
+    if args.index:
+        check_index(args.output_dir)
+    cluster = connect()
+    workers = plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
+    print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
+    plan = plan_corpus(files)
+    print(plan.describe())
+    folder = EmbeddingFolder(args.output_dir)
+    manifest = manifest_of(model, files, plan, args.precision, args.bf16)
+    embed(folder, manifest, model, plan, workers, overwrite=args.overwrite_output_dir)
+    print(f"written: {len(plan.passage_ids):,} embeddings in {folder.location}, {len(plan.shards):,} Parquet files")
+    if args.index:
+        print(f"written: {write_index(folder)}")
+    print(f'next:\n  python jobs/search.py --model {model.name} --embeddings_path {folder.location} "a question"')

@@ -1,0 +1,264 @@
+"""A corpus of any size to saved embeddings, and questions to rankings, over a whole cluster; restartable by shard.
+
+1. `plan_corpus` parses all documents: what is wrong with a line is said before anything is encoded, and
+   the distinct passages are known, so that each has its position and shards are the same in every run.
+2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenise, actors encode and write a shard.
+   Shards that are there already are left out.
+3. `search` ranks: a task for each worker goes through its share of the shards, and the running top-k are merged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.util.annotations import RayDeprecationWarning
+
+from rqa_ray.cluster.model_copies import bring_model, share_model
+from rqa_ray.cluster.workers import WorkerPlan
+from rqa_ray.corpus.plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
+from rqa_ray.corpus.shards import EmbeddingFolder
+from rqa_ray.corpus.topk import RunningTopK, search_blocks
+from rqa_ray.data.rows import Questions, Ragged
+from rqa_ray.data.schema import passage_id
+from rqa_ray.data.token_tables import TOKENS, TokenizerSpec, make_tokenizer
+from rqa_ray.errors import InputError
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.folder import load_encoder
+
+QUESTIONS_AT_ONCE = 65_536  # 52 MB of top-100 each
+READER_CPUS = 0.5  # of a task that reads; encoders leave it free
+IDS_SCHEMA = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("ids", pa.list_(pa.int64())),
+        ("hashes", pa.list_(pa.int64())),
+        ("problem", pa.string()),
+    ]
+)
+SHARD_SCHEMA = pa.schema(
+    [
+        ("location", pa.string()),
+        ("precision", pa.string()),
+        ("name", pa.string()),
+        ("first", pa.int64()),
+        ("passage_ids", pa.list_(pa.int64())),
+        ("documents", pa.list_(pa.string())),
+        ("tokens", pa.list_(TOKENS)),
+    ]
+)
+
+
+def plan_corpus(files: list[str]) -> CorpusPlan:
+    """Parses all documents.
+
+    Raises:
+        InputError: the first bad line, or files without documents.
+    """
+    groups = group_ranges(files)
+    items = [{"group": number, "ranges": json.dumps(ranges)} for number, ranges in enumerate(groups)]
+    read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read_ids, batch_size=1, num_cpus=READER_CPUS
+    )
+    rows = pa.concat_tables(ray.get(read.to_arrow_refs())).sort_by("group")
+    problem = next((problem for problem in rows["problem"].to_pylist() if problem), None)
+    if problem:
+        raise InputError(problem)
+    ids, hashes = ([part.values.to_numpy() for part in rows[name]] for name in ("ids", "hashes"))
+    if not sum(map(len, ids)):
+        raise InputError(f"{files[0]}: no records in it")
+    return CorpusPlan(groups, ids, hashes)
+
+
+def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
+    ids, hashes, problem = [], [], None
+    for document in read_documents(json.loads(str(batch["ranges"][0]))):
+        if isinstance(document, str):
+            problem = document
+            break
+        ids.append(document.passage_id)
+        hashes.append(passage_id(None, document.fmt_content))
+    row = {"group": int(batch["group"][0]), "ids": ids, "hashes": hashes, "problem": problem}
+    return pa.Table.from_pylist([row], IDS_SCHEMA)
+
+
+def question_shards(questions: Questions, folder: EmbeddingFolder, encoder: str = "") -> list[pa.Table]:
+    """The token rows of questions, cut as shards of a folder, named after their content and what encodes them."""
+    rows = rows_per_shard(len(questions))
+    tables = []
+    for start in range(0, len(questions), rows):
+        tokens = [questions.tokens[row] for row in range(start, min(start + rows, len(questions)))]
+        content = b"|".join([encoder.encode(), *(row.tobytes() for row in tokens)])
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        shard = {"location": folder.location, "precision": "fp32", "name": f"questions-{digest}", "first": start}
+        blank = {"passage_ids": np.zeros(len(tokens), np.int64), "documents": [""] * len(tokens)}
+        tables.append(_one_row({**shard, **blank, "tokens": tokens}))
+    return tables
+
+
+def _one_row(shard: dict[str, Any]) -> pa.Table:
+    return pa.table({name: pa.array([shard[name]], SHARD_SCHEMA.field(name).type) for name in SHARD_SCHEMA.names})
+
+
+def encode_corpus(
+    plan: CorpusPlan,
+    folder: EmbeddingFolder,
+    questions: list[pa.Table],
+    spec: TokenizerSpec,
+    workers: WorkerPlan,
+    precision: str = "fp32",
+    bf16: bool = False,
+    on_shard: Callable[[str, int, float], None] = lambda name, num_rows, seconds: None,
+) -> None:
+    """Encodes and writes the shards of the corpus that are missing in a folder, and those of `question_shards`.
+
+    `on_shard` gets the name, the number of texts and the seconds of each shard that was encoded.
+
+    Raises:
+        InputError: the model's weights cannot be loaded.
+    """
+    done = folder.done()
+    items = []
+    for group in plan.groups:
+        if not {shard.name for shard in group.shards} <= done:
+            shards = [[*shard, shard.name in done] for shard in group.shards]
+            item = {"ranges": json.dumps(group.ranges), "shards": json.dumps(shards)}
+            items.append({**item, "keep": np.packbits(group.keep).tobytes(), "num_documents": len(group.keep)})
+    if not items and not questions:
+        return
+    spec = replace(spec, copy=share_model(spec.folder))
+    with _a_block_a_row():
+        parts = [ray.data.from_arrow(questions)] if questions else []
+        if items:
+            to_rows = {"spec": spec, "location": folder.location, "precision": precision}
+            corpus = ray.data.from_items(items, override_num_blocks=len(items))
+            parts.append(corpus.map_batches(_read_shards, batch_size=1, num_cpus=READER_CPUS, fn_kwargs=to_rows))
+        together = parts[0].union(*parts[1:]) if parts[1:] else parts[0]  # Ray has no union of one
+        encoded = together.map_batches(
+            ShardEncoder,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers.num_workers),
+            num_cpus=workers.cpus - READER_CPUS,
+            num_gpus=1 if workers.use_gpu else 0,
+            fn_constructor_args=(spec, bf16, workers.cpus, workers.use_gpu),
+            # Ray writes an error line about any actor that may restart; here the same command goes on instead.
+            **({} if os.environ.get("RAY_ADDRESS") else {"max_restarts": 0}),
+        )
+    for row in encoded.iter_rows():
+        if row["problem"]:
+            raise InputError(row["problem"])
+        EmbeddingFolder(row["location"]).log(row["name"], row["num_rows"], row["seconds"])
+        on_shard(row["name"], row["num_rows"], row["seconds"])
+
+
+@contextmanager
+def _a_block_a_row() -> Iterator[None]:
+    """A shard is a row, and each is to reach an encoder by itself: Ray Data would wait for 128 MB of them."""
+    context = ray.data.DataContext.get_current()
+    before, context.target_max_block_size = context.target_max_block_size, 1
+    try:
+        with warnings.catch_warnings():  # `max_restarts` has no other way in until Ray 2.64
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            yield
+    finally:
+        context.target_max_block_size = before
+
+
+def _read_shards(
+    batch: dict[str, np.ndarray], spec: TokenizerSpec, location: str, precision: str
+) -> Iterator[pa.Table]:
+    """The shards of a group that are not done, tokenised, a row each."""
+    bits = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8), count=int(batch["num_documents"][0]))
+    kept = kept_documents(json.loads(str(batch["ranges"][0])), bits.astype(bool))
+    bring_model(spec.folder, spec.copy)
+    tokenizer = make_tokenizer(spec)
+    for name, first, num_rows, is_done in json.loads(str(batch["shards"][0])):
+        documents = list(islice(kept, num_rows))
+        if is_done:
+            continue
+        shard = {"location": location, "precision": precision, "name": name, "first": first}
+        shard["passage_ids"] = [document.passage_id for document in documents]
+        shard["documents"] = [json.dumps(document.to_dict()) for document in documents]
+        yield _one_row({**shard, "tokens": tokenizer.passages([document.fmt_content for document in documents])})
+    next(kept, None)  # what is behind the last shard has to be nothing
+
+
+class ShardEncoder:
+    """An actor that encodes shards and writes them."""
+
+    def __init__(self, spec: TokenizerSpec, bf16: bool, cpus: int, use_gpu: bool) -> None:
+        torch.set_num_threads(cpus)
+        bring_model(spec.folder, spec.copy)
+        self.problem = ""
+        try:
+            encoder = load_encoder(spec.folder, spec.settings, None, spec.trust_remote_code, bf16)
+        except InputError as error:  # Ray would print a page about an actor that raises
+            self.problem = str(error)
+            return
+        self.encoder = encoder.to("cuda" if use_gpu else "cpu").eval()
+        self.options = EncodeOptions.for_device(self.encoder, make_tokenizer(spec).tokenizer.pad_token_id)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Location, name, number of texts and seconds of the shard, a row; or a problem."""
+        (shard,) = batch.select(["location", "precision", "name", "first"]).to_pylist()
+        tokens, seconds = batch["tokens"][0].values, 0.0
+        if not self.problem:
+            started = time.perf_counter()
+            embeddings = encode(self.encoder, Ragged([tokens], np.arange(len(tokens))), self.options)
+            seconds = time.perf_counter() - started
+            texts = batch["passage_ids"][0].values, batch["documents"][0].values
+            folder = EmbeddingFolder(shard["location"])
+            folder.write(shard["name"], shard["first"], *texts, embeddings, shard["precision"])
+        row = {"location": shard["location"], "name": shard["name"], "num_rows": len(tokens), "seconds": seconds}
+        return pa.Table.from_pylist([{**row, "problem": self.problem}])
+
+
+def search(
+    folder: EmbeddingFolder,
+    question_folder: EmbeddingFolder,
+    questions: Sequence[str],
+    k: int,
+    workers: WorkerPlan,
+    normalize: bool,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scores and positions (Q, K) of the question shards' best passages, and the seconds of the slowest worker."""
+    names = [shard.name for shard in folder.shards]
+    shares = [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
+    resources = {"num_cpus": workers.cpus, "num_gpus": 1 if workers.use_gpu else 0}
+    asked = torch.cat([block.embeddings for block in question_folder.blocks(questions)])
+    fixed = (folder.location, ray.put(asked.numpy()), k, workers.cpus, workers.use_gpu, normalize)
+    found = ray.get([_search_share.options(**resources).remote(share, *fixed) for share in shares])
+    topk = RunningTopK(len(asked), k)
+    for keys, _ in found:
+        topk.merge(torch.from_numpy(keys.copy()))
+    scores, positions = topk.result()
+    return scores.numpy(), positions.numpy(), max(seconds for _, seconds in found)
+
+
+@ray.remote
+def _search_share(
+    names: list[str], location: str, questions: np.ndarray, k: int, cpus: int, use_gpu: bool, normalize: bool
+) -> tuple[np.ndarray, float]:
+    """Keys (Q, k) of the best passages of some shards, and seconds."""
+    torch.set_num_threads(cpus)
+    device = "cuda" if use_gpu else "cpu"
+    folder, started = EmbeddingFolder(location), time.perf_counter()
+    keys = [
+        search_blocks(part.to(device), folder.blocks(names, normalize), k, 1 if use_gpu else cpus).keys.cpu()
+        for part in torch.from_numpy(questions.copy()).split(QUESTIONS_AT_ONCE)
+    ]
+    return torch.cat(keys).numpy(), time.perf_counter() - started

@@ -1,0 +1,161 @@
+"""What jobs/search.py does: passages for a question that a person asks; one process, no Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rqa_ray.corpus.options import Model
+from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fingerprint
+from rqa_ray.corpus.topk import search_blocks
+from rqa_ray.data.records import good_records
+from rqa_ray.data.schema import Document
+from rqa_ray.errors import InputError
+from rqa_ray.places import file_size
+from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+HELD_BYTES = 2**31  # of embeddings; more are read again for each question
+SNIPPET_CHARS = 300
+
+
+@dataclass
+class Hit:
+    """A passage that was found."""
+
+    score: float
+    document: Document
+
+
+class Searcher:
+    """Answers questions with passages, from saved embeddings or from documents that it encodes itself."""
+
+    def __init__(self, model: Model, files: list[str] | None, embeddings_path: str | None, bf16: bool = False) -> None:
+        """
+        Raises:
+            InputError: there is nothing to search in, or the embeddings are not of this model.
+        """
+        self.source = ""
+        folder = self._saved(model, files, embeddings_path)
+        if not folder and not files:
+            raise InputError("--document_path is missing: say where the passages are, or --embeddings_path")
+        spec = model.spec
+        self.encoder = load_encoder(spec.folder, spec.settings, None, spec.trust_remote_code, bf16).eval()
+        self.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = TextTokenizer(spec.folder, spec.settings, spec.trust_remote_code)
+        self.options = EncodeOptions.for_device(self.encoder, self.tokenizer.tokenizer.pad_token_id)
+        self._documents: Callable[[np.ndarray], dict[int, dict[str, Any]]]
+        self._blocks: Callable[[], Any]
+        if folder:
+            self._documents = folder.documents
+            names, normalize = [shard.name for shard in folder.shards], spec.settings.normalize
+            dimensions = self.encoder.transformer.config.hidden_size
+            if sum(shard.rows for shard in folder.shards) * dimensions * 4 <= HELD_BYTES:
+                held = list(folder.blocks(names, normalize))
+                self._blocks = lambda: held
+            else:
+                self._blocks = lambda: folder.blocks(names, normalize)
+        else:
+            documents, block = self._encode(files or [])
+            self._documents = lambda positions: {int(place): documents[int(place)].to_dict() for place in positions}
+            self._blocks = lambda: [block]
+
+    def _saved(self, model: Model, files: list[str] | None, embeddings_path: str | None) -> EmbeddingFolder | None:
+        """The saved embeddings, where they are of this model and these documents."""
+        folder = EmbeddingFolder(embeddings_path or str(Path(model.spec.folder) / EMBEDDINGS_FOLDER))
+        manifest = folder.manifest()
+        problem = None
+        if manifest is None:
+            problem = "no embeddings in it"
+        elif manifest["fingerprint"] != fingerprint(model.spec.folder, model.spec.settings):
+            problem = f"its embeddings are of another model or other settings ({manifest['model']})"
+        elif files and manifest["documents"] != [[path, file_size(path)] for path in files]:
+            problem = "its embeddings are of other documents"
+        elif not folder.is_complete():
+            problem = "its embeddings are not complete; run jobs/embed.py again"
+        if not problem:
+            self.source = f"{sum(shard.rows for shard in folder.shards):,} saved embeddings in {folder.location}"
+            return folder
+        if embeddings_path:
+            raise InputError(f"--embeddings_path {embeddings_path}: {problem}")
+        if manifest:
+            print(f"note: {folder.location} is not used: {problem}", file=sys.stderr)
+        return None
+
+    def _encode(self, files: list[str]) -> tuple[list[Document], Block]:
+        documents: dict[int, Document] = {}
+        for document in good_records(files, "documents"):
+            documents.setdefault(document.passage_id, document)
+        kept = list(documents.values())
+        rows = self.tokenizer.passages([document.fmt_content for document in kept])
+        line, progress = ProgressLine(), Progress("encoding, passages", 0, len(rows))
+
+        def on_chunk(num_rows: int) -> None:
+            progress.done += num_rows
+            line.draw(progress)
+
+        embeddings = encode(self.encoder, rows, self.options, on_chunk)
+        line.clear()
+        self.source = f"{len(kept):,} passages, encoded now; jobs/embed.py saves them"
+        return kept, Block(torch.arange(len(kept)), embeddings)
+
+    def search(self, question: str, k: int) -> list[Hit]:
+        """The best passages, best first."""
+        asked = encode(self.encoder, self.tokenizer.questions([question]), self.options)
+        topk = search_blocks(asked, self._blocks(), k)
+        scores, positions = (part[0].cpu().numpy() for part in topk.result())
+        found = self._documents(positions)
+        return [Hit(float(score), Document(**found[place])) for score, place in zip(scores, positions, strict=True)]
+
+
+def show(hits: list[Hit], highlight: bool) -> str:
+    """Lines for a person: score, title and source, and how each passage begins."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    lines = []
+    for number, hit in enumerate(hits, start=1):
+        metadata = hit.document.metadata
+        source = str(metadata.get("source") or "")
+        title = str(metadata.get("title") or source or "passage")
+        title = f"\033[1m{title}\033[0m" if highlight else title
+        lines.append(f"{number:2}. {hit.score:.3f}  {title}")
+        lines += [f"    {source}"] if source else []
+        text = textwrap.shorten(hit.document.page_content, SNIPPET_CHARS, placeholder=" ...")
+        lines += textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def answer(searcher: Searcher, question: str, k: int, as_json: bool) -> None:
+    """Prints the passages for one question."""
+    started = time.perf_counter()
+    hits = searcher.search(question, k)
+    if as_json:
+        retrieved = [{**vars(hit.document), "score": hit.score} for hit in hits]
+        print(json.dumps({"question": question, "retrieved_docs": retrieved}))
+    else:
+        print(show(hits, sys.stdout.isatty()))
+        print(f"({time.perf_counter() - started:.2f} s)")
+
+
+def prompt(searcher: Searcher, k: int) -> None:
+    """Asks for questions until there are no more."""
+    print("a question, or an empty line to end")
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        answer(searcher, question, k, as_json=False)

@@ -1,0 +1,218 @@
+"""Saved embeddings: a folder, or a URI, of Parquet files, each a shard of the corpus in document order.
+
+A shard has a row for each distinct passage: `position` (its place in document order), `passage_id`, `document` (JSON)
+and `embedding`, a fixed-size list of fp32, fp16 or int8 numbers; of int8 with the row's `scale`, which multiplies
+them. A shard is there when it is whole. `manifest.json` says what the embeddings are of; `shards.jsonl` gets a line
+when a shard has been encoded.
+
+N passages of a shard or block, D dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow import fs
+from torch import nn
+
+from rqa_ray.places import open_location, write_whole
+from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
+
+MANIFEST_FILE = "manifest.json"
+LOG_FILE = "shards.jsonl"
+EMBEDDINGS_FOLDER = "embeddings"  # in the folder of a model or of an evaluation
+PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
+ROWS_PER_BLOCK = 16_384
+
+
+class Shard(NamedTuple):
+    """Passages at positions from `first` to `first` + `rows`."""
+
+    name: str
+    first: int
+    rows: int
+
+
+class Block(NamedTuple):
+    """Embeddings of N passages."""
+
+    positions: torch.Tensor  # (N,) int64
+    embeddings: torch.Tensor  # (N, D) fp32
+
+
+class EmbeddingFolder:
+    """The shards at a location, and what they are of."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location if "://" in location else os.path.abspath(location)  # for workers elsewhere
+        self.filesystem, self.path = open_location(location)
+        self._manifest: dict[str, Any] | None = None
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What was written by `start`; None where nothing was."""
+        path = f"{self.path}/{MANIFEST_FILE}"
+        if self._manifest is None and self.filesystem.get_file_info(path).type == fs.FileType.File:
+            with self.filesystem.open_input_stream(path) as file:
+                self._manifest = json.loads(file.read())
+        return self._manifest
+
+    def start(self, manifest: dict[str, Any]) -> None:
+        """Writes the manifest."""
+        self._write(MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
+        self._manifest = manifest
+
+    def clear(self) -> None:
+        """Deletes the shards and what is said of them."""
+        self._manifest = None
+        for name in [MANIFEST_FILE, LOG_FILE, *(f"{name}.parquet" for name in self.done())]:
+            if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
+                self.filesystem.delete_file(f"{self.path}/{name}")
+        if isinstance(self.filesystem, fs.LocalFileSystem) and os.path.isdir(self.path) and not os.listdir(self.path):
+            os.rmdir(self.path)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All of them, those that are not there yet too."""
+        return [Shard(*shard) for shard in (self.manifest() or {"shards": []})["shards"]]
+
+    def done(self) -> set[str]:
+        """Names of the files that are there."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {item.base_name.removesuffix(".parquet") for item in found if item.base_name.endswith(".parquet")}
+
+    def is_complete(self) -> bool:
+        """Whether there are embeddings of all passages."""
+        return bool(self.shards) and {shard.name for shard in self.shards} <= self.done()
+
+    def log(self, name: str, num_rows: int, seconds: float) -> None:
+        """Appends to the list of encoded shards, where the file system can append."""
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            line = {"shard": name, "rows": num_rows, "seconds": round(seconds, 3), "time": time.time()}
+            with open(f"{self.path}/{LOG_FILE}", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def logged_seconds(self, names: Sequence[str]) -> float:
+        """What encoding some shards took, as far as it was logged."""
+        path = Path(self.path) / LOG_FILE
+        if not isinstance(self.filesystem, fs.LocalFileSystem) or not path.is_file():
+            return 0.0
+        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        seconds = {line["shard"]: line["seconds"] for line in lines}
+        return sum(seconds.get(name, 0.0) for name in names)
+
+    def write(
+        self,
+        name: str,
+        first: int,
+        passage_ids: Sequence[int] | pa.Array,
+        documents: Sequence[str] | pa.Array,
+        embeddings: torch.Tensor,
+        precision: str = "fp32",
+    ) -> None:
+        """Writes a shard of (N, D) fp32 embeddings, whole or not at all."""
+        numbers, scales = _quantise(embeddings.cpu().numpy(), precision)
+        dimensions = numbers.shape[1]
+        columns = {
+            "position": pa.array(np.arange(first, first + len(numbers))),
+            "passage_id": pa.array(passage_ids, pa.int64()),
+            "document": pa.array(documents, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), dimensions),
+        }
+        if scales is not None:
+            columns["scale"] = pa.array(scales)
+        sink = pa.BufferOutputStream()
+        compression = {name: "none" for name in columns} | {"document": "zstd"}
+        compression.pop("embedding")
+        # Parquet has no bytes but four for each, most of them 0.
+        compression["embedding.list.element"] = "zstd" if precision == "int8" else "none"
+        pq.write_table(pa.table(columns), sink, compression=compression, use_dictionary=False, write_statistics=False)
+        self._write(f"{name}.parquet", sink.getvalue())
+
+    def _write(self, name: str, content: bytes | pa.Buffer) -> None:
+        self.filesystem.create_dir(self.path, recursive=True)
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            write_whole(Path(self.path) / name, content)
+        else:  # buckets show a file when it is whole
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
+                file.write(content)
+
+    def blocks(self, names: Sequence[str], normalize: bool = False) -> Iterator[Block]:
+        """The embeddings of some shards, in their order, in blocks of some thousand; of unit length if `normalize`."""
+        held: list[Block] = []
+        for name in names:
+            held.append(self._read(name, normalize))
+            if sum(len(block.positions) for block in held) >= ROWS_PER_BLOCK:
+                yield _joined(held)
+                held = []
+        if held:
+            yield _joined(held)
+
+    def _read(self, name: str, normalize: bool) -> Block:
+        table = self._table(name, None)
+        column = table["embedding"].combine_chunks()
+        numbers = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        if "scale" in table.column_names:
+            numbers = numbers.astype(np.float32) * table["scale"].to_numpy()[:, None]
+        embeddings = torch.from_numpy(np.array(numbers, dtype=np.float32))
+        if normalize and column.type.value_type != pa.float32():
+            embeddings = nn.functional.normalize(embeddings, dim=1)
+        return Block(torch.from_numpy(table["position"].to_numpy().copy()), embeddings)
+
+    def _table(self, name: str, columns: list[str] | None) -> pa.Table:
+        with self.filesystem.open_input_file(f"{self.path}/{name}.parquet") as file:
+            parquet = pq.ParquetFile(file)
+            names = columns or [name for name in parquet.schema_arrow.names if name not in ("document", "passage_id")]
+            return parquet.read(columns=names)
+
+    def documents(self, positions: np.ndarray) -> dict[int, dict[str, Any]]:
+        """The documents at some positions."""
+        wanted = np.unique(positions)
+        found: dict[int, dict[str, Any]] = {}
+        for shard in self.shards:
+            here = wanted[np.searchsorted(wanted, shard.first) : np.searchsorted(wanted, shard.first + shard.rows)]
+            if len(here):
+                column = self._table(shard.name, ["document"])["document"].combine_chunks()
+                texts = column.take(pa.array(here - shard.first)).to_pylist()
+                found |= {int(position): json.loads(text) for position, text in zip(here, texts, strict=True)}
+        return found
+
+    def passage_ids(self) -> np.ndarray:
+        """(P,) ids of all passages, in document order."""
+        parts = [self._table(shard.name, ["passage_id"])["passage_id"].to_numpy() for shard in self.shards]
+        return np.concatenate(parts)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _quantise(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:
+    if precision != "int8":
+        return embeddings.astype(PRECISIONS[precision].to_pandas_dtype()), None
+    scales = np.maximum(np.abs(embeddings).max(axis=1), 1e-12) / 127  # of each row: its largest number is 127
+    return np.round(embeddings / scales[:, None]).astype(np.int8), scales.astype(np.float32)
+
+
+def fingerprint(model_folder: str, settings: EncoderSettings) -> str:
+    """Hash of a model's weights, tokenizer and settings: two models with one are the same."""
+    digest = hashlib.blake2b(json.dumps(vars(settings), sort_keys=True).encode(), digest_size=16)
+    folder = transformer_folder(model_folder)
+    kinds = ("config.json", "tokenizer*.json", "vocab*", "*.safetensors", "pytorch_model*.bin", "*.model")
+    for path in sorted({path for kind in kinds for path in Path(folder).glob(kind)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return digest.hexdigest()

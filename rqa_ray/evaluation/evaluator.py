@@ -1,0 +1,166 @@
+"""Retrieval on the full corpus: encode, search, metrics; sharded over the ranks, exact, in bounded memory.
+
+Every rank encodes its share of the corpus block by block and keeps a running top-k for every question; the states are
+merged and every rank ends with the same numbers. The questions of all splits are searched in one pass over the corpus.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rqa_ray.corpus.corpus_loss import CorpusLoss
+from rqa_ray.corpus.topk import EMPTY, RunningTopK, search_block
+from rqa_ray.data.rows import Corpus, Questions
+from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
+from rqa_ray.retriever import distributed
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.encoder import Encoder
+
+TOP_K = max(RECALL_CUTOFFS)
+TEXTS_PER_BLOCK = 4096
+
+
+@dataclass
+class SplitResult:
+    """What an evaluation found for one split of Q questions."""
+
+    metrics: dict[str, float]  # by full name, such as eval_loss
+    scores: np.ndarray  # (Q, K) fp32
+    positions: np.ndarray  # (Q, K) places in the corpus, best first
+
+
+def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
+    """The metrics of all splits in one."""
+    return {name: value for result in results.values() for name, value in result.metrics.items()}
+
+
+class RetrievalEvaluator:
+    """Evaluates an encoder on questions by split, against one corpus."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        questions: dict[str, Questions],
+        options: EncodeOptions,
+        temperature: float,
+    ) -> None:
+        self.corpus, self.questions = corpus, questions
+        self.options, self.temperature = options, temperature
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
+        by_id = np.argsort(corpus.passage_ids)
+        self._gold_positions = [
+            positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
+        ]
+        self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, grouped by their text
+        self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
+
+    def evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
+        """Results by split, the same on all ranks. To be called by all ranks together.
+
+        Raises:
+            Interrupted: on all ranks, see `interrupts.py`.
+        """
+        was_training = encoder.training
+        encoder.eval()
+        try:
+            with torch.inference_mode():
+                return self._evaluate(encoder)
+        finally:
+            encoder.train(was_training)
+
+    def _evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
+        device = next(encoder.parameters()).device
+        rows = [row for part in self.questions.values() for row in part.tokens]
+        self._done, self._total = 0, -(-len(rows) // distributed.world_size())
+        started = _now(device)
+        questions = self._encode_questions(encoder, rows)
+        search_seconds = _now(device) - started
+
+        topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
+        loss = CorpusLoss(self._gold_positions, self.temperature, device)
+        with encoder.interrupts.part(device):
+            search_seconds += self._search(encoder, questions, topk, loss)
+        _merge_ranks(topk, loss)
+        slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
+        return self._results(topk, loss, slowest / len(rows))
+
+    def _search(self, encoder: Encoder, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
+        """Searches this rank's share of the corpus; returns the time it took, encoding left out (seconds)."""
+        device, seconds = questions.device, 0.0
+        tokens = self.corpus.tokens
+        mine = np.argsort(tokens.lengths, kind="stable")[distributed.rank() :: distributed.world_size()]
+        self._done, self._total = 0, len(mine)
+        for start in range(0, len(mine), TEXTS_PER_BLOCK):
+            texts = mine[start : start + TEXTS_PER_BLOCK]
+            embeddings = self._encode(encoder, [tokens[text] for text in texts])
+            counts = self._first_of_text[texts + 1] - self._first_of_text[texts]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            positions = self._by_text[np.repeat(self._first_of_text[texts], counts) + within]
+            passages = embeddings[torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(device)]
+            started = _now(device)
+            search_block(questions, passages, torch.from_numpy(positions).to(device), topk, loss)
+            seconds += _now(device) - started
+        return seconds
+
+    def _results(self, topk: RunningTopK, loss: CorpusLoss, latency: float) -> dict[str, SplitResult]:
+        scores, positions = (part.cpu().numpy() for part in topk.result())
+        results, start = {}, 0
+        for split, part in self.questions.items():
+            rows = slice(start, start + len(part))
+            start += len(part)
+            metrics = retrieval_metrics(self.corpus.passage_ids[positions[rows]], part.golds)
+            metrics[LATENCY] = latency
+            corpus_loss = loss.result(rows)
+            if corpus_loss is not None:
+                metrics["loss"] = corpus_loss
+            metrics = {f"{split}_{name}": value for name, value in metrics.items()}
+            results[split] = SplitResult(metrics, scores[rows], positions[rows])
+        return results
+
+    def _encode_questions(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
+        """(Q, D): each rank encodes every W-th question, all get all."""
+        world_size = distributed.world_size()
+        padded = rows + [rows[-1]] * (-len(rows) % world_size)  # the gather needs as many rows from every rank
+        with encoder.interrupts.part(next(encoder.parameters()).device):
+            own = self._encode(encoder, padded[distributed.rank() :: world_size])
+        share = distributed.gather(own)
+        return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
+
+    def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
+        return encode(encoder, rows, self.options, self._on_chunk)
+
+    def _on_chunk(self, num_rows: int) -> None:
+        self._done += num_rows
+        self.on_progress(self._done, self._total)
+
+
+def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
+    """Corpus positions of the golds that are in it."""
+    places = np.searchsorted(passage_ids, golds, sorter=by_id)
+    places = by_id[np.minimum(places, len(by_id) - 1)]
+    return places[passage_ids[places] == golds]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # work queued before belongs to before
+    return time.perf_counter()
+
+
+def _merge_ranks(topk: RunningTopK, loss: CorpusLoss) -> None:
+    """Folds the states of all ranks, in the order of ranks, so that all end with the same bits."""
+    if not distributed.is_distributed():
+        return
+    world_size = distributed.world_size()
+    keys = distributed.gather(topk.keys).view(world_size, *topk.keys.shape)
+    lse = distributed.gather(loss.lse).view(world_size, -1)
+    gold_scores = distributed.gather(loss.gold_scores).view(world_size, -1)
+    topk.keys.fill_(EMPTY)
+    loss.lse.fill_(-torch.inf)
+    loss.gold_scores.fill_(-torch.inf)
+    for rank in range(world_size):
+        topk.merge(keys[rank])
+        loss.merge(lse[rank], gold_scores[rank])

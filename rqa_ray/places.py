@@ -1,0 +1,137 @@
+"""Paths and URIs, and files that are whole or not there: written beside and renamed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import NativeFile, fs
+
+from rqa_ray.errors import InputError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a used up quota
+ALL_ARGS_FILE = "all_args.json"  # the arguments of a run, beside its results
+
+
+def in_temporary_copy(path: str) -> bool:
+    """Whether a path lies in the copy of its working directory that Ray makes for a job, and deletes."""
+    return "://" not in path and "/runtime_resources/working_dir_files/" in os.path.abspath(path)
+
+
+def refuse_temporary(output_dir: str, or_else: str = "") -> None:
+    """Raises InputError for an output folder that would be deleted with such a copy; `or_else` is one more way out."""
+    if in_temporary_copy(output_dir):
+        raise InputError(
+            f"--output_dir {output_dir}: relative, and this job runs in a temporary copy of the working directory; "
+            f"give a folder that all nodes share, or a URI (s3://...){or_else}"
+        )
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write into; its files and folders are moved into `folder` when the block ends well, else deleted."""
+    staging = folder / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        for path in sorted(staging.rglob("*")):
+            target = folder / path.relative_to(staging)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
+    """Writes beside and renames; of two writers at once the later one wins."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The value as a JSON file."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def open_location(location: str) -> tuple[fs.FileSystem, str]:
+    """File system, and path in it, of a path or a URI."""
+    if "://" in location:
+        filesystem, path = fs.FileSystem.from_uri(location)
+        return filesystem, path.rstrip("/")
+    return fs.LocalFileSystem(), os.path.abspath(location)
+
+
+def inside(location: str, name: str) -> str:
+    """A path or a URI of something in a folder."""
+    if "://" not in location:
+        return os.path.join(location, name)
+    base, question_mark, query = location.partition("?")
+    return f"{base.rstrip('/')}/{name}{question_mark}{query}"
+
+
+def beside(location: str, suffix: str) -> str:
+    """A path or URI whose last name has a suffix more."""
+    base, question_mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return base.rstrip("/") + suffix + question_mark + query
+
+
+def shown(location: str) -> str:
+    """A path or URI without its query, which may hold credentials."""
+    return location.partition("?")[0] if "://" in location else location
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    filesystem, inner = open_location(path)
+    return filesystem.get_file_info(inner).type == fs.FileType.File
+
+
+def open_file(path: str) -> io.BufferedReader:
+    """The bytes of a file, decompressed by its suffix."""
+    filesystem, inner = open_location(path)
+    return io.BufferedReader(filesystem.open_input_stream(inner, compression="detect"))
+
+
+def open_random_access(path: str) -> NativeFile:
+    """A file that can be read from any place, as Parquet is."""
+    filesystem, inner = open_location(path)
+    return filesystem.open_input_file(inner)
+
+
+def file_size(path: str) -> int:
+    """Bytes as they lie."""
+    with open_random_access(path) as file:
+        return file.size()
+
+
+def absolute(location: str) -> str:
+    """A URI as it is, a path made absolute."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
+def push_folder(folder: str, location: str) -> None:
+    """Copies a folder of a worker to a URI."""
+    filesystem, root = open_location(location)
+    filesystem.create_dir(root, recursive=True)
+    fs.copy_files(folder, root, fs.LocalFileSystem(), filesystem)

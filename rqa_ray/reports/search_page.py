@@ -1,0 +1,215 @@
+"""Pictures and the page of a search that a person looks at. The page holds its pictures, and needs no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.util
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rqa_ray.places import write_whole
+from rqa_ray.reports.trials import FINISHED, Choices, Range, Trial, ranked
+from rqa_ray.texts import duration, short
+
+PAGE_FILE, PICTURE_FILE = "tune_report.html", "tune_report.png"
+WINNER_COLOUR, BASE_COLOUR = "#d62728", "#777777"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd }
+td.text, th.text { text-align: left }
+tr.winner { background: #fdecea; font-weight: 600 }
+img { max-width: 100% }
+"""
+
+
+def write_report(
+    folder: Path, trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial
+) -> list[str]:
+    """Writes tune_report.html, and with matplotlib its pictures and tune_report.png; returns lines for the user."""
+    lines, picture = [], None
+    if importlib.util.find_spec("matplotlib"):
+        picture = draw_search(trials, space, metric, winner)
+        write_whole(folder / PICTURE_FILE, picture)
+    else:
+        lines.append(
+            'note: no pictures without matplotlib: pip install -e ".[charts]", and the same command with --resume'
+        )
+    write_whole(folder / PAGE_FILE, page(folder.name, trials, list(space), metric, winner, picture).encode())
+    return [*lines, f"report: {folder / PAGE_FILE}"]
+
+
+def page(title: str, trials: list[Trial], names: list[str], metric: str, winner: Trial, picture: bytes | None) -> str:
+    """The report as one HTML file."""
+    order = ranked(trials, metric)
+    rest = [trial for trial in trials if trial not in order]
+    best = winner.best(metric)
+    assert best is not None
+    base = winner.curve[0][1]
+    chosen = ", ".join(f"{name} {short(value)}" for name, value in winner.values.items())
+    head = ["trial", "state", *names, metric.rsplit("/", 1)[-1], "at question", "questions", "time", "problem"]
+    rows = []
+    for trial in [*order, *rest]:
+        place = trial.best(metric)
+        cells = [trial.number, trial.state, *(short(trial.values.get(name, "")) for name in names)]
+        cells += [f"{place[1]:.4f}", f"{place[0]:,}"] if place else ["", ""]
+        cells += [f"{trial.pairs:,}", duration(trial.seconds), trial.problem]
+        written = "".join(
+            f"<td{' class=text' * (column in (1, len(cells) - 1))}>{html.escape(str(cell))}</td>"
+            for column, cell in enumerate(cells)
+        )
+        rows.append(f"<tr{' class=winner' * (trial is winner)}>{written}</tr>")
+    image = ""
+    if picture:
+        source = base64.b64encode(picture).decode()
+        image = f'<img alt="curves, map and parallel view of the trials" src="data:image/png;base64,{source}">'
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
+<h1>{html.escape(title)}</h1>
+<p>Trial {winner.number} is the best: {html.escape(metric)} {base:.4f} of the pretrained model, {best[1]:.4f} after
+{best[0]:,} questions, with {html.escape(chosen)}.</p>
+{image}
+<table><tr>{header}</tr>
+{chr(10).join(rows)}
+</table></html>
+"""
+
+
+def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial) -> bytes:
+    """A PNG: the metric over questions seen, two arguments as a map, all arguments in parallel; the winner in red."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    shown = [trial for trial in trials if trial.best(metric)]
+    bests = [trial.best(metric)[1] for trial in shown]  # type: ignore[index]
+    colours = ScalarMappable(Normalize(min(bests), max(bests)), "viridis")
+    quality = metric.rsplit("/", 1)[-1]
+    figure = Figure(figsize=(12, 9), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    panels = figure.subplot_mosaic([["curves", "map"], ["parallel", "parallel"]])
+    _draw_curves(panels["curves"], shown, winner, bests, quality, colours)
+    _draw_map(panels["map"], shown, winner, space, bests, colours)
+    _draw_parallel(panels["parallel"], shown, winner, space, bests, quality, colours)
+    figure.colorbar(colours, ax=list(panels.values()), label=f"best {quality}", shrink=0.6)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _draw_curves(axes: Any, shown: list[Trial], winner: Trial, bests: list[float], quality: str, colours: Any) -> None:
+    for trial, best in zip(shown, bests, strict=True):
+        places, values = zip(*trial.curve, strict=True)
+        style: dict[str, Any] = {"color": colours.to_rgba(best), "linewidth": 1.5, "zorder": 2}
+        if trial is winner:
+            style = {"color": WINNER_COLOUR, "linewidth": 3, "zorder": 3, "label": f"winner, trial {trial.number}"}
+        axes.plot(places, values, marker="o", markersize=4, **style)
+        ended = "" if trial.state == FINISHED else " ×"
+        _write(axes, f"{trial.number}{ended}", (places[-1], values[-1]), (5, 0))
+    axes.axhline(winner.curve[0][1], color=BASE_COLOUR, linestyle=":", label="pretrained model")
+    axes.set(xlabel="questions seen", ylabel=quality, title="Each trial (× ended before its budget)")
+    axes.margins(x=0.08)
+    axes.legend(loc="best", fontsize=9)
+
+
+def _draw_map(
+    axes: Any,
+    shown: list[Trial],
+    winner: Trial,
+    space: Mapping[str, Choices | Range],
+    bests: list[float],
+    colours: Any,
+) -> None:
+    across = "learning_rate" if "learning_rate" in space else next(iter(space))
+    others = [name for name in space if name != across]
+    down = "global_batch_size" if "global_batch_size" in others else next(iter(others), None)
+    x = _Scale(space[across])
+    y = _Scale(space[down]) if down else None
+    for trial, best in zip(shown, bests, strict=True):
+        place = x.place(trial.values[across]), y.place(trial.values[down]) if y and down else best
+        edge = {"edgecolor": WINNER_COLOUR, "linewidth": 3} if trial is winner else {"edgecolor": "white"}
+        axes.scatter(*place, s=220, color=[colours.to_rgba(best)], zorder=2, **edge)
+        _write(axes, str(trial.number), place, (11, 9))
+    x.label(axes.xaxis)
+    axes.set(xlabel=across, ylabel=down or "best", title=f"{across} x {down}" if down else across)
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    if y:
+        y.label(axes.yaxis)
+
+
+def _draw_parallel(
+    axes: Any,
+    shown: list[Trial],
+    winner: Trial,
+    space: Mapping[str, Choices | Range],
+    bests: list[float],
+    quality: str,
+    colours: Any,
+) -> None:
+    scales = [_Scale(dimension) for dimension in space.values()]
+    low, high = min(bests), max(bests)
+    for trial, best in sorted(zip(shown, bests, strict=True), key=lambda pair: (pair[0] is winner, pair[1])):
+        heights = [scale.share(trial.values[name]) for name, scale in zip(space, scales, strict=True)]
+        heights.append((best - low) / (high - low) if high > low else 0.5)
+        colour, width = (WINNER_COLOUR, 3.0) if trial is winner else (colours.to_rgba(best), 1.5)
+        axes.plot(heights, color=colour, linewidth=width)
+    for column, scale in enumerate(scales):
+        axes.axvline(column, color=BASE_COLOUR, linewidth=1)
+        for value in scale.ticks():
+            _write(axes, short(value), (column, scale.share(value)), (-5, 0), "right")
+    axes.axvline(len(scales), color=BASE_COLOUR, linewidth=1)
+    for share in (0.0, 0.5, 1.0):
+        _write(axes, f"{low + share * (high - low):.3f}", (len(scales), share), (5, 0))
+    axes.set_xticks(range(len(scales) + 1), [*space, f"best {quality}"])
+    axes.set_yticks([])
+    axes.set(xlim=(-0.35, len(scales) + 0.35), ylim=(-0.08, 1.08), title="All arguments")
+    for side in ("top", "right", "bottom", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _write(axes: Any, text: str, place: tuple[Any, Any], offset: tuple[int, int], side: str = "left") -> None:
+    axes.annotate(text, place, offset, textcoords="offset points", ha=side, va="center", fontsize=9)
+
+
+class _Scale:
+    """Where the values of an argument are on an axis: choices side by side, ranges by their size or its logarithm."""
+
+    def __init__(self, dimension: Choices | Range) -> None:
+        self.choices = sorted(dimension.values, key=_sortable) if isinstance(dimension, Choices) else None
+        self.ends: tuple[float, float] = (0, max(1, len(self.choices) - 1)) if self.choices else (0, 1)
+        self.function: Any = float
+        if isinstance(dimension, Range):
+            self.function = math.log10 if dimension.is_log else float
+            self.ends = self.function(dimension.low), self.function(dimension.high)
+        self.dimension = dimension
+
+    def place(self, value: Any) -> float:
+        return self.choices.index(value) if self.choices else self.function(value)
+
+    def share(self, value: Any) -> float:
+        low, high = self.ends
+        return (self.place(value) - low) / (high - low)
+
+    def ticks(self) -> list[Any]:
+        if self.choices:
+            return self.choices
+        assert isinstance(self.dimension, Range)
+        low, high = self.dimension.low, self.dimension.high
+        middle = (low * high) ** 0.5 if self.dimension.is_log else (low + high) / 2
+        return [low, middle, high]
+
+    def label(self, axis: Any) -> None:
+        """Writes the values, not their places, beside an axis."""
+        ticks = self.ticks()
+        axis.set_ticks([self.place(value) for value in ticks], [short(value) for value in ticks])
+
+
+def _sortable(value: Any) -> tuple[int, Any]:
+    return (0, value) if isinstance(value, (int, float)) else (1, str(value))

@@ -1,0 +1,76 @@
+"""Forward and backward of one batch: in one pass while its graph fits in memory, else by gradient caching.
+
+Gradient caching (Gao et al. 2021, GradCache) bounds the memory by one chunk and gives the same gradient:
+
+1. encode all chunks without a graph;
+2. loss of the embeddings, and its gradient with respect to them (the cache);
+3. encode each chunk again, with the same dropout masks, and push its part of the cache through it.
+
+Both ways call the same loss, and both synchronise gradients over ranks once.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from rqa_ray.retriever.interrupts import Interrupts
+from rqa_ray.retriever.token_batches import Chunk
+
+
+def forward_backward(
+    model: nn.Module,
+    chunks: Sequence[Chunk],
+    seeds: Sequence[int],
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    backward: Callable[[torch.Tensor], None],
+    gradient_cache: bool,
+    interrupts: Interrupts | None = None,
+) -> torch.Tensor:
+    """Adds the gradient of the loss to the parameters and returns the loss, detached.
+
+    Args:
+        model: the encoder, wrapped by DDP or not; every forward goes through it.
+        seeds: one for each chunk, for its dropout masks.
+        loss_of: embeddings (rows, D) to a scalar; may communicate, once a batch.
+        backward: the Trainer's backward, which scales the loss in fp16.
+        interrupts: those of the encoder.
+
+    Raises:
+        Interrupted: on all ranks; the gradients are of no use then.
+    """
+    interrupts = interrupts or Interrupts()
+    device = chunks[0].input_ids.device
+    if not gradient_cache:
+        with interrupts.part(device):
+            embeddings = model(chunks, seeds, interrupts.before_backward if interrupts.watching else None)
+        loss = loss_of(embeddings)
+        backward(loss)
+        return loss.detach()
+
+    # (1) encode without a graph
+    with torch.no_grad(), interrupts.part(device):
+        parts = [model([chunk], [seed]) for chunk, seed in zip(chunks, seeds, strict=True)]
+    embeddings = torch.cat(parts).requires_grad_()
+
+    # (2) loss and the cached gradient of the embeddings
+    loss = loss_of(embeddings)
+    backward(loss)
+    assert embeddings.grad is not None
+    cache = embeddings.grad.split([len(part) for part in parts])
+
+    # (3) encode again, chunk by chunk; the last one synchronises, unless the caller accumulates gradients
+    *earlier, last = zip(chunks, seeds, cache, strict=True)
+    with interrupts.part(device), _no_sync(model):
+        for chunk, seed, gradient in earlier:
+            model([chunk], [seed]).backward(gradient)
+    chunk, seed, gradient = last
+    with interrupts.watch(False):
+        model([chunk], [seed]).backward(gradient)
+    return loss.detach()
+
+
+def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager:
+    no_sync = getattr(model, "no_sync", None)
+    return no_sync() if no_sync else contextlib.nullcontext()

@@ -1,0 +1,20 @@
+"""How text is written: for Arrow and tokenizers, and values for a person."""
+
+from typing import Any
+
+
+def as_utf8(text: str) -> str:
+    """The text with `?` for lone surrogates, which have no UTF-8 form: Arrow and tokenizers need one."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def short(value: Any) -> str:
+    """A value in as few characters as it needs: 3.2e-05, 64, cls."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Such as 0:42 or 1:03:20."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

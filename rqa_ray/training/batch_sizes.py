@@ -1,0 +1,106 @@
+"""What a job asks for, checked and filled in, before Ray is needed: files, model folder, batch sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from rqa_ray.data.demo import write_demo
+from rqa_ray.data.files import text_bytes
+from rqa_ray.data.records import find_inputs, read_records
+from rqa_ray.data.schema import QARecord
+from rqa_ray.errors import InputError
+from rqa_ray.places import exists, inside, push_folder
+from rqa_ray.training import summary as outputs
+from rqa_ray.training.job import Job
+
+INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
+SAMPLE_RECORDS = 500  # from which the number of rows is estimated
+DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
+
+
+def input_files(job: Job) -> dict[str, list[str]]:
+    """Files by input name: train, eval, test, corpus."""
+    if job.settings.prepared_path:
+        paths = {name: inside(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
+        try:
+            has_test = exists(paths["test"])
+        except (OSError, ValueError) as error:
+            folder = job.settings.prepared_path.partition("?")[0]
+            raise InputError(f"--prepared_path {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
+        given = {name: ("prepared_path", [path]) for name, path in paths.items() if name != "test" or has_test}
+    else:
+        given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
+    return find_inputs(given, job.settings.on_bad_record == "skip")
+
+
+def demo_files(job: Job) -> dict[str, list[str]]:
+    """Writes the built-in data under output_dir."""
+    folder = Path(job.output_dir) / outputs.DEMO_FOLDER
+    paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
+    if "://" in job.location:  # other nodes do not see the local folder
+        push_folder(str(folder), inside(job.location, outputs.DEMO_FOLDER))
+        return {
+            name: [inside(job.location, f"{outputs.DEMO_FOLDER}/{paths[flag].name}")] for name, flag in INPUTS.items()
+        }
+    return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
+
+
+def with_global_batch(job: Job, num_workers: int) -> Job:
+    """The job with its global batch size filled in."""
+    accumulation = job.accumulation_steps
+    total = job.settings.global_batch_size or job.training["per_device_train_batch_size"] * num_workers * accumulation
+    if total % accumulation:
+        raise InputError(f"--global_batch_size {total}: is no multiple of gradient_accumulation_steps {accumulation}")
+    return replace(job, settings=replace(job.settings, global_batch_size=total))
+
+
+def estimate_rows(files: list[str]) -> tuple[int, bool]:
+    """About how many training rows there are, and whether there are hard negatives, from the first records."""
+    num_rows, texts, has_negatives = 0, 0, False
+    for _, record in itertools.islice(read_records(files[0], "questions"), SAMPLE_RECORDS):
+        if isinstance(record, QARecord):
+            num_rows += len(record.questions) * len(record.gold_docs)
+            texts += len(json.dumps(dataclasses.asdict(record)))
+            has_negatives |= bool(record.hard_neg_docs)
+    return round(num_rows * sum(map(text_bytes, files)) / max(texts, 1)), has_negatives
+
+
+def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
+    """A line that says how long a run is."""
+    steps = job.training["max_steps"]
+    if steps < 0:
+        steps = math.ceil(max(1, num_rows // questions_per_step) * job.training.get("num_train_epochs", 3.0))
+    questions = steps * questions_per_step
+    return f"steps: {steps:,}, which are {questions:,} questions, {questions / num_rows:.1f} epochs of {num_rows:,}"
+
+
+def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
+    """Questions that meet in one loss, and lines that say what they meet.
+
+    Raises:
+        InputError: fewer questions than workers.
+    """
+    lines = []
+    batch = (job.settings.global_batch_size or 0) // job.accumulation_steps
+    if batch > num_rows:
+        lines.append(f"warning: batches of {num_rows} questions, as many as there are, not {batch}")
+        batch = num_rows
+    if num_workers > batch:
+        raise InputError(f"--num_workers {num_workers}: more workers than the {batch} questions of a batch")
+    ratio = job.settings.hard_neg_ratio
+    negatives = int(ratio * batch) if has_negatives else 0
+    workers = f"{num_workers} worker{'s' * (num_workers > 1)}"
+    share = f" x {batch // num_workers} =" if batch % num_workers == 0 else ","
+    some = f", up to {negatives} hard negatives" if negatives else ""
+    lines.append(f"batch: {workers}{share} {batch} questions{some}, {batch + negatives} candidates each")
+    lines.append(describe_steps(job, batch * job.accumulation_steps, num_rows))
+    if job.accumulation_steps > 1:
+        lines.append(f"warning: accumulating {job.accumulation_steps} batches adds no negatives; a larger batch does")
+    if has_negatives and ratio > 0 and negatives == 0:
+        lines.append(f"warning: --hard_neg_ratio {ratio:g} of {batch} questions is no hard negative")
+    return batch, lines

@@ -1,0 +1,209 @@
+"""One parsed training command: settings, training arguments, and the checks that need no files."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rqa_ray.command_line import USAGE, Parser, expand_config, unknown_argument
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.metrics import LATENCY, metric_names
+from rqa_ray.settings import Settings
+from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments
+
+RESTARTS_OF_A_RANGE = 8  # of workers whose nodes come and go
+
+
+@dataclass
+class Job:
+    """One parsed command: settings, training arguments that differ from transformers' own, and notes for the user."""
+
+    settings: Settings
+    training: dict[str, Any]
+    resume: str | None = None  # "true", or a checkpoint folder
+    notes: list[str] = field(default_factory=list)
+    resume_flag: str = "--resume_from_checkpoint true"  # how its user goes on
+    location: str = ""  # of the output, as its user knows it; output_dir is a local folder
+
+    def __post_init__(self) -> None:
+        self.location = self.location or self.training.get("output_dir") or ""
+
+    @property
+    def output_dir(self) -> str:
+        return self.training["output_dir"]
+
+    @property
+    def num_workers(self) -> tuple[int, int] | int | None:
+        """As many as were asked for, or (at least, at most)."""
+        asked = self.settings.num_workers
+        if not asked:
+            return None
+        fewest, colon, most = asked.partition(":")
+        return (int(fewest), int(most)) if colon and fewest != most else int(fewest)
+
+    @property
+    def max_failures(self) -> int:
+        default = RESTARTS_OF_A_RANGE if isinstance(self.num_workers, tuple) else 0
+        return default if self.settings.max_failures is None else self.settings.max_failures
+
+    @property
+    def accumulation_steps(self) -> int:
+        return self.training.get("gradient_accumulation_steps", 1)
+
+    def to_config(self) -> dict[str, Any]:
+        """Flat names and values, as a JSON config that repeats the run."""
+        own = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
+        own.pop("overwrite_output_dir")
+        return own | self.training | {"output_dir": self.location}
+
+
+def check(job: Job) -> None:
+    """Raises InputError for values that cannot work, found without looking at files."""
+    settings, training = job.settings, job.training
+    if not training["output_dir"]:
+        raise InputError("--output_dir is missing: say where the fine-tuned model goes")
+    if not settings.model_name_or_path:
+        raise InputError("--model_name_or_path is missing: a model folder or a hub name such as BAAI/bge-base-en-v1.5")
+    files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
+    given = [name for name in files if any(getattr(settings, name) or [])]
+    if settings.demo_size is not None and given:
+        raise InputError(f"--demo_size makes its own data: leave out --{given[0]}, or --demo_size")
+    if settings.prepared_path and (given or settings.demo_size is not None):
+        raise InputError(f"--prepared_path has all data: leave out --{[*given, 'demo_size'][0]}, or --prepared_path")
+    if settings.demo_size is None and not settings.prepared_path:
+        for name in files:
+            if name != "test_file" and name not in given:
+                raise InputError(f"--{name} is missing")
+    rules: list[tuple[str, Any, Callable[[Any], bool], str]] = [
+        ("temperature", settings.temperature, lambda value: value > 0, "above 0"),
+        ("hard_neg_ratio", settings.hard_neg_ratio, lambda value: value >= 0, "0 or more"),
+        ("demo_size", settings.demo_size, lambda value: value >= 1, "at least 1"),
+        ("max_seq_length", settings.max_seq_length, lambda value: value >= 4, "at least 4"),
+        ("dropout", settings.dropout, lambda value: 0 <= value < 1, "from 0 to below 1"),
+        ("global_batch_size", settings.global_batch_size, lambda value: value >= 2, "at least 2"),
+        ("max_tokens_per_chunk", settings.max_tokens_per_chunk, lambda value: value >= 1, "at least 1"),
+        ("num_workers", settings.num_workers, _is_number_of_workers, "at least 1, or a range such as 2:8"),
+        ("cpus_per_worker", settings.cpus_per_worker, lambda value: value >= 1, "at least 1"),
+        ("max_failures", settings.max_failures, lambda value: value >= -1, "-1 or more"),
+        ("max_steps", training["max_steps"], lambda value: value >= 1 or value == -1, "at least 1, or -1"),
+        ("learning_rate", training["learning_rate"], lambda value: value >= 0, "0 or more"),
+        (
+            "per_device_train_batch_size",
+            training["per_device_train_batch_size"],
+            lambda value: value >= 1,
+            "at least 1",
+        ),
+        ("per_device_eval_batch_size", training["per_device_eval_batch_size"], lambda value: value >= 1, "at least 1"),
+        ("gradient_accumulation_steps", job.accumulation_steps, lambda value: value >= 1, "at least 1"),
+        ("logging_steps", training["logging_steps"], lambda value: value > 0, "above 0"),
+        ("eval_steps", training["eval_steps"], lambda value: value > 0, "above 0"),
+        (
+            "eval_steps",
+            training["eval_steps"],
+            lambda value: value < 1 or value == int(value),
+            "a whole number above 1",
+        ),
+        ("save_total_limit", training.get("save_total_limit"), lambda value: value >= 1, "at least 1"),
+        ("warmup_steps", training["warmup_steps"], lambda value: value >= 0, "0 or more"),
+        ("seed", training["seed"], lambda value: value >= 0, "0 or more"),
+    ]
+    for name, value, holds, wanted in rules:
+        if value is not None and not holds(value):
+            raise InputError(f"--{name} {value}: has to be {wanted}")
+    if training.get("bf16") and training.get("fp16"):
+        raise InputError("--bf16 and --fp16: choose one")
+    training["metric_for_best_model"] = _metric(training["metric_for_best_model"])
+    if (settings.similarity or "cosine") == "cosine" and settings.temperature >= 0.5:
+        job.notes.append(
+            f"warning: --temperature {settings.temperature:g} leaves a nearly flat loss with cosine similarity; "
+            "0.02 to 0.1 is usual, or --similarity dot"
+        )
+
+
+def _is_number_of_workers(value: str) -> bool:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", value)
+    return match is not None and 1 <= int(match[1]) <= int(match[2] or match[1])
+
+
+def _metric(name: str | None) -> str:
+    """The full name of the metric that selects; `eval_` may be left out."""
+    names = [item for item in metric_names("eval") if not item.endswith(LATENCY)]
+    for candidate in (name, f"eval_{name}"):
+        if candidate in names:
+            return candidate
+    reason = "test never selects" if name and name.startswith("test_") else "no such metric"
+    raise InputError(f"--metric_for_best_model {name}: {reason}; choose one of {', '.join(names)}")
+
+
+def training_parser(program: str, *more: type) -> argparse.ArgumentParser:
+    """The parser of all training flags, and of those of `more` dataclasses."""
+    types = (*more, Settings, RetrieverTrainingArguments)
+    return Parser(types, allow_abbrev=False, usage=f"{program} {USAGE}")
+
+
+def parse_job(argv: Sequence[str]) -> Job:
+    """A job from command-line words; a first word that ends in .json is a config, which flags after it override.
+
+    Raises:
+        InputError: unknown names or values that cannot work.
+    """
+    return parse_with(argv, training_parser("train.py"))[0]
+
+
+def parse_with(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[Job, dict[str, Any]]:
+    """As `parse_job`, with the parser's further values by name."""
+    words, notes = _translate_aliases(expand_config(list(argv)))
+    namespace, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise InputError(unknown_argument(unknown[0], parser))
+    values = vars(namespace)
+    settings = Settings(**{item.name: values.pop(item.name) for item in dataclasses.fields(Settings)})
+    options = parser._option_string_actions  # --no_NAME too: its destination is NAME
+    given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
+    defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
+    own_defaults = set(RetrieverTrainingArguments.__annotations__)
+    further = {name: values.pop(name) for name in list(values) if name not in defaults}
+    training = {name: value for name, value in values.items() if name in own_defaults or name in given}
+    for name in sorted(given & REFUSED.keys()):
+        if values[name] not in (None, False, defaults[name].default, "no", ""):
+            raise InputError(f"--{name} {values[name]}: {REFUSED[name]}")
+        training.pop(name)
+    for name in sorted(given & NO_EFFECT.keys()):
+        notes.append(f"--{name} has no effect: {NO_EFFECT[name]}")
+        training.pop(name)
+    if "num_train_epochs" in given and training["max_steps"] > 0:
+        if "max_steps" in given:
+            notes.append(f"--num_train_epochs has no effect beside --max_steps {training['max_steps']}")
+        else:
+            training["max_steps"] = -1  # our default would win over the epochs that were asked for
+    resume = training.pop("resume_from_checkpoint", None)
+    if resume is not None and resume.lower() == "false":
+        resume = None
+    job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes)
+    check(job)
+    return job, further
+
+
+def _translate_aliases(words: list[str]) -> tuple[list[str], list[str]]:
+    """Replaces names that transformers dropped; returns a note for each."""
+    translated: list[str] = []
+    notes: list[str] = []
+    dropping = False
+    for word in words:
+        name, equals, value = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        name = name.replace("-", "_")
+        if name in ALIASES:
+            successor, why = ALIASES[name]
+            notes.append(f"--{name} {why}")
+            dropping = successor is None and not equals
+            translated += [f"--{successor}{equals}{value}"] if successor else []
+        elif dropping and not word.startswith("--"):
+            dropping = False
+        else:
+            dropping = False
+            translated.append(word)
+    return translated, notes

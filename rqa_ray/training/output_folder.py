@@ -1,0 +1,83 @@
+"""Where a run's files go: a folder, a URI, or under --storage_path where a job runs in a temporary copy.
+
+A run works in a local folder; that of a URI is filled with the small files that the URI has, and pushed after every
+change, the results last.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from pyarrow import fs
+
+from rqa_ray.errors import InputError
+from rqa_ray.places import absolute, in_temporary_copy, inside, open_location, refuse_temporary, shown
+from rqa_ray.training.job import Job
+from rqa_ray.training.summary import CHECKPOINTS_FOLDER
+
+
+def place_output(job: Job) -> Job:
+    """The job with a local folder as its output_dir, and `location` as its user knows it.
+
+    Raises:
+        InputError: a relative folder in a copy of the working directory, or a URI that cannot be opened.
+    """
+    location, storage = job.output_dir, job.settings.storage_path
+    if not storage:
+        refuse_temporary(location, ", or --storage_path to place it under")
+    elif in_temporary_copy(location):
+        location = inside(storage, location)
+        job.notes.append(f"--output_dir {job.output_dir}: placed under --storage_path, in {shown(location)}")
+    if "://" not in location:
+        return replace(job, location=location, training=job.training | {"output_dir": location})
+    name = location.partition("?")[0].rstrip("/").rpartition("/")[2]
+    parent = tempfile.mkdtemp(prefix="rqa_ray-output-")
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    local = Path(parent) / name
+    try:
+        filesystem, root = open_location(location)
+        for info in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+            local.mkdir(parents=True, exist_ok=True)
+            if info.type == fs.FileType.Directory:  # known to be there; what is in it stays there
+                (local / info.base_name).mkdir(exist_ok=True)
+            elif info.type == fs.FileType.File:
+                fs.copy_files(info.path, str(local / info.base_name), filesystem, fs.LocalFileSystem())
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--output_dir {shown(location)}: cannot be opened ({reason})") from None
+    return replace(job, location=location, training=job.training | {"output_dir": str(local)})
+
+
+def storage_of(job: Job) -> str:
+    """Where checkpoints go: a URI as it is, a path made absolute, since workers have another working directory."""
+    return absolute(job.settings.storage_path or inside(job.location, CHECKPOINTS_FOLDER))
+
+
+def push(job: Job) -> None:
+    """Copies what the local folder holds to the URI, where the output has one; the results files after all others."""
+    if job.location == job.output_dir:
+        return
+    filesystem, root = open_location(job.location)
+    local = Path(job.output_dir)
+    paths = sorted(path for path in local.rglob("*") if path.is_file())
+    for path in sorted(paths, key=lambda path: path.name.endswith("_results.json")):
+        target = f"{root}/{path.relative_to(local)}"
+        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        fs.copy_files(str(path), target, fs.LocalFileSystem(), filesystem)
+
+
+def delete_remote(job: Job, names: list[str]) -> None:
+    """Deletes files and folders of the URI, where the output has one."""
+    if job.location == job.output_dir:
+        return
+    filesystem, root = open_location(job.location)
+    for name in names:
+        info = filesystem.get_file_info(f"{root}/{name}")
+        if info.type == fs.FileType.Directory:
+            filesystem.delete_dir(info.path)
+        elif info.type == fs.FileType.File:
+            filesystem.delete_file(info.path)

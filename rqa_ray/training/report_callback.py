@@ -1,0 +1,169 @@
+"""From the ranks to the driver: every checkpoint as a report to Ray, progress and notes through the mailbox.
+
+And back: a stop, and word that a node will be taken away.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from transformers import TrainerCallback
+
+from rqa_ray.places import push_folder
+from rqa_ray.progress import Progress, as_record
+from rqa_ray.retriever import distributed
+from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, score, write_manifest
+from rqa_ray.training.trainer import ContrastiveTrainer
+
+SLOW_RATIO = 1.5
+LONG_STEP_SECONDS = 1.0  # a longer step is given up when a stop is asked for; a shorter one is waited for
+POLL_SECONDS = 0.5  # between two looks for a stop, in a long step
+PREEMPTION_POLL_SECONDS = 5.0
+LAST_SAVE_SECONDS = 10.0  # before a node is taken away
+
+
+class ReportCallback(TrainerCallback):
+    """Reports every checkpoint to Ray, with the metrics of its own step, and progress to the mailbox; obeys a stop.
+
+    `report` takes metrics, checkpoint and validation as `ray.train.report` does, and deletes the local checkpoint.
+    """
+
+    def __init__(
+        self,
+        trainer: ContrastiveTrainer,
+        mailbox: Any,
+        run: str,
+        questions_per_step: int,
+        report: Callable[..., None],
+        watches_preemption: bool = False,
+    ) -> None:
+        self.trainer, self.mailbox, self.run, self.report = trainer, mailbox, run, report
+        self.progress = Progress(questions_per_step=questions_per_step)
+        self.metric = trainer.args.metric_for_best_model or ""
+        self.watches_preemption = watches_preemption
+        self.stopped = False
+        self._slow_ranks: set[int] = set()
+        self._stop_asked: Any = None
+        self._looking = threading.Lock()  # an evaluation looks from several threads
+        self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
+        self._preemption: Any = None
+        self._last_save = math.inf  # a time
+        trainer.interrupts.is_asked = self.is_stop_asked
+        trainer.interrupts.watching = True  # until a step has shown to be short
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        """Called by the evaluator with the number of texts encoded."""
+        if done < total:
+            self.send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.progress.quality = f"{self.metric.rsplit('/', 1)[-1]} {metrics[self.metric]:.3f}"
+        self.send(phase="step", done=state.global_step, total=state.max_steps)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.progress.loss = logs.get("loss", self.progress.loss)
+        if "loss" in logs and args.device.type == "cpu":  # on a GPU work is only queued
+            self._look_for_a_slow_rank()
+
+    def _look_for_a_slow_rank(self) -> None:
+        """Tells of a rank for whose encoding the others wait, once for each rank."""
+        seconds = distributed.gather(torch.tensor([self.trainer.interrupts.worked]))
+        self.trainer.interrupts.worked = 0.0
+        slowest, ratio = int(seconds.argmax()), float(seconds.max() / seconds.median().clamp(min=1e-9))
+        if ratio > SLOW_RATIO and seconds.max() > LONG_STEP_SECONDS and slowest not in self._slow_ranks:
+            self._slow_ranks.add(slowest)
+            if distributed.rank() == 0:
+                ratio_said = f"takes {ratio:.1f} times as long to encode its share as the others, which wait for it"
+                self.mailbox.tell_of_rank.remote(self.run, slowest, ratio_said)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._step_began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
+        now = time.monotonic()
+        is_long = now - self._step_began > LONG_STEP_SECONDS
+        is_time = self.watches_preemption and now - self._preemption_polled > PREEMPTION_POLL_SECONDS
+        flags = [self.is_stop_asked(), is_long, is_time, time.time() > self._last_save]
+        is_stop, self.trainer.interrupts.watching, is_time, is_last = distributed.any_ranks(flags, args.device)
+        if is_stop:
+            self.stopped = control.should_training_stop = control.should_save = True
+            self._put_off_evaluation(state, control)
+        elif is_last:
+            control.should_save, self._last_save = True, math.inf
+        elif is_time:
+            self._preemption_polled = now
+            preemption = ray.train.get_preemption_info()  # by all ranks together
+            if preemption is not None and self._preemption is None:  # at once, and again near the end
+                control.should_save = True
+                self._last_save = (preemption.deadline_ms or math.inf) / 1000 - LAST_SAVE_SECONDS
+            self._preemption = preemption
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.stopped:
+            self._put_off_evaluation(state, control)
+
+    def _put_off_evaluation(self, state, control) -> None:
+        if control.should_evaluate or self.trainer.saving.due_step == state.global_step:
+            self.trainer.evaluation_pending = control.should_save = True
+            control.should_evaluate, self.trainer.saving.due_step = False, -1
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        metrics: dict[str, Any] = {"step": state.global_step, SCORE: NOT_EVALUATED}
+        if self.trainer.evaluated_step == state.global_step:
+            metrics |= self.trainer.results["eval"].metrics
+            metrics[SCORE] = score(metrics[self.metric], self.metric, state.global_step)
+        checkpoint, beside = None, False
+        if state.is_world_process_zero:
+            write_manifest(folder, state.global_step)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            beside = self.trainer.saving.due_step == state.global_step
+        distributed.barrier()
+        self.report(metrics, checkpoint=checkpoint, validation=beside)
+
+    def send(self, **changes: Any) -> None:
+        """Changes the progress record, and puts it in the mailbox."""
+        for name, value in changes.items():
+            setattr(self.progress, name, value)
+        if distributed.rank() == 0:
+            self.mailbox.put.remote(self.run, as_record(self.progress))
+
+    def is_stop_asked(self) -> bool:
+        """Whether a stop was asked for, as far as this rank knows; does not wait for an answer."""
+        with self._looking:
+            if self._stop_asked is not None:
+                answered, _ = ray.wait([self._stop_asked], timeout=0)
+                if answered and ray.get(answered[0]):
+                    return True
+                self._stop_asked = None if answered else self._stop_asked
+            if self._stop_asked is None and time.monotonic() - self._asked_at > POLL_SECONDS:
+                self._stop_asked, self._asked_at = self.mailbox.is_stopping.remote(), time.monotonic()
+            return False
+
+
+class PushLogs(TrainerCallback):
+    """Copies TensorBoard files to a URI with every checkpoint, where they do not lie in a folder."""
+
+    def __init__(self, folder: str, location: str, tell: Callable[[str], None]) -> None:
+        self.folder, self.location, self.tell = folder, location, tell
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and Path(self.folder).is_dir():
+            try:
+                push_folder(self.folder, self.location)
+            except OSError as error:  # the next copy has all
+                self.tell(f"warning: TensorBoard files were not copied ({str(error).strip().splitlines()[0]})")
+
+    on_train_end = on_save

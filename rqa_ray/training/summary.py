@@ -1,0 +1,142 @@
+"""What a run leaves in output_dir, and the summary that it prints: whole files or none, written beside and renamed.
+
+Knows no Ray: the driver hands over plain tables and numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.places import ALL_ARGS_FILE, beside, inside, read_json, shown, write_json, write_whole
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.training.job import Job
+
+RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
+CHECKPOINTS_FOLDER = "checkpoints"
+TENSORBOARD_FOLDER = "tensorboard"
+DEMO_FOLDER = "demo_data"
+BAD_RECORDS_FILE = "bad_records.jsonl"
+
+
+@dataclass
+class ModelState:
+    """What is known of the model at one step: metrics, and rankings by split."""
+
+    step: int
+    metrics: dict[str, float]
+    rankings: dict[str, np.ndarray]  # {split}_scores and {split}_positions
+
+    def by_question(self, split: str, asked: AskedQuestions, documents: Documents) -> dict[str, np.ndarray]:
+        """What each question of a split adds to its metrics, as `question_metrics`."""
+        return question_metrics(documents.passage_ids[self.rankings[f"{split}_positions"]], asked.gold_ids)
+
+
+def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
+    """Lists the first records that were left out, a line of JSON each; returns a line for the user."""
+    lines = "".join(json.dumps({"problem": problem}) + "\n" for problem in problems)
+    write_whole(folder / BAD_RECORDS_FILE, lines.encode())
+    return f"warning: bad records, left out: {counts}; the first are listed in {folder / BAD_RECORDS_FILE}"
+
+
+def write_results(
+    staging: Path,
+    job: Job,
+    encoder: EncoderSettings,
+    before: ModelState,
+    best: ModelState,
+    train: dict[str, Any],
+    intervals_of: dict[str, dict[str, tuple[float, float]]],
+) -> None:
+    """all_args.json, the results files, with intervals by split and metric, and the model card."""
+    write_json(staging / ALL_ARGS_FILE, job.to_config())
+    write_json(staging / "train_results.json", {**train, "best_step": best.step})
+    for split, around in intervals_of.items():
+        metrics = {name: value for name, value in best.metrics.items() if name.startswith(f"{split}_")}
+        named = {f"{split}_{name}": ends for name, ends in around.items()}
+        write_json(staging / f"{split}_results.json", {"step": best.step, **metrics, INTERVALS: named})
+    (staging / "README.md").write_text(model_card(job, encoder, before, best), encoding="utf-8")
+
+
+def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
+    """Adds (step, metrics) that were found beside training to the history in `trainer_state.json`."""
+    state = read_json(path)
+    state["log_history"] += [{"step": step, **metrics} for step, metrics in evaluations]
+    state["log_history"].sort(key=lambda entry: entry["step"])
+    write_json(path, state)
+
+
+def compare(
+    splits: dict[str, AskedQuestions], documents: Documents, before: ModelState, best: ModelState
+) -> tuple[list[str], dict[str, dict[str, tuple[float, float]]]]:
+    """Lines that say what was achieved and whether it is more than chance; the best model's intervals by split."""
+    lines, around = [], {}
+    for split, asked in splits.items():
+        clusters = gold_clusters(asked.gold_ids)
+        old, new = (state.by_question(split, asked, documents) for state in (before, best))
+        around[split] = intervals(new, clusters)
+        lines.append(f"{split}, {len(asked.questions):,} questions:")
+        for label in HEADLINES:
+            name = LABELS[label]
+            change = paired_difference(old[name], new[name], clusters)
+            lines.append(f"  {label:8} {old[name].mean():.3f} -> {new[name].mean():.3f}, {change.describe()}")
+    return lines, around
+
+
+def model_card(job: Job, encoder: EncoderSettings, before: ModelState, best: ModelState) -> str:
+    """README.md of the model folder."""
+    names = [name for name in best.metrics if "latency" not in name]
+    rows = "\n".join(f"| {name} | {before.metrics[name]:.4f} | {best.metrics[name]:.4f} |" for name in names)
+    prompts = ""
+    if encoder.has_prefixes:
+        prompts = "\nUse `model.encode_query` and `model.encode_document`, which add the prefixes.\n"
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, rqa_ray]
+---
+# {Path(job.output_dir).name}
+
+A retriever fine-tuned from `{job.settings.model_name_or_path}` by in-batch contrastive learning with rqa_ray:
+{encoder.describe()}.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{Path(job.output_dir).name}")
+```
+{prompts}
+Metrics on the full corpus, before training and of the saved model (step {best.step}):
+
+| metric | before | after |
+|---|---|---|
+{rows}
+
+Trained with rqa_ray's `jobs/train.py`; `{ALL_ARGS_FILE}` has all arguments and repeats the run.
+"""
+
+
+def print_summary(job: Job, lines: list[str], best: ModelState, next_command: str | None = None) -> None:
+    """The last lines of a run; the next command to try is another learning rate where none is given."""
+    folder = job.location
+    improved = best.step > 0
+    print()
+    if not improved:
+        print("no evaluated step was better than the pretrained model: its weights are kept")
+    print("\n".join(lines))
+    print(f"best step {best.step} by {job.training['metric_for_best_model']}; model and results in {shown(folder)}")
+    arguments = inside(folder, ALL_ARGS_FILE)
+    print("next:")
+    if "tensorboard" in (job.training["report_to"] or ""):
+        print(f"  tensorboard --logdir {job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)}")
+    rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
+    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {beside(folder, '-2')}"
+    print(f"  {next_command or again}")

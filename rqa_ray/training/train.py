@@ -1,0 +1,106 @@
+"""One training run, from a parsed job to the files in output_dir.
+
+1. Set up: check, connect, plan the workers, read and tokenise (`setup.py`).
+2. Train on the workers (`fit.py`, `worker.py`).
+3. Take the best of the stored checkpoints, write model, results and predictions, print the summary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rqa_ray.cluster.probe import wait_for_storage
+from rqa_ray.cluster.workers import find_spare, where_evaluated
+from rqa_ray.data.readers import Blocks
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
+from rqa_ray.places import ALL_ARGS_FILE, staged
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.training import checkpoints as stored
+from rqa_ray.training import summary as outputs
+from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.driver import fit, stop_message
+from rqa_ray.training.job import Job
+from rqa_ray.training.output_folder import place_output, push
+from rqa_ray.training.run_record import RunRecord, open_run
+from rqa_ray.training.setup import serve_windows, set_up
+from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
+from rqa_ray.training.uploads import StorageAway
+from rqa_ray.training.worker import train_worker
+
+
+def train(job: Job) -> None:
+    """Runs a training job to its end and prints what it achieved.
+
+    Raises:
+        InputError: the user's input or arguments are wrong; nothing was written.
+        Stopped: a signal ended the run after its state was saved.
+    """
+    setup = set_up(place_output(job), ALL_ARGS_FILE)
+    job, plan = setup.job, setup.plan
+    micro_batch, lines = micro_batch_size(job, plan.num_workers, setup.num_rows, setup.has_negatives)
+    print("\n".join(lines))
+    beside = find_spare(plan) if job.settings.async_eval else None
+    if job.settings.async_eval:
+        print(where_evaluated(plan, beside))
+    record = open_run(job)
+    setup.write_bad_records()
+    print(f"checkpoints in {record.storage_path}")
+    config = {
+        **setup.worker_config(),
+        "micro_batch": micro_batch,
+        "windows": serve_windows(setup.stream, job, plan) if setup.stream else None,
+        "beside": beside,
+    }
+    while True:
+        try:
+            config["resume_from"] = record.resume_from
+            outcome = fit(train_worker, job, plan, config, record.storage_path, record.run_names[-1])
+            break
+        except StorageAway as error:
+            print(f"warning: {error}; waiting for it")
+            wait_for_storage(record.storage_path)
+            record = open_run(replace(job, resume="true"))
+    if outcome["signal"]:
+        stop_message(job, outcome)
+    whole = stored.list_checkpoints(record.storage_path, record.run_names)
+    if record.resume_from and not any(checkpoint.location == record.resume_from for checkpoint in whole):
+        outside = stored.read_checkpoint(record.resume_from)
+        whole = [*([outside] if outside else []), *whole]
+    beside_results = stored.list_evaluations(record.storage_path, record.run_names)
+    finish(job, record, setup.encoder, setup.blocks, whole, beside_results, outcome["result"]["metrics"])
+
+
+def finish(
+    job: Job,
+    record: RunRecord,
+    encoder: EncoderSettings,
+    blocks: dict[str, Blocks],
+    whole: list[stored.StoredCheckpoint],
+    beside_results: list[tuple[int, dict[str, float]]],
+    train_metrics: dict[str, Any],
+    next_command: str | None = None,
+) -> None:
+    """Writes output_dir from the best of the stored checkpoints of a run, and prints the summary."""
+    best_stored = stored.best_checkpoint(whole, job.training["metric_for_best_model"])
+    before, best = best_stored.model_states()
+    documents = Documents(blocks["corpus"].tables())
+    splits: dict[str, AskedQuestions] = {}
+    splits |= {split: AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
+    lines, intervals = outputs.compare(splits, documents, before, best)
+    folder = Path(job.output_dir)
+    with staged(folder) as staging:
+        best_stored.download(MODEL_FOLDER, staging)
+        whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
+        outputs.add_evaluations(staging / TRAINER_STATE_FILE, beside_results)
+        outputs.write_results(staging, job, encoder, before, best, train_metrics, intervals)
+        if job.settings.write_predictions:
+            for split, asked in splits.items():
+                ranking = best.rankings[f"{split}_scores"], best.rankings[f"{split}_positions"]
+                write_predictions(staging / f"{split}-predictions.jsonl", asked, documents.document, *ranking)
+        written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
+        record.files = sorted(written | set(record.files))
+        record.save(job.output_dir)
+    push(job)
+    outputs.print_summary(job, lines, best, next_command)

@@ -1,0 +1,260 @@
+"""A search from its parsed command to the best model in output_dir.
+
+1. Set up as for one run; the data is tokenised once, the pretrained model evaluated once (`models.py`).
+2. Ray Tune runs the trials (`trial.py`), each with the same budget (`budget.py`), while `watch.py` draws the table.
+3. The winner alone meets the test questions, and is left in output_dir; so are trials.csv, its config, the report.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from pyarrow import fs
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from rqa_ray.cluster.workers import WorkerPlan, max_concurrent
+from rqa_ray.errors import InputError
+from rqa_ray.places import inside, open_location, read_json, write_json
+from rqa_ray.reports.search_page import write_report
+from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
+from rqa_ray.training import summary as outputs
+from rqa_ray.training.checkpoints import SCORE
+from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
+from rqa_ray.training.job import Job
+from rqa_ray.training.mailbox import new_mailbox
+from rqa_ray.training.output_folder import place_output, push, storage_of
+from rqa_ray.training.run_record import RunRecord, changed_settings, delete_run, new_run_name
+from rqa_ray.training.setup import set_up
+from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
+from rqa_ray.tuning.options import Search
+from rqa_ray.tuning.plan import SearchPlan
+from rqa_ray.tuning.trial import Shared, run_trial
+from rqa_ray.tuning.watch import Watch
+
+SEARCH_ARGS_FILE = "search_args.json"
+TUNE_FOLDER = "tune"  # Ray Tune's own state, beside the checkpoints
+REDUCTION = 2  # the better half goes on, at a quarter and at half of the budget
+RETRIES = 1  # of a trial that crashes, before it is marked
+DRIVER = {"CPU": 0, "memory": 2**28}  # of a trial whose workers are others; Tune refuses a bundle of nothing
+
+
+def search(asked: Search) -> None:
+    """Runs a search to its end and prints what it achieved.
+
+    Raises:
+        InputError: the user's input or arguments are wrong; nothing was written.
+        Stopped: a signal ended it; what was finished is kept.
+    """
+    settings = asked.settings
+    if settings.search_alg == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise InputError('--search_alg optuna: needs optuna: pip install -e ".[optuna]"')
+    asked = replace(asked, job=place_output(asked.job))
+    setup = set_up(asked.job, SEARCH_ARGS_FILE)
+    job, workers = setup.job, setup.plan
+    plan = SearchPlan.of(asked, job, setup.num_rows)
+    at_once = trials_at_once(settings.max_concurrent_trials, workers)
+    lines = plan.describe_batches(workers.num_workers, setup.has_negatives)
+    print("\n".join([*plan.describe(asked, at_once), *lines]))
+    record = open_search(asked, job)
+    setup.write_bad_records()
+    root = inside(record.storage_path, record.run_names[0])
+    print(f"checkpoints in {root}")
+
+    before = evaluate_pretrained(setup, plan.space, root)
+    name = f"mailbox-{record.run_names[0]}"
+    mailbox = new_mailbox(name)  # held here: it lives as long as this process
+    shared = Shared(
+        job=job,
+        budget=plan.budget,
+        plan=workers,
+        at_once=at_once,
+        config=setup.worker_config(),
+        stream=setup.stream,
+        has_negatives=setup.has_negatives,
+        root=root,
+        mailbox=name,
+        before=before,
+    )
+    folder, names, metric = Path(job.output_dir), list(plan.space), job.training["metric_for_best_model"]
+    watch = Watch(
+        output_dir=str(folder.absolute()),
+        root=root,
+        mailbox=name,
+        names=names,
+        metric=metric,
+        budget_pairs=plan.budget.pairs,
+        evaluations=plan.budget.evaluations,
+        total=plan.total,
+        has_workers=not shared.trains_in_process,
+        quiet=bool(job.training.get("disable_tqdm")),
+    )
+    trials = run_trials(asked, plan, shared, watch)
+    del mailbox
+    write_trials(folder, trials, names, metric)
+    watch.delete_others(trials)  # and what workers stored after their trial was stopped
+    print("\n".join(table_lines(trials, names, metric, plan.budget.pairs)))
+    order = ranked(trials, metric)
+    if not order:
+        reasons = "; ".join(dict.fromkeys(trial.problem for trial in trials if trial.problem))
+        print(f"error: no trial got as far as its first evaluation: {reasons}", file=sys.stderr)
+        raise SystemExit(1)
+    for line in write_report(folder, trials, plan.space, metric, order[0]):
+        print(line)
+    leave_winner(setup, record, shared, order[0])
+
+
+def trials_at_once(asked: str, workers: WorkerPlan) -> int:
+    """How many trials run beside each other: as many as the cluster holds, or fewer where that was asked for."""
+    fitting = max_concurrent(workers)
+    if asked != "auto" and int(asked) > fitting:
+        print(f"note: --max_concurrent_trials {asked}: {fitting} at a time, more than that the cluster cannot hold")
+    return fitting if asked == "auto" else min(int(asked), fitting)
+
+
+def open_search(asked: Search, job: Job) -> RunRecord:
+    """Prepares output_dir for a search, or takes up the one in it.
+
+    Raises:
+        InputError: it cannot go on with these arguments.
+    """
+    folder = Path(job.output_dir)
+    previous = read_json(folder / outputs.RUN_FILE)
+    if job.resume and previous:
+        began_with = read_json(folder / SEARCH_ARGS_FILE)
+        if began_with is None:
+            raise InputError(f"--resume: {folder} has a training run in it, and no search")
+        changed = changed_settings(began_with, asked.to_config())
+        if changed:
+            raise InputError(f"--resume: a search goes on with the arguments that it began with; changed: {changed}")
+        return RunRecord(**previous)
+    if job.resume:
+        print("note: no search to resume; starting anew")
+    elif previous:
+        delete_run(job, RunRecord(**previous))
+    record = RunRecord(storage_of(job), [new_run_name(folder)], files=[SEARCH_ARGS_FILE, TRIALS_FILE])
+    folder.mkdir(parents=True, exist_ok=True)
+    record.save(job.output_dir)
+    write_json(folder / SEARCH_ARGS_FILE, asked.to_config())
+    push(job)
+    return record
+
+
+def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) -> list[Trial]:
+    """All trials, by Ray Tune; goes on with those that its stored state does not know as finished.
+
+    Raises:
+        Stopped: a signal ended the search.
+    """
+    bundle = shared.plan.resources if shared.trains_in_process else DRIVER
+    trainable: Any = ray.tune.with_resources(
+        ray.tune.with_parameters(run_trial, shared=shared), ray.tune.PlacementGroupFactory([bundle])
+    )
+    state = inside(shared.root, TUNE_FOLDER)
+    if asked.job.resume and has_state(state):
+        tuner = ray.tune.Tuner.restore(state, trainable, resume_errored=True)
+    else:
+        tuner = new_tuner(asked, plan, shared, watch, trainable)
+    code = 0
+
+    def on_signal(number: int, _: Any) -> None:
+        nonlocal code
+        if code:
+            os._exit(code)
+        code = STOP_EXIT_CODES[signal.Signals(number)]
+        print("stopping the search; again to stop at once", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune saves its state and ends its trials
+
+    handlers = {number: signal.signal(number, on_signal) for number in STOP_EXIT_CODES}
+    try:
+        results = tuner.fit()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    watch.free_workers([trial.trial_id for trial in results._experiment_analysis.trials])
+    if code:
+        print(f"stopped; trials that have ended are kept; {how_to_go_on(asked.job)}")
+        raise Stopped(code)
+    return watch.read(results._experiment_analysis.trials)
+
+
+def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, trainable: Any) -> ray.tune.Tuner:
+    """Tune's own plan of the search."""
+    settings, seed = asked.settings, plan.job.training["seed"]
+    # While workers of others train, the driver of one more trial starts: 8 of the 18 s that a trial takes to begin.
+    at_once = shared.at_once + (not shared.trains_in_process)
+    algorithm: Any = BasicVariantGenerator(plan.points, max_concurrent=at_once, random_state=seed)
+    if settings.search_alg == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        algorithm = OptunaSearch(metric=SCORE, mode="max", seed=seed)
+    scheduler: Any = FIFOScheduler()
+    if settings.scheduler == "asha":
+        last = plan.budget.evaluations
+        scheduler = ASHAScheduler(
+            time_attr="evaluation",
+            max_t=last,
+            grace_period=max(1, last // 4),
+            reduction_factor=REDUCTION,
+            stop_last_trials=False,  # a trial that has made all its steps ends by itself
+        )
+    plain = shared.job.training["report_to"] in (None, "none", "tensorboard")
+    return ray.tune.Tuner(
+        trainable,
+        param_space={name: domain(dimension) for name, dimension in plan.space.items()},
+        tune_config=ray.tune.TuneConfig(
+            metric=SCORE,
+            mode="max",
+            scheduler=scheduler,
+            search_alg=algorithm,
+            num_samples=plan.total,
+            max_concurrent_trials=at_once,  # of optuna; the other counts itself
+            time_budget_s=settings.time_budget_s,
+            # A tracker's run cannot always be ended and another begun in one process.
+            reuse_actors=shared.trains_in_process and plain,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=shared.root,
+            failure_config=ray.tune.FailureConfig(max_failures=max(RETRIES, plan.job.max_failures)),
+            callbacks=[watch],
+            verbose=0,
+        ),
+    )
+
+
+def domain(dimension: Choices | Range) -> Any:
+    """A dimension as Tune draws from it; both ends of a range are in it."""
+    if isinstance(dimension, Choices):
+        return ray.tune.choice(list(dimension.values))
+    if dimension.is_whole:
+        draw = ray.tune.lograndint if dimension.is_log else ray.tune.randint
+        return draw(int(dimension.low), int(dimension.high) + 1)
+    return (ray.tune.loguniform if dimension.is_log else ray.tune.uniform)(dimension.low, dimension.high)
+
+
+def has_state(location: str) -> bool:
+    """Whether Tune can go on from what it stored; what a kill cut short is deleted: it takes the newest."""
+    filesystem, path = open_location(location)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    whole = 0
+    for file in found:
+        if file.base_name.startswith("experiment_state-"):
+            with filesystem.open_input_stream(file.path) as stream:
+                content = stream.read()
+            try:
+                json.loads(content)
+                whole += 1
+            except ValueError:
+                filesystem.delete_file(file.path)
+    return whole > 0 and ray.tune.Tuner.can_restore(location)

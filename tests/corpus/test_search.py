@@ -1,0 +1,151 @@
+"""A person asks and gets the passages that a search over everything would give; without Ray."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rqa_ray.corpus import search as ask
+from rqa_ray.corpus.options import Model
+from rqa_ray.corpus.search import Hit, Searcher, show
+from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import Document
+from rqa_ray.data.token_tables import TokenizerSpec
+from rqa_ray.errors import InputError
+from rqa_ray.places import file_size
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+ROOT = Path(__file__).parents[2]
+QUESTION = "alpha beta pi"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> Model:
+    return Model("tiny", TokenizerSpec(tiny_model, read_settings(tiny_model)))
+
+
+@pytest.fixture(scope="module")
+def corpus(files) -> tuple[str, list[Document]]:
+    path = files["full_dataset_file_path"]
+    return path, [record for _, record in read_records(path, "documents")]
+
+
+@pytest.fixture(scope="module")
+def expected(model, corpus) -> list[tuple[float, str]]:
+    """Score and source of all passages, best first, each encoded alone."""
+    encoder = load_encoder(model.spec.folder, model.spec.settings).eval()
+    tokenizer, options = TextTokenizer(model.spec.folder, model.spec.settings), EncodeOptions(0, 100)
+    asked = encode(encoder, tokenizer.questions([QUESTION]), options)[0]
+    found = []
+    for document in corpus[1]:
+        score = float(encode(encoder, tokenizer.passages([document.fmt_content]), options)[0] @ asked)
+        found.append((score, document.metadata["source"]))
+    return sorted(found, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def saved(model, corpus, tmp_path_factory) -> EmbeddingFolder:
+    """What jobs/embed.py writes."""
+    path, documents = corpus
+    encoder = load_encoder(model.spec.folder, model.spec.settings).eval()
+    rows = TextTokenizer(model.spec.folder, model.spec.settings).passages([doc.fmt_content for doc in documents])
+    embeddings = encode(encoder, rows, EncodeOptions(0, 100))
+    folder = EmbeddingFolder(str(tmp_path_factory.mktemp("saved")))
+    shards = [Shard("passages-0", 0, 40), Shard("passages-1", 40, 20)]
+    folder.start(
+        {
+            "model": "tiny",
+            "fingerprint": fingerprint(model.spec.folder, model.spec.settings),
+            "documents": [[path, file_size(path)]],
+            "shards": shards,
+        }
+    )
+    for name, first, rows in shards:
+        part = slice(first, first + rows)
+        texts = [json.dumps(document.to_dict()) for document in documents[part]]
+        folder.write(name, first, np.zeros(rows, np.int64), texts, embeddings[part])
+    return folder
+
+
+def check(hits: list[Hit], expected: list[tuple[float, str]]) -> None:
+    assert [hit.document.metadata["source"] for hit in hits] == [source for _, source in expected[: len(hits)]]
+    torch.testing.assert_close(
+        [hit.score for hit in hits], [score for score, _ in expected[: len(hits)]], atol=1e-5, rtol=0
+    )
+
+
+def test_documents_are_encoded_when_nothing_is_saved(model, corpus, expected):
+    searcher = Searcher(model, [corpus[0]], None)
+    check(searcher.search(QUESTION, 7), expected)
+    assert len(searcher.search(QUESTION, 100)) == 60
+    assert searcher.source == "60 passages, encoded now; jobs/embed.py saves them"
+
+
+@pytest.mark.parametrize("held", [0, 10**9], ids=["read again", "held"])
+def test_saved_embeddings_answer_without_the_documents(model, saved, expected, held, monkeypatch):
+    monkeypatch.setattr(ask, "HELD_BYTES", held)
+    searcher = Searcher(model, None, saved.location)
+    check(searcher.search(QUESTION, 7), expected)
+    assert searcher.source == f"60 saved embeddings in {saved.location}"
+
+
+def test_saved_embeddings_beside_the_model_are_found(model, saved, corpus, expected, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(model.spec.folder, tmp_path / "model")
+    shutil.copytree(saved.location, folder / "embeddings")
+    here = Model("here", TokenizerSpec(str(folder), model.spec.settings))
+    check(Searcher(here, [corpus[0]], None).search(QUESTION, 3), expected)
+    assert "saved embeddings" in Searcher(here, None, None).source
+
+
+def test_embeddings_of_something_else_are_refused_or_left_alone(model, saved, corpus, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"page_content": "something else"}\n')
+    with pytest.raises(InputError, match="its embeddings are of other documents"):
+        Searcher(model, [str(other)], saved.location)
+    changed = Model("tiny", TokenizerSpec(model.spec.folder, read_settings(model.spec.folder, max_seq_length=9)))
+    with pytest.raises(InputError, match="of another model or other settings"):
+        Searcher(changed, None, saved.location)
+    with pytest.raises(InputError, match="no embeddings in it"):
+        Searcher(model, None, str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="--document_path is missing"):
+        Searcher(model, None, None)
+
+
+def test_a_bad_document_is_named(model, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"page_content": "right"}\n[]\n')
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: a document has to be an object"):
+        Searcher(model, [str(bad)], None)
+
+
+def test_passages_are_shown_with_score_title_source_and_beginning():
+    document = Document("word " * 100, "", {"source": "https://a.b/c", "title": "The title"})
+    lines = show([Hit(0.51234, document), Hit(0.1, Document("short"))], highlight=False).splitlines()
+    assert lines[0] == " 1. 0.512  The title" and lines[1] == "    https://a.b/c"
+    assert lines[2].startswith("    word word") and any(line.endswith("...") for line in lines)
+    assert lines[-2:] == [" 2. 0.100  passage", "    short"]
+    assert "\033[1mThe title\033[0m" in show([Hit(0.5, document)], highlight=True)
+
+
+def test_the_job_answers_without_ray_by_json_or_prompt(model, files):
+    words = ["--model", model.spec.folder, "--document_path", files["full_dataset_file_path"], "--top_k", "2"]
+    code = f"import sys, runpy; sys.modules['ray'] = None; sys.argv = ['search.py', *{words!r}, *sys.argv[1:]]; "
+    code += f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'jobs/search.py')!r}, run_name='__main__')"
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    once = subprocess.run([sys.executable, "-c", code, "--json", QUESTION], **options)
+    assert once.returncode == 0, once.stderr
+    found = json.loads(once.stdout)
+    assert found["question"] == QUESTION and len(found["retrieved_docs"]) == 2
+    typed = subprocess.run([sys.executable, "-c", code], input=f"{QUESTION}\n\n", **options)
+    assert typed.returncode == 0, typed.stderr
+    assert found["retrieved_docs"][0]["metadata"]["source"] in typed.stdout and typed.stdout.count(" s)") == 1

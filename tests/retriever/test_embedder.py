@@ -1,0 +1,59 @@
+"""Encoding by several threads, and in bf16."""
+
+import pytest
+import torch
+
+from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.folder import load_encoder
+from tests.retriever.test_token_batches import token_rows
+
+ROWS = token_rows([5, 1, 60, 33, 7, 7, 12, 2, 20, 41, 3, 9, 15, 60, 50, 44])
+OPTIONS = EncodeOptions(0, 70, packed=True)
+
+
+@pytest.fixture
+def encoder(tiny_model):
+    return load_encoder(tiny_model, EncoderSettings()).eval()
+
+
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_embeddings_are_the_same_to_the_bit_for_any_number_of_threads(encoder, set_threads):
+    found = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        rows_done = []
+        found.append(encode(encoder, ROWS, OPTIONS, rows_done.append))
+        assert sum(rows_done) == len(ROWS) and len(rows_done) > 5
+        assert torch.get_num_threads() == threads
+    assert found[0].std(0).mean() > 0.01
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_what_a_thread_raises_is_raised_and_no_further_chunk_is_begun(encoder, set_threads):
+    set_threads(2)
+    begun = []
+
+    def forward(*args, **kwargs):
+        begun.append(args)
+        raise ZeroDivisionError
+
+    encoder.transformer.forward = forward
+    with pytest.raises(ZeroDivisionError):
+        encode(encoder, ROWS, EncodeOptions(0, 1))  # a chunk a text
+    assert len(begun) <= 4 < len(ROWS)
+    assert torch.get_num_threads() == 2
+
+
+def test_weights_in_bf16_change_embeddings_a_little(encoder, tiny_model):
+    halves = load_encoder(tiny_model, EncoderSettings(), bf16=True).eval()
+    assert {value.dtype for value in halves.parameters()} == {torch.bfloat16}
+    exact, found = (encode(one, ROWS, OPTIONS) for one in (encoder, halves))
+    assert found.dtype == torch.float32
+    assert 1e-5 < (found - exact).norm(dim=1).max() < 0.05

@@ -1,0 +1,66 @@
+"""Files are whole or not there, whatever happens while they are written."""
+
+import pytest
+
+from rqa_ray.errors import InputError
+from rqa_ray.places import read_json, refuse_temporary, staged, write_json
+
+
+def test_staged_files_are_in_the_folder_when_the_block_has_ended_and_not_before(tmp_path):
+    with staged(tmp_path / "out") as staging:
+        (staging / "1_Pooling").mkdir()
+        (staging / "1_Pooling" / "config.json").write_text("{}")
+        (staging / "a.json").write_text("1")
+        assert not (tmp_path / "out" / "a.json").exists()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"out", "out/a.json", "out/1_Pooling", "out/1_Pooling/config.json"}
+
+
+def test_a_failure_while_staging_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "a.json").write_text("earlier")
+    with pytest.raises(OSError, match="disk full"), staged(tmp_path) as staging:
+        (staging / "a.json").write_text("half")
+        (staging / "b.json").write_text("half")
+        raise OSError("disk full")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "earlier"
+
+
+def test_staged_files_replace_earlier_ones_and_leave_others_alone(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.json", "sub/a.json", "sub/mine.txt"):
+        (tmp_path / name).write_text("earlier")
+    with staged(tmp_path) as staging:
+        (staging / "sub").mkdir()
+        for name in ("a.json", "sub/a.json"):
+            (staging / name).write_text("new")
+    texts = {name: (tmp_path / name).read_text() for name in ("a.json", "sub/a.json", "sub/mine.txt")}
+    assert texts == {"a.json": "new", "sub/a.json": "new", "sub/mine.txt": "earlier"}
+
+
+def test_what_a_killed_run_had_staged_is_not_moved_by_the_next(tmp_path):
+    (tmp_path / ".staging").mkdir()
+    (tmp_path / ".staging" / "old.json").write_text("half")
+    with staged(tmp_path) as staging:
+        (staging / "new.json").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.json"]
+
+
+def test_json_is_written_and_read_again_with_nothing_beside_it(tmp_path):
+    write_json(tmp_path / "a.json", {"x": [1, None, "ü"]})
+    assert read_json(tmp_path / "a.json") == {"x": [1, None, "ü"]}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_json_file_that_is_not_there_is_none(tmp_path):
+    assert read_json(tmp_path / "a.json") is None
+
+
+def test_a_folder_in_rays_copy_of_the_working_directory_is_refused(tmp_path, monkeypatch) -> None:
+    copy = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(InputError, match="^--output_dir out: relative, and this job runs in a temporary copy"):
+        refuse_temporary("out")
+    refuse_temporary(str(tmp_path / "out"))
+    refuse_temporary("s3://bucket/out")

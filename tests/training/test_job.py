@@ -1,0 +1,488 @@
+"""The command line and the JSON config: what becomes of them, and the one line that every mistake in them gets."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import TrainingArguments
+
+from rqa_ray.command_line import user_errors
+from rqa_ray.errors import InputError
+from rqa_ray.settings import Settings
+from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
+from rqa_ray.training.job import parse_job
+
+# LocalRQA's documented commands, as they are but for the paths of the second.
+FAIRE = """
+    --full_dataset_file_path documents.pkl --train_file train_w_q.jsonl --eval_file eval_w_q.jsonl
+    --model_name_or_path intfloat/e5-base-v2 --pooling_type mean --learning_rate 1e-4
+    --per_device_train_batch_size 256 --per_device_eval_batch_size 128 --hard_neg_ratio 0.05
+    --metric_for_best_model eval_retr/document_recall/recall4 --output_dir model_checkpoints/my_CTL_ret_model
+""".split()
+DATABRICKS = """
+    --pooling_type mean --learning_rate 1e-5 --per_device_train_batch_size 256 --per_device_eval_batch_size 128
+    --hard_neg_ratio 0.05 --metric_for_best_model eval_retr/document_recall/recall4
+    --model_name_or_path BAAI/bge-base-en-v1.5 --max_steps 100 --eval_steps 2 --save_steps 2 --logging_steps 1
+    --temperature 1.2 --output_dir D --train_file train_w_q.jsonl --eval_file eval_w_q.jsonl
+    --test_file test_w_q.jsonl --full_dataset_file_path documents.pkl
+""".split()
+MINIMAL = """
+    --model_name_or_path m --train_file t.jsonl --eval_file e.jsonl --full_dataset_file_path d.pkl --output_dir out
+""".split()
+
+
+def parse(extra: str = ""):
+    return parse_job([*MINIMAL, *extra.split()])
+
+
+def error_of(argv: list[str]) -> str:
+    with pytest.raises(InputError) as error:
+        parse_job(argv)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def config(tmp_path, value) -> str:
+    path = tmp_path / "config.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return str(path)
+
+
+# Commands
+
+
+def test_localrqas_first_documented_command_parses_to_its_values_without_notes():
+    job = parse_job(FAIRE)
+    assert job.notes == []
+    assert job.output_dir == "model_checkpoints/my_CTL_ret_model"
+    assert job.settings == Settings(
+        model_name_or_path="intfloat/e5-base-v2",
+        train_file=["train_w_q.jsonl"],
+        eval_file=["eval_w_q.jsonl"],
+        full_dataset_file_path=["documents.pkl"],
+        pooling_type="mean",
+        hard_neg_ratio=0.05,
+    )
+    assert job.training["learning_rate"] == 1e-4
+    assert job.training["per_device_train_batch_size"] == 256
+    assert job.training["per_device_eval_batch_size"] == 128
+    assert job.training["metric_for_best_model"] == "eval_retr/document_recall/recall4"
+
+
+def test_localrqas_second_documented_command_parses_with_a_word_on_saving_and_on_its_temperature():
+    job = parse_job(DATABRICKS)
+    assert (job.settings.test_file, job.settings.temperature) == (["test_w_q.jsonl"], 1.2)
+    assert {name: job.training[name] for name in ("max_steps", "eval_steps", "logging_steps")} == {
+        "max_steps": 100,
+        "eval_steps": 2,
+        "logging_steps": 1,
+    }
+    assert len(job.notes) == 2
+    assert job.notes[0].startswith("--save_steps has no effect: saving follows evaluation")
+    assert job.notes[1].startswith("warning: --temperature 1.2 leaves a nearly flat loss with cosine")
+
+
+def test_the_defaults_are_those_of_the_contract():
+    job = parse()
+    assert job.training == {
+        "output_dir": "out",
+        "learning_rate": 1e-5,
+        "max_steps": 200,
+        "per_device_train_batch_size": 256,
+        "per_device_eval_batch_size": 128,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "logging_steps": 10,
+        "eval_strategy": "steps",
+        "eval_steps": 50,
+        "metric_for_best_model": "eval_retr/document_recall/recall4",
+        "report_to": "tensorboard",
+        "seed": 42,
+    }
+    given = ("model_name_or_path", "train_file", "eval_file", "full_dataset_file_path")
+    own = {key: value for key, value in dataclasses.asdict(job.settings).items() if value is not None}
+    assert {key: value for key, value in own.items() if key not in given} == {
+        "temperature": 0.05,
+        "hard_neg_ratio": 0.05,
+        "contrastive_loss": "inbatch_contrastive",
+        "gradient_cache": "auto",
+        "data_mode": "auto",
+        "async_eval": False,
+        "on_bad_record": "error",
+        "trust_remote_code": False,
+        "overwrite_output_dir": False,
+        "write_predictions": True,
+    }
+    assert (job.resume, job.notes, job.accumulation_steps) == (None, [], 1)
+
+
+def test_arguments_of_transformers_are_passed_on_only_when_given():
+    assert "max_grad_norm" not in parse().training
+    assert (
+        parse("--max_grad_norm 2 --bf16").training | {"max_grad_norm": 2.0, "bf16": True}
+        == parse("--max_grad_norm 2 --bf16").training
+    )
+
+
+def test_asking_for_epochs_takes_the_place_of_the_default_number_of_steps():
+    assert parse("--num_train_epochs 3").training["max_steps"] == -1
+    both = parse("--num_train_epochs 3 --max_steps 7")
+    assert both.training["max_steps"] == 7 and "num_train_epochs" in both.notes[0]
+
+
+def test_a_flag_may_be_switched_off_in_transformers_two_ways():
+    assert parse("--no_log_on_each_node").training["log_on_each_node"] is False
+    assert parse("--log_on_each_node false").training["log_on_each_node"] is False
+    assert parse("--no_write_predictions").settings.write_predictions is False
+
+
+def test_dashes_in_a_name_are_as_good_as_underscores():
+    assert parse("--learning-rate 3e-5 --hard-neg-ratio 0.2 --save-steps=7 --warmup-ratio=0.2") == parse(
+        "--learning_rate 3e-5 --hard_neg_ratio 0.2 --save_steps 7 --warmup_ratio 0.2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [("", None), ("true", "true"), ("True", "true"), ("false", None), ("out/checkpoint-4", "out/checkpoint-4")],
+)
+def test_resuming_is_asked_for_by_true_or_by_a_folder(words, resume):
+    assert parse(f"--resume_from_checkpoint {words}" if words else "").resume == resume
+
+
+def test_the_built_in_data_takes_the_place_of_files():
+    job = parse_job("--model_name_or_path m --output_dir o --demo_size 100".split())
+    assert job.settings.demo_size == 100
+
+
+def test_help_has_every_setting_with_its_text_and_succeeds(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")  # no line is wrapped
+    with pytest.raises(SystemExit) as stop:
+        parse_job(["-h"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "train.py [CONFIG.json] [--FLAG VALUE ...]" in text
+    for field in dataclasses.fields(Settings):
+        assert f"--{field.name}" in text
+        assert " ".join(field.metadata["help"].split()) in text
+
+
+# Configs
+
+
+def test_flags_override_the_config(tmp_path):
+    values = dict(zip((word[2:] for word in MINIMAL[::2]), MINIMAL[1::2], strict=True))
+    path = config(tmp_path, {**values, "learning_rate": 3e-5, "seed": 7, "trust_remote_code": True})
+    job = parse_job([path, "--seed", "8", "--output_dir=other"])
+    assert (job.training["learning_rate"], job.training["seed"], job.output_dir) == (3e-5, 8, "other")
+    assert job.settings.trust_remote_code is True
+
+
+def test_null_in_a_config_is_as_good_as_nothing(tmp_path):
+    assert parse_job([config(tmp_path, {"eval_steps": None, "dropout": None}), *MINIMAL]) == parse()
+
+
+def test_old_names_in_a_config_are_translated_too(tmp_path):
+    job = parse_job([config(tmp_path, {"warmup_ratio": 0.2, "group_by_length": True, "seed": 3}), *MINIMAL])
+    assert (job.training["warmup_steps"], job.training["seed"]) == (0.2, 3)
+    assert len(job.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        ("{", "not JSON (Expecting property name"),
+        ("[1]", "has to be an object of argument names and values"),
+    ],
+)
+def test_a_config_that_is_not_an_object_is_named(tmp_path, content, wrong):
+    path = config(tmp_path, content)
+    assert error_of([path]).startswith(f"{path}: {wrong}")
+
+
+def test_a_config_that_is_not_there_is_named():
+    assert error_of(["nowhere.json"]) == "nowhere.json: cannot be read (No such file or directory)"
+
+
+def test_an_unknown_name_in_a_config_is_named_with_the_likely_one(tmp_path):
+    assert error_of([config(tmp_path, {"temprature": 1}), *MINIMAL]) == (
+        "--temprature: unknown argument; did you mean --temperature?"
+    )
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text != "--")
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "query_prefix": TEXT,
+        "passage_prefix": st.sampled_from(["query: ", "-1", "--seed", "a=b", "true", "null"]),
+        "temperature": st.floats(1e-6, 10),
+        "hard_neg_ratio": st.floats(0, 5),
+        "pooling_type": st.sampled_from(["mean", "cls", "last", "max"]),
+        "gradient_cache": st.sampled_from(["auto", "true", "false", True, False]),
+        "trust_remote_code": st.booleans(),
+        "write_predictions": st.booleans(),
+        "global_batch_size": st.integers(2, 10**6),
+        "learning_rate": st.floats(0, 1),
+        "warmup_steps": st.floats(0, 100),
+        "eval_steps": st.floats(1e-3, 0.99) | st.integers(1, 100),
+        "eval_strategy": st.sampled_from(["steps", "epoch", "no"]),
+        "bf16": st.booleans(),
+        "log_on_each_node": st.booleans(),
+        "lr_scheduler_kwargs": st.just({"num_cycles": 0.5}),
+        "overwrite_output_dir": st.booleans(),
+        "warmup_ratio": st.floats(0, 1),
+    },
+)
+
+
+@settings(max_examples=20)
+@given(CONFIGS)
+def test_the_config_that_a_job_writes_parses_to_the_same_job(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("config")
+    job = parse_job([config(folder, values), *MINIMAL])
+    again = parse_job([config(folder, job.to_config())])
+    assert again.settings == dataclasses.replace(job.settings, overwrite_output_dir=False)
+    assert again.training == job.training
+    assert again.to_config() == job.to_config()
+
+
+def test_a_written_config_neither_deletes_nor_resumes_a_run():
+    written = parse("--overwrite_output_dir --resume_from_checkpoint true").to_config()
+    assert not {"overwrite_output_dir", "resume_from_checkpoint"} & written.keys()
+
+
+# Old, refused and idle names
+
+
+@pytest.mark.parametrize(
+    ("words", "successor", "value"),
+    [
+        ("--evaluation_strategy epoch", "eval_strategy", "epoch"),
+        ("--warmup_ratio 0.25", "warmup_steps", 0.25),
+        ("--warmup_ratio=0.25", "warmup_steps", 0.25),
+        ("--no_cuda", "use_cpu", True),
+        ("--no_cuda true", "use_cpu", True),
+    ],
+)
+def test_a_name_that_transformers_dropped_sets_its_successor_with_a_note(words, successor, value):
+    job = parse(words)
+    assert job.training[successor] == value
+    assert [note.split(",")[0] for note in job.notes] == [f"{words.split()[0].split('=')[0]} is now --{successor}"]
+
+
+@pytest.mark.parametrize("words", ["--group_by_length", "--group_by_length true", "--save_safetensors=false"])
+def test_a_dropped_name_without_successor_changes_nothing_but_for_a_note(words):
+    job = parse(f"{words} --seed 3")
+    assert job.training == parse("--seed 3").training
+    assert len(job.notes) == 1 and " has no effect: " in job.notes[0]
+
+
+REFUSED_VALUES = {
+    "auto_find_batch_size": "true",
+    "label_smoothing_factor": "0.1",
+    "neftune_noise_alpha": "5",
+    "use_liger_kernel": "true",
+    "deepspeed": "zero3.json",
+    "fsdp": "full_shard",
+    "fsdp_config": "fsdp.json",
+    "push_to_hub": "true",
+    "save_only_model": "true",
+    "enable_jit_checkpoint": "true",
+    "include_num_input_tokens_seen": "true",
+    "torch_empty_cache_steps": "4",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "parallelism_config"])  # which no word makes
+def test_an_argument_that_does_not_fit_is_refused_with_the_reason(name):
+    message = error_of([*MINIMAL, f"--{name}={REFUSED_VALUES[name]}"])
+    assert message.startswith(f"--{name} ")
+    assert message.endswith(f": {REFUSED[name]}")
+
+
+@pytest.mark.parametrize("words", ["--push_to_hub false", "--label_smoothing_factor 0", "--auto_find_batch_size no"])
+def test_a_refused_argument_may_say_that_it_is_off(words):
+    assert parse(words) == parse()
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_an_argument_without_effect_is_noted_and_not_passed_on(name):
+    default = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}[name]
+    value = {"dataloader_multiprocessing_context": "fork", "ddp_backend": "gloo"}.get(name, default)
+    value = value if isinstance(value, (bool, int, float, str)) else 1
+    job = parse(f"--{name}={value}")
+    assert job.training == parse().training
+    assert job.notes == [f"--{name} has no effect: {NO_EFFECT[name]}"]
+
+
+def test_an_argument_without_effect_is_noted_when_switched_off_too():
+    assert parse("--no_logging_nan_inf_filter").notes == [
+        f"--logging_nan_inf_filter has no effect: {NO_EFFECT['logging_nan_inf_filter']}"
+    ]
+
+
+def test_the_names_that_are_translated_refused_or_idle_are_names_of_transformers():
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    successors = {successor for successor, _ in ALIASES.values() if successor}
+    assert REFUSED.keys() | NO_EFFECT.keys() | successors <= names
+    assert not names & ALIASES.keys()
+    assert not REFUSED.keys() & NO_EFFECT.keys()
+
+
+def test_own_settings_do_not_hide_names_of_transformers():
+    assert not {field.name for field in dataclasses.fields(Settings)} & {
+        field.name for field in dataclasses.fields(TrainingArguments)
+    }
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--temprature 1", "--temprature: unknown argument; did you mean --temperature?"),
+        ("--hard_negatives=3", "--hard_negatives: unknown argument; did you mean --hard_neg_ratio?"),
+        ("--xyzzy", "--xyzzy: unknown argument (-h lists all arguments)"),
+        ("stray", "stray: unknown argument (-h lists all arguments)"),
+        ("--temp 1", "--temp: unknown argument"),  # no abbreviations: they break when names are added
+        ("--learning_rate fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        ("--max_steps 1.5", "argument --max_steps/--max-steps: invalid int value: '1.5'"),
+        ("--eval_file", "argument --eval_file/--eval-file: expected at least one argument"),
+        (
+            "--trust_remote_code maybe",
+            "argument --trust_remote_code/--trust-remote-code: Truthy value expected: got maybe",
+        ),
+        ("--pooling_type sum", "argument --pooling_type/--pooling-type: invalid choice: 'sum' (choose from "),
+        ("--contrastive_loss kl", "argument --contrastive_loss/--contrastive-loss: invalid choice: 'kl'"),
+        ("--eval_strategy often", "argument --eval_strategy/--eval-strategy: invalid choice: 'often'"),
+        ("--lr_scheduler_type flat", "argument --lr_scheduler_type/--lr-scheduler-type: invalid choice: 'flat'"),
+        ("--temperature 0", "--temperature 0.0: has to be above 0"),
+        ("--temperature nan", "--temperature nan: has to be above 0"),
+        ("--hard_neg_ratio -0.1", "--hard_neg_ratio -0.1: has to be 0 or more"),
+        ("--max_seq_length 3", "--max_seq_length 3: has to be at least 4"),
+        ("--dropout 1", "--dropout 1.0: has to be from 0 to below 1"),
+        ("--global_batch_size 1", "--global_batch_size 1: has to be at least 2"),
+        ("--max_tokens_per_chunk 0", "--max_tokens_per_chunk 0: has to be at least 1"),
+        ("--num_workers 0", "--num_workers 0: has to be at least 1"),
+        ("--cpus_per_worker 0", "--cpus_per_worker 0: has to be at least 1"),
+        ("--max_failures -2", "--max_failures -2: has to be -1 or more"),
+        ("--max_steps 0", "--max_steps 0: has to be at least 1, or -1"),
+        ("--learning_rate -1", "--learning_rate -1.0: has to be 0 or more"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: has to be at least 1"),
+        ("--per_device_eval_batch_size 0", "--per_device_eval_batch_size 0: has to be at least 1"),
+        ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps 0: has to be at least 1"),
+        ("--logging_steps 0", "--logging_steps 0.0: has to be above 0"),
+        ("--eval_steps 0", "--eval_steps 0.0: has to be above 0"),
+        ("--warmup_steps -1", "--warmup_steps -1.0: has to be 0 or more"),
+        ("--seed -1", "--seed -1: has to be 0 or more"),
+        ("--bf16 --fp16", "--bf16 and --fp16: choose one"),
+        ("--demo_size 9", "--demo_size makes its own data: leave out --train_file, or --demo_size"),
+        ("--output_dir=", "--output_dir is missing: "),
+        ("--num_workers 3:2", "--num_workers 3:2: has to be at least 1, or a range such as 2:8"),
+        ("--model_name_or_path=", "--model_name_or_path is missing: "),
+        ("--train_file=", "--train_file is missing"),
+        ("--eval_file=", "--eval_file is missing"),
+        ("--full_dataset_file_path=", "--full_dataset_file_path is missing"),
+    ],
+)
+def test_a_wrong_word_is_named_in_one_line(words, message):
+    assert error_of([*MINIMAL, *words.split()]).startswith(message)
+
+
+def test_a_value_with_line_breaks_does_not_break_the_line():
+    assert "'a\\nb'" in error_of([*MINIMAL, "--seed", "a\nb"])
+
+
+def test_nothing_at_all_asks_for_the_output_folder():
+    assert error_of([]) == "--output_dir is missing: say where the fine-tuned model goes"
+
+
+def test_a_word_before_the_flags_is_a_config_or_wrong():
+    assert error_of(["train", *MINIMAL]).startswith("train: not an argument; the first word is a .json config")
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ("eval_retr/document_recall/recall5", "no such metric"),
+        ("accuracy", "no such metric"),
+        ("eval_retr/latency/avg_latency", "no such metric"),
+        ("test_retr/document_recall/recall4", "test never selects"),
+        ("test_loss", "test never selects"),
+    ],
+)
+def test_a_metric_that_cannot_choose_the_best_model_is_refused_with_those_that_can(metric, reason):
+    message = error_of([*MINIMAL, "--metric_for_best_model", metric])
+    assert message.startswith(f"--metric_for_best_model {metric}: {reason}; choose one of eval_retr/document_recall")
+    assert message.endswith("eval_loss")
+    assert "latency" not in message.split("choose one of")[1]
+
+
+@pytest.mark.parametrize("metric", ["retr/document_mrr/mrr10", "loss", "eval_loss"])
+def test_a_metric_may_be_named_without_its_split(metric):
+    assert parse(f"--metric_for_best_model {metric}").training["metric_for_best_model"] == (
+        "eval_" + metric.removeprefix("eval_")
+    )
+
+
+def test_the_job_prints_one_line_and_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise InputError("--seed -1: has to be 0 or more")
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", "error: --seed -1: has to be 0 or more\n")
+
+
+# The temperature
+
+
+@pytest.mark.parametrize(
+    ("words", "warns"),
+    [
+        ("--temperature 0.05", False),
+        ("--temperature 0.49", False),
+        ("--temperature 0.5", True),
+        ("--temperature 1 --similarity cosine", True),
+        ("--temperature 1 --similarity dot", False),
+    ],
+)
+def test_a_temperature_that_flattens_the_loss_is_warned_of_with_cosine_similarity_only(words, warns):
+    notes = parse(words).notes
+    assert len(notes) == warns
+    assert all(note.startswith("warning: --temperature ") and "--similarity dot" in note for note in notes)
+
+
+# Parsing only parses
+
+WATCHED = """
+import sys
+from rqa_ray.training.job import parse_job
+called = []
+def watch(frame, event, arg):
+    if event == "call" and frame.f_code.co_filename.endswith("torch/cuda/__init__.py"):
+        called.append(frame.f_code.co_name)
+sys.setprofile(watch)
+parse_job(sys.argv[1:])
+sys.setprofile(None)
+import torch
+print("ray" in sys.modules, torch.cuda.is_initialized(), called)
+"""
+
+
+def test_parsing_looks_for_no_gpu_and_imports_no_ray():
+    done = subprocess.run([sys.executable, "-c", WATCHED, *FAIRE], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False False []"
+
+
+def test_the_readme_names_every_training_argument_that_is_no_longer_what_it_was() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    missing = [name for name in [*REFUSED, *NO_EFFECT, *ALIASES] if f"`{name}`" not in readme]
+    assert not missing

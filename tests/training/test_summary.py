@@ -1,0 +1,82 @@
+"""What a run leaves in output_dir: whole or not there, and readable by whoever comes next."""
+
+import json
+
+import numpy as np
+
+from rqa_ray.evaluation.metrics import metric_names
+from rqa_ray.places import read_json
+from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.training.job import parse_job
+from rqa_ray.training.summary import ModelState, compare, model_card, print_summary, write_bad_records, write_results
+from tests.builders import asked_questions, documents
+
+JOB = parse_job("--model_name_or_path m --output_dir out --demo_size 9".split())
+
+
+def state(step: int, positions: list[list[int]], value: float, split: str = "eval") -> ModelState:
+    scores = np.linspace(1, 0, len(positions[0]), dtype=np.float32)[None].repeat(len(positions), axis=0)
+    rankings = {f"{split}_scores": scores, f"{split}_positions": np.array(positions)}
+    return ModelState(step, {name: value for name in metric_names(split)}, rankings)
+
+
+BEFORE = state(0, [[4, 3, 1, 2, 0], [0, 2, 4, 1, 3], [4, 3, 1, 0, 2]], 0.25)
+BEST = state(8, [[0, 2, 1, 3, 4], [3, 1, 4, 2, 0], [2, 0, 1, 3, 4]], 0.75)
+
+
+def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
+    # All golds in the top 4: before none of the three, after all. Two of them share golds: two clusters, of which
+    # 2 of 4 sign patterns are as extreme.
+    lines, intervals = compare({"eval": asked_questions()}, documents(), BEFORE, BEST)
+    assert lines[:2] == [
+        "eval, 3 questions:",
+        "  recall@4 0.000 -> 1.000, +100.0 points, 95% interval +100.0 to +100.0, p = 0.5",
+    ]
+    assert lines[2].startswith("  nDCG@10  ") and len(lines) == 3
+    assert intervals["eval"]["retr/document_recall/recall4"] == (1.0, 1.0)
+
+
+def test_a_model_that_ranks_as_before_has_p_1():
+    lines, _ = compare({"eval": asked_questions()}, documents(), BEFORE, BEFORE)
+    assert lines[1].endswith(" 0.000 -> 0.000, +0.0 points, 95% interval +0.0 to +0.0, p = 1")
+
+
+def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_only(tmp_path):
+    around = {"eval": {"retr/document_recall/recall4": (0.5, 1.0)}}
+    write_results(tmp_path, JOB, EncoderSettings(), BEFORE, BEST, {"train_loss": 1.5}, around)
+    assert read_json(tmp_path / "train_results.json") == {"train_loss": 1.5, "best_step": 8}
+    intervals = {"eval_retr/document_recall/recall4": [0.5, 1.0]}
+    assert read_json(tmp_path / "eval_results.json") == {"step": 8, **BEST.metrics, "intervals_95": intervals}
+    assert not (tmp_path / "test_results.json").exists()
+    assert read_json(tmp_path / "all_args.json") == JOB.to_config()
+
+
+def test_the_model_card_has_each_metric_before_and_after_and_how_to_use_prefixes():
+    card = model_card(JOB, EncoderSettings(query_prefix="query: "), BEFORE, BEST)
+    assert card.startswith("---\nlibrary_name: sentence-transformers\n")
+    assert "| eval_retr/document_recall/recall4 | 0.2500 | 0.7500 |" in card
+    assert "latency" not in card
+    assert "encode_query" in card
+    assert "encode_query" not in model_card(JOB, EncoderSettings(), BEFORE, BEST)
+
+
+def test_the_summary_says_when_the_pretrained_weights_are_kept(capsys):
+    print_summary(JOB, ["a line"], BEFORE)
+    text = capsys.readouterr().out
+    assert "no evaluated step was better than the pretrained model: its weights are kept\na line\n" in text
+    assert "all_args.json --learning_rate 5e-06 --output_dir out-2" in text
+
+
+def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate(capsys):
+    print_summary(JOB, [], BEST)
+    text = capsys.readouterr().out
+    assert "best step 8 by eval_retr/document_recall/recall4; model and results in out\n" in text
+    assert "weights are kept" not in text
+    assert "--learning_rate 2e-05" in text
+
+
+def test_bad_records_are_listed_in_a_file_and_counted_in_a_line(tmp_path) -> None:
+    said = write_bad_records(tmp_path, ["a.jsonl:3: not JSON"], "not JSON 1,000, not UTF-8 2")
+    assert said.startswith("warning: bad records, left out: not JSON 1,000, not UTF-8 2; the first are listed in ")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_records.jsonl"]
+    assert json.loads((tmp_path / "bad_records.jsonl").read_text()) == {"problem": "a.jsonl:3: not JSON"}

@@ -1,0 +1,228 @@
+"""Whole searches on a real Ray cluster: the winner, what it cost, and what happens when something dies."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rqa_ray.data.schema import parse_document
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.metrics import retrieval_metrics
+from rqa_ray.training.job import parse_job
+from rqa_ray.tuning.options import parse_search
+
+ROOT = Path(__file__).parents[2]
+METRIC = "eval_retr/document_ndcg/ndcg10"
+
+
+def run(words: list[str]) -> None:
+    from rqa_ray.tuning.tune import search
+
+    search(parse_search(words))
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+def ndcg_of_predictions(folder: Path, split: str) -> float:
+    import numpy as np
+
+    lines = [json.loads(line) for line in (folder / f"{split}-predictions.jsonl").read_text().splitlines()]
+    ranked = np.array([[parse_document(doc).passage_id for doc in line["retrieved_docs"]] for line in lines])
+    golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
+    return retrieval_metrics(ranked, golds)["retr/document_ndcg/ndcg10"]
+
+
+@pytest.fixture(scope="module")
+def searched(ray_cluster, flags, files, tmp_path_factory):
+    """One trial is good, two are worse, one diverges; the input files are deleted before the first one starts."""
+    from rqa_ray.tuning import tune as module
+
+    folder = tmp_path_factory.mktemp("search")
+    words = list(flags)
+    for name, path in files.items():
+        words += [f"--{name}", shutil.copy(path, folder)]
+    original, patch = module.evaluate_pretrained, pytest.MonkeyPatch()
+
+    def then_delete(*args):
+        found = original(*args)
+        for path in folder.glob("*.jsonl"):
+            path.unlink()
+        return found
+
+    patch.setattr(module, "evaluate_pretrained", then_delete)
+    run([*words, "--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(folder / "out")])
+    patch.undo()
+    return folder / "out"
+
+
+def test_trials_that_are_worse_are_stopped_early_and_one_that_diverges_is_marked(searched):
+    rows = rows_of(searched)
+    assert [row["state"] for row in rows] == ["finished", "stopped early", "stopped early", "diverged"]
+    assert [row["pairs"] for row in rows[:3]] == ["96", "24", "24"]
+    assert "the loss is not finite" in rows[3]["problem"]
+
+
+def test_the_winner_is_left_as_a_training_run_leaves_its_model(searched):
+    rows = rows_of(searched)
+    best = float(rows[0][METRIC])
+    assert best == max(float(row[METRIC]) for row in rows[:3])
+    assert read_json(searched / "eval_results.json")[METRIC] == best
+    assert ndcg_of_predictions(searched, "eval") == pytest.approx(best, abs=1e-9)
+    tested = read_json(searched / "test_results.json")["test_retr/document_ndcg/ndcg10"]
+    assert ndcg_of_predictions(searched, "test") == pytest.approx(tested, abs=1e-9)
+    assert str(read_json(searched / "train_results.json")["best_step"]) == rows[0]["best_step"]
+    assert read_json(searched / "train_results.json")["train_runtime"] > 0
+    history = read_json(searched / "trainer_state.json")["log_history"]
+    assert [entry["step"] for entry in history if METRIC in entry] == [0, 3, 6, 9, 12]
+    assert {"README.md", "model.safetensors", "modules.json", "tune_report.html"} <= set(os.listdir(searched))
+
+
+def test_only_the_winner_has_met_the_test_questions(searched):
+    stored = {path.parent.parent.name: read_json(path) for path in searched.glob("checkpoints/*/*/*/evaluation.json")}
+    winner = rows_of(searched)[0]["name"]
+    assert set(stored) == {"pretrained.0", f"{winner}.0"}, "what other trials stored is deleted"
+    of_trial = [read_json(path) for path in searched.glob(f"checkpoints/*/{winner}.0/checkpoint*/evaluation.json")]
+    assert of_trial and not [name for found in of_trial for name in found["metrics"] if name.startswith("test_")]
+
+
+def test_its_config_reaches_the_same_with_jobs_train(searched, files, tmp_path):
+    from rqa_ray.training.train import train
+
+    words = [str(searched / "best_config.json"), "--output_dir", str(tmp_path / "out")]
+    train(parse_job(words + [word for name, path in files.items() for word in (f"--{name}", path)]))
+    found = read_json(tmp_path / "out/eval_results.json")
+    assert found[METRIC] == pytest.approx(float(rows_of(searched)[0][METRIC]), abs=1e-6)
+    assert read_json(searched / "best_config.json")["output_dir"] == f"{searched}-best"
+
+
+def test_a_search_that_has_ended_can_be_asked_again(searched, flags, files, capsys):
+    words = [
+        *flags,
+        *(word for name in files for word in (f"--{name}", str(searched.parent / Path(files[name]).name))),
+    ]
+    for path in files.values():
+        shutil.copy(path, searched.parent)
+    before = (searched / "trials.csv").read_bytes()
+    words += ["--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(searched)]
+    with pytest.raises(InputError, match="is not empty; choose another, or go on with its run by --resume"):
+        run(words)
+    run([*words, "--resume"])
+    assert (searched / "trials.csv").read_bytes() == before
+    assert "evaluating" not in capsys.readouterr().err
+    with pytest.raises(InputError, match="changed: num_samples 10 -> 20"):
+        run([*words, "--resume", "--num_samples", "20"])
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags, tmp_path, monkeypatch):
+    import ray
+    from ray.util.state import list_actors, list_placement_groups
+
+    from rqa_ray.tuning import tune as module
+
+    def alive() -> list:
+        address = ray.get_runtime_context().gcs_address  # else it takes any cluster of this machine
+        groups = [group for group in list_placement_groups(address) if group.state == "CREATED"]
+        return groups + list_actors(address, filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+
+    left = []
+    original = module.leave_winner
+
+    def when_trials_have_ended(*args):
+        end = time.monotonic() + 10
+        while alive() and time.monotonic() < end:
+            time.sleep(0.5)
+        left.extend(alive())
+        original(*args)
+
+    monkeypatch.setattr(module, "leave_winner", when_trials_have_ended)
+    words = ["--num_workers", "2", "--tune_learning_rate", "1e-2", "1e-3", "3e-3"]
+    run([*flags, *words, "--output_dir", str(tmp_path / "out")])
+    # Which of them trains first is a race: the next one's driver starts while the first one's workers do.
+    states = sorted(row["state"] for row in rows_of(tmp_path / "out"))
+    assert states == ["finished", "stopped early", "stopped early"]
+    assert left == []
+
+
+def test_a_trial_that_is_killed_is_tried_again_and_then_marked_and_the_search_goes_on(ray_cluster, flags, tmp_path):
+    folder, killed = tmp_path / "out", []
+
+    def kill_first_trial_twice() -> None:
+        for attempt in range(2):
+            pattern = f"checkpoints/*/*_00000.{attempt}/checkpoint-*/manifest.json"
+            while not list(folder.glob(pattern)):
+                time.sleep(0.05)
+            processes = [one for one in psutil.process_iter(["cmdline"]) if "ImplicitFunc" in str(one.info["cmdline"])]
+            newest = max(processes, key=lambda one: one.create_time())
+            newest.kill()
+            killed.append(newest.pid)
+
+    thread = threading.Thread(target=kill_first_trial_twice, daemon=True)
+    thread.start()
+    words = ["--max_steps", "400", "--eval_steps", "0.05", "--logging_steps", "100", "--tune_learning_rate"]
+    run([*flags, *words, "0", "1e-4", "1e-3", "--output_dir", str(folder), "--scheduler", "none"])
+    rows = rows_of(folder)
+    assert len(killed) == 2 and [row["state"] for row in rows] == ["failed", "finished", "finished"]
+    assert rows[0]["problem"]
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_where_it_was(flags, tmp_path):
+    folder = tmp_path / "out"
+    words = [sys.executable, str(ROOT / "jobs/tune.py"), *flags, "--max_steps", "300", "--eval_steps", "0.1"]
+    words += ["--logging_steps", "100", "--scheduler", "none", "--num_samples", "4", "--tune_learning_rate"]
+    words += ["1e-5", "1e-3", "--output_dir", str(folder)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 240
+        while not (folder / "trials.csv").exists() or len(rows_of(folder)) < 3:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(3)  # in the middle of the next one
+    finally:
+        process.kill()
+        process.wait()
+    before = [row for row in rows_of(folder) if row["state"] == "finished"]
+    files = {path: path.stat().st_mtime for row in before for path in folder.glob(f"tensorboard/{row['name']}/*")}
+    ended = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    rows = rows_of(folder)
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    assert [row for row in rows if row["name"] in {one["name"] for one in before}] == before
+    assert before and files == {path: path.stat().st_mtime for path in files}, "a finished trial has run again"
+
+
+def test_optuna_proposes_points_and_a_model_choice_is_searched(ray_cluster, flags, tmp_path):
+    pytest.importorskip("optuna")
+    words = ["--search_alg", "optuna", "--num_samples", "3", "--tune_batch_size", "4", "8"]
+    words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=mean,cls", "--tune_learning_rate", "1e-5", "1e-3"]
+    run([*flags, *words, "--output_dir", str(tmp_path / "out")])
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 3 and all(row["state"] in ("finished", "stopped early") for row in rows)
+    assert {path.name for path in tmp_path.glob("out/checkpoints/*/pretrained*")} == {
+        "pretrained-mean.0",
+        "pretrained-cls.0",
+    }
+
+
+def test_what_can_never_be_placed_is_refused(ray_cluster, flags, tmp_path):
+    words = ["--tune_learning_rate", "1e-5", "1e-3", "--num_workers", "64", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="--num_workers 64: needs 64 workers with 1 CPU each, the cluster has nodes"):
+        run([*flags, *words])
+    assert not (tmp_path / "out").exists()
