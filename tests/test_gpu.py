@@ -9,7 +9,7 @@ from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.retriever.test_encoder import token_rows
 from tests.retriever.test_step import LAYOUTS, MAX_TOKENS, assert_cached_equals_plain, relative_difference, step
 from tests.training.invariance import Recorder, make_trainer, weights
@@ -63,11 +63,11 @@ def test_packing_works_and_gives_the_embeddings_of_a_cpu(tiny_model, bf16):
 @BOTH_TYPES
 def test_the_bytes_of_a_graph_are_those_that_the_gpu_allocates(tiny_model, bf16):
     encoder = load_encoder(tiny_model, EncoderSettings()).cuda().train()
-    chunk = length_sorted_chunks(token_rows([60] * 500), 100_000, 0, packed=True)[0][0].to(torch.device("cuda"))
+    token_batch = length_sorted_batches(token_rows([60] * 500), 100_000, 0, packed=True)[0][0].to(torch.device("cuda"))
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        expected = encoder.graph_bytes(chunk)
+        expected = encoder.graph_bytes(token_batch)
         before = torch.cuda.memory_allocated()
-        embeddings = encoder([chunk], [0])
+        embeddings = encoder([token_batch], [0])
         found = torch.cuda.memory_allocated() - before
     assert embeddings.requires_grad
     assert 0.8 * found < expected < 1.3 * found

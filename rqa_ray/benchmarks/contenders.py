@@ -35,7 +35,7 @@ from rqa_ray.training.forward_plan import choose, compile_transformer
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 OWN = "rqa_ray"
-LIMIT_TOKENS_PER_CHUNK = {"cpu": 2_000, "cuda": 32_768}
+LIMIT_TOKENS_PER_BATCH = {"cpu": 2_000, "cuda": 32_768}
 CACHED_MINI_BATCH = {"cpu": (16,), "cuda": (64, 256)}
 
 
@@ -150,7 +150,9 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
         )
         trainer.train()
     stopwatch.figures["data_wait_share"] = trainer.state.log_history[0]["data_wait_share"]
-    return sum(chunk.num_tokens for index in range(1, steps + 1) for chunk in batches.make(index).chunks)
+    return sum(
+        token_batch.num_tokens for index in range(1, steps + 1) for token_batch in batches.make(index).token_batches
+    )
 
 
 class _Clock(TrainerCallback):
@@ -166,9 +168,9 @@ class _Clock(TrainerCallback):
 
 
 def limit(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch, packed: bool) -> int:
-    """The limit: sorted chunks, padded or packed."""
+    """The limit: sorted token batches, padded or packed."""
     plain = PlainLoop(workload.model_folder, workload.dropout, workload.bf16, workload.device)
-    max_tokens = LIMIT_TOKENS_PER_CHUNK[workload.device.type]
+    max_tokens = LIMIT_TOKENS_PER_BATCH[workload.device.type]
     return _timed_steps(
         lambda index: plain.step(*_tokens(workload, batches, index), max_tokens, packed), steps, stopwatch
     )
@@ -235,7 +237,10 @@ def sentence_transformers(
 
 def limits() -> dict[str, Contender]:
     """The limit is whichever of these is faster."""
-    return {"limit, padded chunks": partial(limit, packed=False), "limit, no padding": partial(limit, packed=True)}
+    return {
+        "limit, padded token batches": partial(limit, packed=False),
+        "limit, no padding": partial(limit, packed=True),
+    }
 
 
 def peers(device: torch.device) -> dict[str, dict[str, Contender]]:

@@ -102,11 +102,11 @@ class Searcher:
         rows = self.tokenizer.passages([document.fmt_content for document in kept])
         line, progress = ProgressLine(), Progress("encoding, passages", 0, len(rows))
 
-        def on_chunk(num_rows: int) -> None:
+        def on_batch(num_rows: int) -> None:
             progress.done += num_rows
             line.draw(progress)
 
-        embeddings = encode(self.encoder, rows, self.options, on_chunk)
+        embeddings = encode(self.encoder, rows, self.options, on_batch)
         line.clear()
         self.source = f"{len(kept):,} passages, encoded now; jobs/embed.py saves them"
         return kept, Block(torch.arange(len(kept)), embeddings)

@@ -1,11 +1,11 @@
-"""Global batches: the same rows at the same step for any number of ranks, dealt to ranks and cut into chunks.
+"""Global batches: the same rows at the same step for any number of ranks, dealt to ranks and cut into token batches.
 
 1. Epoch e's order is a permutation seeded by (seed, e), or where the rows do not fit in memory one in windows
    (`windows.py`); the epochs follow each other without a gap, so rows left over at the end of one open the next.
    Batch b is the b-th run of G rows: an index, not a replay.
 2. Hard negatives of the batch are drawn by a generator seeded by (seed, b).
 3. Questions (with their passages) and hard negatives are sorted by length and dealt to ranks in turn, there and back.
-4. A rank's texts are cut into length-sorted chunks.
+4. A rank's texts are cut into length-sorted token batches.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
-from rqa_ray.retriever.token_batches import Chunk, length_sorted_chunks
+from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
 
 @dataclass
 class RankBatch:
     """One rank's part of a global batch: n questions, m passages (n positives, hard negatives, padding)."""
 
-    chunks: list[Chunk]
-    order: torch.Tensor  # (n + texts of passages,): rows of the chunks as questions, then passages
+    token_batches: list[TokenBatch]
+    order: torch.Tensor  # (n + texts of passages,): rows of the token batches as questions, then passages
     num_questions: int
     passage_ids: torch.Tensor  # (m,)
     is_passage: torch.Tensor  # (m,) false for padding rows
@@ -40,7 +40,7 @@ class RankBatch:
 
     def to(self, device: torch.device) -> RankBatch:
         """The same batch with its tensors on a device."""
-        self.chunks = [chunk.to(device) for chunk in self.chunks]
+        self.token_batches = [token_batch.to(device) for token_batch in self.token_batches]
         for name in ("order", "passage_ids", "is_passage", "gold_ids"):
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         return self
@@ -131,7 +131,7 @@ class GlobalBatches(Dataset):
         texts = [rows.questions[number] for number in mine]
         texts += [rows.passages[number] for number in mine]
         texts += [rows.negatives[number] for number in mine_negatives]
-        chunks, order = length_sorted_chunks(texts, self.max_tokens_per_chunk, self.pad_id, self.packed)
+        token_batches, order = length_sorted_batches(texts, self.max_tokens_per_chunk, self.pad_id, self.packed)
 
         # The gather needs as many passages from every rank: the most that a rank can be dealt.
         num_passages = -(-len(numbers) // self.world_size) + -(-self.num_negatives // self.world_size)
@@ -140,7 +140,7 @@ class GlobalBatches(Dataset):
         golds = [rows.golds[number] for number in mine]
         width = max(map(len, golds))
         return RankBatch(
-            chunks=chunks,
+            token_batches=token_batches,
             order=order,
             num_questions=len(mine),
             passage_ids=torch.from_numpy(np.pad(ids, (0, padding))),

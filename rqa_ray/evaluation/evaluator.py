@@ -130,9 +130,9 @@ class RetrievalEvaluator:
         return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
 
     def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
-        return encode(encoder, rows, self.options, self._on_chunk)
+        return encode(encoder, rows, self.options, self._on_batch)
 
-    def _on_chunk(self, num_rows: int) -> None:
+    def _on_batch(self, num_rows: int) -> None:
         self._done += num_rows
         self.on_progress(self._done, self._total)
 

@@ -1,4 +1,4 @@
-"""Attention over texts that lie one after the other in a chunk, so that no token is padding.
+"""Attention over texts that lie one after the other in a token batch, so that no token is padding.
 
 Registered in transformers' attention interface; a forward call without the bounds of texts is transformers' own SDPA.
 On CUDA one kernel of torch's takes all texts: FlashAttention (Dao 2023), in fp32 and on GPUs before Ampere the
@@ -7,7 +7,7 @@ runs of texts of equal length are attended to together; where there is dropout b
 the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused kernel takes
 longer, its backward two to five times (with AMX only its backward: there evaluation takes the fused one).
 
-Shapes: H heads, T tokens of the chunk, n texts of L tokens in a run, d dimensions of a head.
+Shapes: H heads, T tokens of the token batch, n texts of L tokens in a run, d dimensions of a head.
 """
 
 import math
@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
-from rqa_ray.retriever.token_batches import Chunk
+from rqa_ray.retriever.token_batches import TokenBatch
 
 NAME = "rqa_ray_packed"
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # of powers of two in bf16: nothing of note is lost between them
@@ -43,12 +43,16 @@ MODEL_TYPES = (
 )
 
 
-def bounds(chunk: Chunk) -> dict[str, Any]:
-    """The arguments by which `packed_attention` knows the texts of a packed chunk, on the device that it is on."""
-    device = chunk.input_ids.device
+def bounds(token_batch: TokenBatch) -> dict[str, Any]:
+    """The arguments by which `packed_attention` knows the texts of a packed token batch, on its device."""
+    device = token_batch.input_ids.device
     if device.type == "cpu":
-        return {"text_lengths": chunk.lengths}
-    return {"text_offsets": chunk.offsets, "longest_text": chunk.lengths[-1], "use_flash": has_flash(device)}
+        return {"text_lengths": token_batch.lengths}
+    return {
+        "text_offsets": token_batch.offsets,
+        "longest_text": token_batch.lengths[-1],
+        "use_flash": has_flash(device),
+    }
 
 
 def has_flash(device: torch.device) -> bool:

@@ -2,7 +2,7 @@
 
 A mask compares 16 random bits an element with a threshold, so a probability is right to 1/131,072, and what is kept is
 scaled by the exact share that is kept. The bits are numpy's SFC64, seeded from torch's generator at every call:
-whoever restores torch's random state (a chunk's seed, gradient checkpointing) gets the same mask again.
+whoever restores torch's random state (a token batch's seed, gradient checkpointing) gets the same mask again.
 """
 
 from typing import Any

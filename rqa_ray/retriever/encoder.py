@@ -1,6 +1,6 @@
 """The encoder: a transformer, pooling, and unit length where the similarity is cosine.
 
-Shapes: B texts in a chunk, L tokens of its longest text, D dimensions.
+Shapes: B texts in a token batch, L tokens of its longest text, D dimensions.
 """
 
 import logging
@@ -17,7 +17,7 @@ from rqa_ray.retriever import attention
 from rqa_ray.retriever.dropout import replace_dropout
 from rqa_ray.retriever.encoder_settings import POSITION_OFFSETS, EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
-from rqa_ray.retriever.token_batches import Chunk, length_sorted_chunks
+from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +47,19 @@ POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def unpack(packed: torch.Tensor, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token embeddings (1, T, D) of a packed chunk as (B, L, D), and the mask (B, L) that says which are tokens."""
-    assert chunk.places is not None
-    shape = len(chunk), chunk.lengths[-1]
-    tokens = packed.new_zeros(shape[0] * shape[1], packed.shape[-1]).index_copy(0, chunk.places, packed[0])
-    mask = torch.zeros(shape[0] * shape[1], dtype=torch.long, device=packed.device).index_fill(0, chunk.places, 1)
+def unpack(packed: torch.Tensor, token_batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, T, D) of a packed token batch as (B, L, D), and the mask (B, L) that says which are tokens."""
+    assert token_batch.places is not None
+    shape = len(token_batch), token_batch.lengths[-1]
+    tokens = packed.new_zeros(shape[0] * shape[1], packed.shape[-1]).index_copy(0, token_batch.places, packed[0])
+    mask = torch.zeros(shape[0] * shape[1], dtype=torch.long, device=packed.device).index_fill(
+        0, token_batch.places, 1
+    )
     return tokens.view(*shape, -1), mask.view(shape)
 
 
 class Encoder(nn.Module):
-    """Token chunks to embeddings. One forward over a list of chunks, so that DDP sees one forward a step."""
+    """Token batches to embeddings. One forward over a list of token batches, so that DDP sees one forward a step."""
 
     transformer: Any
     own_dropout: dict[str, float]  # what an override replaced in the transformer's config
@@ -79,38 +81,40 @@ class Encoder(nn.Module):
         )
         if is_known:
             transformer.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-        self.can_pack = is_known  # whether it takes packed chunks
+        self.can_pack = is_known  # whether it takes packed token batches
         self.first_position = config.pad_token_id + 1 if config.model_type in POSITION_OFFSETS else 0
 
     def forward(
         self,
-        chunks: Sequence[Chunk],
+        token_batches: Sequence[TokenBatch],
         seeds: Sequence[int] | None = None,
         before_backward: Callable[..., None] | None = None,
     ) -> torch.Tensor:
-        """(rows, D) fp32 embeddings of all rows of all chunks, in order.
+        """(rows, D) fp32 embeddings of all rows of all token batches, in order.
 
-        With `seeds`, one for each chunk, the random state is set before each chunk: its dropout masks depend on the
+        With `seeds`, one for each token batch, the random state is set before each: its dropout masks depend on the
         seed alone, so the cached step replays them and a resumed run repeats them. `before_backward` is called with
-        the gradient of each chunk's embeddings and `index`, before the chunk's backward pass.
+        the gradient of each token batch's embeddings and `index`, before its backward pass.
         """
-        return self.embed(chunks, seeds, before_backward)
+        return self.embed(token_batches, seeds, before_backward)
 
     def embed(
         self,
-        chunks: Sequence[Chunk],
+        token_batches: Sequence[TokenBatch],
         seeds: Sequence[int] | None = None,
         before_backward: Callable[..., None] | None = None,
     ) -> torch.Tensor:
         """`forward` without the mixed precision that the Trainer wraps around that name."""
         embeddings = []
-        for index, (chunk, inputs) in enumerate(zip(chunks, self._inputs(chunks), strict=True)):
+        for index, (token_batch, inputs) in enumerate(zip(token_batches, self._inputs(token_batches), strict=True)):
             self.interrupts.look()
             if seeds is not None:
                 torch.manual_seed(seeds[index])
             tokens = self.transformer(**inputs).last_hidden_state
             tokens, mask = (
-                (tokens, chunk.attention_mask) if chunk.attention_mask is not None else unpack(tokens, chunk)
+                (tokens, token_batch.attention_mask)
+                if token_batch.attention_mask is not None
+                else unpack(tokens, token_batch)
             )
             pooled = POOLINGS[self.settings.pooling](tokens.float(), mask)
             embeddings.append(nn.functional.normalize(pooled, dim=-1) if self.settings.normalize else pooled)
@@ -118,38 +122,43 @@ class Encoder(nn.Module):
                 embeddings[-1].register_hook(partial(before_backward, index=index))
         return torch.cat(embeddings)
 
-    def _inputs(self, chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
-        """The transformer's arguments for each chunk."""
-        if chunks and chunks[0].attention_mask is None:
-            # Looked up for all chunks at once: each look-up has a gradient of the size of the vocabulary.
-            vectors = self.transformer.get_input_embeddings()(torch.cat([chunk.input_ids for chunk in chunks], dim=1))
-            parts = vectors.split([chunk.num_tokens for chunk in chunks], dim=1)
-            for chunk, part in zip(chunks, parts, strict=True):
-                assert chunk.position_ids is not None
-                positions = chunk.position_ids + self.first_position
-                yield {"inputs_embeds": part, "position_ids": positions, **attention.bounds(chunk)}
+    def _inputs(self, token_batches: Sequence[TokenBatch]) -> Iterator[dict[str, Any]]:
+        """The transformer's arguments for each token batch."""
+        if token_batches and token_batches[0].attention_mask is None:
+            # Looked up for all token batches at once: each look-up has a gradient of the size of the vocabulary.
+            vectors = self.transformer.get_input_embeddings()(
+                torch.cat([token_batch.input_ids for token_batch in token_batches], dim=1)
+            )
+            parts = vectors.split([token_batch.num_tokens for token_batch in token_batches], dim=1)
+            for token_batch, part in zip(token_batches, parts, strict=True):
+                assert token_batch.position_ids is not None
+                positions = token_batch.position_ids + self.first_position
+                yield {"inputs_embeds": part, "position_ids": positions, **attention.bounds(token_batch)}
         else:
-            yield from ({"input_ids": chunk.input_ids, "attention_mask": chunk.attention_mask} for chunk in chunks)
+            yield from (
+                {"input_ids": token_batch.input_ids, "attention_mask": token_batch.attention_mask}
+                for token_batch in token_batches
+            )
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """The hook by which `--gradient_checkpointing` reaches the transformer."""
         self.transformer.activation_checkpointing_enable(**kwargs)
 
     def packing_works(self) -> bool:
-        """Whether packed chunks give the embeddings of padded ones on this device, with and without a graph."""
+        """Whether packed token batches give the embeddings of padded ones on this device, with and without a graph."""
         device = next(self.parameters()).device
         rows = [np.arange(5, 5 + length) % 100 for length in (7, 20, 64)]
         was_training = self.training
         self.eval()
         try:
             (padded, places), (packed, order) = (
-                length_sorted_chunks(rows, 100, 0, layout) for layout in (False, True)
+                length_sorted_batches(rows, 100, 0, layout) for layout in (False, True)
             )
-            expected = self.embed([chunk.to(device) for chunk in padded])[places]
-            found = self.embed([chunk.to(device) for chunk in packed])[order]
+            expected = self.embed([token_batch.to(device) for token_batch in padded])[places]
+            found = self.embed([token_batch.to(device) for token_batch in packed])[order]
             found.sum().backward()
             with torch.inference_mode():
-                self.embed([chunk.to(device) for chunk in packed])
+                self.embed([token_batch.to(device) for token_batch in packed])
             return bool(nn.functional.cosine_similarity(found, expected).min() > 0.999)
         except torch.OutOfMemoryError:
             raise
@@ -160,8 +169,8 @@ class Encoder(nn.Module):
             self.zero_grad()
             self.train(was_training)
 
-    def graph_bytes(self, chunk: Chunk) -> int:
-        """Memory that autograd keeps of a chunk until its backward pass (bytes): measured, by running it forward."""
+    def graph_bytes(self, token_batch: TokenBatch) -> int:
+        """Memory that autograd keeps of a token batch until its backward pass (bytes): measured, by a forward pass."""
         kept = {}
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
 
@@ -171,6 +180,6 @@ class Encoder(nn.Module):
             return tensor
 
         with saved_tensors_hooks(note, lambda tensor: tensor):
-            embeddings = self.embed([chunk], [0])
+            embeddings = self.embed([token_batch], [0])
         del embeddings  # the graph lived until here, so that no storage was given away and counted twice
         return sum(size for address, size in kept.items() if address not in parameters)

@@ -1,8 +1,8 @@
 """Giving up the work in hand, on all ranks together, so that a stop need not wait for a long step or evaluation.
 
-A rank looks for a stop between chunks. It may not just leave: the others would wait for it in the next collective. So
-each part of the work (encoding a batch, its backward pass, a share of the corpus) ends with one agreement, to which a
-rank that saw the stop goes at once. Which parts are watched has to be the same on all ranks.
+A rank looks for a stop between token batches. It may not just leave: the others would wait for it in the next
+collective. So each part of the work (encoding a batch, its backward pass, a share of the corpus) ends with one
+agreement, to which a rank that saw the stop goes at once. Which parts are watched has to be the same on all ranks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Interrupts:
         self.worked = 0.0  # seconds in parts, the waiting for other ranks left out
 
     def look(self) -> None:
-        """Between chunks: leaves the part."""
+        """Between token batches: leaves the part."""
         if self.watching and self.is_asked():
             raise _Seen
 
@@ -63,7 +63,7 @@ class Interrupts:
             self.watching = before
 
     def before_backward(self, gradient: torch.Tensor, index: int) -> None:
-        """As a hook on the embeddings of chunk `index`: autograd takes the last chunk first, and DDP reduces with 0.
+        """As a hook on the embeddings of token batch `index`: autograd takes the last first, and DDP reduces with 0.
 
         Raises:
             Interrupted: as `part`.

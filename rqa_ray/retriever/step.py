@@ -1,10 +1,10 @@
 """Forward and backward of one batch: in one pass while its graph fits in memory, else by gradient caching.
 
-Gradient caching (Gao et al. 2021, GradCache) bounds the memory by one chunk and gives the same gradient:
+Gradient caching (Gao et al. 2021, GradCache) bounds the memory by one token batch and gives the same gradient:
 
-1. encode all chunks without a graph;
+1. encode all token batches without a graph;
 2. loss of the embeddings, and its gradient with respect to them (the cache);
-3. encode each chunk again, with the same dropout masks, and push its part of the cache through it.
+3. encode each token batch again, with the same dropout masks, and push its part of the cache through it.
 
 Both ways call the same loss, and both synchronise gradients over ranks once.
 """
@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from rqa_ray.retriever.interrupts import Interrupts
-from rqa_ray.retriever.token_batches import Chunk
+from rqa_ray.retriever.token_batches import TokenBatch
 
 
 def forward_backward(
     model: nn.Module,
-    chunks: Sequence[Chunk],
+    token_batches: Sequence[TokenBatch],
     seeds: Sequence[int],
     loss_of: Callable[[torch.Tensor], torch.Tensor],
     backward: Callable[[torch.Tensor], None],
@@ -32,7 +32,7 @@ def forward_backward(
 
     Args:
         model: the encoder, wrapped by DDP or not; every forward goes through it.
-        seeds: one for each chunk, for its dropout masks.
+        seeds: one for each token batch, for its dropout masks.
         loss_of: embeddings (rows, D) to a scalar; may communicate, once a batch.
         backward: the Trainer's backward, which scales the loss in fp16.
         interrupts: those of the encoder.
@@ -41,17 +41,17 @@ def forward_backward(
         Interrupted: on all ranks; the gradients are of no use then.
     """
     interrupts = interrupts or Interrupts()
-    device = chunks[0].input_ids.device
+    device = token_batches[0].input_ids.device
     if not gradient_cache:
         with interrupts.part(device):
-            embeddings = model(chunks, seeds, interrupts.before_backward if interrupts.watching else None)
+            embeddings = model(token_batches, seeds, interrupts.before_backward if interrupts.watching else None)
         loss = loss_of(embeddings)
         backward(loss)
         return loss.detach()
 
     # (1) encode without a graph
     with torch.no_grad(), interrupts.part(device):
-        parts = [model([chunk], [seed]) for chunk, seed in zip(chunks, seeds, strict=True)]
+        parts = [model([token_batch], [seed]) for token_batch, seed in zip(token_batches, seeds, strict=True)]
     embeddings = torch.cat(parts).requires_grad_()
 
     # (2) loss and the cached gradient of the embeddings
@@ -60,14 +60,14 @@ def forward_backward(
     assert embeddings.grad is not None
     cache = embeddings.grad.split([len(part) for part in parts])
 
-    # (3) encode again, chunk by chunk; the last one synchronises, unless the caller accumulates gradients
-    *earlier, last = zip(chunks, seeds, cache, strict=True)
+    # (3) encode again, token batch by token batch; the last one synchronises, unless the caller accumulates gradients
+    *earlier, last = zip(token_batches, seeds, cache, strict=True)
     with interrupts.part(device), _no_sync(model):
-        for chunk, seed, gradient in earlier:
-            model([chunk], [seed]).backward(gradient)
-    chunk, seed, gradient = last
+        for token_batch, seed, gradient in earlier:
+            model([token_batch], [seed]).backward(gradient)
+    token_batch, seed, gradient = last
     with interrupts.watch(False):
-        model([chunk], [seed]).backward(gradient)
+        model([token_batch], [seed]).backward(gradient)
     return loss.detach()
 
 

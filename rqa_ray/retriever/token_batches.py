@@ -1,6 +1,6 @@
-"""Token rows cut into chunks, the unit of a forward pass: rows of like length, at most so many tokens.
+"""Token rows cut into token batches, the unit of a forward pass: rows of like length, at most so many tokens.
 
-A chunk is packed (text after text, no padding; see `attention.py`) or padded to its longest text.
+A token batch is packed (text after text, no padding; see `attention.py`) or padded to its longest text.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-MAX_SPREAD = 4  # pooling unfolds a packed chunk to (texts, longest): so many times its budget of tokens, at most
+MAX_SPREAD = 4  # pooling unfolds a packed token batch to (texts, longest): so many times its budget of tokens, at most
 
 
 @dataclass
-class Chunk:
+class TokenBatch:
     """B texts of T tokens together, the longest of L tokens."""
 
     input_ids: torch.Tensor  # (1, T) packed, (B, L) padded
@@ -33,21 +33,21 @@ class Chunk:
         """Tokens that are computed on, padding included."""
         return self.input_ids.numel()
 
-    def to(self, device: torch.device) -> Chunk:
-        """The same chunk with its tensors on a device."""
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same token batch with its tensors on a device."""
         moved = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
         }
-        return Chunk(**(vars(self) | moved))
+        return TokenBatch(**(vars(self) | moved))
 
 
-def length_sorted_chunks(
+def length_sorted_batches(
     rows: Sequence[np.ndarray], max_tokens: int, pad_id: int, packed: bool = False, max_rows: int | None = None
-) -> tuple[list[Chunk], torch.Tensor]:
-    """Cuts token rows into chunks of rows of like length, at most `max_tokens` tokens with padding.
+) -> tuple[list[TokenBatch], torch.Tensor]:
+    """Cuts token rows into token batches of rows of like length, at most `max_tokens` tokens with padding.
 
-    The chunk of the longest rows comes first, so that what it needs of memory does for the others. A chunk has at
-    least one row. Also returns `order` (rows,): `chunk_rows[order]` are the rows as they were given.
+    The token batch of the longest rows comes first, so that what it needs of memory does for the others. A token batch
+    has at least one row. Also returns `order` (rows,): `batch_rows[order]` are the rows as they were given.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     by_length = np.argsort(lengths, kind="stable")
@@ -60,13 +60,13 @@ def length_sorted_chunks(
 
 
 def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> list[int]:
-    """Where to cut sorted lengths (N,) so that the computed tokens are fewest, a chunk costing 5% of its budget.
+    """Where to cut sorted lengths (N,) so that the computed tokens are fewest, a token batch costing 5% of its budget.
 
-    Exact, by dynamic programming over the end of the last chunk: filling chunks one by one pads 5% more in Faire.
+    Exact, by dynamic programming over the end of the last token batch: filling one by one pads 5% more in Faire.
     """
     tokens_before = np.concatenate([[0], np.cumsum(lengths)])
     cost = np.zeros(len(lengths) + 1)  # of the best cut of the first so many rows
-    last = np.zeros(len(lengths) + 1, dtype=np.int64)  # where its last chunk begins
+    last = np.zeros(len(lengths) + 1, dtype=np.int64)  # where its last token batch begins
     for end in range(1, len(lengths) + 1):
         longest = max(int(lengths[end - 1]), 1)
         if packed:
@@ -85,19 +85,19 @@ def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> 
     return cuts[::-1]
 
 
-def _pad(rows: list[np.ndarray], pad_id: int) -> Chunk:
+def _pad(rows: list[np.ndarray], pad_id: int) -> TokenBatch:
     lengths = [len(row) for row in rows]
     shape = (len(rows), lengths[-1])  # sorted: the last row is the longest
     input_ids, mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for index, row in enumerate(rows):
         input_ids[index, : len(row)], mask[index, : len(row)] = row, 1
-    return Chunk(torch.from_numpy(input_ids), lengths, attention_mask=torch.from_numpy(mask))
+    return TokenBatch(torch.from_numpy(input_ids), lengths, attention_mask=torch.from_numpy(mask))
 
 
-def _pack(rows: list[np.ndarray]) -> Chunk:
+def _pack(rows: list[np.ndarray]) -> TokenBatch:
     lengths = [len(row) for row in rows]
     positions = np.concatenate([np.arange(length) for length in lengths])
-    return Chunk(
+    return TokenBatch(
         torch.from_numpy(np.concatenate(rows).astype(np.int64))[None],
         lengths,
         position_ids=torch.from_numpy(positions)[None],

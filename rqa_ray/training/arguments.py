@@ -99,5 +99,5 @@ NO_EFFECT: dict[str, str] = {
     "dataloader_in_order": "batches are a function of the step",
     "accelerator_config": "batches are dealt to ranks already",
     "ddp_backend": "Ray sets up the process group",
-    "ddp_broadcast_buffers": "ranks may forward unequal numbers of chunks",
+    "ddp_broadcast_buffers": "ranks may forward unequal numbers of token batches",
 }

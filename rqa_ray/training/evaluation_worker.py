@@ -127,7 +127,7 @@ def _evaluate(
     encoder = load_encoder(model_folder, config["encoder"], trust_remote_code=_trusts(config)).to(device).eval()
     tokenizer = TextTokenizer(config["model_folder"], config["encoder"], _trusts(config)).tokenizer
     options = EncodeOptions.for_device(encoder, tokenizer.pad_token_id)
-    options.max_rows_per_chunk = training["per_device_eval_batch_size"]
+    options.max_rows = training["per_device_eval_batch_size"]
     fp16 = torch.float16 if training.get("fp16_full_eval") else None
     options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}

@@ -17,14 +17,14 @@ from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.places import read_json
 from rqa_ray.retriever import attention, distributed
-from rqa_ray.retriever.embedder import TOKENS_PER_CHUNK, EncodeOptions
+from rqa_ray.retriever.embedder import TOKENS_PER_BATCH, EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.token_batches import Chunk, length_sorted_chunks
+from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 from rqa_ray.settings import Settings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.trainer import CHOICES_FILE, ContrastiveTrainer
 
-MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a chunk, or of a whole batch without caching
+MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a token batch, or of a whole batch without caching
 
 
 def build_trainer(
@@ -87,7 +87,7 @@ def build_trainer(
 def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> RetrieverTrainingArguments:
     """Compiles the transformer alone, for texts of any number and length; returns arguments that compile no more.
 
-    The Trainer would compile the whole encoder, whose list of chunks is another one in every batch.
+    The Trainer would compile the whole encoder, whose list of token batches is another one in every batch.
     """
     import torch._inductor.config
 
@@ -111,8 +111,8 @@ def choose(
 ) -> dict[str, Any]:
     """What the user leaves open, found out by measuring and set in `batches`; on a resume what was found `before`.
 
-    packed: whether chunks are without padding, where the model and the device can.
-    max_tokens_per_chunk: by device, fewer where the graph of such a chunk would not fit in memory.
+    packed: whether token batches are without padding, where the model and the device can.
+    max_tokens_per_chunk: by device, fewer where the graph of such a token batch would not fit in memory.
     gradient_cache: whether the graph of a whole batch would not fit.
     """
     device, before = args.device, before or {}
@@ -128,18 +128,18 @@ def choose(
     sharers = memory_sharers if device.type == "cpu" else 1  # each run has GPUs of its own
     free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_parameters
 
-    def graph_bytes(chunk: Chunk) -> float:
+    def graph_bytes(token_batch: TokenBatch) -> float:
         """A token (bytes)."""
         with mixed:
-            return encoder.graph_bytes(chunk.to(device)) / chunk.num_tokens
+            return encoder.graph_bytes(token_batch.to(device)) / token_batch.num_tokens
 
     max_tokens = settings.max_tokens_per_chunk or before.get("max_tokens_per_chunk")
     if not max_tokens:
         passages = batches.take(0)[0].passages
         longest = passages[int(passages.lengths.argmax())]
-        fitting = free / graph_bytes(length_sorted_chunks([longest], 1, batches.pad_id, packed)[0][0])
-        # A chunk holds at least one text, so a limit below the longest would save nothing.
-        max_tokens = min(TOKENS_PER_CHUNK.get(device.type, TOKENS_PER_CHUNK["cuda"]), max(int(fitting), len(longest)))
+        fitting = free / graph_bytes(length_sorted_batches([longest], 1, batches.pad_id, packed)[0][0])
+        # A token batch holds at least one text, so a limit below the longest would save nothing.
+        max_tokens = min(TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), max(int(fitting), len(longest)))
         max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
     batches.max_tokens_per_chunk = max_tokens
 
@@ -147,12 +147,12 @@ def choose(
     if settings.gradient_cache == "auto" and "gradient_cache" in before:
         cached = before["gradient_cache"]
     elif settings.gradient_cache == "auto":
-        chunks = batches.make(0).chunks[::-1]  # from the shortest texts to the longest
-        lengths = [chunk.lengths[-1] for chunk in chunks]
+        token_batches = batches.make(0).token_batches[::-1]  # from the shortest texts to the longest
+        lengths = [token_batch.lengths[-1] for token_batch in token_batches]
         # Linear in the length: what attention keeps of a token is proportional to it, the rest is constant.
-        ends = [graph_bytes(chunk) for chunk in (chunks[0], chunks[-1])]
+        ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
         a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
-        needed = float(a_token @ [chunk.num_tokens for chunk in chunks])
+        needed = float(a_token @ [token_batch.num_tokens for token_batch in token_batches])
         cached = distributed.any_rank(needed > free, device)
     found = {"packed": packed, "max_tokens_per_chunk": max_tokens, "gradient_cache": cached}
     return {**found, "world_size": args.world_size}
@@ -170,7 +170,9 @@ def describe(choices: dict[str, Any]) -> str:
     """One line for the start of a run."""
     padding = "no padding" if choices["packed"] else "padded to their longest text"
     caching = "with" if choices["gradient_cache"] else "without"
-    return f"chunks of at most {choices['max_tokens_per_chunk']:,} tokens, {padding}; {caching} gradient caching"
+    return (
+        f"token batches of at most {choices['max_tokens_per_chunk']:,} tokens, {padding}; {caching} gradient caching"
+    )
 
 
 def _free_memory(device: torch.device) -> int:

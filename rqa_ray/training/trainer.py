@@ -42,7 +42,7 @@ class ContrastiveTrainer(Trainer):
 
     A checkpoint holds `model/` (a complete model folder), the optimizer and scheduler, `trainer_state.json`, and,
     where the step was evaluated, metrics and rankings of eval and test in `evaluation.json` and `rankings.npz`; those
-    of step 0 always. It has no random state: batches and dropout masks are functions of (seed, batch, rank, chunk).
+    of step 0 always. It has no random state: batches and dropout masks are functions of (seed, batch, rank, place).
     """
 
     control: TrainerControl
@@ -106,7 +106,8 @@ class ContrastiveTrainer(Trainer):
         model.train()
         batch = inputs.to(self.args.device)
         seeds = [
-            chunk_seed(self.args.seed, batch.index, distributed.rank(), chunk) for chunk in range(len(batch.chunks))
+            dropout_seed(self.args.seed, batch.index, distributed.rank(), token_batch)
+            for token_batch in range(len(batch.token_batches))
         ]
 
         def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ class ContrastiveTrainer(Trainer):
         cached = self.choices["gradient_cache"]
         with self._timed("computing"):
             loss = forward_backward(
-                model, batch.chunks, seeds, loss_of, self.accelerator.backward, cached, self.interrupts
+                model, batch.token_batches, seeds, loss_of, self.accelerator.backward, cached, self.interrupts
             )
         if distributed.any_rank(not bool(torch.isfinite(loss)), self.args.device):
             raise NonFiniteLossError(
@@ -126,7 +127,7 @@ class ContrastiveTrainer(Trainer):
         return loss
 
     def batch_loss(self, embeddings: torch.Tensor, batch: RankBatch) -> torch.Tensor:
-        """Loss of the embeddings of a batch's chunks (rows, D), in the order of the chunks."""
+        """Loss of the embeddings of a batch's token batches (rows, D), in the order of the token batches."""
         embeddings = embeddings[batch.order]
         questions, passages = embeddings[: batch.num_questions], embeddings[batch.num_questions :]
         padding = len(batch.passage_ids) - len(passages)
@@ -234,9 +235,9 @@ class ContrastiveTrainer(Trainer):
         """Nothing: randomness has no state here."""
 
 
-def chunk_seed(seed: int, batch: int, rank: int, chunk: int) -> int:
-    """The random state of a chunk's dropout, a function of where the chunk is."""
-    return int(np.random.SeedSequence([seed, batch, rank, chunk]).generate_state(1, np.uint64)[0] >> 1)
+def dropout_seed(seed: int, batch: int, rank: int, token_batch: int) -> int:
+    """The random state of a token batch's dropout, a function of where the token batch is."""
+    return int(np.random.SeedSequence([seed, batch, rank, token_batch]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def write_results(

@@ -173,7 +173,7 @@ def _training_arguments(config: dict[str, Any], scratch: str, evaluates_first: b
         "eval_on_start": evaluates_first,  # else it would run after every resume
         "save_strategy": "no",  # SaveWithEvaluation saves
         "logging_nan_inf_filter": False,
-        "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of chunks
+        "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of token batches
     }
     return RetrieverTrainingArguments(**(training | own))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rqa_ray.benchmarks import contenders, train
+from rqa_ray.benchmarks import contenders, measure, train
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
 from rqa_ray.benchmarks.processes import summarise
 from rqa_ray.benchmarks.train import read_workload, table, write_report
@@ -33,7 +33,7 @@ def test_the_texts_are_those_of_the_training_file_cut_at_the_length(workload, fi
 
 @pytest.mark.parametrize("name", EVERYONE)
 def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding(workload, name, monkeypatch) -> None:
-    monkeypatch.setitem(contenders.LIMIT_TOKENS_PER_CHUNK, "cpu", 64)
+    monkeypatch.setitem(contenders.LIMIT_TOKENS_PER_BATCH, "cpu", 64)
     batches = workload.batches(seed=0)
     texts = [
         [np.array([len(tokens[row]) for row in batches.take(index)[1]]) for index in (1, 2)]
@@ -46,7 +46,7 @@ def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding
     assert stopwatch.figures["seconds"] > 0 and stopwatch.figures["cpu_seconds"] > 0
     if name in (OWN, "limit, no padding"):
         assert computed == useful
-    elif name == "limit, padded chunks":
+    elif name == "limit, padded token batches":
         assert useful < computed < padded
     else:
         assert computed == {"LocalRQA's way": 2 * 2 * 8 * 32}.get(name, padded)
@@ -61,7 +61,7 @@ def test_the_share_of_time_that_this_project_waits_for_data_is_measured(workload
 def test_useful_operations_are_six_a_weight_and_token_and_those_of_attention(tiny_model) -> None:
     weights = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # two layers of attention and feed-forward
     expected = 6 * weights * 30 + 12 * 2 * 32 * (10**2 + 20**2)
-    assert train.training_flops(tiny_model, np.array([10, 20])) == expected
+    assert measure.training_flops(tiny_model, np.array([10, 20])) == expected
 
 
 def test_a_file_with_too_few_pairs_for_a_batch_is_refused(files, tiny_model) -> None:

@@ -33,8 +33,8 @@ def texts(batch: RankBatch) -> list[list[int]]:
     """Token rows of the questions, then of the passages."""
     rows = [
         ids[mask.bool()].tolist()
-        for chunk in batch.chunks
-        for ids, mask in zip(chunk.input_ids, chunk.attention_mask, strict=True)
+        for token_batch in batch.token_batches
+        for ids, mask in zip(token_batch.input_ids, token_batch.attention_mask, strict=True)
     ]
     return [rows[place] for place in batch.order]
 
@@ -56,8 +56,11 @@ def assert_same(one: RankBatch, other: RankBatch) -> None:
     assert one.rows.tolist() == other.rows.tolist()
     for name in ("order", "passage_ids", "is_passage", "gold_ids"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
-    for chunk, other_chunk in zip(one.chunks, other.chunks, strict=True):
-        assert torch.equal(chunk.input_ids, other_chunk.input_ids) and chunk.lengths == other_chunk.lengths
+    for token_batch, other_token_batch in zip(one.token_batches, other.token_batches, strict=True):
+        assert (
+            torch.equal(token_batch.input_ids, other_token_batch.input_ids)
+            and token_batch.lengths == other_token_batch.lengths
+        )
 
 
 @st.composite
@@ -238,9 +241,9 @@ def test_a_batch_is_the_same_whenever_and_in_whatever_order_it_is_asked_for(case
         assert_same(used[batch], batches(**case, rank=world - 1, world=world)[batch])
 
 
-def test_a_chunk_has_no_more_tokens_than_asked_for_with_padding_unless_it_is_one_text():
-    for chunk in batches(rows=MANY, size=64)[0].chunks:
-        assert chunk.num_tokens <= 64 or len(chunk) == 1
+def test_a_token_batch_has_no_more_tokens_than_asked_for_with_padding_unless_it_is_one_text():
+    for token_batch in batches(rows=MANY, size=64)[0].token_batches:
+        assert token_batch.num_tokens <= 64 or len(token_batch) == 1
 
 
 # Epochs as transformers' Trainer counts them

@@ -12,7 +12,7 @@ from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.builders import table
 from tests.ranks import run_ranks
 
@@ -115,9 +115,9 @@ class World:
 
 
 def encode(encoder: Encoder, tokens: list[int]) -> np.ndarray:
-    chunks, _ = length_sorted_chunks([np.array(tokens)], 1000, 0)
+    token_batches, _ = length_sorted_batches([np.array(tokens)], 1000, 0)
     with torch.no_grad():
-        return encoder(chunks)[0].double().numpy()
+        return encoder(token_batches)[0].double().numpy()
 
 
 def load(folder: str) -> Encoder:
@@ -148,7 +148,7 @@ def assert_equal(found: dict[str, SplitResult], expected: dict[str, SplitResult]
 
 
 @pytest.mark.parametrize(("max_tokens", "max_rows"), [(1, 1), (100, 3), (100_000, 1000)])
-def test_the_result_is_that_of_plain_loops_whatever_the_chunks(tiny_model, expected, max_tokens, max_rows):
+def test_the_result_is_that_of_plain_loops_whatever_the_token_batches(tiny_model, expected, max_tokens, max_rows):
     found = World().evaluator(max_tokens, max_rows).evaluate(load(tiny_model))
     assert_equal(found, expected)
     assert list(found["eval"].metrics) == metric_names("eval")
@@ -212,7 +212,7 @@ def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_mo
         assert encoder.training == encoder.transformer.training == training
     assert all(value.grad is None for value in encoder.parameters())
     encoder(
-        length_sorted_chunks([np.array([2, 9, 3])], 10, 0)[0]
+        length_sorted_batches([np.array([2, 9, 3])], 10, 0)[0]
     ).sum().backward()  # inference mode has not leaked into the weights
 
 

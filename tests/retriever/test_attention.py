@@ -12,7 +12,7 @@ from rqa_ray.retriever.attention import MODEL_TYPES, bounds, packed_attention
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.retriever.test_token_batches import token_rows
 
 LENGTHS = [2, 3, 9, 9, 40]
@@ -20,8 +20,8 @@ HEADS, DIMENSIONS = 4, 8
 
 
 @pytest.fixture
-def chunk():
-    return length_sorted_chunks(token_rows(LENGTHS), 1000, 0, packed=True)[0][0]
+def token_batch():
+    return length_sorted_batches(token_rows(LENGTHS), 1000, 0, packed=True)[0][0]
 
 
 def heads(requires_grad: bool = True) -> list[torch.Tensor]:
@@ -35,9 +35,9 @@ def one_by_one(query, key, value):
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def test_every_text_attends_to_itself_alone(chunk):
+def test_every_text_attends_to_itself_alone(token_batch):
     inputs = heads()
-    found, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, **bounds(chunk))
+    found, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, **bounds(token_batch))
     expected = one_by_one(*inputs)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     towards = torch.randn_like(expected)
@@ -49,19 +49,19 @@ def test_every_text_attends_to_itself_alone(chunk):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use_flash", [False, True])
-def test_the_kernels_of_a_gpu_are_called_as_torch_declares_them(chunk, use_flash, dtype):
+def test_the_kernels_of_a_gpu_are_called_as_torch_declares_them(token_batch, use_flash, dtype):
     inputs = [part.detach().to("meta", dtype).requires_grad_() for part in heads()]
-    found = attention._at_once(*inputs, chunk.offsets.to("meta"), chunk.lengths[-1], use_flash, 0.1, 0.3)
+    found = attention._at_once(*inputs, token_batch.offsets.to("meta"), token_batch.lengths[-1], use_flash, 0.1, 0.3)
     assert found.shape == (1, sum(LENGTHS), HEADS, DIMENSIONS) and found.dtype == dtype
     if use_flash and dtype == torch.bfloat16:  # torch's declaration of the other kernel's backward pass is broken
         found.sum().backward()
         assert all(part.grad.shape == part.shape for part in inputs)
 
 
-def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(chunk):
+def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(token_batch):
     inputs = heads()
     halves = [part.detach().bfloat16().requires_grad_() for part in inputs]
-    found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(chunk))
+    found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(token_batch))
     expected = one_by_one(*inputs)
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.01 * expected.norm()
@@ -72,12 +72,12 @@ def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(chunk):
 
 
 @pytest.mark.parametrize("amx", [False, True])
-def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(chunk, amx, monkeypatch):
+def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(token_batch, amx, monkeypatch):
     monkeypatch.setattr(attention, "has_amx", lambda: amx)
     inputs = [part.detach() for part in heads()]
     with torch.inference_mode():
         halves = [part.bfloat16() for part in inputs]
-        found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(chunk))
+        found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(token_batch))
     expected = one_by_one(*inputs)
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.01 * expected.norm()
@@ -117,10 +117,10 @@ def apply_mask_with_graph(values: torch.Tensor, kept: torch.Tensor) -> torch.Ten
     return values * apply_mask(torch.ones_like(values), kept, 0.25)
 
 
-def test_dropout_in_attention_keeps_the_expectation(chunk):
+def test_dropout_in_attention_keeps_the_expectation(token_batch):
     inputs = [part.detach() for part in heads()]
     torch.manual_seed(0)
-    one = functools.partial(packed_attention, nn.Module(), *inputs, None, 0.2, 0.3, **bounds(chunk))
+    one = functools.partial(packed_attention, nn.Module(), *inputs, None, 0.2, 0.3, **bounds(token_batch))
     mean = sum(one()[0] for _ in range(400)) / 400
     assert (mean - one_by_one(*inputs)).abs().mean() < 0.02
 
@@ -152,9 +152,9 @@ def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(
     rows = token_rows([3, 9, 9, 40, 2, 400])
     found = []
     for packed in (False, True):
-        chunks, order = length_sorted_chunks(rows, 10_000, config.pad_token_id, packed)
+        token_batches, order = length_sorted_batches(rows, 10_000, config.pad_token_id, packed)
         encoder.zero_grad()
-        embeddings = encoder(chunks)[order]
+        embeddings = encoder(token_batches)[order]
         (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
         gradients = [value.grad.flatten() for value in encoder.parameters() if value.grad is not None]
         found.append((embeddings.detach(), torch.cat(gradients)))
@@ -169,9 +169,9 @@ def test_a_model_takes_packed_texts_in_bf16_with_dropout_in_attention(model_type
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
     config = AutoConfig.for_model(model_type, **SMALL, **dict.fromkeys(names, 0.1))
     encoder = Encoder(AutoModel.from_config(config), EncoderSettings()).train()
-    chunks, _ = length_sorted_chunks(token_rows([3, 9, 9, 40]), 10_000, config.pad_token_id, packed=True)
+    token_batches, _ = length_sorted_batches(token_rows([3, 9, 9, 40]), 10_000, config.pad_token_id, packed=True)
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings = encoder(chunks, [1])
+        embeddings = encoder(token_batches, [1])
     embeddings[:, 0].sum().backward()
     gradients = [value.grad for value in encoder.parameters() if value.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients) and len(gradients) >= 20

@@ -11,7 +11,7 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.losses import contrastive_loss
 from rqa_ray.retriever.step import forward_backward
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.ranks import run_ranks
 
 RANKS = 2
@@ -116,7 +116,7 @@ NUM_QUESTIONS = 5
 
 
 def step(model_folder: str, rank: int, world_size: int, gradient_cache: bool, num_negatives: int) -> dict:
-    """Loss and gradients of one global batch: 5 questions, so ranks differ in rows, chunks, and padding."""
+    """Loss and gradients of one global batch: 5 questions, so ranks differ in rows, token batches, and padding."""
     generator = np.random.default_rng(0)
     questions = [generator.integers(5, 140, length) for length in (4, 9, 3, 7, 5)]
     passages = [generator.integers(5, 140, length) for length in (30, 12, 30, 21, 40, 8, 16, 25)]
@@ -128,7 +128,7 @@ def step(model_folder: str, rank: int, world_size: int, gradient_cache: bool, nu
     my_negatives = NUM_QUESTIONS + np.arange(num_negatives)[world_size - 1 - rank :: world_size]
     my_passages = np.concatenate([mine, my_negatives])
     rows = [questions[i] for i in mine] + [passages[i] for i in my_passages]
-    chunks, order = length_sorted_chunks(rows, max_tokens=40, pad_id=0, packed=True)
+    token_batches, order = length_sorted_batches(rows, max_tokens=40, pad_id=0, packed=True)
     num_passages = -(-NUM_QUESTIONS // world_size) + -(-num_negatives // world_size)
     padding = num_passages - len(my_passages)
 
@@ -146,11 +146,13 @@ def step(model_folder: str, rank: int, world_size: int, gradient_cache: bool, nu
 
     encoder = load_encoder(model_folder, EncoderSettings(), dropout=0.0)
     model = DistributedDataParallel(encoder) if world_size > 1 else encoder
-    loss = forward_backward(model, chunks, list(range(len(chunks))), loss_of, torch.Tensor.backward, gradient_cache)
+    loss = forward_backward(
+        model, token_batches, list(range(len(token_batches))), loss_of, torch.Tensor.backward, gradient_cache
+    )
     return {
         "loss": loss,
         "gradients": {name: value.grad for name, value in encoder.named_parameters() if value.requires_grad},
-        "chunks": len(chunks),
+        "token batches": len(token_batches),
         "rows": len(rows),
     }
 
@@ -159,7 +161,7 @@ def step(model_folder: str, rank: int, world_size: int, gradient_cache: bool, nu
 def test_two_unequal_ranks_have_the_loss_and_the_gradient_of_one_process(tiny_model, ranks, key):
     expected = step(tiny_model, 0, 1, False, key[1])
     found = [rank["steps"][key] for rank in ranks]
-    assert found[0]["rows"] != found[1]["rows"] and found[0]["chunks"] != found[1]["chunks"]
+    assert found[0]["rows"] != found[1]["rows"] and found[0]["token batches"] != found[1]["token batches"]
     torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, expected["loss"], rtol=1e-5, atol=1e-5)
     reference = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()])
     assert expected["loss"] > 0.1 and reference.norm() > 0.1

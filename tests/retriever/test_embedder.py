@@ -36,7 +36,7 @@ def test_embeddings_are_the_same_to_the_bit_for_any_number_of_threads(encoder, s
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_what_a_thread_raises_is_raised_and_no_further_chunk_is_begun(encoder, set_threads):
+def test_what_a_thread_raises_is_raised_and_no_further_token_batch_is_begun(encoder, set_threads):
     set_threads(2)
     begun = []
 
@@ -46,7 +46,7 @@ def test_what_a_thread_raises_is_raised_and_no_further_chunk_is_begun(encoder, s
 
     encoder.transformer.forward = forward
     with pytest.raises(ZeroDivisionError):
-        encode(encoder, ROWS, EncodeOptions(0, 1))  # a chunk a text
+        encode(encoder, ROWS, EncodeOptions(0, 1))  # a token batch a text
     assert len(begun) <= 4 < len(ROWS)
     assert torch.get_num_threads() == 2
 

@@ -1,4 +1,4 @@
-"""The encoder against hand computations on its token vectors, on padded and packed chunks."""
+"""The encoder against hand computations on its token vectors, on padded and packed token batches."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from rqa_ray.retriever import attention
 from rqa_ray.retriever.encoder import POOLINGS, Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder, save_encoder
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 PAD = 0
@@ -29,14 +29,14 @@ def load(folder: str, dropout: float | None = None, **settings) -> Encoder:
 
 
 def embed(encoder: Encoder, rows: list[np.ndarray], max_tokens: int, packed: bool = False, **options) -> torch.Tensor:
-    chunks, order = length_sorted_chunks(rows, max_tokens, PAD, packed)
-    return encoder(chunks, **options)[order]
+    token_batches, order = length_sorted_batches(rows, max_tokens, PAD, packed)
+    return encoder(token_batches, **options)[order]
 
 
 def embedding_gradients(encoder: Encoder, rows: list[np.ndarray], packed: bool = False) -> dict[str, torch.Tensor]:
     encoder.zero_grad()
-    chunks, order = length_sorted_chunks(rows, 60, PAD, packed)
-    embeddings = encoder(chunks, range(len(chunks)))[order]
+    token_batches, order = length_sorted_batches(rows, 60, PAD, packed)
+    embeddings = encoder(token_batches, range(len(token_batches)))[order]
     (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
     return {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
 
@@ -48,7 +48,7 @@ def test_pooling_uses_the_tokens_of_the_text_and_no_padding(tiny_model, pooling,
     encoder = load(tiny_model, pooling=pooling, similarity=similarity, normalize=similarity == "cosine").eval()
     rows = token_rows([3, 9, 1, 17])
     with torch.no_grad():
-        found = embed(encoder, rows, 1000, packed)  # one chunk, padded to 17
+        found = embed(encoder, rows, 1000, packed)  # one token batch, padded to 17
         for row, embedding in zip(rows, found, strict=True):
             alone = encoder.transformer(torch.from_numpy(row).long()[None]).last_hidden_state[0].numpy()
             by_hand = {"mean": alone.mean(0), "cls": alone[0], "last": alone[-1], "max": alone.max(0)}[pooling]
@@ -68,7 +68,7 @@ def test_every_pooling_name_can_be_saved():
 
 
 @pytest.mark.parametrize("packed", LAYOUTS)
-def test_embeddings_do_not_depend_on_the_chunks(tiny_model, packed):
+def test_embeddings_do_not_depend_on_the_token_batches(tiny_model, packed):
     encoder = load(tiny_model).eval()
     rows = token_rows([5, 1, 60, 33, 7, 7, 12, 2, 20, 41, 3, 9, 15])
     with torch.no_grad():
@@ -88,14 +88,14 @@ def test_equal_seeds_give_equal_dropout_and_other_seeds_another(tiny_model, pack
     again = embed(encoder, rows, 16, packed, seeds=[1, 2])
     other = embed(encoder, rows, 16, packed, seeds=[1, 3])
     assert torch.equal(once, again)
-    assert torch.equal(once[2:], other[2:])  # the first chunk is that of the last rows
+    assert torch.equal(once[2:], other[2:])  # the first token batch is that of the last rows
     assert (once[:2] - other[:2]).abs().max() > 0.01
     assert not torch.equal(once, embed(encoder.eval(), rows, 16, packed))
 
 
-def test_a_chunks_dropout_depends_on_its_seed_alone(tiny_model):
+def test_a_token_batches_dropout_depends_on_its_seed_alone(tiny_model):
     encoder = load(tiny_model)
-    first, second = (length_sorted_chunks(token_rows([8, 8], seed), 16, PAD)[0][0] for seed in (0, 1))
+    first, second = (length_sorted_batches(token_rows([8, 8], seed), 16, PAD)[0][0] for seed in (0, 1))
     assert torch.equal(encoder([first, second], [5, 6])[2:], encoder([second], [6]))
 
 
@@ -164,17 +164,17 @@ def test_activation_checkpointing_gives_the_same_gradient_with_dropout_on(tiny_m
 def test_the_bytes_of_a_graph_are_those_that_autograd_keeps(tiny_model):
     without = load(tiny_model, dropout=0.0)
     sizes = [
-        without.graph_bytes(length_sorted_chunks(token_rows([length] * count), 10_000, PAD, True)[0][0])
+        without.graph_bytes(length_sorted_batches(token_rows([length] * count), 10_000, PAD, True)[0][0])
         for length, count in ((20, 10), (20, 20), (40, 10))
     ]
-    # Beyond the tables that every chunk looks up, memory is proportional to the tokens.
+    # Beyond the tables that every token batch looks up, memory is proportional to the tokens.
     assert sizes[0] > 200 * 2 * 10 * 32 * 4
     assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.1) and sizes[2] == pytest.approx(sizes[1], rel=0.1)
 
 
 def test_the_bytes_of_a_graph_with_dropout_include_the_probabilities_of_attention(tiny_model):
     long, short = (
-        length_sorted_chunks(token_rows([length] * count), 10_000, PAD, True)[0][0]
+        length_sorted_batches(token_rows([length] * count), 10_000, PAD, True)[0][0]
         for length, count in ((60, 4), (6, 40))
     )
     own, without = load(tiny_model), load(tiny_model, dropout=0.0)
@@ -202,7 +202,7 @@ def test_an_attention_that_is_wrong_or_raises_does_not_work(tiny_model, monkeypa
     assert not encoder.packing_works()
 
 
-def test_a_gradient_of_packed_chunks_is_that_of_padded_ones(tiny_model):
+def test_a_gradient_of_packed_token_batches_is_that_of_padded_ones(tiny_model):
     rows = token_rows([3, 9, 9, 17, 30, 5])
     encoder = load(tiny_model, dropout=0.0)
     padded, packed = (embedding_gradients(encoder, rows, layout) for layout in (False, True))

@@ -18,7 +18,7 @@ from rqa_ray.retriever.encoder import POOLINGS, Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.folder import load_encoder, load_weights, save_encoder
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 
@@ -59,10 +59,10 @@ def texts() -> list[str]:
 
 
 def embed(encoder: Encoder, rows: list) -> torch.Tensor:
-    chunks, order = length_sorted_chunks(rows, 2000, pad_id=0)
+    token_batches, order = length_sorted_batches(rows, 2000, pad_id=0)
     encoder.eval()
     with torch.inference_mode():
-        return encoder(chunks)[order]
+        return encoder(token_batches)[order]
 
 
 def save(encoder: Encoder, tokenizer: TextTokenizer, folder: Path) -> Path:

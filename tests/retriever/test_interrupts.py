@@ -10,7 +10,7 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.retriever.step import forward_backward
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.ranks import run_ranks
 
 LOOKS = 12  # more than a step has
@@ -20,8 +20,8 @@ def step(model_folder: str, cached: bool, asking_rank: int | None, after: int) -
     """How a step of this rank ended where `asking_rank` sees a stop at its look number `after`; looks; gradient."""
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, 10) for _ in range(8)]
-    mine = rows[:2] if rank() == 0 else rows[2:]  # 1 chunk, and 3
-    chunks, _ = length_sorted_chunks(mine, 20, 0, False)
+    mine = rows[:2] if rank() == 0 else rows[2:]  # 1 token batch, and 3
+    token_batches, _ = length_sorted_batches(mine, 20, 0, False)
     encoder = load_encoder(model_folder, EncoderSettings(), dropout=0.0)
     looks = 0
 
@@ -38,10 +38,10 @@ def step(model_folder: str, cached: bool, asking_rank: int | None, after: int) -
         return (embeddings @ everything.T).square().sum()
 
     model = DistributedDataParallel(encoder) if world_size() > 1 else encoder
-    seeds = list(range(len(chunks)))
+    seeds = list(range(len(token_batches)))
     ended = "whole"
     try:
-        forward_backward(model, chunks, seeds, loss_of, torch.Tensor.backward, cached, encoder.interrupts)
+        forward_backward(model, token_batches, seeds, loss_of, torch.Tensor.backward, cached, encoder.interrupts)
     except Interrupted:
         ended = "interrupted"
     gradients = [value.grad.flatten() for value in encoder.parameters() if value.grad is not None]

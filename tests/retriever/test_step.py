@@ -9,10 +9,10 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.losses import contrastive_loss
 from rqa_ray.retriever.step import forward_backward
-from rqa_ray.retriever.token_batches import length_sorted_chunks
+from rqa_ray.retriever.token_batches import length_sorted_batches
 
 NUM_QUESTIONS, NUM_PASSAGES, LENGTH = 5, 8, 10
-# 13 rows of 10 tokens: one a chunk; 3 (does not divide); 5; all; more than there are.
+# 13 rows of 10 tokens: one a token batch; 3 (does not divide); 5; all; more than there are.
 MAX_TOKENS = [1, 30, 59, 130, 100_000]
 LAYOUTS = [pytest.param(False, id="padded"), pytest.param(True, id="packed")]
 
@@ -25,12 +25,12 @@ def encoder(tiny_model) -> Encoder:
 def step(
     encoder, max_tokens, gradient_cache, packed=False, *, seed=0, backward=torch.Tensor.backward, accumulate=False
 ):
-    """Loss, gradients by parameter name, and number of chunks of one batch, on the encoder's device."""
+    """Loss, gradients by parameter name, and number of token batches of one batch, on the encoder's device."""
     device = next(encoder.parameters()).device
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, LENGTH) for _ in range(NUM_QUESTIONS + NUM_PASSAGES)]
-    chunks, order = length_sorted_chunks(rows, max_tokens, 0, packed)
-    chunks, order = [chunk.to(device) for chunk in chunks], order.to(device)
+    token_batches, order = length_sorted_batches(rows, max_tokens, 0, packed)
+    token_batches, order = [token_batch.to(device) for token_batch in token_batches], order.to(device)
     # two questions of one passage, and a negative that is a gold
     ids = torch.tensor([1, 2, 3, 1, 4, 5, 2, 6], device=device)
 
@@ -41,10 +41,10 @@ def step(
 
     if not accumulate:
         encoder.zero_grad()
-    seeds = [seed + number for number in range(len(chunks))]
-    loss = forward_backward(encoder, chunks, seeds, loss_of, backward, gradient_cache)
+    seeds = [seed + number for number in range(len(token_batches))]
+    loss = forward_backward(encoder, token_batches, seeds, loss_of, backward, gradient_cache)
     gradients = {name: value.grad.clone() for name, value in encoder.named_parameters() if value.grad is not None}
-    return loss, gradients, len(chunks)
+    return loss, gradients, len(token_batches)
 
 
 def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -66,10 +66,10 @@ def test_cached_equals_plain_with_the_same_dropout_masks(encoder, max_tokens, pa
 
 def assert_cached_equals_plain(encoder, max_tokens, packed):
     """Dropout is on, and its masks are replayed; on the encoder's device."""
-    loss, gradients, num_chunks = step(encoder, max_tokens, True, packed)
+    loss, gradients, num_token_batches = step(encoder, max_tokens, True, packed)
     plain_loss, plain_gradients, _ = step(encoder, max_tokens, False, packed)
     other_loss, _, _ = step(encoder, max_tokens, False, packed, seed=1000)
-    assert num_chunks == {1: 13, 30: 5, 59: 3}.get(max_tokens, 1)
+    assert num_token_batches == {1: 13, 30: 5, 59: 3}.get(max_tokens, 1)
     assert abs(other_loss - plain_loss) > 1e-3  # dropout is on
     assert loss > 0.1
     torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=1e-6)
@@ -78,11 +78,11 @@ def assert_cached_equals_plain(encoder, max_tokens, packed):
 
 @pytest.mark.parametrize("packed", LAYOUTS)
 @pytest.mark.parametrize("max_tokens", MAX_TOKENS)
-def test_without_dropout_neither_the_chunks_nor_their_layout_change_the_result(tiny_model, max_tokens, packed):
+def test_without_dropout_neither_the_token_batches_nor_their_layout_change_the_result(tiny_model, max_tokens, packed):
     encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0)
     loss, gradients, _ = step(encoder, max_tokens, True, packed)
-    plain_loss, plain_gradients, num_chunks = step(encoder, 100_000, gradient_cache=False)
-    assert num_chunks == 1
+    plain_loss, plain_gradients, num_token_batches = step(encoder, 100_000, gradient_cache=False)
+    assert num_token_batches == 1
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-5)
     assert relative_difference(gradients, plain_gradients) < 1e-4
 
@@ -118,7 +118,7 @@ def test_the_scale_that_backward_puts_on_the_loss_reaches_the_gradients_and_not_
     assert relative_difference(scaled, {name: 1024 * gradient for name, gradient in plain.items()}) < 1e-5
 
 
-def test_cached_holds_the_graph_of_one_chunk_at_a_time(encoder):
+def test_cached_holds_the_graph_of_one_token_batch_at_a_time(encoder):
     def most_saved_bytes(gradient_cache: bool) -> int:
         held, most = 0, 0
 
@@ -137,4 +137,4 @@ def test_cached_holds_the_graph_of_one_chunk_at_a_time(encoder):
             step(encoder, 10, gradient_cache)
         return most
 
-    assert most_saved_bytes(True) < most_saved_bytes(False) / 8  # 13 chunks
+    assert most_saved_bytes(True) < most_saved_bytes(False) / 8  # 13 token batches

@@ -100,7 +100,7 @@ def train_worker(config: dict, log: str, what: str) -> dict:
     original_build, worker.build_trainer = worker.build_trainer, build
     before(Encoder, "forward", "forward", lambda encoder: encoder.training)
     after(ContrastiveTrainer, "batch_loss", "loss")
-    before(RetrievalEvaluator, "_on_chunk", "evaluating")
+    before(RetrievalEvaluator, "_on_batch", "evaluating")
     original_write = trainer_module.write_results
     trainer_module.write_results = lambda *args: (
         fault.at("saving"),

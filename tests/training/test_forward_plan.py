@@ -11,7 +11,7 @@ from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.settings import Settings
 from rqa_ray.training import forward_plan as build
 from rqa_ray.training.arguments import RetrieverTrainingArguments
-from rqa_ray.training.forward_plan import TOKENS_PER_CHUNK, choose, describe
+from rqa_ray.training.forward_plan import TOKENS_PER_BATCH, choose, describe
 from tests.builders import random_training_rows
 
 ROWS = random_training_rows(200, max_length=60, num_passages=50, vocabulary=100)
@@ -39,7 +39,7 @@ def graph_bytes_of_a_batch(encoder: Encoder, batch) -> int:
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        embeddings = encoder(batch.chunks, range(len(batch.chunks)))
+        embeddings = encoder(batch.token_batches, range(len(batch.token_batches)))
     assert embeddings.requires_grad
     parameters = {value.untyped_storage().data_ptr() for value in encoder.parameters()}
     return sum(size for address, size in kept.items() if address not in parameters)
@@ -49,16 +49,16 @@ def free(monkeypatch, num_bytes: float) -> None:
     monkeypatch.setattr(build, "_free_memory", lambda device: num_bytes / build.MEMORY_SHARE)
 
 
-def test_with_memory_to_spare_the_chunks_are_large_and_the_graph_is_kept(encoder, args) -> None:
+def test_with_memory_to_spare_the_token_batches_are_large_and_the_graph_is_kept(encoder, args) -> None:
     made = batches()
     choices = choose(Settings(), args, encoder, made)
     assert choices == {
         "packed": True,
-        "max_tokens_per_chunk": TOKENS_PER_CHUNK["cpu"],
+        "max_tokens_per_chunk": TOKENS_PER_BATCH["cpu"],
         "gradient_cache": False,
         "world_size": 1,
     }
-    assert (made.packed, made.max_tokens_per_chunk) == (True, TOKENS_PER_CHUNK["cpu"])
+    assert (made.packed, made.max_tokens_per_chunk) == (True, TOKENS_PER_BATCH["cpu"])
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -76,11 +76,11 @@ def test_gradients_are_cached_where_the_graph_of_a_batch_does_not_fit(encoder, a
         assert choose(settings, args, encoder, batches())["gradient_cache"] is cached
 
 
-def test_chunks_are_smaller_where_the_graph_of_one_does_not_fit(encoder, args, monkeypatch) -> None:
+def test_token_batches_are_smaller_where_the_graph_of_one_does_not_fit(encoder, args, monkeypatch) -> None:
     optimizer = 12 * sum(value.numel() for value in encoder.parameters())
     free(monkeypatch, optimizer + 2e6)
     choices = choose(Settings(), args, encoder, batches())
-    assert 60 < choices["max_tokens_per_chunk"] < TOKENS_PER_CHUNK["cpu"] and choices["gradient_cache"]
+    assert 60 < choices["max_tokens_per_chunk"] < TOKENS_PER_BATCH["cpu"] and choices["gradient_cache"]
 
 
 def test_a_resumed_run_uses_what_was_found_before_and_what_the_user_says_goes_first(encoder, args) -> None:
@@ -109,4 +109,4 @@ def test_gradient_checkpointing_is_measured_with_what_it_saves(tiny_model, args,
 
 def test_the_choices_are_said_in_one_line() -> None:
     choices = {"packed": True, "max_tokens_per_chunk": 2000, "gradient_cache": False}
-    assert describe(choices) == "chunks of at most 2,000 tokens, no padding; without gradient caching"
+    assert describe(choices) == "token batches of at most 2,000 tokens, no padding; without gradient caching"

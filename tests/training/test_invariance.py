@@ -72,7 +72,7 @@ def test_gradient_caching_makes_the_same_steps(world_size: int, hard_neg_ratio: 
     assert max(float((one - other).norm() / one.norm()) for one, other in counting) <= 1e-5
 
 
-def test_padded_chunks_make_the_same_steps_as_packed_ones() -> None:
+def test_padded_token_batches_make_the_same_steps_as_packed_ones() -> None:
     padded = result(2, 0.25, packed=False)
     assert is_the_same_training(result(1, 0.25), padded), differences(result(1, 0.25), padded)
 

@@ -8,7 +8,7 @@ import torch
 
 from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.training.forward_plan import compile_transformer
-from rqa_ray.training.trainer import NonFiniteLossError, chunk_seed
+from rqa_ray.training.trainer import NonFiniteLossError, dropout_seed
 from tests.training.invariance import GLOBAL_BATCH, Recorder, make_trainer, weights
 
 
@@ -46,7 +46,7 @@ def test_the_logged_loss_is_the_mean_over_the_questions(tmp_path) -> None:
     fresh = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder())
     batch = fresh.batches[0]
     with torch.no_grad():
-        embeddings = fresh.model(batch.chunks)
+        embeddings = fresh.model(batch.token_batches)
         assert logged == pytest.approx([float(fresh.batch_loss(embeddings, batch))], rel=1e-6)
     assert batch.num_questions == GLOBAL_BATCH
 
@@ -92,7 +92,7 @@ def test_a_compiled_encoder_makes_the_same_steps_cached_or_not(tmp_path, backend
         assert (found - gradient).norm() <= 1e-4 * gradient.norm() > 0
 
 
-def test_the_size_of_the_chunks_changes_no_logged_loss(tmp_path) -> None:
+def test_the_size_of_the_token_batches_changes_no_logged_loss(tmp_path) -> None:
     def losses(max_tokens: int) -> list[float]:
         trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder())
         trainer.batches.max_tokens_per_chunk, trainer.batches.packed = max_tokens, True
@@ -105,9 +105,15 @@ def test_the_size_of_the_chunks_changes_no_logged_loss(tmp_path) -> None:
         assert losses(max_tokens) == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_chunk_has_a_seed_of_its_own() -> None:
-    places = [(seed, batch, rank, chunk) for seed in (0, 1) for batch in (0, 1) for rank in (0, 1) for chunk in (0, 1)]
-    assert len({chunk_seed(*place) for place in places}) == len(places)
+def test_every_token_batch_has_a_seed_of_its_own() -> None:
+    places = [
+        (seed, batch, rank, token_batch)
+        for seed in (0, 1)
+        for batch in (0, 1)
+        for rank in (0, 1)
+        for token_batch in (0, 1)
+    ]
+    assert len({dropout_seed(*place) for place in places}) == len(places)
 
 
 def test_the_last_step_is_evaluated_and_saved_whatever_the_interval(tmp_path) -> None:
