@@ -93,8 +93,7 @@ def test_a_run_makes_the_steps_that_it_makes_on_a_cpu(tmp_path, gradient_cache):
     found = []
     for use_cpu in (True, False):
         recorder = Recorder()
-        trainer = make_trainer(str(tmp_path), 0.25, gradient_cache, 0, 1, recorder, use_cpu=use_cpu)
-        trainer.batches.packed = True
+        trainer = make_trainer(str(tmp_path), 0.25, gradient_cache, 0, 1, recorder, packed=True, use_cpu=use_cpu)
         start = weights(trainer.model).cpu()
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -28,10 +28,11 @@ from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import Settings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
-from rqa_ray.training.forward_plan import choose, compile_transformer
+from rqa_ray.training.plan_forward import compile_transformer, plan_forward
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 OWN = "rqa_ray"
@@ -136,22 +137,20 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
         encoder = load_encoder(workload.model_folder, encoder_settings, workload.dropout)
         if args.torch_compile:
             args = compile_transformer(encoder, args)
-        choices = choose(settings, args, encoder, batches)
+        plan = plan_forward(settings, args, encoder, batches)
         one = _ragged(workload.passage_tokens[:1])
         evaluator = RetrievalEvaluator(
             Corpus(workload.passage_ids[:1], one, np.zeros(1, np.int64)),
             {"eval": Questions(one, Golds(workload.passage_ids[:1], np.arange(2)))},
-            EncodeOptions(0, choices["max_tokens_per_chunk"], 1),
-            TEMPERATURE,
+            EncodeOptions(0, plan.max_tokens, 1),
         )
         tokenizer = TextTokenizer(workload.model_folder, encoder_settings).tokenizer
-        trainer = ContrastiveTrainer(
-            encoder, tokenizer, args, batches, evaluator, temperature=TEMPERATURE, choices=choices, callbacks=[clock]
-        )
+        planned, loss = batches.with_plan(plan), InBatchContrastive(TEMPERATURE)
+        trainer = ContrastiveTrainer(encoder, loss, tokenizer, args, planned, evaluator, callbacks=[clock])
         trainer.train()
     stopwatch.figures["data_wait_share"] = trainer.state.log_history[0]["data_wait_share"]
     return sum(
-        token_batch.num_tokens for index in range(1, steps + 1) for token_batch in batches.make(index).token_batches
+        token_batch.num_tokens for index in range(1, steps + 1) for token_batch in planned.make(index).token_batches
     )
 
 

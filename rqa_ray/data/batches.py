@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
+from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
+
+UNPLANNED = ForwardPlan(1_000)  # of batches that are looked at before there is a plan
 
 
 @dataclass
@@ -79,8 +83,7 @@ class GlobalBatches(Dataset):
         hard_neg_ratio: float,
         seed: int,
         pad_id: int,
-        max_tokens_per_chunk: int = 1_000,
-        packed: bool = False,
+        plan: ForwardPlan = UNPLANNED,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -90,14 +93,19 @@ class GlobalBatches(Dataset):
         self.global_batch_size = global_batch_size
         self.num_negatives = int(hard_neg_ratio * global_batch_size)
         self.seed = seed
-        self.max_tokens_per_chunk = max_tokens_per_chunk
-        self.pad_id, self.packed = pad_id, packed
+        self.pad_id, self.plan = pad_id, plan
         self.rank, self.world_size = rank, world_size
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[RankBatch]] = {}  # the next batch
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def with_plan(self, plan: ForwardPlan) -> GlobalBatches:
+        """The same batches, cut into other token batches."""
+        other = copy.copy(self)
+        other.plan, other._ahead = plan, {}
+        return other
 
     def take(self, batch: int) -> tuple[TrainingRows, np.ndarray]:
         """Rows, and which of them (G,) are a global batch."""
@@ -131,7 +139,7 @@ class GlobalBatches(Dataset):
         texts = [rows.questions[number] for number in mine]
         texts += [rows.passages[number] for number in mine]
         texts += [rows.negatives[number] for number in mine_negatives]
-        token_batches, order = length_sorted_batches(texts, self.max_tokens_per_chunk, self.pad_id, self.packed)
+        token_batches, order = length_sorted_batches(texts, self.plan.max_tokens, self.pad_id, self.plan.packed)
 
         # The gather needs as many passages from every rank: the most that a rank can be dealt.
         num_passages = -(-len(numbers) // self.world_size) + -(-self.num_negatives // self.world_size)

@@ -6,7 +6,6 @@ merged and every rank ends with the same numbers. The questions of all splits ar
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,26 +14,13 @@ from rqa_ray.corpus.corpus_loss import CorpusLoss
 from rqa_ray.corpus.topk import EMPTY, RunningTopK, search_block
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
+from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.encoder import Encoder
 
 TOP_K = max(RECALL_CUTOFFS)
 TEXTS_PER_BLOCK = 4096
-
-
-@dataclass
-class SplitResult:
-    """What an evaluation found for one split of Q questions."""
-
-    metrics: dict[str, float]  # by full name, such as eval_loss
-    scores: np.ndarray  # (Q, K) fp32
-    positions: np.ndarray  # (Q, K) places in the corpus, best first
-
-
-def merge_metrics(results: dict[str, SplitResult]) -> dict[str, float]:
-    """The metrics of all splits in one."""
-    return {name: value for result in results.values() for name, value in result.metrics.items()}
 
 
 class RetrievalEvaluator:
@@ -45,10 +31,8 @@ class RetrievalEvaluator:
         corpus: Corpus,
         questions: dict[str, Questions],
         options: EncodeOptions,
-        temperature: float,
     ) -> None:
-        self.corpus, self.questions = corpus, questions
-        self.options, self.temperature = options, temperature
+        self.corpus, self.questions, self.options = corpus, questions, options
         self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
         by_id = np.argsort(corpus.passage_ids)
         self._gold_positions = [
@@ -57,8 +41,8 @@ class RetrievalEvaluator:
         self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, grouped by their text
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
 
-    def evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
-        """Results by split, the same on all ranks. To be called by all ranks together.
+    def evaluate(self, encoder: Encoder, temperature: float) -> Evaluation:
+        """The same on all ranks. To be called by all ranks together. `temperature` is that of the loss.
 
         Raises:
             Interrupted: on all ranks, see `interrupts.py`.
@@ -67,11 +51,11 @@ class RetrievalEvaluator:
         encoder.eval()
         try:
             with torch.inference_mode():
-                return self._evaluate(encoder)
+                return self._evaluate(encoder, temperature)
         finally:
             encoder.train(was_training)
 
-    def _evaluate(self, encoder: Encoder) -> dict[str, SplitResult]:
+    def _evaluate(self, encoder: Encoder, temperature: float) -> Evaluation:
         device = next(encoder.parameters()).device
         rows = [row for part in self.questions.values() for row in part.tokens]
         self._done, self._total = 0, -(-len(rows) // distributed.world_size())
@@ -80,7 +64,7 @@ class RetrievalEvaluator:
         search_seconds = _now(device) - started
 
         topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
-        loss = CorpusLoss(self._gold_positions, self.temperature, device)
+        loss = CorpusLoss(self._gold_positions, temperature, device)
         with encoder.interrupts.part(device):
             search_seconds += self._search(encoder, questions, topk, loss)
         _merge_ranks(topk, loss)
@@ -105,7 +89,7 @@ class RetrievalEvaluator:
             seconds += _now(device) - started
         return seconds
 
-    def _results(self, topk: RunningTopK, loss: CorpusLoss, latency: float) -> dict[str, SplitResult]:
+    def _results(self, topk: RunningTopK, loss: CorpusLoss, latency: float) -> Evaluation:
         scores, positions = (part.cpu().numpy() for part in topk.result())
         results, start = {}, 0
         for split, part in self.questions.items():
@@ -116,9 +100,8 @@ class RetrievalEvaluator:
             corpus_loss = loss.result(rows)
             if corpus_loss is not None:
                 metrics["loss"] = corpus_loss
-            metrics = {f"{split}_{name}": value for name, value in metrics.items()}
             results[split] = SplitResult(metrics, scores[rows], positions[rows])
-        return results
+        return Evaluation(results)
 
     def _encode_questions(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
         """(Q, D): each rank encodes every W-th question, all get all."""

@@ -7,24 +7,21 @@ Its own list of them is written late and in place, so a run that resumes is a ne
 
 from __future__ import annotations
 
-import io
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 from pyarrow import fs
 
-from rqa_ray.evaluation.evaluator import SplitResult, merge_metrics
+from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import greater_is_better
+from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
 from rqa_ray.places import inside, open_location
-from rqa_ray.training.summary import ModelState
-from rqa_ray.training.trainer import EVALUATION_FILE, RANKINGS_FILE, result_arrays
+from rqa_ray.training.checkpoint_files import STEP_FILE
 
 MANIFEST_FILE = "manifest.json"
 SCORE = "checkpoint_score"  # Ray ranks checkpoints by it
@@ -65,31 +62,20 @@ class StoredCheckpoint:
     path: str  # in its file system
     filesystem: fs.FileSystem
     step: int
-    metrics: dict[str, float]  # empty where the step was not evaluated
-    before: dict[str, float]  # of step 0
+    metrics: dict[str, float]  # by full name; empty where the step was not evaluated
 
-    def model_states(self) -> tuple[ModelState, ModelState]:
-        """The model before training, and that of this checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.download(RANKINGS_FILE, Path(folder) / RANKINGS_FILE)
-            with np.load(Path(folder) / RANKINGS_FILE) as arrays:
-                rankings = dict(arrays)
-        beside = f"{evaluation_folder(self.path, self.step)}/{RANKINGS_FILE}"
-        if self.filesystem.get_file_info(beside).type == fs.FileType.File:
-            with self.filesystem.open_input_file(beside) as file, np.load(io.BytesIO(file.read())) as arrays:
-                rankings |= dict(arrays)
-        first = {name[len("before_") :]: value for name, value in rankings.items() if name.startswith("before_")}
-        return ModelState(0, self.before, first), ModelState(self.step, self.metrics, rankings)
+    def evaluation(self) -> Evaluation:
+        """What was found of the model at this step, in the loop or beside training."""
+        beside = evaluation_folder(self.path, self.step)
+        folder = beside if is_file(self.filesystem, f"{beside}/{metrics_file(EVALUATION)}") else self.path
+        return self._load(folder, EVALUATION)
 
-    def splits(self) -> dict[str, SplitResult]:
-        """What was found of this checkpoint, by split."""
-        found, arrays = self.model_states()[1], {}
-        for split in ("eval", "test"):
-            if f"{split}_scores" in found.rankings:
-                metrics = {name: value for name, value in found.metrics.items() if name.startswith(f"{split}_")}
-                ranking = found.rankings[f"{split}_scores"], found.rankings[f"{split}_positions"]
-                arrays[split] = SplitResult(metrics, *ranking)
-        return arrays
+    def before(self) -> Evaluation:
+        """What was found of the model before training."""
+        return self._load(self.path, BEFORE)
+
+    def _load(self, folder: str, name: str) -> Evaluation:
+        return Evaluation.load(name, lambda file: self.filesystem.open_input_file(f"{folder}/{file}"))
 
     def download(self, name: str, target: Path) -> None:
         """Copies a file or folder of the checkpoint."""
@@ -111,14 +97,11 @@ def step_of(checkpoint: ray.train.Checkpoint) -> int:
     return _read_json(checkpoint.filesystem, f"{checkpoint.path}/{MANIFEST_FILE}")["step"]
 
 
-def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, results: dict[str, SplitResult]) -> None:
-    """Stores what was found of a checkpoint, the metrics last: where they are, all of it is."""
+def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, found: Evaluation) -> None:
+    """Stores what was found of a checkpoint beside it, the metrics last: where they are, all of it is."""
     folder, filesystem = evaluation_folder(checkpoint.path, step), checkpoint.filesystem
     filesystem.create_dir(folder, recursive=True)
-    rankings = io.BytesIO()
-    np.savez(rankings, **result_arrays("", results))  # type: ignore[arg-type]
-    metrics = json.dumps({"step": step, "metrics": merge_metrics(results)}, indent=2)
-    for name, content in ((RANKINGS_FILE, rankings.getvalue()), (EVALUATION_FILE, metrics.encode())):
+    for name, content in found.files(EVALUATION).items():
         with filesystem.open_output_stream(f"{folder}/{name}") as file:
             file.write(content)
 
@@ -130,8 +113,9 @@ def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int,
     for name in run_names:
         for folder in filesystem.get_file_info(fs.FileSelector(f"{root}/{name}", allow_not_found=True)):
             if folder.base_name.startswith(EVALUATION_FOLDER):
-                evaluation = _read_json(filesystem, f"{folder.path}/{EVALUATION_FILE}")
-                found += [(evaluation["step"], evaluation["metrics"])] if evaluation else []
+                metrics = _read_json(filesystem, f"{folder.path}/{metrics_file(EVALUATION)}")
+                step = int(folder.base_name.removeprefix(EVALUATION_FOLDER))
+                found += [(step, flat_metrics(metrics))] if metrics else []
     return sorted(found, key=lambda one: one[0])
 
 
@@ -162,16 +146,26 @@ def read_checkpoint(location: str) -> StoredCheckpoint | None:
 
 
 def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "") -> StoredCheckpoint | None:
-    """The checkpoint at a path of a file system, None where it is not whole."""
+    """The checkpoint at a path of a file system, None where it is not whole.
+
+    Raises:
+        InputError: an earlier version of this program wrote it.
+    """
     manifest = _read_json(filesystem, f"{path}/{MANIFEST_FILE}")
     if manifest is None:
         return None
     infos = filesystem.get_file_info([f"{path}/{name}" for name in manifest["files"]])
     if [info.size for info in infos] != list(manifest["files"].values()):
         return None
-    evaluation, step = _read_json(filesystem, f"{path}/{EVALUATION_FILE}"), manifest["step"]
-    beside = _read_json(filesystem, f"{evaluation_folder(path, step)}/{EVALUATION_FILE}") or evaluation
-    return StoredCheckpoint(location, path, filesystem, step, beside["metrics"], evaluation["before"])
+    if STEP_FILE not in manifest["files"]:
+        raise InputError(
+            f"{location or path}: a checkpoint of an earlier version of rqa_ray, which this one cannot go on from; "
+            "finish that run with the version that began it, or start anew with --overwrite_output_dir"
+        )
+    step = manifest["step"]
+    beside = _read_json(filesystem, f"{evaluation_folder(path, step)}/{metrics_file(EVALUATION)}")
+    metrics = beside or _read_json(filesystem, f"{path}/{metrics_file(EVALUATION)}")
+    return StoredCheckpoint(location, path, filesystem, step, flat_metrics(metrics))
 
 
 def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredCheckpoint:
@@ -188,8 +182,13 @@ def delete_runs(storage_path: str, run_names: list[str]) -> None:
             filesystem.delete_dir(f"{root}/{name}")
 
 
+def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    """Whether a file system has a file there."""
+    return filesystem.get_file_info(path).type == fs.FileType.File
+
+
 def _read_json(filesystem: fs.FileSystem, path: str) -> Any:
-    if filesystem.get_file_info(path).type != fs.FileType.File:
+    if not is_file(filesystem, path):
         return None
     try:
         with filesystem.open_input_stream(path) as file:

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.train
@@ -22,9 +23,10 @@ from rqa_ray.cluster.workers import WorkerPlan
 from rqa_ray.places import shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.training import checkpoints as stored
-from rqa_ray.training.evaluation_worker import validate
+from rqa_ray.training.evaluation_worker import evaluate_beside
 from rqa_ray.training.job import Job
 from rqa_ray.training.mailbox import new_mailbox
+from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.uploads import StorageAway, is_full
 
 POLL_SECONDS = 0.5
@@ -37,8 +39,8 @@ class Stopped(SystemExit):
 
 
 def torch_trainer(
-    loop: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
+    loop: Callable[[WorkerSpec], WorkerResult],
+    spec: WorkerSpec,
     plan: WorkerPlan,
     storage_path: str,
     name: str,
@@ -48,8 +50,8 @@ def torch_trainer(
     """Ray Train's trainer that runs `loop` on the planned workers, and keeps the best checkpoints and the newest."""
     callbacks = options.pop("callbacks", None)
     return TorchTrainer(
-        loop,
-        train_loop_config=config,
+        _run_loop,
+        train_loop_config={"loop": loop, "spec": spec},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(plan.min_workers, plan.num_workers) if plan.min_workers else plan.num_workers,
             use_gpu=plan.use_gpu,
@@ -61,56 +63,69 @@ def torch_trainer(
             storage_path=storage_path,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config["training"].get("save_total_limit") or 1,
+                num_to_keep=spec.training.get("save_total_limit") or 1,
                 checkpoint_score_attribute=stored.SCORE,
                 checkpoint_score_order="max",
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=callbacks,
         ),
-        torch_config=TorchConfig(timeout_s=config["training"].get("ddp_timeout", 1800)),
+        torch_config=TorchConfig(timeout_s=spec.training.get("ddp_timeout", 1800)),
         **options,
     )
 
 
+def _run_loop(config: dict[str, Any]) -> WorkerResult:
+    """In a worker: Ray Train hands over a dict."""
+    return config["loop"](config["spec"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the workers ended."""
+
+    result: WorkerResult
+    stopped_by: signal.Signals | None  # the signal that stopped it
+
+
 def fit(
-    loop: Callable[[dict[str, Any]], Any],
+    loop: Callable[[WorkerSpec], WorkerResult],
     job: Job,
     plan: WorkerPlan,
-    config: dict[str, Any],
+    spec: WorkerSpec,
     storage_path: str,
     name: str,
     saves_on_stop: bool = True,
-) -> dict[str, Any]:
-    """Runs the workers to their end; returns rank 0's result, and the signal that stopped them, if one did.
-
-    Without `saves_on_stop` a signal ends all at once.
+) -> Outcome:
+    """Runs the workers to their end. Without `saves_on_stop` a signal ends all at once.
 
     Raises:
         SystemExit: with code 1, a worker failed, or storage is full.
         StorageAway: storage does not answer.
     """
     mailbox = new_mailbox()
-    config = {**config, "mailbox": mailbox, "run": name}
+    spec = replace(spec, mailbox=mailbox, run=name)
     validation = None
-    if config.get("beside"):
-        validation = ValidationConfig(partial(validate, config=config), ray_remote_kwargs=config["beside"])
-    trainer = torch_trainer(loop, config, plan, storage_path, name, job.max_failures, validation_config=validation)
-    outcome: dict[str, Any] = {"result": None, "error": None, "signal": None}
+    if spec.spare:
+        validation = ValidationConfig(partial(evaluate_beside, spec=spec), ray_remote_kwargs=spec.spare)
+    trainer = torch_trainer(loop, spec, plan, storage_path, name, job.max_failures, validation_config=validation)
+    results: list[WorkerResult] = []
+    errors: list[BaseException] = []
+    signals: list[signal.Signals] = []
 
     def run() -> None:
         try:
-            outcome["result"] = trainer.fit().return_value
+            results.append(trainer.fit().return_value)
         except BaseException as error:  # handed to the main thread, which raises it
-            outcome["error"] = error
+            errors.append(error)
 
     def on_signal(number: int, _: Any) -> None:
-        if outcome["signal"]:
+        if signals:
             os._exit(STOP_EXIT_CODES[signal.Signals(number)])
         if not saves_on_stop:
             print(f"stopped; {how_to_go_on(job)}")
             raise Stopped(STOP_EXIT_CODES[signal.Signals(number)])
-        outcome["signal"] = signal.Signals(number)
+        signals.append(signal.Signals(number))
 
     # Train would install its own handler on the main thread, which aborts without saving.
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
@@ -121,9 +136,9 @@ def fit(
         asked = has_begun = False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if outcome["signal"] and not has_begun:  # nothing to save
-                stop_message(job, {**outcome, "result": {"step": 0}})
-            if outcome["signal"] and not asked:
+            if signals and not has_begun:  # nothing to save
+                stop_message(job, 0, signals[0])
+            if signals and not asked:
                 asked = True
                 mailbox.request_stop.remote()
                 show.clear()
@@ -133,25 +148,30 @@ def fit(
         show.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if isinstance(outcome["error"], WorkerGroupError):
-        late = ray.get(mailbox.missing.remote(name, plan.num_workers))
-        print(f"error: {reason_of(outcome['error'], late)}\n{how_to_go_on(job)}", file=sys.stderr)
+    if errors:
+        _raise(errors[0], job, plan, mailbox, name, storage_path)
+    result = results[0]
+    if result.failure:
+        print(f"error: {result.failure}", file=sys.stderr)
         raise SystemExit(1)
-    if isinstance(outcome["error"], ControllerError):  # Ray's own list of checkpoints lies in storage too
-        failure, place = outcome["error"].controller_failure, shown(storage_path)
+    # A signal may come when the run has ended.
+    return Outcome(result, signals[0] if signals and result.stopped else None)
+
+
+def _raise(error: BaseException, job: Job, plan: WorkerPlan, mailbox: Any, name: str, storage_path: str) -> NoReturn:
+    """Ends a run that Ray Train gave up."""
+    if isinstance(error, WorkerGroupError):
+        late = ray.get(mailbox.missing.remote(name, plan.num_workers))
+        print(f"error: {reason_of(error, late)}\n{how_to_go_on(job)}", file=sys.stderr)
+        raise SystemExit(1)
+    if isinstance(error, ControllerError):  # Ray's own list of checkpoints lies in storage too
+        failure, place = error.controller_failure, shown(storage_path)
         if is_full(failure):
             print(f"error: {place}: no space left ({failure})\n{how_to_go_on(job)}", file=sys.stderr)
             raise SystemExit(1)
         if isinstance(failure, OSError):
             raise StorageAway(f"{place}: cannot be written ({str(failure).strip()})") from None
-    if outcome["error"]:
-        raise outcome["error"]
-    if outcome["result"]["failure"]:
-        print(f"error: {outcome['result']['failure']}", file=sys.stderr)
-        raise SystemExit(1)
-    if not outcome["result"]["stopped"]:
-        outcome["signal"] = None  # it came when the run had ended
-    return outcome
+    raise error
 
 
 def draw(show: ProgressLine, mailbox: Any, job: Job) -> bool:
@@ -186,12 +206,11 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
     return f"training failed on rank {rank}: {failure}"
 
 
-def stop_message(job: Job, outcome: dict[str, Any]) -> None:
+def stop_message(job: Job, step: int, stopped_by: signal.Signals) -> NoReturn:
     """Says how to go on, and raises Stopped."""
-    step = outcome["result"]["step"]
     done = f"after step {step}, state saved" if step else "before the first step"
     print(f"stopped {done}; {how_to_go_on(job)}")
-    raise Stopped(STOP_EXIT_CODES[outcome["signal"]])
+    raise Stopped(STOP_EXIT_CODES[stopped_by])
 
 
 def how_to_go_on(job: Job) -> str:

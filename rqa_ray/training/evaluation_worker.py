@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -21,7 +20,8 @@ import torch
 from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions
-from rqa_ray.evaluation.evaluator import RetrievalEvaluator, SplitResult
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import open_location
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
@@ -29,75 +29,67 @@ from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import load_encoder, save_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import Settings
-from rqa_ray.training.checkpoints import (
-    SCORE,
-    score,
-    step_of,
-    write_evaluation,
-    write_manifest,
-)
-from rqa_ray.training.trainer import MODEL_FOLDER, write_results
+from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
+from rqa_ray.training.checkpoints import SCORE, score, step_of, write_evaluation, write_manifest
+from rqa_ray.training.spec import WorkerResult, WorkerSpec
 
 OnProgress = Callable[[int, int], None]
 
 
-def validate(checkpoint: ray.train.Checkpoint, config: dict[str, Any]) -> dict[str, float]:
-    """Evaluates a checkpoint on the full corpus, and stores metrics and rankings beside it.
+def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[str, float]:
+    """Evaluates a checkpoint on the full corpus, with the spec's `spare` resources, and stores the result beside it.
 
-    `config` is that of `train_worker`, with `beside`, the resources that this task has. Returns the eval metrics, and
-    the score by which Ray ranks checkpoints.
+    Returns the eval metrics, and the score by which Ray ranks checkpoints.
     """
-    beside = config["beside"]
-    device = torch.device("cuda" if beside.get("num_gpus") else "cpu")
+    assert spec.spare is not None
+    device = torch.device("cuda" if spec.spare.get("num_gpus") else "cpu")
     # In a thread of its own: without privileges a thread that gives way stays so, and Ray uses this process again.
     with checkpoint.as_directory() as folder, ThreadPoolExecutor(1, initializer=_give_way) as thread:
-        num_threads = max(1, int(beside["num_cpus"]))
-        _, results = thread.submit(_evaluate, config, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
+        num_threads = max(1, int(spec.spare["num_cpus"]))
+        _, found = thread.submit(_evaluate, spec, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
     step = step_of(checkpoint)
-    write_evaluation(checkpoint, step, results)
-    metric, metrics = config["training"]["metric_for_best_model"], results["eval"].metrics
+    write_evaluation(checkpoint, step, found)
+    metric, metrics = spec.training["metric_for_best_model"], found.metrics_of("eval")
     note = f"evaluated step {step} beside training: {metric.rsplit('/', 1)[-1]} {metrics[metric]:.3f}"
-    config["mailbox"].put.remote(config["run"], None, note)
+    spec.mailbox.put.remote(spec.run, None, note)
     return {**metrics, SCORE: score(metrics[metric], metric, step)}
 
 
-def evaluate_worker(config: dict[str, Any]) -> dict[str, Any]:
+def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
     """Evaluates one model on this rank together with the others, on the eval and test questions.
 
-    `config` is that of `train_worker`, with `phase`, the words of the progress line. The checkpoint `resume_from` gets
-    its results beside it, as by `validate`. Where it is None, the pretrained model is stored with its results as a
-    checkpoint of step 0.
+    The checkpoint `resume_from` gets its results beside it, as by `evaluate_beside`. Where it is None, the pretrained
+    model is stored with its results as a checkpoint of step 0.
     """
-    progress = Progress()
+    progress = Progress(spec.phase)
 
     def on_progress(done: int, total: int) -> None:
         progress.done, progress.total = done, total
-        progress.phase = config["phase"]
         if distributed.rank() == 0:
-            config["mailbox"].put.remote(config["run"], as_record(progress))
+            spec.mailbox.put.remote(spec.run, as_record(progress))
 
     device = ray.train.torch.get_device()
-    stored = None
-    if config["resume_from"]:
-        filesystem, path = open_location(config["resume_from"])
+    if spec.resume_from:
+        filesystem, path = open_location(spec.resume_from)
         stored = ray.train.Checkpoint(path, filesystem)
         with stored.as_directory() as folder:
-            _, results = _evaluate(config, f"{folder}/{MODEL_FOLDER}", config["cpus"], device, on_progress)
+            _, found = _evaluate(spec, f"{folder}/{MODEL_FOLDER}", spec.num_cpus, device, on_progress)
         if distributed.rank() == 0:
-            write_evaluation(stored, step_of(stored), results)
-    else:
-        encoder, results = _evaluate(config, config["model_folder"], config["cpus"], device, on_progress)
-        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
-            checkpoint = None
-            if distributed.rank() == 0:
-                tokenizer = TextTokenizer(config["model_folder"], config["encoder"], _trusts(config)).tokenizer
-                save_encoder(encoder, tokenizer, f"{scratch}/{MODEL_FOLDER}")
-                write_results(Path(scratch), 0, results, results)
-                write_manifest(Path(scratch), 0)
-                checkpoint = ray.train.Checkpoint.from_directory(scratch)
-            ray.train.report({SCORE: 0.0}, checkpoint=checkpoint)
-    return {"step": 0, "stopped": False, "failure": None, "metrics": {}}
+            write_evaluation(stored, step_of(stored), found)
+        return WorkerResult()
+    encoder, found = _evaluate(spec, spec.model.folder, spec.num_cpus, device, on_progress)
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        checkpoint = None
+        if distributed.rank() == 0:
+            model = spec.model
+            tokenizer = TextTokenizer(model.folder, model.settings, model.trust_remote_code).tokenizer
+            save_encoder(encoder, tokenizer, f"{scratch}/{MODEL_FOLDER}")
+            save_evaluations(Path(scratch), found, found)
+            StepNote(0).save(Path(scratch))
+            write_manifest(Path(scratch), 0)
+            checkpoint = ray.train.Checkpoint.from_directory(scratch)
+        ray.train.report({SCORE: 0.0}, checkpoint=checkpoint)
+    return WorkerResult()
 
 
 def _give_way() -> None:
@@ -109,29 +101,25 @@ def _give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _trusts(config: dict[str, Any]) -> bool:
-    return config["settings"]["trust_remote_code"]
-
-
 def _evaluate(
-    config: dict[str, Any],
+    spec: WorkerSpec,
     model_folder: str,
     num_threads: int,
     device: torch.device,
     on_progress: OnProgress | None = None,
-) -> tuple[Encoder, dict[str, SplitResult]]:
+) -> tuple[Encoder, Evaluation]:
     torch.set_num_threads(num_threads)
-    settings, training = Settings(**config["settings"]), config["training"]
-    bring_model(config["model_folder"], config["model_copy"])
-    tables = {name: fetch_tables(refs) for name, refs in config["blocks"].items() if name != "train"}
-    encoder = load_encoder(model_folder, config["encoder"], trust_remote_code=_trusts(config)).to(device).eval()
-    tokenizer = TextTokenizer(config["model_folder"], config["encoder"], _trusts(config)).tokenizer
+    model, training = spec.model, spec.training
+    bring_model(model.folder, model.copy)
+    tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items() if name != "train"}
+    encoder = load_encoder(model_folder, model.settings, trust_remote_code=model.trust_remote_code).to(device).eval()
+    tokenizer = TextTokenizer(model.folder, model.settings, model.trust_remote_code).tokenizer
     options = EncodeOptions.for_device(encoder, tokenizer.pad_token_id)
     options.max_rows = training["per_device_eval_batch_size"]
     fp16 = torch.float16 if training.get("fp16_full_eval") else None
     options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
-    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, options, settings.temperature)
+    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, options)
     if on_progress:
         evaluator.on_progress = on_progress
-    return encoder, evaluator.evaluate(encoder)
+    return encoder, evaluator.evaluate(encoder, spec.settings.temperature)

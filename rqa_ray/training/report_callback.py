@@ -99,7 +99,7 @@ class ReportCallback(TrainerCallback):
         is_stop, self.trainer.interrupts.watching, is_time, is_last = distributed.any_ranks(flags, args.device)
         if is_stop:
             self.stopped = control.should_training_stop = control.should_save = True
-            self._put_off_evaluation(state, control)
+            self.trainer.schedule.put_off(state.global_step, control)
         elif is_last:
             control.should_save, self._last_save = True, math.inf
         elif is_time:
@@ -112,26 +112,21 @@ class ReportCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped:
-            self._put_off_evaluation(state, control)
-
-    def _put_off_evaluation(self, state, control) -> None:
-        if control.should_evaluate or self.trainer.saving.due_step == state.global_step:
-            self.trainer.evaluation_pending = control.should_save = True
-            control.should_evaluate, self.trainer.saving.due_step = False, -1
+            self.trainer.schedule.put_off(state.global_step, control)
 
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        metrics: dict[str, Any] = {"step": state.global_step, SCORE: NOT_EVALUATED}
-        if self.trainer.evaluated_step == state.global_step:
-            metrics |= self.trainer.results["eval"].metrics
-            metrics[SCORE] = score(metrics[self.metric], self.metric, state.global_step)
-        checkpoint, beside = None, False
+        step, schedule = state.global_step, self.trainer.schedule
+        metrics: dict[str, Any] = {"step": step, SCORE: NOT_EVALUATED}
+        if schedule.is_evaluated_here(step):
+            metrics |= self.trainer.found.metrics_of("eval")
+            metrics[SCORE] = score(metrics[self.metric], self.metric, step)
+        checkpoint = None
         if state.is_world_process_zero:
-            write_manifest(folder, state.global_step)
+            folder = Path(args.output_dir) / f"checkpoint-{step}"
+            write_manifest(folder, step)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-            beside = self.trainer.saving.due_step == state.global_step
         distributed.barrier()
-        self.report(metrics, checkpoint=checkpoint, validation=beside)
+        self.report(metrics, checkpoint=checkpoint, validation=checkpoint is not None and schedule.beside_step == step)
 
     def send(self, **changes: Any) -> None:
         """Changes the progress record, and puts it in the mailbox."""

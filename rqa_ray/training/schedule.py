@@ -1,25 +1,45 @@
-"""When a run evaluates and saves."""
+"""When a run evaluates and saves, and which of that is done: the one owner of both."""
+
+from __future__ import annotations
 
 from transformers import IntervalStrategy, TrainerCallback
 
-from rqa_ray.evaluation.evaluator import SplitResult, merge_metrics
+from rqa_ray.evaluation.results import Evaluation
 
 
-class SaveWithEvaluation(TrainerCallback):
-    """Saving follows evaluation, and the last step is evaluated; `beside` training, what is saved is, later."""
+class Schedule(TrainerCallback):
+    """Saving follows evaluation, step 0 and the last step are evaluated, and a stop puts an evaluation off.
 
-    def __init__(self, beside: bool = False) -> None:
-        self.before: dict[str, SplitResult] = {}  # of step 0, where it is not evaluated here
-        self.evaluated_step = -1
-        self.beside = beside
-        self.due_step = -1  # whose checkpoint is to be evaluated beside training
+    With `evaluates_beside` what is saved is evaluated later, by a task beside training.
+    """
+
+    def __init__(self, evaluates_beside: bool = False) -> None:
+        self.evaluates_beside = evaluates_beside
+        self.before = Evaluation()  # of step 0, the pretrained model
+        self.evaluated_step = -1  # its evaluation is made, or left to the task beside training
+        self.saved_step = -1
+        self.beside_step = -1  # its checkpoint is to be evaluated beside training
+        self.pending_step = -1  # a stop has put its evaluation off
+
+    def is_evaluated_here(self, step: int) -> bool:
+        """Whether the evaluation of a step was made in the loop."""
+        return self.evaluated_step == step != self.beside_step
+
+    def put_off(self, step: int, control) -> None:
+        """Saves, and leaves the evaluation that is due at this step to the run that goes on."""
+        if control.should_evaluate or self.beside_step == step:
+            self.pending_step, self.evaluated_step, self.beside_step = step, -1, -1
+            control.should_evaluate, control.should_save = False, True
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.before and not state.log_history:
-            state.log_history.append({**merge_metrics(self.before), "epoch": 0.0, "step": 0})
+        if self.before and not state.log_history:  # step 0 was evaluated elsewhere
+            state.log_history.append({**self.before.metrics, "epoch": 0.0, "step": 0})
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated_step = state.global_step
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved_step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps < 1:
@@ -40,8 +60,8 @@ class SaveWithEvaluation(TrainerCallback):
 
     def _save_and_evaluate(self, state, control) -> None:
         control.should_save = control.should_evaluate
-        if self.beside and control.should_evaluate:
-            self.evaluated_step = self.due_step = state.global_step
+        if self.evaluates_beside and control.should_evaluate:
+            self.evaluated_step = self.beside_step = state.global_step
             control.should_evaluate = False
 
 

@@ -19,7 +19,7 @@ from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.errors import InputError
 from rqa_ray.places import absolute, read_json
-from rqa_ray.retriever.encoder_settings import EncoderSettings, encoder_settings
+from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.training import summary as outputs
@@ -27,6 +27,7 @@ from rqa_ray.training.batch_sizes import INPUTS, demo_files, input_files, with_g
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import storage_of
 from rqa_ray.training.run_record import check_output_dir
+from rqa_ray.training.spec import WorkerSpec
 
 
 @dataclass
@@ -35,30 +36,26 @@ class Setup:
 
     job: Job  # with its global batch size and data mode filled in
     plan: WorkerPlan
-    encoder: EncoderSettings
-    model_folder: str
-    model_copy: Any  # for nodes that lack the folder
+    model: TokenizerSpec
     blocks: dict[str, Blocks]  # corpus, eval, maybe test; train where it is resident
     stream: Stream | None  # train, where it is streamed
     num_rows: int  # of train: one for each question and gold passage
     has_negatives: bool
     skipped: Skipped
 
-    def worker_config(self) -> dict[str, Any]:
-        """What all training workers are told; plain data and references to blocks."""
-        plan = self.plan
-        return {
-            "settings": vars(self.job.settings),
-            "training": self.job.training,
-            "output_dir": absolute(self.job.location),
-            "encoder": self.encoder,
-            "model_folder": self.model_folder,
-            "model_copy": self.model_copy,
-            "blocks": {name: part.refs for name, part in self.blocks.items()},
-            "cpus": plan.cpus,
-            "cwd": os.getcwd(),
-            "use_gpu": plan.use_gpu,
-        }
+    def worker_spec(self, **more: Any) -> WorkerSpec:
+        """What all training workers are told, and more of it."""
+        return WorkerSpec(
+            settings=self.job.settings,
+            training=self.job.training,
+            model=self.model,
+            blocks={name: part.refs for name, part in self.blocks.items()},
+            output_dir=absolute(self.job.location),
+            working_dir=os.getcwd(),
+            num_cpus=self.plan.cpus,
+            use_gpu=self.plan.use_gpu,
+            **more,
+        )
 
     def write_bad_records(self) -> None:
         """Lists in output_dir the records that were left out, and says so."""
@@ -72,8 +69,7 @@ class Checked:
 
     job: Job  # with its global batch size filled in
     plan: WorkerPlan
-    encoder: EncoderSettings
-    model_folder: str
+    model: TokenizerSpec
     files: dict[str, list[str]]  # by input name
 
 
@@ -105,7 +101,7 @@ def check(job: Job) -> Checked:
         print(note)
     if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
-    return Checked(job, plan, encoder, model_folder, files)
+    return Checked(job, plan, TokenizerSpec(model_folder, encoder, job.settings.trust_remote_code), files)
 
 
 def set_up(job: Job, args_file: str) -> Setup:
@@ -118,8 +114,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     """
     checked = check(job)
     job, files = checked.job, checked.files
-    model_copy = share_model(checked.model_folder)
-    spec = TokenizerSpec(checked.model_folder, checked.encoder, job.settings.trust_remote_code, model_copy)
+    spec = replace(checked.model, copy=share_model(checked.model.folder))
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
     stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
@@ -133,10 +128,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         lines = data_report(blocks)
         num_rows, some_negatives = blocks["train"].dataset.count(), has_negatives(blocks["train"])
     print("\n".join(lines))
-    plan, encoder, model_folder = checked.plan, checked.encoder, checked.model_folder
-    return Setup(
-        job, plan, encoder, model_folder, model_copy, blocks, stream, num_rows, some_negatives, Skipped.of(skipped)
-    )
+    return Setup(job, checked.plan, spec, blocks, stream, num_rows, some_negatives, Skipped.of(skipped))
 
 
 def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int = 1) -> Any:

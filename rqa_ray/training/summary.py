@@ -14,30 +14,30 @@ from typing import Any
 import numpy as np
 
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import ALL_ARGS_FILE, beside, inside, read_json, shown, write_json, write_whole
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.training.job import Job
+from rqa_ray.training.spec import TENSORBOARD_FOLDER
 
 RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
 CHECKPOINTS_FOLDER = "checkpoints"
-TENSORBOARD_FOLDER = "tensorboard"
 DEMO_FOLDER = "demo_data"
 BAD_RECORDS_FILE = "bad_records.jsonl"
 
 
 @dataclass
 class ModelState:
-    """What is known of the model at one step: metrics, and rankings by split."""
+    """What is known of the model at one step."""
 
     step: int
-    metrics: dict[str, float]
-    rankings: dict[str, np.ndarray]  # {split}_scores and {split}_positions
+    evaluation: Evaluation
 
     def by_question(self, split: str, asked: AskedQuestions, documents: Documents) -> dict[str, np.ndarray]:
         """What each question of a split adds to its metrics, as `question_metrics`."""
-        return question_metrics(documents.passage_ids[self.rankings[f"{split}_positions"]], asked.gold_ids)
+        return question_metrics(documents.passage_ids[self.evaluation.splits[split].positions], asked.gold_ids)
 
 
 def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
@@ -60,7 +60,7 @@ def write_results(
     write_json(staging / ALL_ARGS_FILE, job.to_config())
     write_json(staging / "train_results.json", {**train, "best_step": best.step})
     for split, around in intervals_of.items():
-        metrics = {name: value for name, value in best.metrics.items() if name.startswith(f"{split}_")}
+        metrics = best.evaluation.metrics_of(split)
         named = {f"{split}_{name}": ends for name, ends in around.items()}
         write_json(staging / f"{split}_results.json", {"step": best.step, **metrics, INTERVALS: named})
     (staging / "README.md").write_text(model_card(job, encoder, before, best), encoding="utf-8")
@@ -93,8 +93,9 @@ def compare(
 
 def model_card(job: Job, encoder: EncoderSettings, before: ModelState, best: ModelState) -> str:
     """README.md of the model folder."""
-    names = [name for name in best.metrics if "latency" not in name]
-    rows = "\n".join(f"| {name} | {before.metrics[name]:.4f} | {best.metrics[name]:.4f} |" for name in names)
+    old, new = before.evaluation.metrics, best.evaluation.metrics
+    names = [name for name in new if not name.endswith(LATENCY)]
+    rows = "\n".join(f"| {name} | {old[name]:.4f} | {new[name]:.4f} |" for name in names)
     prompts = ""
     if encoder.has_prefixes:
         prompts = "\nUse `model.encode_query` and `model.encode_document`, which add the prefixes.\n"

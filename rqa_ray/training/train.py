@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,30 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_pred
 from rqa_ray.places import ALL_ARGS_FILE, staged
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.training import checkpoints as stored
-from rqa_ray.training import summary as outputs
+from rqa_ray.training import summary
 from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.driver import fit, stop_message
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import place_output, push
 from rqa_ray.training.run_record import RunRecord, open_run
 from rqa_ray.training.setup import serve_windows, set_up
-from rqa_ray.training.trainer import MODEL_FOLDER, TRAINER_STATE_FILE
+from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
 from rqa_ray.training.worker import train_worker
 
 
-def train(job: Job) -> None:
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run has achieved, and where it is."""
+
+    output_dir: str  # a folder or URI: the best model, results and predictions
+    best_step: int  # 0: the pretrained model, which no evaluated step was better than
+    before: dict[str, float]  # metrics of the pretrained model by full name
+    metrics: dict[str, float]  # of the model in output_dir
+
+
+def train(job: Job) -> TrainResult:
     """Runs a training job to its end and prints what it achieved.
 
     Raises:
@@ -41,35 +52,31 @@ def train(job: Job) -> None:
     job, plan = setup.job, setup.plan
     micro_batch, lines = micro_batch_size(job, plan.num_workers, setup.num_rows, setup.has_negatives)
     print("\n".join(lines))
-    beside = find_spare(plan) if job.settings.async_eval else None
+    spare = find_spare(plan) if job.settings.async_eval else None
     if job.settings.async_eval:
-        print(where_evaluated(plan, beside))
+        print(where_evaluated(plan, spare))
     record = open_run(job)
     setup.write_bad_records()
     print(f"checkpoints in {record.storage_path}")
-    config = {
-        **setup.worker_config(),
-        "micro_batch": micro_batch,
-        "windows": serve_windows(setup.stream, job, plan) if setup.stream else None,
-        "beside": beside,
-    }
+    windows = serve_windows(setup.stream, job, plan) if setup.stream else None
+    spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, spare=spare)
     while True:
         try:
-            config["resume_from"] = record.resume_from
-            outcome = fit(train_worker, job, plan, config, record.storage_path, record.run_names[-1])
+            spec = replace(spec, resume_from=record.resume_from)
+            outcome = fit(train_worker, job, plan, spec, record.storage_path, record.run_names[-1])
             break
         except StorageAway as error:
             print(f"warning: {error}; waiting for it")
             wait_for_storage(record.storage_path)
             record = open_run(replace(job, resume="true"))
-    if outcome["signal"]:
-        stop_message(job, outcome)
+    if outcome.stopped_by:
+        stop_message(job, outcome.result.step, outcome.stopped_by)
     whole = stored.list_checkpoints(record.storage_path, record.run_names)
     if record.resume_from and not any(checkpoint.location == record.resume_from for checkpoint in whole):
         outside = stored.read_checkpoint(record.resume_from)
         whole = [*([outside] if outside else []), *whole]
-    beside_results = stored.list_evaluations(record.storage_path, record.run_names)
-    finish(job, record, setup.encoder, setup.blocks, whole, beside_results, outcome["result"]["metrics"])
+    evaluations = stored.list_evaluations(record.storage_path, record.run_names)
+    return finish(job, record, setup.model.settings, setup.blocks, whole, evaluations, outcome.result.metrics)
 
 
 def finish(
@@ -78,29 +85,35 @@ def finish(
     encoder: EncoderSettings,
     blocks: dict[str, Blocks],
     whole: list[stored.StoredCheckpoint],
-    beside_results: list[tuple[int, dict[str, float]]],
+    evaluations: list[tuple[int, dict[str, float]]],
     train_metrics: dict[str, Any],
     next_command: str | None = None,
-) -> None:
-    """Writes output_dir from the best of the stored checkpoints of a run, and prints the summary."""
+) -> TrainResult:
+    """Writes output_dir from the best of the stored checkpoints of a run, and prints the summary.
+
+    `evaluations` are those made beside training: steps and metrics.
+    """
     best_stored = stored.best_checkpoint(whole, job.training["metric_for_best_model"])
-    before, best = best_stored.model_states()
+    before = summary.ModelState(0, best_stored.before())
+    best = summary.ModelState(best_stored.step, best_stored.evaluation())
     documents = Documents(blocks["corpus"].tables())
     splits: dict[str, AskedQuestions] = {}
     splits |= {split: AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
-    lines, intervals = outputs.compare(splits, documents, before, best)
+    lines, intervals = summary.compare(splits, documents, before, best)
     folder = Path(job.output_dir)
     with staged(folder) as staging:
         best_stored.download(MODEL_FOLDER, staging)
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
-        outputs.add_evaluations(staging / TRAINER_STATE_FILE, beside_results)
-        outputs.write_results(staging, job, encoder, before, best, train_metrics, intervals)
+        summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
+        summary.write_results(staging, job, encoder, before, best, train_metrics, intervals)
         if job.settings.write_predictions:
             for split, asked in splits.items():
-                ranking = best.rankings[f"{split}_scores"], best.rankings[f"{split}_positions"]
-                write_predictions(staging / f"{split}-predictions.jsonl", asked, documents.document, *ranking)
+                found = best.evaluation.splits[split]
+                path = staging / f"{split}-predictions.jsonl"
+                write_predictions(path, asked, documents.document, found.scores, found.positions)
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         record.files = sorted(written | set(record.files))
         record.save(job.output_dir)
     push(job)
-    outputs.print_summary(job, lines, best, next_command)
+    summary.print_summary(job, lines, best, next_command)
+    return TrainResult(job.location, best.step, before.evaluation.metrics, best.evaluation.metrics)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -17,165 +15,180 @@ import torch
 import transformers
 
 from rqa_ray.cluster.model_copies import bring_model
+from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.readers import fetch_tables
-from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
-from rqa_ray.places import inside, open_location, shown
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.places import open_location, shown
+from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.interrupts import Interrupted
+from rqa_ray.retriever.losses import LOSSES
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import Settings
-from rqa_ray.training import summary as outputs
 from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
-from rqa_ray.training.forward_plan import build_trainer, describe
+from rqa_ray.training.plan_forward import compile_transformer, plan_forward
 from rqa_ray.training.report_callback import PushLogs, ReportCallback
-from rqa_ray.training.trainer import EVALUATION_FILE, ContrastiveTrainer, NonFiniteLossError
+from rqa_ray.training.spec import WorkerResult, WorkerSpec
+from rqa_ray.training.trainer import ContrastiveTrainer, NonFiniteLossError
 from rqa_ray.training.uploads import StorageError, Uploads, is_full
 
 # How gloo and nccl say that this rank waited for others.
 WAITED_IN_VAIN = ("imed out", "onnection closed", "onnection reset")
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Trains on this rank; returns step, whether it was stopped, and transformers' training metrics.
-
-    `config` is that of `Setup.worker_config`, and: micro_batch, windows, mailbox, run (its name there), resume_from
-    (checkpoint folder or None). Optional: beside, the resources of an evaluation beside training; before, the results
-    of step 0, made elsewhere; report, in place of Ray Train's where this is no worker of it; memory_sharers, runs that
-    share a node's memory.
-    """
+def train_worker(spec: WorkerSpec) -> WorkerResult:
+    """Trains on this rank."""
     _be_quiet()
-    torch.set_num_threads(config["cpus"])
-    settings = Settings(**config["settings"])
-    tables = {name: fetch_tables(refs) for name, refs in config["blocks"].items()}
+    torch.set_num_threads(spec.num_cpus)
     with (
         tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch,
-        local_checkpoint(config["resume_from"], is_worker="report" not in config) as resume,
+        local_checkpoint(spec.resume_from, is_worker=spec.report is None) as checkpoint,
     ):
-        args = _training_arguments(config, scratch, config.get("before") is None and resume is None)
-        bring_model(config["model_folder"], config["model_copy"])
-        encoder = load_encoder(config["model_folder"], config["encoder"], settings.dropout, settings.trust_remote_code)
-        if encoder.can_pack and args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = False  # these models use all of theirs
-        tokenizer = TextTokenizer(config["model_folder"], config["encoder"], settings.trust_remote_code).tokenizer
-        rows: TrainingRows | WindowedRows
-        if config["windows"]:
-            plan, store = config["windows"]
-            rows = WindowedRows(plan, fetcher(store))
-        else:
-            rows = TrainingRows.from_tables(tables["train"])
-        beside = config.get("beside") is not None
-        trainer = build_trainer(
-            settings,
-            args,
-            encoder,
-            tokenizer,
-            rows,
-            tables,
-            config["micro_batch"],
-            resume,
-            beside,
-            config.get("memory_sharers", 1),
-        )
-        if config.get("before"):
-            trainer.take_before(config["before"])
-        questions_per_step = config["micro_batch"] * args.gradient_accumulation_steps
-        mailbox, run, in_tune = config["mailbox"], config["run"], "report" in config
-
-        def tell(note: str) -> None:
-            mailbox.put.remote(run, None, note)
-
-        how = config["report"] if in_tune else Uploads(tell)
-        watches_preemption = not in_tune and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
-        report = ReportCallback(trainer, mailbox, run, questions_per_step, how, watches_preemption)
-        where = f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
-        attempt = ray.get(mailbox.begin.remote(run, args.process_index, where))
-        if args.process_index == 0:
-            if attempt > 1:
-                workers = f"{args.world_size} worker{'s' * (args.world_size > 1)}"
-                tell(f"restarted on {workers}, from step {_step_of(resume)}")
-            tell(describe(trainer.choices))
-            mailbox.hold.remote(run, ray.util.get_current_placement_group())
-        trainer.evaluator.on_progress = report.on_evaluation_progress
-        trainer.add_callback(report)
-        if "://" in logging_location(config):
-            trainer.add_callback(PushLogs(f"{scratch}/tensorboard", logging_location(config), tell))
-        metrics, failure = {}, None
+        note = StepNote.load(Path(checkpoint)) if checkpoint else StepNote(0)
+        trainer = build_trainer(spec, scratch, checkpoint)
+        reports = spec.report or Uploads(lambda text: spec.mailbox.put.remote(spec.run, None, text))
+        report = _reporting(spec, trainer, reports, note, scratch)
         try:
-            if resume and config["resume_from"]:
-                _make_up_evaluation(trainer, resume, config["resume_from"])
-            if resume and trainer.is_finished(resume):  # killed after its last checkpoint
-                return {"step": trainer.state.global_step, "stopped": False, "failure": None, "metrics": {}}
-            metrics = trainer.train(resume_from_checkpoint=resume).metrics
+            if checkpoint and spec.resume_from and note.evaluation_pending:
+                _make_up_evaluation(trainer, checkpoint, spec.resume_from)
+            if checkpoint and trainer.is_finished(checkpoint):  # killed after its last checkpoint
+                return WorkerResult(trainer.state.global_step)
+            metrics, failure = trainer.train(resume_from_checkpoint=checkpoint).metrics, None
         except Interrupted:
-            report.stopped = True
+            report.stopped, metrics, failure = True, {}, None
             trainer.save_interrupted()
         except NonFiniteLossError as error:  # on all ranks together; a restart by Ray would meet it again
-            failure = str(error)
+            metrics, failure = {}, str(error)
         except Exception as error:
             if is_full(error):
                 raise StorageError(f"{scratch}: no space left for a checkpoint; set TMPDIR to another disk") from None
             if any(words in str(error) for words in WAITED_IN_VAIN):
-                ray.get(mailbox.gave_up.remote(run, args.process_index))
+                ray.get(spec.mailbox.gave_up.remote(spec.run, trainer.args.process_index))
             raise
         finally:
-            if isinstance(how, Uploads):
-                how.wait()  # before the folder of the local checkpoints is deleted
-        step = max(trainer.state.global_step, _step_of(resume))  # a stop may come before the state is loaded
-        if beside:
-            report.progress.phase, report.progress.total = "waiting for the last evaluation", 0
-            report.send()
-        return {"step": step, "stopped": report.stopped, "failure": failure, "metrics": metrics}
+            if isinstance(reports, Uploads):
+                reports.wait()  # before the folder of the local checkpoints is deleted
+        if spec.spare:
+            report.send(phase="waiting for the last evaluation", total=0)
+        step = max(trainer.state.global_step, note.step)  # a stop may come before the state is loaded
+        return WorkerResult(step, report.stopped, failure, metrics)
 
 
-def _step_of(checkpoint: str | None) -> int:
-    return json.loads((Path(checkpoint) / EVALUATION_FILE).read_text())["step"] if checkpoint else 0
+def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> ContrastiveTrainer:
+    """The trainer of this rank. It works in the folder `scratch`; `checkpoint` is the folder that it resumes from."""
+    settings, model = spec.settings, spec.model
+    args = _training_arguments(spec, scratch, evaluates_first=not spec.before and checkpoint is None)
+    bring_model(model.folder, model.copy)
+    encoder = load_encoder(model.folder, model.settings, settings.dropout, settings.trust_remote_code)
+    if encoder.can_pack and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # these models use all of theirs
+    if args.torch_compile:
+        args = compile_transformer(encoder, args)
+    tokenizer = TextTokenizer(model.folder, model.settings, settings.trust_remote_code).tokenizer
+    tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items()}
+    rows: TrainingRows | WindowedRows
+    if spec.windows:
+        windows, store = spec.windows
+        rows = WindowedRows(windows, fetcher(store))
+    else:
+        rows = TrainingRows.from_tables(tables["train"])
+    batches = GlobalBatches(
+        rows,
+        global_batch_size=spec.micro_batch,
+        hard_neg_ratio=settings.hard_neg_ratio,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        pad_id=tokenizer.pad_token_id or 0,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+    before = ForwardPlan.load(Path(checkpoint)) if checkpoint else None
+    plan = plan_forward(settings, args, encoder, batches, before, spec.memory_sharers)
+    options = EncodeOptions(
+        batches.pad_id,
+        plan.max_tokens,
+        args.per_device_eval_batch_size,
+        plan.packed,
+        torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
+    )
+    splits: dict[str, Questions] = {}
+    splits |= {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables}
+    trainer = ContrastiveTrainer(
+        encoder,
+        LOSSES[settings.contrastive_loss](settings.temperature),
+        tokenizer,
+        args,
+        batches.with_plan(plan),
+        RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, options),
+        trust_remote_code=settings.trust_remote_code,
+        evaluates_beside=spec.spare is not None,
+    )
+    trainer.schedule.before = spec.before
+    return trainer
+
+
+def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: StepNote, scratch: str) -> ReportCallback:
+    """Lets the trainer report its checkpoints and its progress, and tells the driver that this rank has begun."""
+    args, mailbox = trainer.args, spec.mailbox
+    watches_preemption = not spec.report and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
+    questions_per_step = spec.micro_batch * args.gradient_accumulation_steps
+    report = ReportCallback(trainer, mailbox, spec.run, questions_per_step, reports, watches_preemption)
+    where = f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+    attempt = ray.get(mailbox.begin.remote(spec.run, args.process_index, where))
+
+    def tell(text: str) -> None:
+        mailbox.put.remote(spec.run, None, text)
+
+    if args.process_index == 0:
+        if attempt > 1:
+            workers = f"{args.world_size} worker{'s' * (args.world_size > 1)}"
+            tell(f"restarted on {workers}, from step {note.step}")
+        tell(trainer.batches.plan.describe())
+        mailbox.hold.remote(spec.run, ray.util.get_current_placement_group())
+    trainer.evaluator.on_progress = report.on_evaluation_progress
+    trainer.add_callback(report)
+    if "://" in spec.logging_location:
+        trainer.add_callback(PushLogs(f"{scratch}/tensorboard", spec.logging_location, tell))
+    return report
 
 
 def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: str) -> None:
     """Makes the evaluation that a stop has put off, and stores it beside the checkpoint."""
-    if json.loads((Path(checkpoint) / EVALUATION_FILE).read_text()).get("pending"):
-        trainer._load_from_checkpoint(checkpoint)
-        with trainer.interrupts.watch(True):
-            results = trainer.evaluator.evaluate(trainer.model)
-        if trainer.args.process_index == 0:
-            filesystem, path = open_location(location)
-            write_evaluation(ray.train.Checkpoint(path, filesystem), _step_of(checkpoint), results)
+    trainer._load_from_checkpoint(checkpoint)
+    found = trainer.rank_questions()
+    if trainer.args.process_index == 0:
+        filesystem, path = open_location(location)
+        write_evaluation(ray.train.Checkpoint(path, filesystem), StepNote.load(Path(checkpoint)).step, found)
 
 
-def logging_location(config: dict[str, Any]) -> str:
-    """Where TensorBoard files go: a folder, or a URI to which they are copied with every checkpoint."""
-    given = config["settings"]["logging_dir"] or inside(config["output_dir"], outputs.TENSORBOARD_FOLDER)
-    return given if "://" in given else os.path.join(config["cwd"], given)
-
-
-def _training_arguments(config: dict[str, Any], scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:
-    settings, training, output_dir = config["settings"], config["training"], config["output_dir"]
-    world_size = 1 if "report" in config else ray.train.get_context().get_world_size()
-    for name, variable in {
-        "run_project": "WANDB_PROJECT",
-        "run_group": "WANDB_RUN_GROUP",
-        "run_entity": "WANDB_ENTITY",
-    }.items():
-        if settings[name]:
-            os.environ[variable] = settings[name]
-    logging_dir = logging_location(config)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = f"{scratch}/tensorboard" if "://" in logging_dir else logging_dir
+def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:
+    settings, location = spec.settings, spec.logging_location
+    world_size = 1 if spec.report else ray.train.get_context().get_world_size()
+    for value, variable in (
+        (settings.run_project, "WANDB_PROJECT"),
+        (settings.run_group, "WANDB_RUN_GROUP"),
+        (settings.run_entity, "WANDB_ENTITY"),
+    ):
+        if value:
+            os.environ[variable] = value
+    os.environ["TENSORBOARD_LOGGING_DIR"] = f"{scratch}/tensorboard" if "://" in location else location
     own = {
         "output_dir": scratch,
-        "run_name": training.get("run_name") or os.path.basename(shown(output_dir)),
-        "use_cpu": not config["use_gpu"],
+        "run_name": spec.training.get("run_name") or os.path.basename(shown(spec.output_dir)),
+        "use_cpu": not spec.use_gpu,
         "disable_tqdm": True,
         # For samples per second: what each worker really has.
-        "per_device_train_batch_size": -(-config["micro_batch"] // world_size),
+        "per_device_train_batch_size": -(-spec.micro_batch // world_size),
         "eval_on_start": evaluates_first,  # else it would run after every resume
-        "save_strategy": "no",  # SaveWithEvaluation saves
+        "save_strategy": "no",  # the Schedule saves
         "logging_nan_inf_filter": False,
         "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of token batches
     }
-    return RetrieverTrainingArguments(**(training | own))
+    return RetrieverTrainingArguments(**(spec.training | own))
 
 
 def _be_quiet() -> None:

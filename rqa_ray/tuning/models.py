@@ -48,14 +48,9 @@ def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, Stor
 
 def evaluate(setup: Setup, job: Job, root: str, run: str, checkpoint: str | None, phase: str) -> None:
     """Evaluates a checkpoint, or the pretrained model, on all questions with all workers of a trial."""
-    config = {
-        **setup.worker_config(),
-        "settings": vars(job.settings),
-        "encoder": encoder_settings(setup.model_folder, job.settings),
-        "resume_from": checkpoint,
-        "phase": f"{phase}, texts",
-    }
-    fit(evaluate_worker, job, setup.plan, config, root, run, saves_on_stop=False)
+    spec = setup.worker_spec(resume_from=checkpoint, phase=f"{phase}, texts")
+    model = replace(spec.model, settings=encoder_settings(spec.model.folder, job.settings))
+    fit(evaluate_worker, job, setup.plan, replace(spec, settings=job.settings, model=model), root, run, False)
 
 
 def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> None:
@@ -66,7 +61,7 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
     of_trial = stored.list_checkpoints(shared.root, names)
     whole = [shared.before[encoder_key(job)], *of_trial]
     best = stored.best_checkpoint(whole, metric)
-    if "test" in setup.blocks and "test" not in best.splits():
+    if "test" in setup.blocks and "test" not in best.evaluation().splits:
         phase = f"evaluating the winner, trial {winner.number}"
         evaluate(setup, job, shared.root, f"winner-{winner.name}", best.location, phase)
         whole = [whole[0], *stored.list_checkpoints(shared.root, names)]
@@ -75,5 +70,5 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
     write_json(folder / BEST_CONFIG_FILE, again)
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
     best_config = inside(job.location, BEST_CONFIG_FILE)
-    encoder = encoder_settings(setup.model_folder, job.settings)
+    encoder = encoder_settings(setup.model.folder, job.settings)
     finish(job, record, encoder, setup.blocks, whole, [], winner.train_metrics, f"python jobs/train.py {best_config}")

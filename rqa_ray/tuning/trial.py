@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray.train
@@ -32,7 +32,7 @@ from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
 from rqa_ray.training.driver import torch_trainer
 from rqa_ray.training.job import Job
 from rqa_ray.training.setup import serve_windows
-from rqa_ray.training.summary import TENSORBOARD_FOLDER
+from rqa_ray.training.spec import TENSORBOARD_FOLDER, WorkerSpec
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.worker import train_worker
 from rqa_ray.tuning.budget import Budget
@@ -48,7 +48,7 @@ class Shared:
     budget: Budget
     plan: WorkerPlan
     at_once: int  # trials
-    config: dict[str, Any]  # of `Setup.worker_config`
+    spec: WorkerSpec
     stream: Stream | None
     has_negatives: bool
     root: str  # where the search stores all checkpoints
@@ -81,33 +81,34 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
     earlier = reports.newest()
     if earlier:
         ray.tune.report(reports.of(earlier.path, earlier.filesystem))  # Tune may have been killed before it knew
-    before = shared.before[encoder_key(job)].splits()
+    before = shared.before[encoder_key(job)].evaluation()
     micro_batch, _ = micro_batch_size(job, plan.num_workers, shared.budget.num_rows, shared.has_negatives)
-    folder = job.settings.logging_dir or inside(shared.config["output_dir"], TENSORBOARD_FOLDER)
-    name = os.path.basename(shown(shared.config["output_dir"]))
-    config = {
-        **shared.config,
-        "memory_sharers": shared.at_once,
-        "settings": vars(job.settings) | {"logging_dir": inside(folder, trial)},
-        "training": job.training | {"run_name": f"{job.training.get('run_name') or name}-{trial}"},
-        "micro_batch": micro_batch,
-        "encoder": encoder_settings(shared.config["model_folder"], job.settings),
-        "blocks": {name: refs for name, refs in shared.config["blocks"].items() if name in IN_TRIAL},
-        "windows": serve_windows(shared.stream, job, plan, shared.at_once) if shared.stream else None,
-        "mailbox": ray.get_actor(shared.mailbox),
-        "run": trial,
-        "resume_from": earlier.location if earlier else None,
-        "before": before,
-    }
+    told = shared.spec
+    logging_dir = inside(job.settings.logging_dir or inside(told.output_dir, TENSORBOARD_FOLDER), trial)
+    name = job.training.get("run_name") or os.path.basename(shown(told.output_dir))
+    spec = replace(
+        told,
+        settings=replace(job.settings, logging_dir=logging_dir),
+        training=job.training | {"run_name": f"{name}-{trial}"},
+        model=replace(told.model, settings=encoder_settings(told.model.folder, job.settings)),
+        blocks={name: refs for name, refs in told.blocks.items() if name in IN_TRIAL},
+        micro_batch=micro_batch,
+        windows=serve_windows(shared.stream, job, plan, shared.at_once) if shared.stream else None,
+        memory_sharers=shared.at_once,
+        run=trial,
+        mailbox=ray.get_actor(shared.mailbox),
+        resume_from=earlier.location if earlier else None,
+        before=before,
+    )
     if shared.trains_in_process:
-        result = train_worker(config | {"report": reports})
+        result = train_worker(replace(spec, report=reports))
     else:
         callbacks = [ReportsOfWorkers(reports)]
-        trainer = torch_trainer(train_worker, config, plan, shared.root, reports.attempt, callbacks=callbacks)
+        trainer = torch_trainer(train_worker, spec, plan, shared.root, reports.attempt, callbacks=callbacks)
         result = trainer.fit().return_value
     newest = reports.newest()
-    last = reports.of(newest.path, newest.filesystem) if newest else reports.of_nothing(before["eval"].metrics)
-    ray.tune.report(last | {"failure": result["failure"], "train_metrics": result["metrics"]})
+    last = reports.of(newest.path, newest.filesystem) if newest else reports.of_nothing(before.metrics)
+    ray.tune.report(last | {"failure": result.failure, "train_metrics": result.metrics})
 
 
 @dataclass

@@ -78,7 +78,7 @@ def search(asked: Search) -> None:
         budget=plan.budget,
         plan=workers,
         at_once=at_once,
-        config=setup.worker_config(),
+        spec=setup.worker_spec(),
         stream=setup.stream,
         has_negatives=setup.has_negatives,
         root=root,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch, deal
 from rqa_ray.data.rows import TrainingRows
+from rqa_ray.retriever.forward_plan import ForwardPlan
 from tests.builders import random_training_rows
 
 ROWS = random_training_rows(41, num_passages=400, seed=5)  # a prime number of rows: no batch size divides it
@@ -22,7 +23,7 @@ WORLDS = (1, 2, 3, 4)
 def batches(
     rows: TrainingRows = ROWS, size: int = 12, ratio: float = 0.5, seed: int = 1, rank: int = 0, world: int = 1
 ) -> GlobalBatches:
-    return GlobalBatches(rows, size, ratio, seed, max_tokens_per_chunk=64, pad_id=0, rank=rank, world_size=world)
+    return GlobalBatches(rows, size, ratio, seed, pad_id=0, plan=ForwardPlan(64), rank=rank, world_size=world)
 
 
 def on_all_ranks(batch: int, world: int, **options) -> list[RankBatch]:

@@ -6,8 +6,9 @@ import torch
 
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation import evaluator as evaluate
-from rqa_ray.evaluation.evaluator import RetrievalEvaluator, SplitResult
-from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES, metric_names
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES
+from rqa_ray.evaluation.results import SplitResult
 from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
@@ -78,8 +79,10 @@ class World:
             self.corpus(),
             self.splits(),
             EncodeOptions(0, max_tokens, max_rows),
-            TEMPERATURE,
         )
+
+    def evaluate(self, encoder: Encoder, **options) -> dict[str, SplitResult]:
+        return self.evaluator(**options).evaluate(encoder, TEMPERATURE).splits
 
     def brute_force(self, encoder: Encoder) -> dict[str, SplitResult]:
         """Each text alone through the encoder; dot product; sort by (-score, place)."""
@@ -110,7 +113,7 @@ class World:
                 for gold in inside
             ]
             totals["loss"] += [float(np.mean(losses))] if inside else []
-        metrics = {f"{split}_{name}": float(np.mean(values)) for name, values in totals.items() if values}
+        metrics = {name: float(np.mean(values)) for name, values in totals.items() if values}
         return SplitResult(metrics, np.sort(-all_scores, axis=1)[:, :100] * -1, np.array(ranking))
 
 
@@ -141,7 +144,7 @@ def assert_equal(found: dict[str, SplitResult], expected: dict[str, SplitResult]
         np.testing.assert_array_equal(found[split].positions, result.positions)
         np.testing.assert_allclose(found[split].scores, result.scores, atol=1e-5)
         metrics = dict(found[split].metrics)
-        assert metrics.pop(f"{split}_{LATENCY}") > 0
+        assert metrics.pop(LATENCY) > 0
         assert metrics == pytest.approx(result.metrics, abs=1e-4)
         for name, value in result.metrics.items():  # which follow from the ranking alone
             assert name.endswith("loss") or metrics[name] == pytest.approx(value, abs=1e-12)
@@ -149,17 +152,17 @@ def assert_equal(found: dict[str, SplitResult], expected: dict[str, SplitResult]
 
 @pytest.mark.parametrize(("max_tokens", "max_rows"), [(1, 1), (100, 3), (100_000, 1000)])
 def test_the_result_is_that_of_plain_loops_whatever_the_token_batches(tiny_model, expected, max_tokens, max_rows):
-    found = World().evaluator(max_tokens, max_rows).evaluate(load(tiny_model))
+    found = World().evaluate(load(tiny_model), max_tokens=max_tokens, max_rows=max_rows)
     assert_equal(found, expected)
-    assert list(found["eval"].metrics) == metric_names("eval")
-    recalls = [found["eval"].metrics[f"eval_retr/document_recall/recall{k}"] for k in (1, 4, 10, 100)]
+    assert tuple(found["eval"].metrics) == METRIC_NAMES
+    recalls = [found["eval"].metrics[f"retr/document_recall/recall{k}"] for k in (1, 4, 10, 100)]
     assert 0 < recalls[-1] < 1  # one gold is not in the corpus
     assert recalls == sorted(recalls)
 
 
 def test_the_result_does_not_depend_on_how_the_corpus_is_cut_into_blocks(tiny_model, expected, monkeypatch):
     monkeypatch.setattr(evaluate, "TEXTS_PER_BLOCK", 7)
-    assert_equal(World().evaluator().evaluate(load(tiny_model)), expected)
+    assert_equal(World().evaluate(load(tiny_model)), expected)
 
 
 def test_passages_of_one_text_are_encoded_once_and_ranked_in_document_order(tiny_model):
@@ -167,7 +170,7 @@ def test_passages_of_one_text_are_encoded_once_and_ranked_in_document_order(tiny
     evaluator = world.evaluator()
     done: list[tuple[int, int]] = []
     evaluator.on_progress = lambda *progress: done.append(progress)
-    found = evaluator.evaluate(load(tiny_model))
+    found = evaluator.evaluate(load(tiny_model), TEMPERATURE).splits
     num_questions = len(world.questions["eval"]) + len(world.questions["test"])
     assert [total for _, total in done if total != num_questions][0] == done[-1][0] == 27  # 30 passages, 27 texts
     assert (num_questions, num_questions) in done
@@ -181,7 +184,7 @@ def test_passages_of_one_text_are_encoded_once_and_ranked_in_document_order(tiny
 
 def test_a_corpus_smaller_than_k_is_ranked_whole(tiny_model):
     world = World(num_passages=3)
-    found = world.evaluator().evaluate(load(tiny_model))
+    found = world.evaluate(load(tiny_model))
     assert found["eval"].positions.shape == (7, 3)
     assert_equal(found, world.brute_force(load(tiny_model).eval()))
 
@@ -189,18 +192,18 @@ def test_a_corpus_smaller_than_k_is_ranked_whole(tiny_model):
 def test_a_corpus_of_more_than_a_hundred_passages_is_cut_at_a_hundred(tiny_model):
     world = World(num_passages=130)
     encoder = load(tiny_model)
-    found = world.evaluator().evaluate(encoder)
+    found = world.evaluate(encoder)
     results = world.brute_force(encoder.eval())
     for split, result in found.items():
         assert result.positions.shape[1] == 100
         np.testing.assert_allclose(result.scores, results[split].scores, atol=1e-5)
-        assert result.metrics[f"{split}_loss"] == pytest.approx(results[split].metrics[f"{split}_loss"], abs=1e-4)
+        assert result.metrics["loss"] == pytest.approx(results[split].metrics["loss"], abs=1e-4)
 
 
 def test_a_split_whose_golds_are_all_missing_has_recall_zero_and_no_loss(tiny_model):
     world = World(num_test=1)
-    metrics = world.evaluator().evaluate(load(tiny_model))["test"].metrics
-    assert "test_loss" not in metrics
+    metrics = world.evaluate(load(tiny_model))["test"].metrics
+    assert "loss" not in metrics
     assert {value for name, value in metrics.items() if LATENCY not in name} == {0.0}
 
 
@@ -208,7 +211,7 @@ def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_mo
     encoder = load(tiny_model)  # its dropout would change the ranking
     for training in (True, False):
         encoder.train(training)
-        assert_equal(World().evaluator().evaluate(encoder), expected)
+        assert_equal(World().evaluate(encoder), expected)
         assert encoder.training == encoder.transformer.training == training
     assert all(value.grad is None for value in encoder.parameters())
     encoder(
@@ -219,14 +222,14 @@ def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_mo
 def test_mixed_precision_changes_scores_a_little(tiny_model, expected):
     evaluator = World().evaluator()
     evaluator.options.mixed_precision = torch.bfloat16
-    found = evaluator.evaluate(load(tiny_model))
+    found = evaluator.evaluate(load(tiny_model), TEMPERATURE).splits
     difference = np.abs(found["eval"].scores - expected["eval"].scores).max()
     assert 1e-4 < difference < 0.1
     assert found["eval"].scores.dtype == np.float32
 
 
 def on_rank(model_folder: str, sizes: list[dict[str, int]]) -> list[dict[str, SplitResult]]:
-    return [World(**size).evaluator().evaluate(load(model_folder)) for size in sizes]
+    return [World(**size).evaluate(load(model_folder)) for size in sizes]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

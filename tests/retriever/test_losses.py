@@ -9,7 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa_ray.retriever.losses import contrastive_loss, false_negatives
+from rqa_ray.retriever.candidates import gather_candidates
+from rqa_ray.retriever.losses import InBatchContrastive, mean_over_global_batch
+
+
+def contrastive_loss(questions, passages, passage_ids, is_passage, gold_ids, temperature, global_batch_size):
+    """The mean over the global batch, as the trainer takes it."""
+    candidates = gather_candidates(passages, passage_ids, is_passage, gold_ids)
+    return mean_over_global_batch(InBatchContrastive(temperature)(questions, candidates), global_batch_size)
 
 
 @st.composite
@@ -126,27 +133,6 @@ def test_half_precision_embeddings_are_scored_in_fp32():
     loss = contrastive_loss(questions, passages, *rest)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, contrastive_loss(questions.float(), passages.float(), *rest))
-
-
-def test_false_negatives_are_padding_and_the_other_columns_of_a_gold_only():
-    mask = false_negatives(
-        candidate_ids=torch.tensor([10, 11, 10, 12, 13, 0]),
-        is_candidate=torch.tensor([True, True, True, True, True, False]),
-        # The first has one gold (and a filler), the second two, the third asks for the first one's passage.
-        gold_ids=torch.tensor([[10, 10], [11, 13], [10, 10]]),
-        labels=torch.tensor([0, 1, 2]),
-    )
-    x, o = True, False
-    expected = [[o, o, x, o, o, x], [o, o, o, o, x, x], [x, o, o, o, o, x]]
-    assert mask.tolist() == expected
-
-
-def test_the_label_column_is_never_masked_on_any_rank():
-    # Rank 1 of 2, two passages a rank: the same two passages on both.
-    mask = false_negatives(
-        torch.tensor([5, 6, 5, 6]), torch.ones(4, dtype=torch.bool), torch.tensor([[5], [6]]), torch.tensor([2, 3])
-    )
-    assert mask.tolist() == [[True, False, False, False], [False, True, False, False]]
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])

@@ -7,9 +7,9 @@ import torch
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.losses import contrastive_loss
 from rqa_ray.retriever.step import forward_backward
 from rqa_ray.retriever.token_batches import length_sorted_batches
+from tests.retriever.test_losses import contrastive_loss
 
 NUM_QUESTIONS, NUM_PASSAGES, LENGTH = 5, 8, 10
 # 13 rows of 10 tokens: one a token batch; 3 (does not divide); 5; all; more than there are.

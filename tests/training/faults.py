@@ -62,7 +62,7 @@ class AtSteps(TrainerCallback):
             setattr(self, f"on_{moment}", lambda *_, moment=moment, **__: fault.at(moment))
 
 
-def train_worker(config: dict, log: str, what: str) -> dict:
+def train_worker(spec, log: str, what: str):
     """`worker.train_worker` with the fault in it."""
     from rqa_ray.evaluation.evaluator import RetrievalEvaluator
     from rqa_ray.retriever.encoder import Encoder
@@ -101,10 +101,10 @@ def train_worker(config: dict, log: str, what: str) -> dict:
     before(Encoder, "forward", "forward", lambda encoder: encoder.training)
     after(ContrastiveTrainer, "batch_loss", "loss")
     before(RetrievalEvaluator, "_on_batch", "evaluating")
-    original_write = trainer_module.write_results
-    trainer_module.write_results = lambda *args: (
+    original_save = trainer_module.save_evaluations
+    trainer_module.save_evaluations = lambda *args: (
         fault.at("saving"),
-        original_write(*args),
+        original_save(*args),
     )  # model, optimizer are there
 
     def upload(self, checkpoint, name: str):  # in a thread, while training goes on
@@ -119,7 +119,7 @@ def train_worker(config: dict, log: str, what: str) -> dict:
         return stored
 
     original_upload, uploads.Uploads.upload = uploads.Uploads.upload, upload
-    return worker.train_worker(config)
+    return worker.train_worker(spec)
 
 
 def main() -> None:
@@ -131,10 +131,10 @@ def main() -> None:
         job = parse_job(words)
         from rqa_ray.training import train as run
 
-        def loop(config: dict) -> dict:
+        def loop(spec):
             from tests.training import faults  # the workers' own copy
 
-            return faults.train_worker(config, log, what)
+            return faults.train_worker(spec, log, what)
 
         run.train_worker = loop
         run.train(job)

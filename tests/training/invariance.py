@@ -14,11 +14,14 @@ from transformers import BertConfig, BertModel, TrainerCallback
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.retriever import candidates as candidates_module
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever import losses as loss_module
+from rqa_ray.retriever.candidates import Candidates
 from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.forward_plan import ForwardPlan
+from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.trainer import ContrastiveTrainer
@@ -75,6 +78,26 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
     return {"train": [train], "eval": [train], "corpus": [corpus]}
 
 
+class LearnedTemperature(torch.nn.Module):
+    """A loss from outside the package, with a parameter of its own: the temperature is trained too (CLIP's)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = torch.nn.Parameter(torch.tensor(5.0).log())
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        return 1 / self.log_scale.exp()
+
+    def forward(self, questions: torch.Tensor, candidates: Candidates) -> torch.Tensor:
+        scores = questions @ candidates.embeddings.T / self.temperature
+        scores = scores.masked_fill(candidates.masked(), float("-inf"))
+        return torch.nn.functional.cross_entropy(scores, candidates.labels, reduction="sum")
+
+
+LOSSES = {"own": lambda: InBatchContrastive(0.2), "with a parameter": LearnedTemperature}
+
+
 class Recorder(TrainerCallback):
     """Keeps the gradient that the optimizer is about to use, at the first and the last step."""
 
@@ -88,7 +111,14 @@ class Recorder(TrainerCallback):
 
 
 def run(
-    rank: int, world_size: int, folder: str, hard_neg_ratio: float, gradient_cache: bool, packed: bool, mutation: str
+    rank: int,
+    world_size: int,
+    folder: str,
+    hard_neg_ratio: float,
+    gradient_cache: bool,
+    packed: bool,
+    mutation: str,
+    loss: str,
 ) -> None:
     """Trains and, on rank 0, saves gradients, losses, weights and what the data contained to `folder`/result.pt."""
     torch.set_num_threads(1)
@@ -99,9 +129,9 @@ def run(
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     mutate(mutation)
     recorder = Recorder()
-    trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder)
+    of_loss = LOSSES[loss]()
+    trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, loss=of_loss)
     encoder, batches = trainer.model, trainer.batches
-    batches.packed = packed
     start = weights(encoder)
     trainer.train()
     if rank == 0:
@@ -113,6 +143,7 @@ def run(
                 "gradients": recorder.gradients,
                 "sizes": [value.numel() for value in encoder.parameters() if value.requires_grad],
                 "losses": losses,
+                "of loss": {name: value.detach().clone() for name, value in of_loss.named_parameters()},
                 "num_masked": count_masked(batches),
                 "num_negatives": len(batches.draw_negatives(0)),
             },
@@ -131,6 +162,9 @@ def make_trainer(
     rank: int,
     world_size: int,
     recorder: Recorder,
+    packed: bool = False,
+    max_tokens: int = 150,
+    loss: torch.nn.Module | None = None,
     **extra,
 ) -> ContrastiveTrainer:
     """One rank's trainer: a random BERT without dropout, SGD with learning rate 0.1, no clipping."""
@@ -171,8 +205,8 @@ def make_trainer(
         global_batch_size=GLOBAL_BATCH,
         hard_neg_ratio=hard_neg_ratio,
         seed=3,
-        max_tokens_per_chunk=150,
         pad_id=0,
+        plan=ForwardPlan(max_tokens, packed, gradient_cache, world_size),
         rank=rank,
         world_size=world_size,
     )
@@ -180,12 +214,9 @@ def make_trainer(
         Corpus.from_tables(data["corpus"]),
         {"eval": Questions.from_tables(data["eval"])},
         EncodeOptions(0, 150, 8),
-        0.2,
     )
-    choices = {"max_tokens_per_chunk": 150, "gradient_cache": gradient_cache}
-    trainer = ContrastiveTrainer(
-        encoder, None, args, batches, evaluator, temperature=0.2, choices=choices, callbacks=[recorder]
-    )
+    loss = loss or InBatchContrastive(0.2)
+    trainer = ContrastiveTrainer(encoder, loss, None, args, batches, evaluator, callbacks=[recorder])
     trainer._save_checkpoint = lambda *_: None  # the tiny model has no tokenizer to save
     return trainer
 
@@ -199,22 +230,22 @@ def count_masked(batches: GlobalBatches) -> int:
     """Columns that a question has to ignore in the first global batch."""
     whole = GlobalBatches(batches.take(0)[0], GLOBAL_BATCH, 0.0, batches.seed, 0)[0]
     labels = torch.arange(GLOBAL_BATCH)
-    return int(loss_module.false_negatives(whole.passage_ids, whole.is_passage, whole.gold_ids, labels).sum())
+    return int(candidates_module.false_negatives(whole.passage_ids, whole.is_passage, whole.gold_ids, labels).sum())
 
 
 def mutate(mutation: str) -> None:
     """Puts one known mistake into the program."""
-    original = trainer_module.contrastive_loss
+    original = trainer_module.mean_over_global_batch
     if mutation == "factor W":
-        trainer_module.contrastive_loss = lambda *args: original(*args) * distributed.world_size()
+        trainer_module.mean_over_global_batch = lambda *args: original(*args) * distributed.world_size()
     elif mutation == "factor 1/W":
-        trainer_module.contrastive_loss = lambda *args: original(*args) / distributed.world_size()
+        trainer_module.mean_over_global_batch = lambda *args: original(*args) / distributed.world_size()
     elif mutation == "no mask":
-        loss_module.false_negatives = lambda ids, is_candidate, gold_ids, labels: (~is_candidate).repeat(
+        candidates_module.false_negatives = lambda ids, is_candidate, gold_ids, labels: (~is_candidate).repeat(
             len(labels), 1
         )
     elif mutation == "mask before the gather":
-        masked = loss_module.false_negatives
+        masked = candidates_module.false_negatives
 
         def only_local(ids, is_candidate, gold_ids, labels):
             everything = masked(ids, is_candidate, gold_ids, labels)
@@ -223,7 +254,7 @@ def mutate(mutation: str) -> None:
             local[distributed.rank() * share :][:share] = True
             return everything & (local | ~is_candidate)
 
-        loss_module.false_negatives = only_local
+        candidates_module.false_negatives = only_local
     elif mutation == "detached gather":
         gather = distributed.gather
 

@@ -25,9 +25,10 @@ def result(
     gradient_cache: bool = False,
     packed: bool = True,
     mutation: str = "none",
+    loss: str = "own",
 ) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation)
+        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt")
 
@@ -55,6 +56,16 @@ def test_any_number_of_workers_makes_the_same_steps(some: int, more: int, hard_n
     one, other = result(some, hard_neg_ratio), result(more, hard_neg_ratio)
     assert is_the_same_training(one, other), differences(one, other)
     assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False), (2, True)])
+def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+    one = result(1, 0.25, loss="with a parameter")
+    other = result(world_size, 0.25, gradient_cache, loss="with a parameter")
+    assert is_the_same_training(one, other), differences(one, other)
+    started, ended = torch.tensor(5.0).log(), one["of loss"]["log_scale"]
+    assert abs(ended - started) > 0.01, "the parameter was not trained"
+    torch.testing.assert_close(other["of loss"]["log_scale"], ended, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from rqa_ray.evaluation.metrics import metric_names
+from rqa_ray.evaluation.metrics import METRIC_NAMES
+from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.training.job import parse_job
@@ -16,8 +17,8 @@ JOB = parse_job("--model_name_or_path m --output_dir out --demo_size 9".split())
 
 def state(step: int, positions: list[list[int]], value: float, split: str = "eval") -> ModelState:
     scores = np.linspace(1, 0, len(positions[0]), dtype=np.float32)[None].repeat(len(positions), axis=0)
-    rankings = {f"{split}_scores": scores, f"{split}_positions": np.array(positions)}
-    return ModelState(step, {name: value for name in metric_names(split)}, rankings)
+    found = SplitResult(dict.fromkeys(METRIC_NAMES, value), scores, np.array(positions))
+    return ModelState(step, Evaluation({split: found}))
 
 
 BEFORE = state(0, [[4, 3, 1, 2, 0], [0, 2, 4, 1, 3], [4, 3, 1, 0, 2]], 0.25)
@@ -46,7 +47,11 @@ def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_onl
     write_results(tmp_path, JOB, EncoderSettings(), BEFORE, BEST, {"train_loss": 1.5}, around)
     assert read_json(tmp_path / "train_results.json") == {"train_loss": 1.5, "best_step": 8}
     intervals = {"eval_retr/document_recall/recall4": [0.5, 1.0]}
-    assert read_json(tmp_path / "eval_results.json") == {"step": 8, **BEST.metrics, "intervals_95": intervals}
+    assert read_json(tmp_path / "eval_results.json") == {
+        "step": 8,
+        **BEST.evaluation.metrics,
+        "intervals_95": intervals,
+    }
     assert not (tmp_path / "test_results.json").exists()
     assert read_json(tmp_path / "all_args.json") == JOB.to_config()
 

@@ -2,14 +2,16 @@
 
 import copy
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from rqa_ray.retriever.interrupts import Interrupted
-from rqa_ray.training.forward_plan import compile_transformer
+from rqa_ray.training import trainer as trainer_module
+from rqa_ray.training.plan_forward import compile_transformer
 from rqa_ray.training.trainer import NonFiniteLossError, dropout_seed
-from tests.training.invariance import GLOBAL_BATCH, Recorder, make_trainer, weights
+from tests.training.invariance import GLOBAL_BATCH, LearnedTemperature, Recorder, make_trainer, weights
 
 
 def train(folder, recorder: Recorder | None = None, **arguments):
@@ -94,8 +96,7 @@ def test_a_compiled_encoder_makes_the_same_steps_cached_or_not(tmp_path, backend
 
 def test_the_size_of_the_token_batches_changes_no_logged_loss(tmp_path) -> None:
     def losses(max_tokens: int) -> list[float]:
-        trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder())
-        trainer.batches.max_tokens_per_chunk, trainer.batches.packed = max_tokens, True
+        trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), packed=True, max_tokens=max_tokens)
         trainer.train()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -130,7 +131,7 @@ def test_a_stop_gives_up_an_evaluation_which_is_noted_for_the_checkpoint_of_its_
     trainer.interrupts.is_asked = lambda: True
     with pytest.raises(Interrupted):
         trainer.evaluate()
-    assert trainer.evaluation_pending
+    assert trainer.schedule.pending_step == 2
 
 
 def test_a_stop_gives_up_a_step_and_leaves_the_state_after_the_last_whole_one(tmp_path) -> None:
@@ -143,5 +144,19 @@ def test_a_stop_gives_up_a_step_and_leaves_the_state_after_the_last_whole_one(tm
     saved = []
     trainer._save_checkpoint = lambda *_: saved.append(trainer.state.global_step)
     trainer.save_interrupted()
-    assert saved == [2] and not trainer.evaluation_pending
+    assert saved == [2] and trainer.schedule.pending_step == -1
     assert torch.equal(weights(trainer.model), weights(whole.model))
+
+
+def test_the_parameters_of_a_loss_are_in_the_checkpoint_and_back_on_resume(tmp_path, tiny_model, monkeypatch) -> None:
+    monkeypatch.setattr(
+        trainer_module, "save_encoder", lambda encoder, tokenizer, folder: Path(folder).mkdir(parents=True)
+    )
+    monkeypatch.setattr(trainer_module, "load_weights", lambda *_: None)
+    trained = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), loss=LearnedTemperature(), max_steps=2)
+    del trained._save_checkpoint  # the real one
+    trained.train()
+    resumed = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), loss=LearnedTemperature())
+    assert resumed.loss.log_scale != trained.loss.log_scale
+    resumed._load_from_checkpoint(str(tmp_path / "scratch-0" / "checkpoint-2"))
+    assert torch.equal(resumed.loss.log_scale, trained.loss.log_scale)

@@ -1,5 +1,7 @@
 """What the user leaves open is found out by measuring memory, and found again on a resume."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -8,10 +10,11 @@ from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.settings import Settings
-from rqa_ray.training import forward_plan as build
+from rqa_ray.training import plan_forward as module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
-from rqa_ray.training.forward_plan import TOKENS_PER_BATCH, choose, describe
+from rqa_ray.training.plan_forward import TOKENS_PER_BATCH, plan_forward
 from tests.builders import random_training_rows
 
 ROWS = random_training_rows(200, max_length=60, num_passages=50, vocabulary=100)
@@ -46,67 +49,56 @@ def graph_bytes_of_a_batch(encoder: Encoder, batch) -> int:
 
 
 def free(monkeypatch, num_bytes: float) -> None:
-    monkeypatch.setattr(build, "_free_memory", lambda device: num_bytes / build.MEMORY_SHARE)
+    monkeypatch.setattr(module, "_free_memory", lambda device: num_bytes / module.MEMORY_SHARE)
 
 
 def test_with_memory_to_spare_the_token_batches_are_large_and_the_graph_is_kept(encoder, args) -> None:
-    made = batches()
-    choices = choose(Settings(), args, encoder, made)
-    assert choices == {
-        "packed": True,
-        "max_tokens_per_chunk": TOKENS_PER_BATCH["cpu"],
-        "gradient_cache": False,
-        "world_size": 1,
-    }
-    assert (made.packed, made.max_tokens_per_chunk) == (True, TOKENS_PER_BATCH["cpu"])
+    assert plan_forward(Settings(), args, encoder, batches()) == ForwardPlan(TOKENS_PER_BATCH["cpu"], True, False, 1)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_gradients_are_cached_where_the_graph_of_a_batch_does_not_fit(encoder, args, monkeypatch, bf16) -> None:
     args.bf16 = bf16
     settings = Settings(max_tokens_per_chunk=200)
-    made = batches()
-    choose(settings, args, encoder, made)
+    made = batches().with_plan(plan_forward(settings, args, encoder, batches()))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         graph = graph_bytes_of_a_batch(encoder, made.make(0))
     assert graph > 1e6
     optimizer = 12 * sum(value.numel() for value in encoder.parameters())
     for share, cached in ((1.25, False), (0.8, True)):
         free(monkeypatch, optimizer + share * graph)
-        assert choose(settings, args, encoder, batches())["gradient_cache"] is cached
+        assert plan_forward(settings, args, encoder, batches()).gradient_cache is cached
 
 
 def test_token_batches_are_smaller_where_the_graph_of_one_does_not_fit(encoder, args, monkeypatch) -> None:
     optimizer = 12 * sum(value.numel() for value in encoder.parameters())
     free(monkeypatch, optimizer + 2e6)
-    choices = choose(Settings(), args, encoder, batches())
-    assert 60 < choices["max_tokens_per_chunk"] < TOKENS_PER_BATCH["cpu"] and choices["gradient_cache"]
+    plan = plan_forward(Settings(), args, encoder, batches())
+    assert 60 < plan.max_tokens < TOKENS_PER_BATCH["cpu"] and plan.gradient_cache
 
 
 def test_a_resumed_run_uses_what_was_found_before_and_what_the_user_says_goes_first(encoder, args) -> None:
-    before = {"packed": False, "max_tokens_per_chunk": 77, "gradient_cache": True, "world_size": 1}
-    assert choose(Settings(), args, encoder, batches(), before) == before
-    said = choose(Settings(max_tokens_per_chunk=99, gradient_cache="false"), args, encoder, batches(), before)
-    assert said == before | {"max_tokens_per_chunk": 99, "gradient_cache": False}
+    before = ForwardPlan(77, packed=False, gradient_cache=True, world_size=1)
+    assert plan_forward(Settings(), args, encoder, batches(), before) == before
+    said = plan_forward(Settings(max_tokens_per_chunk=99, gradient_cache="false"), args, encoder, batches(), before)
+    assert said == replace(before, max_tokens=99, gradient_cache=False)
+
+
+def test_a_run_resumed_on_another_number_of_ranks_makes_a_plan_of_its_own(encoder, args) -> None:
+    before = ForwardPlan(77, packed=False, gradient_cache=True, world_size=2)
+    assert plan_forward(Settings(), args, encoder, batches(), before).max_tokens == TOKENS_PER_BATCH["cpu"]
 
 
 def test_a_resumed_run_packs_only_where_it_can_now(encoder, args) -> None:
     encoder.can_pack = False  # as of a compiled one
-    before = {"packed": True, "max_tokens_per_chunk": 77, "gradient_cache": True}
-    assert choose(Settings(), args, encoder, batches(), before)["packed"] is False
+    assert not plan_forward(Settings(), args, encoder, batches(), ForwardPlan(77, packed=True)).packed
 
 
 def test_gradient_checkpointing_is_measured_with_what_it_saves(tiny_model, args, monkeypatch) -> None:
-    plain = load_encoder(tiny_model, EncoderSettings())
-    made = batches()
-    choose(Settings(max_tokens_per_chunk=200), args, plain, made)
+    plain, settings = load_encoder(tiny_model, EncoderSettings()), Settings(max_tokens_per_chunk=200)
+    made = batches().with_plan(plan_forward(settings, args, plain, batches()))
     graph = graph_bytes_of_a_batch(plain, made.make(0))
     free(monkeypatch, 12 * sum(value.numel() for value in plain.parameters()) + 0.8 * graph)
     args.gradient_checkpointing = True
     checkpointed = load_encoder(tiny_model, EncoderSettings())
-    assert not choose(Settings(max_tokens_per_chunk=200), args, checkpointed, batches())["gradient_cache"]
-
-
-def test_the_choices_are_said_in_one_line() -> None:
-    choices = {"packed": True, "max_tokens_per_chunk": 2000, "gradient_cache": False}
-    assert describe(choices) == "token batches of at most 2,000 tokens, no padding; without gradient caching"
+    assert not plan_forward(settings, args, checkpointed, batches()).gradient_cache

@@ -1,0 +1,109 @@
+"""Makes the forward plan of one rank: what the user leaves open is found out by measuring."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import numpy as np
+import psutil
+import torch
+
+from rqa_ray.data.batches import GlobalBatches
+from rqa_ray.retriever import attention, distributed
+from rqa_ray.retriever.embedder import TOKENS_PER_BATCH
+from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.forward_plan import ForwardPlan
+from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
+from rqa_ray.settings import Settings
+from rqa_ray.training.arguments import RetrieverTrainingArguments
+
+MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a token batch, or of a whole batch without caching
+
+
+def plan_forward(
+    settings: Settings,
+    args: RetrieverTrainingArguments,
+    encoder: Encoder,
+    batches: GlobalBatches,
+    before: ForwardPlan | None = None,
+    memory_sharers: int = 1,
+) -> ForwardPlan:
+    """The plan that suits the encoder, the device and the first of the batches; moves the encoder to the device.
+
+    Args:
+        before: the plan of the run that is resumed. It is kept for as many ranks; what the user has set wins.
+        memory_sharers: the number of runs that may share this node's memory.
+    """
+    device = args.device
+    if before and before.world_size != args.world_size:
+        before = None
+    encoder.to(device)
+    if args.gradient_checkpointing:  # the Trainer does it again, after this has measured what it saves
+        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+    mixed = torch.autocast(device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16)
+    works = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
+    packed = not distributed.any_rank(not works, device) and (before is None or before.packed)
+    # Gradients and the two moments of Adam are still to come.
+    num_parameters = sum(value.numel() for value in encoder.parameters())
+    sharers = memory_sharers if device.type == "cpu" else 1  # each run has GPUs of its own
+    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_parameters
+
+    def graph_bytes(token_batch: TokenBatch) -> float:
+        """A token (bytes)."""
+        with mixed:
+            return encoder.graph_bytes(token_batch.to(device)) / token_batch.num_tokens
+
+    max_tokens = settings.max_tokens_per_chunk or (before.max_tokens if before else None)
+    if not max_tokens:
+        passages = batches.take(0)[0].passages
+        longest = passages[int(passages.lengths.argmax())]
+        fitting = free / graph_bytes(length_sorted_batches([longest], 1, batches.pad_id, packed)[0][0])
+        # A token batch holds at least one text, so a limit below the longest would save nothing.
+        max_tokens = min(TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), max(int(fitting), len(longest)))
+        max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
+
+    cached = settings.gradient_cache == "true"
+    if settings.gradient_cache == "auto" and before:
+        cached = before.gradient_cache
+    elif settings.gradient_cache == "auto":
+        token_batches = batches.with_plan(ForwardPlan(max_tokens, packed)).make(0).token_batches[::-1]
+        lengths = [token_batch.lengths[-1] for token_batch in token_batches]  # from the shortest texts to the longest
+        # Linear in the length: what attention keeps of a token is proportional to it, the rest is constant.
+        ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
+        a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
+        needed = float(a_token @ [token_batch.num_tokens for token_batch in token_batches])
+        cached = distributed.any_rank(needed > free, device)
+    return ForwardPlan(max_tokens, packed, cached, args.world_size)
+
+
+def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> RetrieverTrainingArguments:
+    """Compiles the transformer alone, for texts of any number and length; returns arguments that compile no more.
+
+    The Trainer would compile the whole encoder, whose list of token batches is another one in every batch.
+    """
+    import torch._inductor.config
+
+    torch._inductor.config.fallback_random = True  # torch's own dropout masks: gradient caching replays them
+    encoder.transformer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
+    encoder.is_compiled = True
+    # Elsewhere packed attention is a loop over texts, or a kernel whose backward pass torch cannot compile.
+    encoder.can_pack &= attention.has_flash(args.device) and (args.bf16 or args.fp16)
+    args = copy.copy(args)
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+    return args
+
+
+def _packing_works(encoder: Encoder, mixed: torch.autocast) -> bool:
+    """In training's precision and in evaluation's."""
+    with torch.compiler.set_stance("force_eager"):  # compiling for it would take a minute
+        with mixed:
+            works = encoder.packing_works()
+        return works and encoder.packing_works()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Of this rank (bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -1,0 +1,75 @@
+"""A stored checkpoint is whole or not there; what was found of it, in the loop or beside training, is read with it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.train
+
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.results import Evaluation, SplitResult
+from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
+from rqa_ray.training.checkpoints import (
+    best_checkpoint,
+    list_checkpoints,
+    list_evaluations,
+    read_checkpoint,
+    write_evaluation,
+    write_manifest,
+)
+
+METRIC = "eval_loss"
+
+
+def found(value: float) -> Evaluation:
+    return Evaluation({"eval": SplitResult({"loss": value}, np.ones((2, 3), np.float32), np.zeros((2, 3), int))})
+
+
+def write(storage: Path, step: int, here: Evaluation) -> Path:
+    folder = storage / "run" / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    save_evaluations(folder, here, found(0.9))
+    StepNote(step).save(folder)
+    write_manifest(folder, step)
+    return folder
+
+
+def test_a_checkpoint_has_its_step_its_metrics_and_those_of_the_model_before(tmp_path) -> None:
+    checkpoint = read_checkpoint(str(write(tmp_path, 4, found(0.5))))
+    assert checkpoint.step == 4 and checkpoint.metrics == {METRIC: 0.5}
+    assert checkpoint.evaluation().metrics == {METRIC: 0.5} and checkpoint.before().metrics == {METRIC: 0.9}
+    assert checkpoint.evaluation().splits["eval"].positions.shape == (2, 3)
+
+
+def test_an_evaluation_beside_training_takes_the_place_of_none(tmp_path) -> None:
+    folder = write(tmp_path, 4, Evaluation())
+    assert read_checkpoint(str(folder)).metrics == {}
+    write_evaluation(ray.train.Checkpoint(str(folder)), 4, found(0.25))
+    checkpoint = read_checkpoint(str(folder))
+    assert checkpoint.metrics == checkpoint.evaluation().metrics == {METRIC: 0.25}
+    assert list_evaluations(str(tmp_path), ["run"]) == [(4, {METRIC: 0.25})]
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_there(tmp_path) -> None:
+    write(tmp_path, 4, found(0.5))
+    cut = write(tmp_path, 8, found(0.1))
+    (cut / "before.npz").write_bytes(b"cut")
+    assert read_checkpoint(str(cut)) is None
+    assert [checkpoint.step for checkpoint in list_checkpoints(str(tmp_path), ["run", "no such run"])] == [4]
+
+
+def test_the_best_is_the_earliest_of_equals_and_never_one_that_was_not_evaluated(tmp_path) -> None:
+    for step, here in ((2, found(0.5)), (4, found(0.25)), (6, found(0.25)), (8, Evaluation())):
+        write(tmp_path, step, here)
+    assert best_checkpoint(list_checkpoints(str(tmp_path), ["run"]), METRIC).step == 4
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path) -> None:
+    folder = write(tmp_path, 4, found(0.5))
+    (folder / "step.json").unlink()
+    (folder / "manifest.json").unlink()
+    (folder / "evaluation.json").write_text(json.dumps({"step": 4, "metrics": {METRIC: 0.5}, "before": {}}))
+    write_manifest(folder, 4)
+    with pytest.raises(InputError, match="checkpoint-4: a checkpoint of an earlier version of rqa_ray"):
+        read_checkpoint(str(folder))
