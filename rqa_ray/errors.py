@@ -6,3 +6,17 @@ class InputError(ValueError):
 
     The jobs print it on stderr and exit with code 2, without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; the name of its class where it says nothing."""
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line, which in a traceback of a worker is the reason; else as `first_line`."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]
