@@ -21,7 +21,7 @@ from pyarrow import fs
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line, last_line
 from rqa_ray.places import open_location, shown
 
 TIMEOUT_SECONDS = 20.0
@@ -58,7 +58,7 @@ def check_nodes(inputs: dict[str, list[str]], storage_path: str) -> str:
             except GetTimeoutError:
                 raise InputError(f"{name}: no answer in {TIMEOUT_SECONDS:g} s; is it lost or overloaded?") from None
             except RayError as error:
-                reason = str(error).strip().splitlines()[-1]
+                reason = last_line(error)
                 raise InputError(f"{name}: cannot run this program ({reason}); install it on every node") from None
             _compare(name, seen, own, storage_path)
     return f"{len(nodes)} nodes: storage is written and read by all, inputs are read by all, versions are equal"
@@ -98,7 +98,7 @@ def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> 
         else:
             _write(filesystem, f"{root}/{_probe_file(token)}.{secrets.token_hex(4)}")
     except Exception as error:  # of any file system
-        storage = str(error).strip().splitlines()[0]
+        storage = first_line(error)
     return {"versions": versions(), "problem": problem, "storage": storage}
 
 
@@ -169,7 +169,7 @@ def _written(storage_path: str, token: str) -> Iterator[None]:
         filesystem, root = within_seconds(write, flag)
     except (OSError, ValueError, ImportError) as error:
         _remove(missing)
-        raise InputError(f"{flag}: cannot be written ({str(error).strip().splitlines()[0]})") from None
+        raise InputError(f"{flag}: cannot be written ({first_line(error)})") from None
     try:
         yield
     finally:
@@ -204,5 +204,5 @@ def _unreadable(path: str, what: str) -> str | None:
         with filesystem.open_input_stream(inner) as file:
             file.read(1)
     except Exception as error:  # of any file system
-        return f"{what}: cannot be read ({str(error).strip().splitlines()[0]})"
+        return f"{what}: cannot be read ({first_line(error)})"
     return None

@@ -13,7 +13,7 @@ from rqa_ray.data.demo import write_demo
 from rqa_ray.data.files import text_bytes
 from rqa_ray.data.records import find_inputs, read_records
 from rqa_ray.data.schema import QARecord
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, inside, push_folder
 from rqa_ray.training import summary as outputs
 from rqa_ray.training.job import Job
@@ -31,7 +31,7 @@ def input_files(job: Job) -> dict[str, list[str]]:
             has_test = exists(paths["test"])
         except (OSError, ValueError) as error:
             folder = job.settings.prepared_path.partition("?")[0]
-            raise InputError(f"--prepared_path {folder}: cannot be opened ({str(error).splitlines()[0]})") from None
+            raise InputError(f"--prepared_path {folder}: cannot be opened ({first_line(error)})") from None
         given = {name: ("prepared_path", [path]) for name, path in paths.items() if name != "test" or has_test}
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}

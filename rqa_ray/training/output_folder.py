@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import absolute, in_temporary_copy, inside, open_location, refuse_temporary, shown
 from rqa_ray.training.job import Job
 from rqa_ray.training.summary import CHECKPOINTS_FOLDER
@@ -47,7 +47,7 @@ def place_output(job: Job) -> Job:
             elif info.type == fs.FileType.File:
                 fs.copy_files(info.path, str(local / info.base_name), filesystem, fs.LocalFileSystem())
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"--output_dir {shown(location)}: cannot be opened ({reason})") from None
     return replace(job, location=location, training=job.training | {"output_dir": str(local)})
 

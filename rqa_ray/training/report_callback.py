@@ -17,6 +17,7 @@ import ray.train
 import torch
 from transformers import TrainerCallback
 
+from rqa_ray.errors import first_line
 from rqa_ray.places import push_folder
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
@@ -159,6 +160,6 @@ class PushLogs(TrainerCallback):
             try:
                 push_folder(self.folder, self.location)
             except OSError as error:  # the next copy has all
-                self.tell(f"warning: TensorBoard files were not copied ({str(error).strip().splitlines()[0]})")
+                self.tell(f"warning: TensorBoard files were not copied ({first_line(error)})")
 
     on_train_end = on_save
