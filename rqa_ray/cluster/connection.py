@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 from typing import Any
 
 import ray
 
 from rqa_ray.cluster.nodes import nodes_now, nodes_to_come
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 
 
 def connect() -> str:
@@ -25,10 +26,14 @@ def connect() -> str:
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:
             ray.init(**options)
-        except ConnectionError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
+        except (ConnectionError, ValueError) as error:
+            if not address:
+                raise
+            raise InputError(why_refused(address, error)) from None
         except Exception as error:
+            if "AF_UNIX path length" in str(error):
+                folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+                raise InputError(f"{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one") from None
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()  # Ray gives its node 30 s, which a busy machine may take to load it the first time
@@ -41,6 +46,15 @@ def connect() -> str:
     here = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     growth = f", up to {len(more)} more node{'s' * (len(more) > 1)} from the autoscaler" if more else ""
     return f"{kind}, {here}{growth}"
+
+
+def why_refused(address: str, error: Exception) -> str:
+    """What is wrong with RAY_ADDRESS, and what to do."""
+    if address.startswith(("http://", "https://")):
+        wrong = "is where `ray job submit` sends jobs"
+        return f"RAY_ADDRESS={address}: {wrong}; submit this job, or unset RAY_ADDRESS to run on this machine"
+    wrong = "no Ray cluster answers there" if isinstance(error, ConnectionError) else "is no address (host:port)"
+    return f"RAY_ADDRESS={address}: {wrong} ({first_line(error)}); unset it to run on this machine"
 
 
 def has_other_nodes() -> bool:

@@ -1,0 +1,38 @@
+"""What the environment says of Ray's address and folder is right, or wrong in one line; no Ray is started for it."""
+
+import pytest
+import ray
+from ray._private.utils import validate_socket_filepath
+
+from rqa_ray.cluster.connection import connect
+from rqa_ray.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("address", "wrong"),
+    [
+        ("http://localhost:8265", "is where `ray job submit` sends jobs; submit this job, or unset RAY_ADDRESS"),
+        ("nonsense", r"is no address \(host:port\) \(.*\); unset it to run on this machine"),
+        ("localhost:abc", r"is no address \(host:port\)"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(address, wrong, monkeypatch):
+    raised = refusal({"RAY_ADDRESS": address}, monkeypatch)
+    assert raised.match(f"^RAY_ADDRESS={address}: {wrong}")
+
+
+def test_a_folder_too_long_for_sockets_is_one_line(monkeypatch, tmp_path):
+    folder = str(tmp_path / ("long" * 20))
+    monkeypatch.setattr(ray, "init", lambda **options: validate_socket_filepath(f"{folder}/ray/session/sockets/one"))
+    raised = refusal({"RAY_TMPDIR": folder, "RAY_ADDRESS": ""}, monkeypatch)
+    assert raised.match(f"^{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one$")
+
+
+def refusal(environment: dict[str, str], monkeypatch) -> pytest.ExceptionInfo:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as raised:
+        connect()
+    assert "\n" not in str(raised.value)
+    return raised
