@@ -90,7 +90,20 @@ def inside(location: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}{question_mark}{query}"
 
 
-def beside(location: str, suffix: str) -> str:
+def within(location: str, folder: str) -> str | None:
+    """What to append to a folder (path or URI) to name a location in it: the reverse of `inside`; None elsewhere.
+
+    Links are followed: what a link in the folder leads to lies elsewhere.
+    """
+    if "://" in location or "://" in folder:
+        (base, _, query), (parent, _, other) = location.partition("?"), folder.partition("?")
+        parent = parent.rstrip("/") + "/"
+        return base.removeprefix(parent) if base.startswith(parent) and query == other else None
+    relative = os.path.relpath(os.path.realpath(location), os.path.realpath(folder))
+    return None if relative.split(os.sep)[0] == os.pardir else relative
+
+
+def with_suffix(location: str, suffix: str) -> str:
     """A path or URI whose last name has a suffix more."""
     base, question_mark, query = location.partition("?") if "://" in location else (location, "", "")
     return base.rstrip("/") + suffix + question_mark + query
@@ -117,6 +130,13 @@ def open_random_access(path: str) -> NativeFile:
     """A file that can be read from any place, as Parquet is."""
     filesystem, inner = open_location(path)
     return filesystem.open_input_file(inner)
+
+
+def file_state(path: str) -> tuple[str, int, int | None]:
+    """Path, bytes and time of the last change (ns): what differs when a file was changed."""
+    filesystem, inner = open_location(path)
+    info = filesystem.get_file_info(inner)
+    return path, info.size, info.mtime_ns
 
 
 def file_size(path: str) -> int:

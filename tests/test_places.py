@@ -1,9 +1,11 @@
 """Files are whole or not there, whatever happens while they are written."""
 
+import os
+
 import pytest
 
 from rqa_ray.errors import InputError
-from rqa_ray.places import read_json, refuse_temporary, staged, write_json
+from rqa_ray.places import file_state, inside, read_json, refuse_temporary, staged, with_suffix, within, write_json
 
 
 def test_staged_files_are_in_the_folder_when_the_block_has_ended_and_not_before(tmp_path):
@@ -64,3 +66,39 @@ def test_a_folder_in_rays_copy_of_the_working_directory_is_refused(tmp_path, mon
         refuse_temporary("out")
     refuse_temporary(str(tmp_path / "out"))
     refuse_temporary("s3://bucket/out")
+
+
+@pytest.mark.parametrize(
+    ("location", "folder", "name"),
+    [
+        ("/a/out/checkpoints/x", "/a/out", "checkpoints/x"),
+        ("/a/out", "/a/out", "."),
+        ("/a/output/x", "/a/out", None),
+        ("/a", "/a/out", None),
+        ("s3://b/out/x?region=r", "s3://b/out?region=r", "x"),
+        ("s3://b/out/x", "s3://b/out/?region=r", None),
+        ("s3://b/output", "s3://b/out", None),
+        ("/b/out/x", "s3://b/out", None),
+    ],
+)
+def test_a_location_within_a_folder_is_named_from_there(location, folder, name):
+    assert within(location, folder) == name
+    assert name in (None, ".") or inside(folder, name) == location
+
+
+def test_what_a_link_in_a_folder_leads_to_lies_elsewhere(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/checkpoints").symlink_to(tmp_path)
+    assert within(str(tmp_path / "out/checkpoints/x"), str(tmp_path / "out")) is None
+
+
+def test_a_suffix_comes_before_the_query():
+    assert (with_suffix("out/", "-2"), with_suffix("s3://b/out?x=1", "-2")) == ("out-2", "s3://b/out-2?x=1")
+
+
+def test_a_file_that_was_written_again_has_another_state(tmp_path):
+    file = tmp_path / "a"
+    file.write_text("one")
+    before = file_state(str(file))
+    os.utime(file, ns=(1, 1))
+    assert before[:2] == file_state(str(file))[:2] == (str(file), 3) and before != file_state(str(file))

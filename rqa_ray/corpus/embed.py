@@ -19,7 +19,7 @@ from rqa_ray.corpus.options import Model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import EmbeddingFolder, fingerprint
 from rqa_ray.errors import InputError
-from rqa_ray.places import file_size, refuse_temporary
+from rqa_ray.places import file_state, refuse_temporary
 from rqa_ray.progress import Progress, ProgressLine
 
 INDEX_FILE = "index.faiss"
@@ -37,7 +37,7 @@ def manifest_of(model: Model, files: list[str], plan: CorpusPlan, precision: str
         "model": model.name,
         "settings": vars(model.spec.settings),
         "fingerprint": fingerprint(model.spec.folder, model.spec.settings),
-        "documents": [[path, file_size(path)] for path in files],
+        "documents": [list(file_state(path)) for path in files],
         "digest": plan.digest,
         "precision": precision,
         "bf16": bf16,
@@ -68,6 +68,8 @@ def embed(
         )
     if not earlier or differ:
         folder.clear()
+        folder.start(manifest)
+    elif earlier["documents"] != manifest["documents"]:  # the same texts in files that were moved or written again
         folder.start(manifest)
     meter = _Meter(plan, folder.done())
     if meter.found:

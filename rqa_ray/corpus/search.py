@@ -21,7 +21,7 @@ from rqa_ray.corpus.topk import search_blocks
 from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
-from rqa_ray.places import file_size
+from rqa_ray.places import file_state
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.folder import load_encoder
@@ -81,8 +81,8 @@ class Searcher:
             problem = "no embeddings in it"
         elif manifest["fingerprint"] != fingerprint(model.spec.folder, model.spec.settings):
             problem = f"its embeddings are of another model or other settings ({manifest['model']})"
-        elif files and manifest["documents"] != [[path, file_size(path)] for path in files]:
-            problem = "its embeddings are of other documents"
+        elif files and manifest["documents"] != [list(file_state(path)) for path in files]:
+            problem = "its embeddings are of other documents, or of these before they were changed; run jobs/embed.py"
         elif not folder.is_complete():
             problem = "its embeddings are not complete; run jobs/embed.py again"
         if not problem:

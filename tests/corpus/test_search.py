@@ -1,6 +1,7 @@
 """A person asks and gets the passages that a search over everything would give; without Ray."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
 from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.errors import InputError
-from rqa_ray.places import file_size
+from rqa_ray.places import file_state
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
@@ -64,7 +65,7 @@ def saved(model, corpus, tmp_path_factory) -> EmbeddingFolder:
         {
             "model": "tiny",
             "fingerprint": fingerprint(model.spec.folder, model.spec.settings),
-            "documents": [[path, file_size(path)]],
+            "documents": [list(file_state(path))],
             "shards": shards,
         }
     )
@@ -98,8 +99,6 @@ def test_saved_embeddings_answer_without_the_documents(model, saved, expected, h
 
 
 def test_saved_embeddings_beside_the_model_are_found(model, saved, corpus, expected, tmp_path):
-    import shutil
-
     folder = shutil.copytree(model.spec.folder, tmp_path / "model")
     shutil.copytree(saved.location, folder / "embeddings")
     here = Model("here", TokenizerSpec(str(folder), model.spec.settings))
@@ -119,6 +118,18 @@ def test_embeddings_of_something_else_are_refused_or_left_alone(model, saved, co
         Searcher(model, None, str(tmp_path / "empty"))
     with pytest.raises(InputError, match="--document_path is missing"):
         Searcher(model, None, None)
+
+
+def test_a_file_that_was_edited_to_the_same_size_is_another(model, saved, corpus, tmp_path):
+    file = Path(shutil.copy2(corpus[0], tmp_path / "documents.jsonl"))
+    folder = EmbeddingFolder(str(shutil.copytree(saved.location, tmp_path / "saved")))
+    folder.start(folder.manifest() | {"documents": [list(file_state(str(file)))]})
+    assert "saved embeddings" in Searcher(model, [str(file)], folder.location).source
+    text = file.read_text()
+    file.write_text(text.replace("alpha", "ahpla"))
+    assert len(file.read_text()) == len(text) and file.read_text() != text
+    with pytest.raises(InputError, match="of these before they were changed"):
+        Searcher(model, [str(file)], folder.location)
 
 
 def test_a_bad_document_is_named(model, tmp_path):
