@@ -100,7 +100,7 @@ def fit(
     """Runs the workers to their end. Without `saves_on_stop` a signal ends all at once.
 
     Raises:
-        SystemExit: with code 1, a worker failed, or storage is full.
+        SystemExit: a worker failed, or storage is full; with code 1, or that of a signal that came before.
         StorageAway: storage does not answer.
     """
     mailbox = new_mailbox()
@@ -149,7 +149,8 @@ def fit(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if errors:
-        _raise(errors[0], job, plan, mailbox, name, storage_path)
+        code = STOP_EXIT_CODES[signals[0]] if signals else 1
+        _raise(errors[0], code, job, plan, mailbox, name, storage_path)
     result = results[0]
     if result.failure:
         print(f"error: {result.failure}", file=sys.stderr)
@@ -158,17 +159,19 @@ def fit(
     return Outcome(result, signals[0] if signals and result.stopped else None)
 
 
-def _raise(error: BaseException, job: Job, plan: WorkerPlan, mailbox: Any, name: str, storage_path: str) -> NoReturn:
+def _raise(
+    error: BaseException, code: int, job: Job, plan: WorkerPlan, mailbox: Any, name: str, storage_path: str
+) -> NoReturn:
     """Ends a run that Ray Train gave up."""
     if isinstance(error, WorkerGroupError):
         late = ray.get(mailbox.missing.remote(name, plan.num_workers))
         print(f"error: {reason_of(error, late)}\n{how_to_go_on(job)}", file=sys.stderr)
-        raise SystemExit(1)
+        raise SystemExit(code)
     if isinstance(error, ControllerError):  # Ray's own list of checkpoints lies in storage too
         failure, place = error.controller_failure, shown(storage_path)
         if is_full(failure):
             print(f"error: {place}: no space left ({failure})\n{how_to_go_on(job)}", file=sys.stderr)
-            raise SystemExit(1)
+            raise SystemExit(code)
         if isinstance(failure, OSError):
             raise StorageAway(f"{place}: cannot be written ({str(failure).strip()})") from None
     raise error

@@ -16,7 +16,7 @@ class Mailbox:
         self.records: dict[str, dict[str, Any]] = {}  # by run
         self.notes: list[str] = []
         self.stop = False
-        self.places: dict[str, Any] = {}  # placement group of its workers by run
+        self.groups: dict[str, Any] = {}  # placement group of its workers by run
         self.starts: dict[str, int] = {}  # how often the workers of a run have begun
         self.ranks: dict[str, dict[int, str]] = {}  # where each rank of a run is, in words
         self.waited: dict[str, set[int]] = {}  # ranks that gave up waiting in a collective
@@ -43,13 +43,13 @@ class Mailbox:
         """Adds a note about one rank, with where it is."""
         self.notes.append(f"warning: rank {rank} ({self.ranks[run].get(rank)}) {what}")
 
-    def hold(self, run: str, place: Any) -> None:
+    def keep_group(self, run: str, group: Any) -> None:
         """Remembers the placement group of a run's workers."""
-        self.places[run] = place
+        self.groups[run] = group
 
-    def place(self, run: str) -> Any:
+    def take_group(self, run: str) -> Any:
         """The placement group of a run's workers, once, None where it has none."""
-        return self.places.pop(run, None)
+        return self.groups.pop(run, None)
 
     def put(self, run: str, record: dict[str, Any] | None, note: str | None = None) -> None:
         """Keeps the newest record of a run, and a note for its user."""

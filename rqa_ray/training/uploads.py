@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import ray.train
 from ray.train import CheckpointUploadMode
 
 from rqa_ray.cluster.probe import PATIENCE_SECONDS
+from rqa_ray.errors import first_line
 from rqa_ray.places import NO_SPACE
 
 LONGEST_WAIT_SECONDS = 20.0  # between two attempts
+LAST_TRIES_SECONDS = 5.0  # when a stop was asked for
 
 
 class StorageError(RuntimeError):
@@ -30,9 +33,9 @@ class Uploads:
     One upload at a time: a slow storage must not fill the worker's disk.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[str], None], is_stop_asked: Callable[[], bool]) -> None:
         self.storage = ray.train.get_context().get_storage()
-        self.tell = tell
+        self.tell, self.is_stop_asked = tell, is_stop_asked
         self._idle = threading.Event()
         self._idle.set()
 
@@ -56,25 +59,30 @@ class Uploads:
         """Stores a checkpoint; called in a thread of Ray Train.
 
         Raises:
-            StorageError: storage is full, or was away for too long.
+            StorageError: storage is full, or was away for too long or when a stop was asked for.
         """
-        place = self.storage.experiment_fs_path
-        started, wait = time.monotonic(), 1.0
+        storage = self.storage.experiment_fs_path
+        started, wait, patience = time.monotonic(), 1.0, PATIENCE_SECONDS
         try:
             while True:
                 try:
                     return self.storage.persist_current_checkpoint(checkpoint, name)
                 except Exception as error:  # of any file system
-                    reason = str(error).strip().splitlines()[0]
+                    reason = first_line(error)
+                    if not os.path.isdir(checkpoint.path):
+                        raise StorageError(f"{checkpoint.path}: deleted before {name} was stored") from None
                     if is_full(error):
-                        raise StorageError(f"{place}: no space left for {name} ({reason})") from None
-                    if time.monotonic() - started + wait > PATIENCE_SECONDS:
-                        raise StorageError(
-                            f"{place}: could not be written for {PATIENCE_SECONDS:g} s ({reason})"
-                        ) from None
+                        raise StorageError(f"{storage}: no space left for {name} ({reason})") from None
                     if wait == 1.0:
-                        self.tell(f"warning: {place} cannot be written ({reason}); trying for {PATIENCE_SECONDS:g} s")
-                time.sleep(wait)
+                        self.tell(f"warning: {storage} cannot be written ({reason}); trying for {patience:g} s")
+                next_try = time.monotonic() + wait
+                while time.monotonic() < next_try:
+                    time.sleep(1.0)
+                    waited = time.monotonic() - started
+                    if patience == PATIENCE_SECONDS and self.is_stop_asked():
+                        patience, next_try = waited + LAST_TRIES_SECONDS, 0.0
+                    if waited > patience:
+                        raise StorageError(f"{storage}: could not be written for {waited:.0f} s ({reason})")
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         finally:
             self._idle.set()

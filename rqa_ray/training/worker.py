@@ -51,7 +51,10 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
     ):
         note = StepNote.load(Path(checkpoint)) if checkpoint else StepNote(0)
         trainer = build_trainer(spec, scratch, checkpoint)
-        reports = spec.report or Uploads(lambda text: spec.mailbox.put.remote(spec.run, None, text))
+        reports = spec.report or Uploads(
+            lambda text: spec.mailbox.put.remote(spec.run, None, text),
+            lambda: ray.get(spec.mailbox.is_stopping.remote()),
+        )
         report = _reporting(spec, trainer, reports, note, scratch)
         try:
             if checkpoint and spec.resume_from and note.evaluation_pending:
@@ -148,7 +151,7 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
             workers = f"{args.world_size} worker{'s' * (args.world_size > 1)}"
             tell(f"restarted on {workers}, from step {note.step}")
         tell(trainer.batches.plan.describe())
-        mailbox.hold.remote(spec.run, ray.util.get_current_placement_group())
+        mailbox.keep_group.remote(spec.run, ray.util.get_current_placement_group())
     trainer.evaluator.on_progress = report.on_evaluation_progress
     trainer.add_callback(report)
     if "://" in spec.logging_location:
@@ -185,6 +188,7 @@ def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -
         "per_device_train_batch_size": -(-spec.micro_batch // world_size),
         "eval_on_start": evaluates_first,  # else it would run after every resume
         "save_strategy": "no",  # the Schedule saves
+        "save_total_limit": None,  # of stored checkpoints: the worker's own is deleted when it is stored
         "logging_nan_inf_filter": False,
         "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of token batches
     }

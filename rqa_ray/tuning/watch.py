@@ -154,7 +154,7 @@ class Watch(ray.tune.Callback):
             return
         mailbox = ray.get_actor(self.mailbox)
         for run in runs:
-            group = ray.get(mailbox.place.remote(run))
+            group = ray.get(mailbox.take_group.remote(run))
             if group:
                 ray.util.remove_placement_group(group)
 
