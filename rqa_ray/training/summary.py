@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
-from rqa_ray.places import ALL_ARGS_FILE, beside, inside, read_json, shown, write_json, write_whole
-from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.places import ALL_ARGS_FILE, inside, read_json, shown, with_suffix, write_json, write_whole
 from rqa_ray.training.job import Job
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
 
@@ -47,10 +48,10 @@ def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
     return f"warning: bad records, left out: {counts}; the first are listed in {folder / BAD_RECORDS_FILE}"
 
 
-def write_results(
+def write_files(
     staging: Path,
     job: Job,
-    encoder: EncoderSettings,
+    model: TokenizerSpec,
     before: ModelState,
     best: ModelState,
     train: dict[str, Any],
@@ -63,7 +64,7 @@ def write_results(
         metrics = best.evaluation.metrics_of(split)
         named = {f"{split}_{name}": ends for name, ends in around.items()}
         write_json(staging / f"{split}_results.json", {"step": best.step, **metrics, INTERVALS: named})
-    (staging / "README.md").write_text(model_card(job, encoder, before, best), encoding="utf-8")
+    model_card(job, model, before, best).save(staging / "README.md")
 
 
 def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
@@ -91,38 +92,73 @@ def compare(
     return lines, around
 
 
-def model_card(job: Job, encoder: EncoderSettings, before: ModelState, best: ModelState) -> str:
-    """README.md of the model folder."""
-    old, new = before.evaluation.metrics, best.evaluation.metrics
-    names = [name for name in new if not name.endswith(LATENCY)]
-    rows = "\n".join(f"| {name} | {old[name]:.4f} | {new[name]:.4f} |" for name in names)
-    prompts = ""
-    if encoder.has_prefixes:
-        prompts = "\nUse `model.encode_query` and `model.encode_document`, which add the prefixes.\n"
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, rqa_ray]
+CARD = """---
+{{ card_data }}
 ---
-# {Path(job.output_dir).name}
+# {{ name }}
 
-A retriever fine-tuned from `{job.settings.model_name_or_path}` by in-batch contrastive learning with rqa_ray:
-{encoder.describe()}.
+A retriever fine-tuned from `{{ base }}` by in-batch contrastive learning with rqa_ray on {{ data }}:
+{{ encoder }}.
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{Path(job.output_dir).name}")
+model = SentenceTransformer({{ name | tojson }})
 ```
-{prompts}
-Metrics on the full corpus, before training and of the saved model (step {best.step}):
+{% if has_prefixes %}
+Use `model.encode_query` and `model.encode_document`, which add the prefixes.
+{% endif %}
+Metrics on the full corpus, before training and of the saved model (step {{ step }}):
 
 | metric | before | after |
 |---|---|---|
-{rows}
-
-Trained with rqa_ray's `jobs/train.py`; `{ALL_ARGS_FILE}` has all arguments and repeats the run.
+{% for name, old, new in metrics %}| {{ name }} | {{ "%.4f" | format(old) }} | {{ "%.4f" | format(new) }} |
+{% endfor %}
+Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and repeats the run.
 """
+
+
+def model_card(
+    job: Job, model: TokenizerSpec, before: ModelState, best: ModelState
+) -> ModelCard:
+    """README.md of the model folder: what the base model's own card says of license and language is still true."""
+    base, settings = Path(model.folder) / "README.md", job.settings
+    known = ModelCard.load(base, ignore_metadata_errors=True).data if base.is_file() else ModelCardData()
+    name, old = Path(job.output_dir).name, before.evaluation.metrics
+    metrics = [
+        (metric, old[metric], value)
+        for metric, value in best.evaluation.metrics.items()
+        if not metric.endswith(LATENCY)
+    ]
+    results = [
+        EvalResult(
+            "sentence-similarity", "custom", metric.split("_")[0], metric.split("/")[-1], value, metric_name=metric
+        )
+        for metric, _, value in metrics
+    ]
+    is_local = Path(settings.model_name_or_path or "").expanduser().exists()
+    data = ModelCardData(
+        base_model=known.base_model if is_local else settings.model_name_or_path,
+        license=known.license,
+        language=known.language,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "rqa_ray"],
+        model_name=name,
+        eval_results=results,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=CARD,
+        name=name,
+        base=settings.model_name_or_path,
+        data=", ".join(f"`{Path(shown(file)).name}`" for file in settings.train_file or []) or "its demo data",
+        encoder=model.settings.describe(),
+        has_prefixes=model.settings.has_prefixes,
+        step=best.step,
+        metrics=metrics,
+        all_args=ALL_ARGS_FILE,
+    )
 
 
 def print_summary(job: Job, lines: list[str], best: ModelState, next_command: str | None = None) -> None:
@@ -139,5 +175,5 @@ def print_summary(job: Job, lines: list[str], best: ModelState, next_command: st
     if "tensorboard" in (job.training["report_to"] or ""):
         print(f"  tensorboard --logdir {job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)}")
     rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
-    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {beside(folder, '-2')}"
+    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {with_suffix(folder, '-2')}"
     print(f"  {next_command or again}")

@@ -14,9 +14,9 @@ from typing import Any
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.data.readers import Blocks
+from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, staged
-from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
 from rqa_ray.training.batch_sizes import micro_batch_size
@@ -76,13 +76,13 @@ def train(job: Job) -> TrainResult:
         outside = stored.read_checkpoint(record.resume_from)
         whole = [*([outside] if outside else []), *whole]
     evaluations = stored.list_evaluations(record.storage_path, record.run_names)
-    return finish(job, record, setup.model.settings, setup.blocks, whole, evaluations, outcome.result.metrics)
+    return finish(job, record, setup.model, setup.blocks, whole, evaluations, outcome.result.metrics)
 
 
 def finish(
     job: Job,
     record: RunRecord,
-    encoder: EncoderSettings,
+    model: TokenizerSpec,
     blocks: dict[str, Blocks],
     whole: list[stored.StoredCheckpoint],
     evaluations: list[tuple[int, dict[str, float]]],
@@ -105,7 +105,7 @@ def finish(
         best_stored.download(MODEL_FOLDER, staging)
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
-        summary.write_results(staging, job, encoder, before, best, train_metrics, intervals)
+        summary.write_files(staging, job, model, before, best, train_metrics, intervals)
         if job.settings.write_predictions:
             for split, asked in splits.items():
                 found = best.evaluation.splits[split]

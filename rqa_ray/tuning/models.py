@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rqa_ray.places import beside, inside, write_json
+from rqa_ray.places import inside, with_suffix, write_json
 from rqa_ray.reports.trials import Choices, Space, Trial
 from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.training import checkpoints as stored
@@ -66,9 +66,8 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
         evaluate(setup, job, shared.root, f"winner-{winner.name}", best.location, phase)
         whole = [whole[0], *stored.list_checkpoints(shared.root, names)]
     folder = Path(job.output_dir)
-    again = job.to_config() | {"output_dir": beside(job.location, "-best")}
-    write_json(folder / BEST_CONFIG_FILE, again)
+    write_json(folder / BEST_CONFIG_FILE, job.to_config() | {"output_dir": with_suffix(job.location, "-best")})
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
-    best_config = inside(job.location, BEST_CONFIG_FILE)
-    encoder = encoder_settings(setup.model.folder, job.settings)
-    finish(job, record, encoder, setup.blocks, whole, [], winner.train_metrics, f"python jobs/train.py {best_config}")
+    model = replace(setup.model, settings=encoder_settings(setup.model.folder, job.settings))
+    again = f"python jobs/train.py {inside(job.location, BEST_CONFIG_FILE)}"
+    finish(job, record, model, setup.blocks, whole, [], winner.train_metrics, again)
