@@ -16,12 +16,13 @@ from typing import Any
 
 import ray.train
 from pyarrow import fs
+from transformers.utils import CONFIG_NAME
 
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
-from rqa_ray.places import inside, open_location
-from rqa_ray.training.checkpoint_files import STEP_FILE
+from rqa_ray.places import inside, open_location, read_json
+from rqa_ray.training.checkpoint_files import MODEL_FOLDER, STEP_FILE
 
 MANIFEST_FILE = "manifest.json"
 SCORE = "checkpoint_score"  # Ray ranks checkpoints by it
@@ -76,6 +77,15 @@ class StoredCheckpoint:
 
     def _load(self, folder: str, name: str) -> Evaluation:
         return Evaluation.load(name, lambda file: self.filesystem.open_input_file(f"{folder}/{file}"))
+
+    def differs_from(self, model_folder: str) -> str:
+        """How the checkpoint's model differs in kind or in a size from that of a folder, in words; empty if it may
+        be the same."""
+        own = _read_json(self.filesystem, f"{self.path}/{MODEL_FOLDER}/{CONFIG_NAME}") or {}
+        other = read_json(Path(model_folder) / CONFIG_NAME) or {}
+        sizes = [name for name in own if type(own[name]) is int and not name.endswith("_token_id")]
+        names = [name for name in ["model_type", *sizes] if name in own and name in other]
+        return ", ".join(f"{name} {own[name]}, not {other[name]}" for name in names if own[name] != other[name])
 
     def download(self, name: str, target: Path) -> None:
         """Copies a file or folder of the checkpoint."""

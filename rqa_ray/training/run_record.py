@@ -8,12 +8,12 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError
-from rqa_ray.places import ALL_ARGS_FILE, absolute, read_json, shown, write_json
+from rqa_ray.places import ALL_ARGS_FILE, absolute, inside, read_json, shown, within, write_json
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary as outputs
 from rqa_ray.training.job import Job
@@ -22,24 +22,65 @@ from rqa_ray.training.output_folder import delete_remote, push, storage_of
 
 @dataclass
 class RunRecord:
-    """What output_dir keeps of its Ray runs, so that the same command can go on."""
+    """What output_dir keeps of its Ray runs, so that the same command can go on.
 
+    In the file, what lies in output_dir is named from there: a folder that was copied or moved knows its own
+    checkpoints, and nobody else's. A storage elsewhere belongs to the run only while the folder is at `location`.
+    """
+
+    location: str  # of output_dir, absolute
     storage_path: str
     run_names: list[str]
     resume_from: str | None = None  # a checkpoint folder that the newest run starts from
     files: list[str] = field(default_factory=list)  # what the finished run wrote, relative to output_dir
+    copy_of: str | None = None  # the folder that a storage elsewhere belongs to, where output_dir is a copy of it
+
+    @classmethod
+    def read(cls, job: Job) -> RunRecord | None:
+        """The record in output_dir, None where there is none."""
+        kept = read_json(Path(job.output_dir) / outputs.RUN_FILE)
+        if kept is None:
+            return None
+        here = absolute(job.location)
+        for name in ("storage_path", "resume_from"):
+            if kept[name] and kept[name] == absolute(kept[name]):
+                continue
+            kept[name] = inside(here, kept[name]) if kept[name] else None
+        home = kept.pop("location", "another folder")
+        is_own = home == shown(here) or within(kept["storage_path"], here) is not None
+        return cls(here, **kept, copy_of=None if is_own else home)
 
     def save(self, output_dir: str) -> None:
-        write_json(Path(output_dir) / outputs.RUN_FILE, vars(self))
+        kept = {name: value for name, value in vars(self).items() if name != "copy_of"}
+        kept["location"] = shown(self.location)
+        for name in ("storage_path", "resume_from"):
+            kept[name] = kept[name] and (within(kept[name], self.location) or kept[name])
+        write_json(Path(output_dir) / outputs.RUN_FILE, kept)
+
+    def refuse_storage_of_others(self, job: Job) -> None:
+        """Raises InputError where the checkpoints belong to the folder of which output_dir is a copy."""
+        if self.copy_of:
+            raise InputError(
+                f"--output_dir {shown(job.location)}: is a copy of {self.copy_of}, whose checkpoints lie in "
+                f"{shown(self.storage_path)}; go on there, or start from a checkpoint of it "
+                "(jobs/train.py --resume_from_checkpoint PATH)"
+            )
 
 
-def check_output_dir(job: Job) -> None:
-    """Refuses a folder in use, unless the user said what to do with it."""
+def check_output_dir(job: Job, model_folder: str) -> None:
+    """Refuses a folder in use, unless the user said what to do with it, and a checkpoint of another model."""
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {job.location}: is a file")
-    if job.resume and job.resume != "true" and stored.read_checkpoint(job.resume) is None:
+    checkpoint = checkpoint_to_resume(job)
+    if job.resume and job.resume != "true" and checkpoint is None:
         raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
+    differs = checkpoint.differs_from(model_folder) if checkpoint else ""
+    if checkpoint and differs:
+        raise InputError(
+            f"{job.resume_flag}: the checkpoint in {shown(checkpoint.location)} is of another model than "
+            f"--model_name_or_path {job.settings.model_name_or_path} ({differs}); name the model that it began with"
+        )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     in_use = found - {outputs.DEMO_FOLDER}  # written before the data was found to be wrong
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
@@ -49,28 +90,41 @@ def check_output_dir(job: Job) -> None:
         )
 
 
+def checkpoint_to_resume(job: Job) -> stored.StoredCheckpoint | None:
+    """The checkpoint that was named, or the newest whole one of the run in output_dir; None where there is none.
+
+    Raises:
+        InputError: the checkpoints belong to another folder, of which output_dir is a copy.
+    """
+    if job.resume and job.resume != "true":
+        return stored.read_checkpoint(absolute(job.resume))
+    record = RunRecord.read(job) if job.resume else None
+    if record is None:
+        return None
+    record.refuse_storage_of_others(job)
+    whole = stored.list_checkpoints(record.storage_path, record.run_names)
+    return whole[-1] if whole else stored.read_checkpoint(record.resume_from) if record.resume_from else None
+
+
 def open_run(job: Job) -> RunRecord:
     """Prepares output_dir for a new Ray run; one that resumes starts from the newest whole checkpoint."""
     folder = Path(job.output_dir)
-    previous = read_json(folder / outputs.RUN_FILE)
+    previous = RunRecord.read(job)
     name = new_run_name(folder)
-    record = RunRecord(storage_of(job), [name])
+    record = RunRecord(absolute(job.location), storage_of(job), [name])
     folder.mkdir(parents=True, exist_ok=True)
-    if job.resume and job.resume != "true":
-        record.resume_from = absolute(job.resume)
-    elif job.resume and previous:
-        before = RunRecord(**previous)
-        record = RunRecord(before.storage_path, [*before.run_names, name], before.resume_from, before.files)
-        whole = stored.list_checkpoints(before.storage_path, before.run_names)
-        record.resume_from = whole[-1].location if whole else before.resume_from
+    checkpoint = checkpoint_to_resume(job)
+    if job.resume == "true" and previous:
+        names = [*previous.run_names, name]
+        record = replace(record, storage_path=previous.storage_path, run_names=names, files=previous.files)
         changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job.to_config())
         if changed:
             print(f"warning: goes on with other settings than it began with: {changed}")
-    elif previous:
-        delete_run(job, RunRecord(**previous))
-    if record.resume_from:
-        checkpoint = stored.read_checkpoint(record.resume_from)
-        print(f"resuming from step {checkpoint.step if checkpoint else '?'} in {record.resume_from}")
+    elif previous and not job.resume:
+        delete_run(job, previous)
+    if checkpoint:
+        record.resume_from = checkpoint.location
+        print(f"resuming from step {checkpoint.step} in {shown(record.resume_from)}")
     elif job.resume:
         print("note: no checkpoint to resume from; starting anew")
     record.save(job.output_dir)
@@ -86,7 +140,10 @@ def new_run_name(folder: Path) -> str:
 
 def delete_run(job: Job, record: RunRecord) -> None:
     """Deletes what an earlier run left in its folder and its storage, and nothing else."""
-    stored.delete_runs(record.storage_path, record.run_names)
+    if record.copy_of:
+        print(f"note: checkpoints in {shown(record.storage_path)} are left: they belong to {record.copy_of}")
+    else:
+        stored.delete_runs(record.storage_path, record.run_names)
     folders = [outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER]
     if not job.settings.demo_size:  # else just written anew
         folders.append(outputs.DEMO_FOLDER)
@@ -100,5 +157,6 @@ def delete_run(job: Job, record: RunRecord) -> None:
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Names whose values differ from those the run began with."""
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    names = sorted((before.keys() | now.keys()) - {"output_dir"})  # which may have been moved
+    names = [name for name in names if before.get(name) != now.get(name)]
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)

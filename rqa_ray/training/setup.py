@@ -84,7 +84,8 @@ def check(job: Job) -> Checked:
     encoder = encoder_settings(model_folder, job.settings)
     note = prefix_note(job.settings.model_name_or_path or "", encoder)
     job.notes.extend([note] if note else [])
-    check_output_dir(job)
+    check_output_dir(job, model_folder)
+    check_report_to(job)
     check_model(model_folder, encoder, job.settings.trust_remote_code)
     cluster = connect()
     plan = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
@@ -102,6 +103,17 @@ def check(job: Job) -> Checked:
     if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
     return Checked(job, plan, TokenizerSpec(model_folder, encoder, job.settings.trust_remote_code), files)
+
+
+def check_report_to(job: Job) -> None:
+    """Raises InputError for a log that is not installed, which a worker would find out."""
+    asked = {*(job.training["report_to"] or "").replace(",", " ").split()} - {"none", "all", "tensorboard"}
+    if asked:
+        from transformers.integrations import get_available_reporting_integrations
+
+        missing = asked - set(get_available_reporting_integrations())
+        if missing:
+            raise InputError(f"--report_to {min(missing)}: is not installed here, or is not known to transformers")
 
 
 def set_up(job: Job, args_file: str) -> Setup:

@@ -24,10 +24,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from rqa_ray.cluster.workers import WorkerPlan, max_concurrent
 from rqa_ray.errors import InputError
-from rqa_ray.places import inside, open_location, read_json, write_json
+from rqa_ray.places import absolute, inside, open_location, read_json, write_json
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
-from rqa_ray.training import summary as outputs
 from rqa_ray.training.checkpoints import SCORE
 from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
 from rqa_ray.training.job import Job
@@ -128,20 +127,24 @@ def open_search(asked: Search, job: Job) -> RunRecord:
         InputError: it cannot go on with these arguments.
     """
     folder = Path(job.output_dir)
-    previous = read_json(folder / outputs.RUN_FILE)
+    previous = RunRecord.read(job)
     if job.resume and previous:
+        previous.refuse_storage_of_others(job)
         began_with = read_json(folder / SEARCH_ARGS_FILE)
         if began_with is None:
             raise InputError(f"--resume: {folder} has a training run in it, and no search")
         changed = changed_settings(began_with, asked.to_config())
         if changed:
             raise InputError(f"--resume: a search goes on with the arguments that it began with; changed: {changed}")
-        return RunRecord(**previous)
+        previous.save(job.output_dir)  # which may have been moved
+        return previous
     if job.resume:
         print("note: no search to resume; starting anew")
     elif previous:
-        delete_run(job, RunRecord(**previous))
-    record = RunRecord(storage_of(job), [new_run_name(folder)], files=[SEARCH_ARGS_FILE, TRIALS_FILE])
+        delete_run(job, previous)
+    record = RunRecord(
+        absolute(job.location), storage_of(job), [new_run_name(folder)], files=[SEARCH_ARGS_FILE, TRIALS_FILE]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     record.save(job.output_dir)
     write_json(folder / SEARCH_ARGS_FILE, asked.to_config())
@@ -162,6 +165,7 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
     state = inside(shared.root, TUNE_FOLDER)
     if asked.job.resume and has_state(state):
         tuner = ray.tune.Tuner.restore(state, trainable, resume_errored=True)
+        tuner._local_tuner.get_run_config().callbacks = [watch]  # the stored one knows the folder before a move
     else:
         tuner = new_tuner(asked, plan, shared, watch, trainable)
     code = 0

@@ -1,0 +1,114 @@
+"""A run knows what is its own: its folder wherever that is, a storage elsewhere only while the folder stays."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rqa_ray.errors import InputError
+from rqa_ray.training.checkpoints import write_manifest
+from rqa_ray.training.job import Job, parse_job
+from rqa_ray.training.output_folder import place_output
+from rqa_ray.training.run_record import RunRecord, check_output_dir, open_run
+
+CONFIG = {"model_type": "bert", "hidden_size": 32, "pad_token_id": 0}
+
+
+def job(folder: Path, *words: str) -> Job:
+    return place_output(
+        parse_job(["--model_name_or_path", "m", "--demo_size", "9", "--output_dir", str(folder), *words])
+    )
+
+
+def store(record: RunRecord, step: int, config: dict | None = None) -> Path:
+    """A checkpoint of a run, as far as a resume reads it."""
+    folder = Path(record.storage_path) / record.run_names[-1] / f"checkpoint-{step}"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/config.json").write_text(json.dumps(config or CONFIG))
+    (folder / "evaluation.json").write_text(json.dumps({"step": step, "metrics": {}, "before": {}}))
+    write_manifest(folder, step)
+    return folder
+
+
+def resume(folder: Path, *words: str) -> RunRecord:
+    return open_run(job(folder, "--resume_from_checkpoint", "true", *words))
+
+
+def test_a_copy_that_is_overwritten_deletes_nothing_of_the_original(tmp_path):
+    of_a = store(open_run(job(tmp_path / "a")), 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    record = open_run(job(tmp_path / "b", "--overwrite_output_dir"))
+    assert of_a.is_dir() and record.storage_path == str(tmp_path / "b/checkpoints")
+    assert not list((tmp_path / "b").rglob("manifest.json"))
+
+
+def test_a_copy_goes_on_from_its_own_checkpoints_and_writes_into_its_own_folder(tmp_path):
+    store(open_run(job(tmp_path / "a")), 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    record = resume(tmp_path / "b")
+    assert record.storage_path == str(tmp_path / "b/checkpoints")
+    assert record.resume_from and Path(record.resume_from).parents[2] == tmp_path / "b"
+
+
+def test_a_folder_that_was_moved_goes_on_where_it_is(tmp_path, capsys):
+    store(open_run(job(tmp_path / "a")), 3)
+    (tmp_path / "a").rename(tmp_path / "b")
+    resume(tmp_path / "b")
+    assert "resuming from step 3" in capsys.readouterr().out
+    (tmp_path / "b").rename(tmp_path / "c")  # also when it has been resumed
+    assert str(resume(tmp_path / "c").resume_from).startswith(str(tmp_path / "c/"))
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    assert "goes on with other settings" not in capsys.readouterr().out
+
+
+def test_checkpoints_behind_a_link_are_the_originals(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/checkpoints").symlink_to(tmp_path / "disk")
+    of_a = store(open_run(job(tmp_path / "a")), 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", symlinks=True)
+    open_run(job(tmp_path / "b", "--overwrite_output_dir"))
+    assert of_a.is_dir()
+
+
+def test_a_storage_elsewhere_is_not_the_copys(tmp_path, capsys):
+    elsewhere = ["--storage_path", str(tmp_path / "s")]
+    of_a = store(open_run(job(tmp_path / "a", *elsewhere)), 3)
+    assert resume(tmp_path / "a", *elsewhere).resume_from == str(of_a)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(
+        InputError, match=f"b: is a copy of {tmp_path}/a, whose checkpoints lie in {tmp_path}/s; go on"
+    ):
+        resume(tmp_path / "b", *elsewhere)
+    open_run(job(tmp_path / "b", *elsewhere, "--overwrite_output_dir"))
+    assert of_a.is_dir() and f"{tmp_path}/s are left: they belong to {tmp_path}/a" in capsys.readouterr().out
+    open_run(job(tmp_path / "a", *elsewhere, "--overwrite_output_dir"))
+    assert not of_a.exists()
+
+
+def test_a_record_of_an_earlier_version_is_read_where_it_was_written_and_shares_nothing(tmp_path):
+    """It named its storage by an absolute path."""
+    of_a = store(open_run(job(tmp_path / "a")), 3)
+    kept = json.loads((tmp_path / "a/run.json").read_text())
+    del kept["location"]
+    (tmp_path / "a/run.json").write_text(json.dumps(kept | {"storage_path": str(tmp_path / "a/checkpoints")}))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    open_run(job(tmp_path / "b", "--overwrite_output_dir"))
+    assert resume(tmp_path / "a").resume_from == str(of_a)
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 64, "pad_token_id": 1}))
+    record = open_run(job(tmp_path / "a"))
+    store(record, 3)
+    newest = store(record, 4, CONFIG | {"model_type": "mpnet"})
+    for named, differs in (("true", "model_type mpnet, not bert, hidden_size 32, not 64"), (str(newest), "mpnet")):
+        with pytest.raises(
+            InputError, match=f"checkpoint-4 is of another model than --model_name_or_path m .*{differs}"
+        ):
+            check_output_dir(job(tmp_path / "a", "--resume_from_checkpoint", named), str(model))
+    (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mpnet", "pad_token_id": 1}))
+    check_output_dir(job(tmp_path / "a", "--resume_from_checkpoint", "true"), str(model))
