@@ -1,0 +1,22 @@
+"""What is missing is found before anything starts."""
+
+import pytest
+
+from rqa_ray.errors import InputError
+from rqa_ray.training.job import parse_job
+from rqa_ray.training.setup import check_report_to
+
+JOB = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "9", "--report_to"]
+
+
+@pytest.mark.parametrize("log", ["wandb", "no-such-log"])
+def test_a_log_that_is_not_installed_is_refused(log, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(InputError, match=f"^--report_to {log}: is not installed here, or is not known"):
+        check_report_to(parse_job([*JOB, log]))
+
+
+def test_an_installed_log_or_none_is_taken(monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
+    for log in ("tensorboard", "none", "wandb", "all"):
+        check_report_to(parse_job([*JOB, log]))
