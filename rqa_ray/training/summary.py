@@ -118,9 +118,7 @@ Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and r
 """
 
 
-def model_card(
-    job: Job, model: TokenizerSpec, before: ModelState, best: ModelState
-) -> ModelCard:
+def model_card(job: Job, model: TokenizerSpec, before: ModelState, best: ModelState) -> ModelCard:
     """README.md of the model folder: what the base model's own card says of license and language is still true."""
     base, settings = Path(model.folder) / "README.md", job.settings
     known = ModelCard.load(base, ignore_metadata_errors=True).data if base.is_file() else ModelCardData()

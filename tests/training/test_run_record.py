@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from rqa_ray.errors import InputError
+from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
 from rqa_ray.training.checkpoints import write_manifest
 from rqa_ray.training.job import Job, parse_job
 from rqa_ray.training.output_folder import place_output
@@ -26,7 +28,8 @@ def store(record: RunRecord, step: int, config: dict | None = None) -> Path:
     folder = Path(record.storage_path) / record.run_names[-1] / f"checkpoint-{step}"
     (folder / "model").mkdir(parents=True)
     (folder / "model/config.json").write_text(json.dumps(config or CONFIG))
-    (folder / "evaluation.json").write_text(json.dumps({"step": step, "metrics": {}, "before": {}}))
+    StepNote(step).save(folder)
+    save_evaluations(folder, Evaluation(), Evaluation())
     write_manifest(folder, step)
     return folder
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from huggingface_hub import ModelCard
 
+from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.metrics import METRIC_NAMES
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
@@ -26,6 +27,10 @@ BEFORE = state(0, [[4, 3, 1, 2, 0], [0, 2, 4, 1, 3], [4, 3, 1, 0, 2]], 0.25)
 BEST = state(8, [[0, 2, 1, 3, 4], [3, 1, 4, 2, 0], [2, 0, 1, 3, 4]], 0.75)
 
 
+def model(folder, query_prefix: str = "") -> TokenizerSpec:
+    return TokenizerSpec(str(folder), EncoderSettings(query_prefix=query_prefix))
+
+
 def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
     # All golds in the top 4: before none of the three, after all. Two of them share golds: two clusters, of which
     # 2 of 4 sign patterns are as extreme.
@@ -45,7 +50,7 @@ def test_a_model_that_ranks_as_before_has_p_1():
 
 def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_only(tmp_path):
     around = {"eval": {"retr/document_recall/recall4": (0.5, 1.0)}}
-    write_files(tmp_path, JOB, EncoderSettings(), str(tmp_path), BEFORE, BEST, {"train_loss": 1.5}, around)
+    write_files(tmp_path, JOB, model(tmp_path), BEFORE, BEST, {"train_loss": 1.5}, around)
     assert read_json(tmp_path / "train_results.json") == {"train_loss": 1.5, "best_step": 8}
     intervals = {"eval_retr/document_recall/recall4": [0.5, 1.0]}
     assert read_json(tmp_path / "eval_results.json") == {
@@ -58,24 +63,24 @@ def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_onl
 
 
 def test_the_model_card_has_each_metric_before_and_after_and_how_to_use_prefixes(tmp_path):
-    card = str(model_card(JOB, EncoderSettings(query_prefix="query: "), str(tmp_path), BEFORE, BEST))
+    card = str(model_card(JOB, model(tmp_path, "query: "), BEFORE, BEST))
     assert "\n| eval_retr/document_recall/recall4 | 0.2500 | 0.7500 |\n| eval_" in card
     assert "latency" not in card
     assert "encode_query" in card
-    assert "encode_query" not in str(model_card(JOB, EncoderSettings(), str(tmp_path), BEFORE, BEST))
+    assert "encode_query" not in str(model_card(JOB, model(tmp_path), BEFORE, BEST))
 
 
 def test_the_model_card_tells_a_hub_what_is_known_and_survives_any_name(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\nbase_model: x/older\n---\n# Base\n")
     job = parse_job(["--model_name_or_path", "x/base", "--output_dir", 'out/a: "b"', "--demo_size", "9"])
-    model_card(job, EncoderSettings(), str(tmp_path), BEFORE, BEST).save(tmp_path / "card.md")
+    model_card(job, model(tmp_path), BEFORE, BEST).save(tmp_path / "card.md")
     card = ModelCard.load(tmp_path / "card.md")
     assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en", "de"], "x/base")
     assert card.data.model_name == 'a: "b"' and 'SentenceTransformer("a: \\"b\\"")' in card.text
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found["eval_retr/document_recall/recall4"] == 0.75
     local = parse_job(["--model_name_or_path", str(tmp_path), "--output_dir", "out", "--demo_size", "9"])
-    assert model_card(local, EncoderSettings(), str(tmp_path), BEFORE, BEST).data.base_model == "x/older"
+    assert model_card(local, model(tmp_path), BEFORE, BEST).data.base_model == "x/older"
 
 
 def test_the_summary_says_when_the_pretrained_weights_are_kept(capsys):
