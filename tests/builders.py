@@ -16,53 +16,27 @@ import pyarrow as pa
 
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.schema import Document, question_key
+from rqa_ray.data.token_tables import SCHEMAS
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
-
-_TOKENS = pa.list_(pa.int32())
-_COMMON = {
-    "file": pa.int32(),
-    "line": pa.int64(),
-    "item": pa.int64(),
-    "problem": pa.string(),
-    "num_texts": pa.int64(),
-    "num_truncated": pa.int64(),
-    "num_empty_questions": pa.int64(),
-    "skipped": pa.string(),
-}
-_QUESTION = {
-    **_COMMON,
-    "question_item": pa.int32(),
-    "question_key": pa.int64(),
-    "question_tokens": _TOKENS,
-    "passage_id": pa.int64(),
-    "has_chat_history": pa.bool_(),
-}
-COLUMNS: dict[str, dict[str, pa.DataType]] = {
-    "train": {
-        **_QUESTION,
-        "passage_tokens": _TOKENS,
-        "hard_negative_tokens": pa.list_(_TOKENS),
-        "hard_negative_ids": pa.list_(pa.int64()),
-    },
-    "questions": {**_QUESTION, "question": pa.string(), "gold_doc": pa.string()},
-    "corpus": {
-        **_COMMON,
-        "passage_id": pa.int64(),
-        "text_hash": pa.int64(),
-        "tokens": _TOKENS,
-        "document": pa.string(),
-    },
-}
 
 
 def table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:
-    """One block of `train`, `questions` or `corpus`."""
+    """One block of `train`, `questions` or `corpus`.
+
+    A training row may give `passage_tokens` and `hard_negative_tokens`, and brings its passages then.
+    """
+    schema = SCHEMAS[kind]
+    rows = [_with_passages(row) for row in rows] if kind == "train" else rows
+    columns = zip(schema.names, schema.types, strict=True)
     return pa.table(
-        {
-            name: pa.array([row.get(name, _default(kind_of)) for row in rows], kind_of)
-            for name, kind_of in COLUMNS[kind].items()
-        }
+        {name: pa.array([row.get(name, _default(kind_of)) for row in rows], kind_of) for name, kind_of in columns}
     )
+
+
+def _with_passages(row: dict[str, Any]) -> dict[str, Any]:
+    ids = [row.get("passage_id", 0), *row.get("hard_negative_ids", [])]
+    tokens = [row.get("passage_tokens", []), *row.get("hard_negative_tokens", [])]
+    return {"new_passage_ids": ids, "new_passage_tokens": tokens, "new_passage_hashes": [0] * len(ids), **row}
 
 
 def _default(kind: pa.DataType) -> Any:

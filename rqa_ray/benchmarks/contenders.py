@@ -23,7 +23,9 @@ from transformers import TrainerCallback
 
 from rqa_ray.benchmarks.limit import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, PlainLoop, set_dropout
 from rqa_ray.data.batches import GlobalBatches
-from rqa_ray.data.rows import Corpus, Golds, Questions, Ragged, TrainingRows
+from rqa_ray.data.columns import Ragged
+from rqa_ray.data.passages import Negatives, PassageTable
+from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.encoder_settings import read_settings
@@ -65,14 +67,14 @@ class Workload:
     def batches(self, seed: int, rank: int = 0, world_size: int = 1) -> GlobalBatches:
         """The seeded batches that all contenders train on."""
         ids = self.passage_ids
+        passages = PassageTable.of(ids, _ragged(self.passage_tokens))
         rows = TrainingRows(
             questions=_ragged(self.question_tokens),
-            passages=_ragged(self.passage_tokens),
             passage_ids=ids,
             golds=Golds(ids, np.arange(len(ids) + 1)),
-            negatives=_ragged([]),
-            negative_ids=np.zeros(0, np.int64),
-            negative_of=np.zeros(len(ids) + 1, np.int64),
+            table=passages,
+            negatives=Negatives.of(passages, np.zeros(0, np.int64), np.zeros(len(ids) + 1, np.int64)),
+            pairs=np.arange(len(ids)),
         )
         return GlobalBatches(rows, self.batch_size, 0.0, seed, pad_id=0, rank=rank, world_size=world_size)
 

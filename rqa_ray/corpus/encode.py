@@ -32,8 +32,9 @@ from rqa_ray.cluster.workers import WorkerPlan
 from rqa_ray.corpus.plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.corpus.topk import RunningTopK, search_blocks
-from rqa_ray.data.rows import Questions, Ragged
-from rqa_ray.data.schema import passage_id
+from rqa_ray.data.columns import Ragged
+from rqa_ray.data.rows import Questions
+from rqa_ray.data.schema import text_hash
 from rqa_ray.data.token_tables import TOKENS, TokenizerSpec, make_tokenizer
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import EncodeOptions, encode
@@ -90,7 +91,7 @@ def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
             problem = document
             break
         ids.append(document.passage_id)
-        hashes.append(passage_id(None, document.fmt_content))
+        hashes.append(text_hash(document.fmt_content))
     row = {"group": int(batch["group"][0]), "ids": ids, "hashes": hashes, "problem": problem}
     return pa.Table.from_pylist([row], IDS_SCHEMA)
 

@@ -3,7 +3,7 @@
 1. Epoch e's order is a permutation seeded by (seed, e), or where the rows do not fit in memory one in windows
    (`windows.py`); the epochs follow each other without a gap, so rows left over at the end of one open the next.
    Batch b is the b-th run of G rows: an index, not a replay.
-2. Hard negatives of the batch are drawn by a generator seeded by (seed, b).
+2. Hard negatives of the batch are drawn by a generator seeded by (seed, b) and, after the first, by their round.
 3. Questions (with their passages) and hard negatives are sorted by length and dealt to ranks in turn, there and back.
 4. A rank's texts are cut into length-sorted token batches.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rqa_ray.data.passages import Negatives
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
 from rqa_ray.retriever.forward_plan import ForwardPlan
@@ -95,6 +96,7 @@ class GlobalBatches(Dataset):
         self.seed = seed
         self.pad_id, self.plan = pad_id, plan
         self.rank, self.world_size = rank, world_size
+        self._negatives: Negatives | None = None  # in place of those that the rows bring
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[RankBatch]] = {}  # the next batch
 
@@ -111,17 +113,35 @@ class GlobalBatches(Dataset):
         """Rows, and which of them (G,) are a global batch."""
         return self.rows.take(batch * self.global_batch_size, self.global_batch_size)
 
+    def set_negatives(self, negatives: Negatives) -> None:
+        """Puts other hard negatives in the place of all pairs', from the next batch on that is asked for.
+
+        Pairs are numbered in the order of the input, for rows in windows too. A batch made ahead is made again.
+
+        Raises:
+            ValueError: they are of another number of pairs.
+        """
+        if negatives.num_pairs != len(self.rows):
+            raise ValueError(f"hard negatives of {negatives.num_pairs:,} pairs, where there are {len(self.rows):,}")
+        wait([future for future in self._ahead.values() if not future.cancel()])
+        self._ahead, self._negatives = {}, negatives
+
+    def negatives_of(self, rows: TrainingRows, numbers: np.ndarray) -> tuple[Negatives, np.ndarray]:
+        """Hard negatives, and the pairs in them that some rows are."""
+        return (self._negatives, rows.pairs[numbers]) if self._negatives else (rows.negatives, numbers)
+
     def draw_negatives(self, batch: int) -> np.ndarray:
         """Numbers of the hard negatives of a global batch: distinct passages, none a gold of the batch."""
         if self.num_negatives == 0:
             return np.zeros(0, dtype=np.int64)
         rows, numbers = self.take(batch)
-        pool = np.concatenate([np.arange(*rows.negative_of[number : number + 2]) for number in numbers])
-        ids, first = np.unique(rows.negative_ids[pool], return_index=True)
+        negatives, pairs = self.negatives_of(rows, numbers)
+        pool = negatives.of_pairs(pairs)
+        ids, first = np.unique(negatives.ids[pool], return_index=True)
         golds = np.concatenate([rows.golds[number] for number in numbers])
         pool = pool[first[~np.isin(ids, golds)]]
-        drawn = np.random.default_rng([self.seed, batch, 1]).permutation(len(pool))[: self.num_negatives]
-        return pool[drawn]
+        seed = [self.seed, batch, 1] + [negatives.round] * (negatives.round > 0)
+        return pool[np.random.default_rng(seed).permutation(len(pool))[: self.num_negatives]]
 
     def __getitem__(self, batch: int) -> RankBatch:
         future = self._ahead.get(batch) or self._thread.submit(self.make, batch)
@@ -131,19 +151,20 @@ class GlobalBatches(Dataset):
     def make(self, batch: int) -> RankBatch:
         """This rank's part of a global batch: a function of its number."""
         rows, numbers = self.take(batch)
-        negatives = self.draw_negatives(batch)
-        lengths = rows.questions.lengths + rows.passages.lengths
-        mine = deal(numbers, lengths[numbers], self.rank, self.world_size)
-        mine_negatives = deal(negatives, rows.negatives.lengths[negatives], self.rank, self.world_size)
+        negatives, _ = self.negatives_of(rows, numbers)
+        drawn = self.draw_negatives(batch)
+        lengths = rows.questions.lengths[numbers] + rows.passages.lengths[numbers]
+        mine = deal(numbers, lengths, self.rank, self.world_size)
+        mine_negatives = deal(drawn, negatives.lengths(drawn), self.rank, self.world_size)
 
         texts = [rows.questions[number] for number in mine]
         texts += [rows.passages[number] for number in mine]
-        texts += [rows.negatives[number] for number in mine_negatives]
+        texts += [negatives.tokens(number) for number in mine_negatives]
         token_batches, order = length_sorted_batches(texts, self.plan.max_tokens, self.pad_id, self.plan.packed)
 
         # The gather needs as many passages from every rank: the most that a rank can be dealt.
         num_passages = -(-len(numbers) // self.world_size) + -(-self.num_negatives // self.world_size)
-        ids = np.concatenate([rows.passage_ids[mine], rows.negative_ids[mine_negatives]])
+        ids = np.concatenate([rows.passage_ids[mine], negatives.ids[mine_negatives]])
         padding = num_passages - len(ids)
         golds = [rows.golds[number] for number in mine]
         width = max(map(len, golds))

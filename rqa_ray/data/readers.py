@@ -1,4 +1,4 @@
-"""Files to tokenised blocks with Ray Data: parse, flatten to one row per question and gold passage, tokenise, once.
+"""Files to tokenized blocks with Ray Data: parse, flatten to one row per question and gold passage, tokenize, once.
 
 Each file, or range of a large one, is one task; its lines stream through in batches and leave as Arrow blocks in the
 object store, which workers map without a copy (`rows.py`). Lines are parsed as text, since metadata is free-form and
@@ -26,6 +26,7 @@ from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.token_tables import (
     SCHEMAS,
+    Named,
     TokenizerSpec,
     document_rows,
     make_tokenizer,
@@ -135,7 +136,12 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokenizerSpec, ski
     bring_model(spec.folder, spec.copy)
     tokenizer = make_tokenizer(spec)
     tokenizer.num_texts = tokenizer.num_truncated = 0
-    to_rows: Any = {"train": train_rows, "questions": question_rows, "corpus": document_rows}[kind]
+    named: Named = set()
+    to_rows: Any = {
+        "train": functools.partial(train_rows, named=named),
+        "questions": question_rows,
+        "corpus": document_rows,
+    }[kind]
     records = read_records(path, "documents" if kind == "corpus" else "questions", start, None if end < 0 else end)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     held: list[dict[str, Any]] = []  # one batch of rows; the file's counts go with its last one

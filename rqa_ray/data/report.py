@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.rows import column
+from rqa_ray.data.columns import column
 from rqa_ray.errors import InputError
 
 

@@ -51,6 +51,11 @@ class QARecord:
     has_chat_history: bool = False
     num_empty_questions: int = 0  # left out of `questions`
 
+    @property
+    def passages(self) -> list[Document]:
+        """The golds, then the hard negatives."""
+        return self.gold_docs + self.hard_neg_docs
+
 
 def format_passage(page_content: str, metadata: dict[str, Any]) -> str:
     """The embedded text of a passage that brings none: source, title and content (LocalRQA's format)."""
@@ -63,6 +68,11 @@ def format_passage(page_content: str, metadata: dict[str, Any]) -> str:
 def passage_id(source: Any, page_content: str) -> int:
     """Signed 64-bit hash of (source, page_content); a missing source counts as empty."""
     return _hash64(f"{'' if source is None else source}\0{page_content}")
+
+
+def text_hash(text: str) -> int:
+    """Signed 64-bit hash of an embedded text."""
+    return passage_id(None, text)
 
 
 def question_key(question: str) -> int:

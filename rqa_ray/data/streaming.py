@@ -1,4 +1,4 @@
-"""Training files that do not fit in memory: counted once, then tokenised again and again, a window at a time.
+"""Training files that do not fit in memory: counted once, then tokenized again and again, a window at a time.
 
 1. `open_stream` parses all training files before training: what is wrong with a line is said then, not at step 10,000,
    and the number of rows in each part of a file is known.
@@ -25,7 +25,7 @@ from rqa_ray.data.files import has_suffix, text_bytes
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE, Skipped
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord
-from rqa_ray.data.token_tables import TokenizerSpec, make_tokenizer, to_table, train_rows
+from rqa_ray.data.token_tables import Named, TokenizerSpec, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
 
@@ -53,7 +53,7 @@ class Stream:
     def report(self) -> str:
         """A line for the user."""
         return (
-            f"data: train {self.num_questions:,} questions, streamed: tokenised anew in every epoch, shuffled in "
+            f"data: train {self.num_questions:,} questions, streamed: tokenized anew in every epoch, shuffled in "
             f"windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of the files"
         )
 
@@ -66,14 +66,14 @@ class Stream:
 
 
 def is_too_large(files: list[str], spec: TokenizerSpec) -> bool:
-    """Whether the tokenised rows of training files would take more of the object store than they should."""
-    tokenised = expansion(files, spec) * sum(text_bytes(path) for path in files)
+    """Whether the tokenized rows of training files would take more of the object store than they should."""
+    tokenized = expansion(files, spec) * sum(text_bytes(path) for path in files)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-    return tokenised > RESIDENT_SHARE * min(stores)
+    return tokenized > RESIDENT_SHARE * min(stores)
 
 
 def expansion(files: list[str], spec: TokenizerSpec) -> float:
-    """Bytes of tokenised rows for a byte of text, measured on the first records.
+    """Bytes of tokenized rows for a byte of text, measured on the first records.
 
     With many questions for a passage the rows, which repeat it, are many times as large as the file.
     """
@@ -88,7 +88,7 @@ def expansion(files: list[str], spec: TokenizerSpec) -> float:
     documents = [document for _, record in sample for document in record.gold_docs + record.hard_neg_docs]
     sample_bytes = sum(len(json.dumps(document.to_dict())) for document in documents)
     sample_bytes += sum(len(json.dumps(record.questions)) for _, record in sample)
-    return to_table(train_rows(sample, make_tokenizer(spec)), "train").nbytes / max(sample_bytes, 1)
+    return to_table(train_rows(sample, make_tokenizer(spec), set()), "train").nbytes / max(sample_bytes, 1)
 
 
 def open_stream(files: list[str], spec: TokenizerSpec, skip_bad: bool = False) -> Stream:
@@ -185,7 +185,7 @@ class WindowStore:
         self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # the least recently used first
 
     def window(self, epoch: int, window: int) -> list[ray.ObjectRef]:
-        """A window's tokenised table, in a list so that it is not fetched here."""
+        """A window's tokenized table, in a list so that it is not fetched here."""
         wanted = [(epoch, window)]
         for _ in range(WINDOWS_AHEAD):
             last, number = wanted[-1]
@@ -207,11 +207,12 @@ class WindowStore:
 def _read_window(parts: list[Part], expected: int, spec: TokenizerSpec) -> pa.Table:
     bring_model(spec.folder, spec.copy)
     tables, tokenizer = [], make_tokenizer(spec)
+    named: Named = set()
     for part in parts:
         records = read_records(part.path, "questions", part.start, part.end)
         good = ((line, record) for line, record in records if isinstance(record, QARecord))
         while some := list(islice(good, RECORDS_AT_ONCE)):
-            rows: list[dict[str, Any]] = train_rows(some, tokenizer)
+            rows: list[dict[str, Any]] = train_rows(some, tokenizer, named)
             tables.append(to_table([row | {"file": part.file} for row in rows], "train"))
     table = pa.concat_tables(tables).combine_chunks()
     if len(table) != expected:

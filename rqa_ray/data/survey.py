@@ -1,6 +1,6 @@
 """What a person should know of the data before training: counts, overlaps of the splits, lengths, false negatives.
 
-From the tokenised blocks that training would use, read without a limit on the length of texts.
+From the tokenized blocks that training would use, read without a limit on the length of texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.rows import column
+from rqa_ray.data.columns import column, inner, list_lengths
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the histogram's columns (tokens)
 BATCH_SIZES = (64, 256, 1024)
@@ -32,14 +32,14 @@ class Split:
     def from_tables(cls, tables: list[pa.Table]) -> Split:
         places = np.stack([column(tables, name) for name in ("file", "line", "question_item")])
         _, first, questions = np.unique(places, axis=1, return_index=True, return_inverse=True)
-        is_train = "passage_tokens" in tables[0].column_names
+        is_train = "hard_negative_ids" in tables[0].column_names
         return cls(
             num_lines=np.unique(places[:2], axis=1).shape[1],
             questions=questions.reshape(-1),
             keys=column(tables, "question_key"),
             golds=column(tables, "passage_id"),
-            negatives=_inner(tables, "hard_negative_ids") if is_train else np.zeros(0, np.int64),
-            question_lengths=_lengths(tables, "question_tokens")[first],
+            negatives=inner(tables, "hard_negative_ids") if is_train else np.zeros(0, np.int64),
+            question_lengths=list_lengths(tables, "question_tokens")[first],
         )
 
     @property
@@ -94,7 +94,7 @@ def survey(tables: Mapping[str, list[pa.Table]], max_seq_length: int) -> list[st
     lines += [f"empty questions, left out: {empty:,}"] if empty else []
     lines.append(f"{'tokens':16}" + "".join(f"{f'<={length}':>8}" for length in LENGTHS) + f"{'more':>8}{'cut':>8}")
     lengths = {f"{name} questions": split.question_lengths for name, split in splits.items()}
-    lengths["corpus"] = _lengths(tables["corpus"], "tokens")[first]
+    lengths["corpus"] = list_lengths(tables["corpus"], "tokens")[first]
     for name, found in lengths.items():
         bins = np.searchsorted(LENGTHS, found)
         counts = np.bincount(bins, minlength=len(LENGTHS) + 1)
@@ -102,11 +102,3 @@ def survey(tables: Mapping[str, list[pa.Table]], max_seq_length: int) -> list[st
         lines.append(f"{name:16}" + "".join(f"{count:8,}" for count in counts) + f"{cut:8.1%}")
     lines.append(f"cut: the share that is longer than {max_seq_length} tokens (--max_seq_length)")
     return lines
-
-
-def _lengths(tables: list[pa.Table], name: str) -> np.ndarray:
-    return np.concatenate([np.diff(np.asarray(chunk.offsets)) for table in tables for chunk in table[name].chunks])
-
-
-def _inner(tables: list[pa.Table], name: str) -> np.ndarray:
-    return np.concatenate([np.asarray(chunk.flatten()) for table in tables for chunk in table[name].chunks])

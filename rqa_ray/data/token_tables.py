@@ -1,5 +1,7 @@
 """Parsed records to rows of token ids, in the columns that `rows.py` reads: one row per question and gold passage.
 
+A training row names its passages by id; the row that is the first of its task to name one brings its tokens.
+
 Knows no Ray: tasks of `readers.py` and `streaming.py` call it.
 """
 
@@ -7,18 +9,20 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.schema import Document, QARecord, passage_id, question_key
+from rqa_ray.data.schema import Document, QARecord, question_key, text_hash
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.texts import as_utf8
 
 TOKENS = pa.list_(pa.int32())
+Records = list[tuple[int, QARecord]]  # with their lines
 
 # Where a row comes from, and what was counted in its file (in one row of it, 0 in the others).
 _COMMON = [
@@ -43,9 +47,11 @@ SCHEMAS = {
     "train": pa.schema(
         [
             *_QUESTION,
-            ("passage_tokens", TOKENS),
-            ("hard_negative_tokens", pa.list_(TOKENS)),
             ("hard_negative_ids", pa.list_(pa.int64())),
+            # The passages that no earlier row of its task has named: each is there once, beside the pairs.
+            ("new_passage_ids", pa.list_(pa.int64())),
+            ("new_passage_hashes", pa.list_(pa.int64())),  # of their embedded texts
+            ("new_passage_tokens", pa.list_(TOKENS)),
         ]
     ),
     "questions": pa.schema([*_QUESTION, ("question", pa.string()), ("gold_doc", pa.string())]),
@@ -72,6 +78,7 @@ class TokenizerSpec:
 
 
 def to_table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
+    """A block of rows; of a row the columns of the schema are kept, those that it lacks are null."""
     schema = SCHEMAS[kind]
     return pa.table(
         {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names}
@@ -85,62 +92,69 @@ def _cached_tokenizer(key: str) -> TextTokenizer:
 
 
 def make_tokenizer(spec: TokenizerSpec) -> TextTokenizer:
+    """The tokenizer of a spec; a process keeps the last one."""
     return _cached_tokenizer(json.dumps([spec.folder, vars(spec.settings), spec.trust_remote_code]))
 
 
-def train_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+Named = set[tuple[int, int]]  # passage ids and text hashes
+
+
+def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list[dict[str, Any]]:
+    """Rows of `train`. `named` are the passages that the task's earlier rows have brought; it grows."""
     questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
-    texts = [doc.fmt_content for _, record in records for doc in record.gold_docs + record.hard_neg_docs]
-    passages = _once(tokenizer.passages, texts)
-    rows = _flatten(records, questions)
-    for row in rows:
-        gold, negatives = row.pop("gold"), row.pop("record").hard_neg_docs
-        row["passage_tokens"] = passages[gold.fmt_content]
-        row["hard_negative_tokens"] = [passages[doc.fmt_content] for doc in negatives]
-        row["hard_negative_ids"] = [doc.passage_id for doc in negatives]
-    return rows
-
-
-def question_rows(records: list[tuple[int, QARecord]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
-    questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
-    rows = _flatten(records, questions)
-    for row in rows:
-        row.pop("record")
-        row["gold_doc"] = json.dumps(row.pop("gold").to_dict())
-    return rows
-
-
-def _flatten(records: list[tuple[int, QARecord]], questions: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One row per question and gold passage."""
+    new: list[dict[tuple[int, int], str]] = []  # of each record: texts of the passages that it is the first to name
+    for _, record in records:
+        texts = {(doc.passage_id, text_hash(doc.fmt_content)): doc.fmt_content for doc in record.passages}
+        new.append({key: text for key, text in texts.items() if key not in named} if record.questions else {})
+        named.update(new[-1])
+    passages = _once(tokenizer.passages, [text for brought in new for text in brought.values()])
     rows = []
-    for line, record in records:
-        for number, question in enumerate(record.questions):
-            for gold_number, gold in enumerate(record.gold_docs):
-                rows.append(
-                    {
-                        "line": line,
-                        "item": number * len(record.gold_docs) + gold_number,
-                        "question_item": number,
-                        "question": as_utf8(question),
-                        "question_key": question_key(question),
-                        "question_tokens": questions[question],
-                        "passage_id": gold.passage_id,
-                        "has_chat_history": record.has_chat_history,
-                        "gold": gold,
-                        "record": record,
-                    }
-                )
+    for (line, record), brought in zip(records, new, strict=True):
+        columns: dict[str, list[Any]] = {
+            "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
+            "new_passage_ids": [number for number, _ in brought],
+            "new_passage_hashes": [digest for _, digest in brought],
+            "new_passage_tokens": [passages[text] for text in brought.values()],
+        }
+        for row in _pairs(line, record, questions):
+            rows.append(row | columns)
+            columns |= {name: [] for name in columns if name.startswith("new_")}
     return rows
+
+
+def question_rows(records: Records, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+    """Rows of `questions`, with the question and its gold document as a person reads them."""
+    questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
+    rows = [row for line, record in records for row in _pairs(line, record, questions)]
+    return [row | {"gold_doc": json.dumps(row["gold"].to_dict())} for row in rows]
+
+
+def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """One row per question and gold passage of a record."""
+    for number, question in enumerate(record.questions):
+        for gold_number, gold in enumerate(record.gold_docs):
+            yield {
+                "line": line,
+                "item": number * len(record.gold_docs) + gold_number,
+                "question_item": number,
+                "question": as_utf8(question),
+                "question_key": question_key(question),
+                "question_tokens": questions[question],
+                "passage_id": gold.passage_id,
+                "has_chat_history": record.has_chat_history,
+                "gold": gold,
+            }
 
 
 def document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+    """Rows of `corpus`."""
     passages = _once(tokenizer.passages, [document.fmt_content for _, document in records])
     return [
         {
             "line": line,
             "item": 0,
             "passage_id": document.passage_id,
-            "text_hash": passage_id(None, document.fmt_content),
+            "text_hash": text_hash(document.fmt_content),
             "tokens": passages[document.fmt_content],
             "document": json.dumps(document.to_dict()),
         }
@@ -148,7 +162,7 @@ def document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer)
     ]
 
 
-def _once(tokenise: Any, texts: list[str]) -> dict[str, np.ndarray]:
-    """Token rows by text; a text that comes often is tokenised once."""
+def _once(tokenize: Callable[[list[str]], list[np.ndarray]], texts: list[str]) -> dict[str, np.ndarray]:
+    """Token rows by text; a text that comes often is tokenized once."""
     distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, tokenise(distinct), strict=True))
+    return dict(zip(distinct, tokenize(distinct), strict=True))

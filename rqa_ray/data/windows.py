@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.rows import TrainingRows, input_order
+from rqa_ray.data.columns import input_order, runs
+from rqa_ray.data.rows import TrainingRows
 
-WINDOW_BYTES = 64 * 2**20  # about what a window's tokenised rows take
+WINDOW_BYTES = 64 * 2**20  # about what a window's tokenized rows take
 PART_BYTES = 2**18  # a window mixes 256 of them
 
 
@@ -49,6 +50,7 @@ class WindowPlan:
         self.parts, self.num_rows, self.seed = parts, num_rows, seed
         self._num_bytes = np.array([part.num_bytes for part in parts])
         self._num_windows = max(1, -(-int(self._num_bytes.sum()) // window_bytes))
+        self._starts = np.cumsum([0, *num_rows])  # of the parts, in the order of the input
         self._epochs: dict[int, EpochPlan] = {}
 
     def epoch(self, epoch: int) -> EpochPlan:
@@ -64,13 +66,18 @@ class WindowPlan:
         parts = [part for part in np.split(order, np.unique(cuts)) if self.num_rows[part].sum()]
         return EpochPlan(parts, np.cumsum([0, *(self.num_rows[part].sum() for part in parts)]))
 
+    def numbers(self, epoch: int, window: int) -> np.ndarray:
+        """Numbers of a window's rows among all rows, in the order of the input."""
+        parts = np.sort(self.epoch(epoch).parts[window])
+        return runs(self._starts[parts], self.num_rows[parts])[0]
+
     def shuffle(self, epoch: int, window: int, count: int) -> np.ndarray:
         """(count,) the order of a window's rows."""
         return np.random.default_rng([self.seed, epoch, 3, window]).permutation(count)
 
 
 class WindowedRows:
-    """All rows of a plan as `GlobalBatches` takes them; `fetch(epoch, window)` gives a window's tokenised table.
+    """All rows of a plan as `GlobalBatches` takes them; `fetch(epoch, window)` gives a window's tokenized table.
 
     Golds of a question are the union over the windows that a batch is in, not over all files.
     """
@@ -97,9 +104,10 @@ class WindowedRows:
 
     def _read(self, windows: tuple[tuple[int, int], ...]) -> TrainingRows:
         tables = [self.fetch(*window) for window in windows]
-        orders, base = [], 0
+        orders, pairs, base = [], [], 0
         for (epoch, window), table in zip(windows, tables, strict=True):
             shuffled = self.plan.shuffle(epoch, window, len(table))
             orders.append(base + input_order([table])[shuffled])
+            pairs.append(self.plan.numbers(epoch, window)[shuffled])
             base += len(table)
-        return TrainingRows.from_tables(tables, np.concatenate(orders))
+        return TrainingRows.from_tables(tables, np.concatenate(orders), np.concatenate(pairs))

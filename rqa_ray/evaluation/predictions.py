@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.rows import column, distinct_documents, first_of_question, input_order
+from rqa_ray.data.columns import column, input_order
+from rqa_ray.data.rows import distinct_documents, first_of_question
 from rqa_ray.data.schema import Document
 
 

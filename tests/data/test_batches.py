@@ -122,7 +122,7 @@ def test_a_global_batch_is_the_same_questions_and_hard_negatives_for_1_to_4_rank
 @given(cases(), st.sampled_from(WORLDS))
 def test_every_text_and_id_belongs_to_its_question(case, world):
     rows = case["rows"]
-    text_of = {int(number): row.tolist() for number, row in zip(rows.negative_ids, rows.negatives, strict=True)}
+    text_of = {int(number): row.tolist() for number, row in zip(rows.table.ids, rows.table.tokens, strict=True)}
     for part in on_all_ranks(world=world, **case):
         found, n = texts(part), part.num_questions
         assert len(found) == n + int(part.is_passage.sum())
@@ -208,9 +208,7 @@ def test_hard_negatives_are_distinct_passages_of_the_batch_none_a_gold_of_it_as_
     rows = case["rows"]
     part = on_all_ranks(world=1, **case)[0]
     golds = {gold for row in part.rows for gold in rows.golds[row].tolist()}
-    available = {
-        int(number) for row in part.rows for number in rows.negative_ids[slice(*rows.negative_of[row : row + 2])]
-    } - golds
+    available = set(rows.negatives.ids[rows.negatives.of_pairs(part.rows)].tolist()) - golds
     found = negative_ids(part)
     assert len(found) == len(set(found)) == min(int(case["ratio"] * case["size"]), len(available))
     assert set(found) <= available

@@ -68,8 +68,8 @@ def test_training_on_it_makes_the_global_batches_of_the_files(prepared, inputs, 
         assert len(Corpus.from_tables(blocks["corpus"].tables())) == 60
     for one, other in zip(*made, strict=True):
         assert one.passage_ids.tolist() == other.passage_ids.tolist() and one.rows.tolist() == other.rows.tolist()
-        for chunk, same in zip(one.chunks, other.chunks, strict=True):
-            assert chunk.input_ids.tolist() == same.input_ids.tolist()
+        for token_batch, same in zip(one.token_batches, other.token_batches, strict=True):
+            assert token_batch.input_ids.tolist() == same.input_ids.tolist()
 
 
 def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:

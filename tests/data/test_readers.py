@@ -47,7 +47,7 @@ def test_a_row_for_each_question_and_gold_with_the_golds_of_its_wording(spec, tm
     rows = TrainingRows.from_tables(read("train", [write(tmp_path / "train.jsonl", RECORDS)], spec))
     assert len(rows) == 5  # one: 2 golds, two: 2 golds, ONE: 1 gold; the empty question is left out
     assert [len(golds) for golds in rows.golds] == [3, 3, 2, 2, 3]
-    assert rows.negative_of.tolist() == [0, 0, 0, 0, 0, 2]
+    assert rows.negatives.offsets.tolist() == [0, 0, 0, 0, 0, 2]
 
 
 def test_gzip_the_flat_form_and_several_files_give_the_same_rows(spec, tmp_path) -> None:
@@ -107,8 +107,9 @@ def test_a_large_file_is_read_in_ranges_to_the_rows_of_one_reading(spec, tmp_pat
     assert len(readers.record_ranges(path, 3000)) > 3
     ranges = TrainingRows.from_tables(read("train", [path], spec))
     assert len(ranges) == len(whole) == 125
-    for name in ("passage_ids", "negative_ids", "negative_of"):
-        assert getattr(ranges, name).tolist() == getattr(whole, name).tolist()
+    assert ranges.passage_ids.tolist() == whole.passage_ids.tolist()
+    for name in ("ids", "offsets"):
+        assert getattr(ranges.negatives, name).tolist() == getattr(whole.negatives, name).tolist()
     assert all(one.tolist() == other.tolist() for one, other in zip(ranges.questions, whole.questions, strict=True))
     assert readers.SKIPPED_LISTED == 20
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa_ray.data.rows import Corpus, Golds, Questions, Ragged, TrainingRows, distinct_documents
+from rqa_ray.data.columns import Ragged
+from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows, distinct_documents
 from tests.builders import random_train_rows, table
 
 # Each takes one table and returns the same rows as blocks of another shape.
@@ -65,12 +66,23 @@ def test_hard_negatives_belong_to_their_row_whatever_the_blocks(shape):
     expected = random_train_rows(24)
     assert {len(row["hard_negative_ids"]) for row in expected} == {0, 1, 2, 3}
     rows = TrainingRows.from_tables(SHAPES[shape](table("train", expected)))
-    negatives = tokens(rows.negatives)
     for number, row in enumerate(expected):
-        mine = slice(*rows.negative_of[number : number + 2])
-        assert rows.negative_ids[mine].tolist() == row["hard_negative_ids"]
-        assert negatives[mine] == row["hard_negative_tokens"]
-    assert len(negatives) == len(rows.negative_ids) == rows.negative_of[-1]
+        mine = rows.negatives.of_pairs(np.array([number]))
+        assert rows.negatives.ids[mine].tolist() == row["hard_negative_ids"]
+        assert [rows.negatives.tokens(one).tolist() for one in mine] == row["hard_negative_tokens"]
+        assert rows.negatives.lengths(mine).tolist() == list(map(len, row["hard_negative_tokens"]))
+    assert len(rows.negatives.ids) == rows.negatives.offsets[-1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_passage_stands_in_the_table_once_whatever_the_blocks(shape):
+    expected = random_train_rows(24)
+    rows = TrainingRows.from_tables(SHAPES[shape](table("train", expected)))
+    named = {row["passage_id"]: row["passage_tokens"] for row in expected}
+    for row in expected:
+        named |= dict(zip(row["hard_negative_ids"], row["hard_negative_tokens"], strict=True))
+    assert rows.table.ids.tolist() == sorted(named)
+    assert tokens(rows.table.tokens) == [named[number] for number in sorted(named)]
 
 
 def test_files_come_one_after_the_other_and_items_of_a_line_in_order():
@@ -85,14 +97,14 @@ def test_files_come_one_after_the_other_and_items_of_a_line_in_order():
 
 def test_rows_without_any_hard_negative_have_none():
     rows = TrainingRows.from_tables([table("train", random_train_rows(5, max_negatives=0))])
-    assert len(rows.negatives) == len(rows.negative_ids) == 0
-    assert rows.negative_of.tolist() == [0] * 6
+    assert len(rows.negatives.ids) == 0
+    assert rows.negatives.offsets.tolist() == [0] * 6
 
 
 def test_token_rows_are_views_of_the_block():
     block = table("train", random_train_rows(5))
     rows = TrainingRows.from_tables([block])
-    values = block["passage_tokens"].chunk(0).values.to_numpy()
+    values = block["new_passage_tokens"].chunk(0).values.values.to_numpy()
     assert all(np.shares_memory(row, values) for row in rows.passages)
 
 

@@ -52,16 +52,16 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
                     "question_key": question,
                     "question_tokens": asked,
                     "passage_id": gold,
-                    "passage_tokens": passages[gold],
-                    "hard_negative_tokens": [passages[number] for number in negatives],
                     "hard_negative_ids": negatives,
+                    "new_passage_ids": [gold, *negatives],
+                    "new_passage_tokens": [passages[number] for number in (gold, *negatives)],
                 }
             )
     int32 = pa.list_(pa.int32())
     schema = pa.schema(
         [(name, pa.int64()) for name in ("file", "line", "item", "question_item", "question_key", "passage_id")]
-        + [("question_tokens", int32), ("passage_tokens", int32)]
-        + [("hard_negative_tokens", pa.list_(int32)), ("hard_negative_ids", pa.list_(pa.int64()))]
+        + [("question_tokens", int32), ("hard_negative_ids", pa.list_(pa.int64()))]
+        + [("new_passage_ids", pa.list_(pa.int64())), ("new_passage_tokens", pa.list_(int32))]
     )
     train = pa.Table.from_pylist(rows, schema)
     numbers = np.arange(20)
