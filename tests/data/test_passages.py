@@ -110,8 +110,8 @@ def test_a_new_negative_that_is_a_gold_of_the_batch_is_not_drawn():
     golds = Negatives.of(rows.table, rows.passage_ids[[*range(1, 24), 0]], np.arange(25), round=1)  # of the next pair
     replaced.set_negatives(golds)
     part = replaced[0]
-    golds_of_batch = part.passage_ids[: part.num_questions].tolist()
-    drawn = {(pair + 1) % 24 for pair in golds_of_batch} - set(golds_of_batch)
+    drawn = {(pair + 1) % 24 for pair in part.passage_ids[: part.num_questions].tolist()}
+    drawn -= set(part.gold_ids.flatten().tolist())
     assert drawn and set(negative_ids(part)) == drawn
 
 
