@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rqa_ray.data.files import MAX_LINE_BYTES, byte_ranges, find_files, has_suffix, lines_before, read_lines
+from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_qa_record
 from rqa_ray.data.pickles import load_documents
-from rqa_ray.data.schema import Document, QARecord, RecordError, parse_document, parse_json, parse_qa_record
-from rqa_ray.errors import InputError
+from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import open_file, open_random_access
 
 
@@ -57,7 +58,11 @@ def read_records(
         except InputError as error:
             yield 0, str(error)
             return
-        yield from ((number, Document(**document)) for number, document in enumerate(documents, start=1))
+        for number, fields in enumerate(documents, start=1):
+            try:
+                yield number, parse_document(fields)
+            except RecordError as error:
+                yield number, f"{path}:{number}: {error}"
         return
     is_parquet = has_suffix(path, ".parquet")
     try:
@@ -65,7 +70,7 @@ def read_records(
         for number, value in (_parquet_rows if is_parquet else read_lines)(path, start, end):
             record: Document | QARecord | str
             try:
-                record = parse(value if is_parquet else _parse_line(value))
+                record = parse(_plain(value) if is_parquet else _parse_line(value))
             except UnicodeDecodeError as error:
                 record = f"not UTF-8 ({error.reason} at byte {error.start})"
             except RecordError as error:
@@ -76,7 +81,7 @@ def read_records(
                 record = f"{path}:{before + number - start}: {record}"
             yield number, record
     except (OSError, EOFError, pa.ArrowException) as error:
-        yield 0, f"{path}: cannot be read ({str(error).splitlines()[0]})"
+        yield 0, f"{path}: cannot be read ({first_line(error)})"
 
 
 def good_records(files: list[str], kind: str) -> Iterator[Any]:
@@ -99,10 +104,7 @@ def _parse_line(line: bytes) -> Any:
 
 
 def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, row) of the row groups that begin within a range of rows.
-
-    One schema for all rows fills what a record lacks with nulls: they are left out.
-    """
+    """(row number from 1, row) of the row groups that begin within a range of rows."""
     with open_random_access(path) as opened:
         file = pq.ParquetFile(opened)
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
@@ -114,16 +116,20 @@ def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int,
         ]
         batches = file.iter_batches(batch_size=256, row_groups=groups)
         rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy"))
-        yield from enumerate(map(_without_nulls, rows), start=start + 1)
+        yield from enumerate(rows, start=start + 1)
 
 
-def _without_nulls(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A value of Parquet as JSON would give it, but for those that have no form in JSON.
+
+    One schema for all rows fills what a record lacks with nulls, pandas with NaN: they are left out of objects. Text
+    may be kept as bytes.
+    """
     if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+        return {name: _plain(item) for name, item in value.items() if item is not None and item == item}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    # Dates, decimals and bytes have no form in JSON, in which metadata is kept.
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
+        return [_plain(item) for item in value]
+    return value.decode("utf-8") if isinstance(value, bytes) else value if value == value else None
 
 
 def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> None:

@@ -1,24 +1,20 @@
-"""The records of the data contract: what they are, how a value becomes one, and who a passage is.
+"""The records of the data contract, and who a passage is.
 
 A passage is identified by (`metadata.source`, `page_content`), hashed to 64 bits, so that the same passage is the same
-passage in every file, batch, rank and metric.
+passage in every file, batch, rank and metric. Where there is no source, `_id` takes its place, else the title: many
+passages of a data set may have no text but their title.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_QUESTIONS = 100_000  # of one passage
-
-
-class RecordError(ValueError):
-    """One record is not what the data contract asks for; the message says what was found, without the place."""
+IDENTITY = ("source", "_id", "title")  # the first of them in the metadata, with the content, says who a passage is
 
 
 @dataclass
 class Document:
-    """A passage: `fmt_content` is the text that is embedded, `page_content` and the source are its identity."""
+    """A passage: `fmt_content` is the text that is embedded, `page_content` and its `origin` are its identity."""
 
     page_content: str
     fmt_content: str = ""
@@ -31,7 +27,13 @@ class Document:
     @property
     def passage_id(self) -> int:
         """Signed 64-bit identity of the passage."""
-        return passage_id(self.metadata.get("source"), self.page_content)
+        return passage_id(self.origin, self.page_content)
+
+    @property
+    def origin(self) -> Any:
+        """The source, else the id, else the title; None where there is none of them."""
+        found = (self.metadata.get(name) for name in IDENTITY)
+        return next((value for value in found if value not in (None, "")), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON, without a `fmt_content` that reading it again would rebuild."""
@@ -48,6 +50,7 @@ class QARecord:
     questions: list[str]
     gold_docs: list[Document]
     hard_neg_docs: list[Document]
+    hard_neg_scores: list[float] | None = None  # a teacher's, one for each of `hard_neg_docs`
     has_chat_history: bool = False
     num_empty_questions: int = 0  # left out of `questions`
 
@@ -65,9 +68,9 @@ def format_passage(page_content: str, metadata: dict[str, Any]) -> str:
     return ("".join(lines) + "Content:\n" + page_content).strip()
 
 
-def passage_id(source: Any, page_content: str) -> int:
-    """Signed 64-bit hash of (source, page_content); a missing source counts as empty."""
-    return _hash64(f"{'' if source is None else source}\0{page_content}")
+def passage_id(origin: Any, page_content: str) -> int:
+    """Signed 64-bit hash of (origin, page_content); a missing origin counts as empty."""
+    return _hash64(f"{'' if origin is None else origin}\0{page_content}")
 
 
 def text_hash(text: str) -> int:
@@ -83,102 +86,3 @@ def question_key(question: str) -> int:
 def _hash64(text: str) -> int:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def parse_document(value: Any) -> Document:
-    """A Document from its JSON form, or from the raw form `{"text", "source", "title"}`.
-
-    Raises:
-        RecordError: it is neither.
-    """
-    if not isinstance(value, dict):
-        raise RecordError(f"a document has to be an object, found {_kind(value)}")
-    if "page_content" in value:
-        content, formatted, metadata = (
-            value["page_content"],
-            value.get("fmt_content") or "",
-            value.get("metadata") or {},
-        )
-        if isinstance(metadata, str):  # as Parquet keeps what differs from row to row
-            try:
-                metadata = json.loads(metadata)
-            except (ValueError, RecursionError):
-                raise RecordError(f"`metadata` has to be an object, or JSON of one, found {metadata[:60]!r}") from None
-    elif "text" in value:
-        content, formatted = value["text"], ""
-        metadata = {key: item for key, item in value.items() if key != "text"}
-    else:
-        raise RecordError(f"a document needs `page_content` (or `text`), found {_keys(value)}")
-    for name, item, kind in (("page_content", content, str), ("fmt_content", formatted, str)):
-        if not isinstance(item, kind):
-            raise RecordError(f"`{name}` has to be a string, found {_kind(item)}")
-    if not isinstance(metadata, dict):
-        raise RecordError(f"`metadata` has to be an object, found {_kind(metadata)}")
-    return Document(content, formatted, metadata)
-
-
-def parse_qa_record(value: Any) -> QARecord:
-    """A QARecord from `{"questions": [...], "gold_docs": [...]}` or the flat form with `question`.
-
-    Raises:
-        RecordError: a field is missing or of the wrong type.
-    """
-    if not isinstance(value, dict):
-        raise RecordError(f"a record has to be an object, found {_kind(value)}")
-    if "questions" in value:
-        questions = value["questions"]
-    elif "question" in value:
-        questions = [value["question"]]
-    else:
-        raise RecordError(f"no `questions` (or `question`), found {_keys(value)}")
-    strangers = (
-        [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
-    )
-    if strangers:
-        raise RecordError(f"`questions` has to be a list of strings, found {_kind(strangers[0])}")
-    if not questions:
-        raise RecordError("`questions` is empty")
-    if len(questions) > MAX_QUESTIONS:
-        raise RecordError(f"`questions` has {len(questions):,} of them, at most {MAX_QUESTIONS:,} can be right")
-    if "gold_docs" not in value:
-        raise RecordError(f"no `gold_docs`, found {_keys(value)}")
-    if not isinstance(value["gold_docs"], list) or not value["gold_docs"]:
-        raise RecordError(
-            f"`gold_docs` has to be a list with at least one document, found {_kind(value['gold_docs'])}"
-        )
-    negatives = value.get("hard_neg_docs") or []
-    if not isinstance(negatives, list):
-        raise RecordError(f"`hard_neg_docs` has to be a list, found {_kind(negatives)}")
-    asked = [question for question in questions if question.strip()]
-    return QARecord(
-        questions=asked,
-        gold_docs=[parse_document(document) for document in value["gold_docs"]],
-        hard_neg_docs=[parse_document(document) for document in negatives],
-        has_chat_history=bool(value.get("chat_history")),
-        num_empty_questions=len(questions) - len(asked),
-    )
-
-
-def parse_json(line: str) -> Any:
-    """The JSON value of one line.
-
-    Raises:
-        RecordError: it is not JSON.
-    """
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not JSON ({error}), found {line.strip()[:60]!r}") from None
-
-
-def _keys(value: dict) -> str:
-    names = [" ".join(key.split())[:40] for key in list(value)[:8]]  # a key may hold line breaks
-    return "keys " + (", ".join(f"`{name}`" for name in names) or "none")
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, (list, str)) and not value:
-        return f"an empty {'list' if isinstance(value, list) else 'string'}"
-    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}.get(type(value), f"{value!r:.40}")

@@ -20,9 +20,9 @@ from rqa_ray.corpus.encode import plan_corpus, question_shards, search
 from rqa_ray.corpus.options import RETRIEVERS, Model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
+from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.rows import Questions
-from rqa_ray.data.schema import parse_qa_record
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K

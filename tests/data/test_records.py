@@ -4,6 +4,7 @@ import datetime
 import gzip
 import itertools
 import json
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -76,6 +77,48 @@ def test_a_date_in_parquet_becomes_its_text(tmp_path) -> None:
     path = write(tmp_path / "d.parquet", [{"text": "alpha", "source": "a", "day": day}])
     [(_, record)] = read_records(path, "documents")
     assert json.loads(json.dumps(record.to_dict()))["metadata"] == {"source": "a", "day": "2026-11-25"}
+
+
+def test_bytes_in_parquet_are_the_text_that_they_encode_or_refused(tmp_path) -> None:
+    kind = pa.schema([("text", pa.binary()), ("title", pa.binary())])
+    rows = [
+        {"text": "blé".encode(), "title": b"A"},
+        {"text": b"\xff", "title": b"B"},
+        {"text": b"b", "title": b"\xe9"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, kind), tmp_path / "d.parquet")
+    good, *bad = [record for _, record in read_records(str(tmp_path / "d.parquet"), "documents")]
+    assert good.fmt_content == "Title: A\nContent:\nblé"
+    assert bad == [
+        f"{tmp_path}/d.parquet:2: not UTF-8 (invalid start byte at byte 0)",
+        f"{tmp_path}/d.parquet:3: not UTF-8 (unexpected end of data at byte 0)",
+    ]
+    kind = pa.schema([("question", pa.binary()), ("gold_docs", pa.list_(pa.struct([("text", pa.binary())])))])
+    pq.write_table(
+        pa.Table.from_pylist([{"question": b"one", "gold_docs": [{"text": b"alpha"}]}], kind), tmp_path / "q.parquet"
+    )
+    [(_, record)] = read_records(str(tmp_path / "q.parquet"), "questions")
+    assert record.questions == ["one"] and record.gold_docs[0].page_content == "alpha"
+
+
+def test_what_pandas_writes_for_a_missing_value_is_missing(tmp_path) -> None:
+    nan = float("nan")
+    rows = [{"text": "alpha", "source": 1.0, "more": {"n": nan}}, {"text": "beta", "source": nan, "more": {"n": 1.0}}]
+    one = write(tmp_path / "d.jsonl", rows)
+    assert "NaN" in Path(one).read_text()
+    other = write(tmp_path / "d.parquet", rows)
+    for path in (one, other):
+        first, second = [record for _, record in read_records(path, "documents")]
+        assert first.fmt_content == "Source: 1.0\nContent:\nalpha" and second.fmt_content == "Content:\nbeta"
+        json.dumps([first.to_dict(), second.to_dict()], allow_nan=False)
+
+
+def test_a_bad_document_of_a_pickle_is_named_by_its_number(tmp_path) -> None:
+    documents = [doc("alpha", source=float("nan")), doc("beta", source=["b"])]
+    (tmp_path / "d.pkl").write_bytes(pickle.dumps(documents))
+    (_, first), (line, second) = read_records(str(tmp_path / "d.pkl"), "documents")
+    assert first.fmt_content == "Content:\nalpha" and line == 2
+    assert second == f"{tmp_path}/d.pkl:2: `source` has to be text or a number, found a list"
 
 
 def test_metadata_may_be_a_map(tmp_path) -> None:
@@ -157,7 +200,7 @@ def test_a_line_without_end_is_one_bad_record_and_the_next_is_read(tmp_path, mon
         ),
         ('{"questions": ' + "[" * 100_000, "not JSON (maximum recursion depth"),
         ("\x00", "not JSON ("),
-        ('{"a": 1, "b": 2}', "no `questions` (or `question`), found keys `a`, `b`"),
+        ('{"a": 1, "b": 2}', "a record needs `questions` (or `question`), found keys `a`, `b`"),
     ],
 )
 def test_absurd_input_is_one_line(tmp_path, line, problem) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rqa_ray.data.schema import parse_document
+from rqa_ray.data.formats import parse_document
 from rqa_ray.evaluation.metrics import retrieval_metrics
 
 ROOT = Path(__file__).parents[2]

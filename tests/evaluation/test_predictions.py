@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rqa_ray.data.schema import parse_document, parse_qa_record
+from rqa_ray.data.formats import parse_document, parse_qa_record
 from rqa_ray.evaluation.predictions import write_predictions
 from tests.builders import ASKED, DOCUMENTS, asked_questions, documents
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rqa_ray.data.schema import Document, parse_document, parse_json
+from rqa_ray.data.formats import parse_document, parse_json
+from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from rqa_ray.training.job import parse_job

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rqa_ray.data.schema import parse_document
+from rqa_ray.data.formats import parse_document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from rqa_ray.training.job import parse_job

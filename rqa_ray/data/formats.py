@@ -1,0 +1,187 @@
+"""The forms of records that are read: how each is recognized, and how its values become questions and passages.
+
+A new form is one entry of `FORMATS`. Its records are then read, counted, tokenized and trained on like all others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rqa_ray.data.schema import IDENTITY, Document, QARecord
+
+MAX_QUESTIONS = 100_000  # of one passage
+HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
+NOUNS = {"documents": "document", "questions": "record"}
+
+
+class RecordError(ValueError):
+    """One record is not what the data contract asks for; the message says what was found, without the place."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One form of record: an object with all of its keys (and maybe others) is of it."""
+
+    name: str
+    keys: tuple[str, ...]
+    parse: Callable[[dict[str, Any]], Any]  # to a QARecord or a Document; raises RecordError
+
+
+def parse_document(value: Any) -> Document:
+    """A Document from an object of a known form.
+
+    Raises:
+        RecordError: it is of none, or a field is of the wrong type.
+    """
+    return _parse(value, "documents")
+
+
+def parse_qa_record(value: Any) -> QARecord:
+    """A QARecord from an object of a known form.
+
+    Raises:
+        RecordError: it is of none, or a field is missing or of the wrong type.
+    """
+    return _parse(value, "questions")
+
+
+def _parse(value: Any, kind: str) -> Any:
+    if not isinstance(value, dict):
+        raise RecordError(f"a {NOUNS[kind]} has to be an object, found {_kind(value)}")
+    for form in FORMATS[kind]:
+        if all(key in value for key in form.keys):
+            return form.parse(value)
+    first, *others = (" and ".join(f"`{key}`" for key in form.keys) for form in FORMATS[kind])
+    raise RecordError(f"a {NOUNS[kind]} needs {first} (or {', or '.join(others)}), found {_keys(value)}")
+
+
+def _full_document(value: dict[str, Any]) -> Document:
+    """`{"page_content", "fmt_content", "metadata"}`: LocalRQA's and langchain's."""
+    metadata = value.get("metadata") or {}
+    if isinstance(metadata, str):  # as Parquet keeps what differs from row to row
+        try:
+            metadata = parse_json(metadata)
+        except RecordError:
+            raise RecordError(f"`metadata` has to be an object, or JSON of one, found {metadata[:60]!r}") from None
+    return _document(value["page_content"], value.get("fmt_content") or "", metadata)
+
+
+def _raw_document(value: dict[str, Any]) -> Document:
+    """`{"text", "source", "title", ...}`, BEIR's `_id` among the rest."""
+    return _document(value["text"], "", {key: item for key, item in value.items() if key != "text"})
+
+
+def _document(content: Any, formatted: Any, metadata: Any) -> Document:
+    for name, item in (("page_content", content), ("fmt_content", formatted)):
+        if not isinstance(item, str):
+            raise RecordError(f"`{name}` has to be a string, found {_kind(item)}")
+    if not isinstance(metadata, dict):
+        raise RecordError(f"`metadata` has to be an object, found {_kind(metadata)}")
+    for name in IDENTITY:
+        if isinstance(metadata.get(name), (list, dict)):  # it would be embedded as Python writes it
+            raise RecordError(f"`{name}` has to be text or a number, found {_kind(metadata[name])}")
+    try:
+        written = json.dumps(metadata, default=_text_of)
+    except RecursionError:
+        raise RecordError("`metadata` is nested too deeply") from None
+    return Document(content, formatted, parse_json(written))
+
+
+def _text_of(value: Any) -> str:
+    """What is no JSON but has one text that says it; Parquet holds such values."""
+    if isinstance(value, HAS_TEXT_FORM):
+        return str(value)
+    raise RecordError(f"`metadata` has to be JSON, found a value of type {type(value).__name__}")
+
+
+def _questions_and_golds(value: dict[str, Any]) -> QARecord:
+    """`{"questions": [...], "gold_docs": [...], "hard_neg_docs": [...], "hard_neg_scores": [...]}`: LocalRQA's."""
+    return _qa_record(value["questions"], value)
+
+
+def _question_and_golds(value: dict[str, Any]) -> QARecord:
+    """The same with one `question`."""
+    return _qa_record([value["question"]], value)
+
+
+def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
+    strangers = (
+        [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
+    )
+    if strangers:
+        raise RecordError(f"`questions` has to be a list of strings, found {_kind(strangers[0])}")
+    if not questions:
+        raise RecordError("`questions` is empty")
+    if len(questions) > MAX_QUESTIONS:
+        raise RecordError(f"`questions` has {len(questions):,} of them, at most {MAX_QUESTIONS:,} can be right")
+    if "gold_docs" not in value:
+        raise RecordError(f"no `gold_docs`, found {_keys(value)}")
+    if not isinstance(value["gold_docs"], list) or not value["gold_docs"]:
+        raise RecordError(
+            f"`gold_docs` has to be a list with at least one document, found {_kind(value['gold_docs'])}"
+        )
+    negatives, scores = value.get("hard_neg_docs") or [], value.get("hard_neg_scores")
+    if not isinstance(negatives, list):
+        raise RecordError(f"`hard_neg_docs` has to be a list, found {_kind(negatives)}")
+    if scores is not None and not (isinstance(scores, list) and all(type(one) in (int, float) for one in scores)):
+        raise RecordError(f"`hard_neg_scores` has to be a list of numbers, found {_kind(scores)}")
+    if scores is not None and len(scores) != len(negatives):
+        raise RecordError(f"`hard_neg_scores` has {len(scores)} of them, for {len(negatives)} `hard_neg_docs`")
+    asked = [question for question in questions if question.strip()]
+    return QARecord(
+        questions=asked,
+        gold_docs=[parse_document(document) for document in value["gold_docs"]],
+        hard_neg_docs=[parse_document(document) for document in negatives],
+        hard_neg_scores=scores,
+        has_chat_history=bool(value.get("chat_history")),
+        num_empty_questions=len(questions) - len(asked),
+    )
+
+
+# By kind of file; a record is of the first form whose keys it has.
+FORMATS: dict[str, list[Format]] = {
+    "documents": [
+        Format("LocalRQA", ("page_content",), _full_document),
+        Format("raw", ("text",), _raw_document),
+    ],
+    "questions": [
+        Format("LocalRQA", ("questions",), _questions_and_golds),
+        Format("LocalRQA, flat", ("question",), _question_and_golds),
+    ],
+}
+
+
+def parse_json(line: str) -> Any:
+    """The JSON value of one line; NaN, by which pandas writes a missing value, is null.
+
+    Raises:
+        RecordError: it is not JSON, as no other number is that is not finite.
+    """
+    try:
+        return json.loads(line, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not JSON ({error}), found {line.strip()[:60]!r}") from None
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"{name} is no JSON number")
+
+
+def _keys(value: dict) -> str:
+    names = [" ".join(key.split())[:40] for key in list(value)[:8]]  # a key may hold line breaks
+    return "keys " + (", ".join(f"`{name}`" for name in names) or "none")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, (list, str)) and not value:
+        return f"an empty {'list' if isinstance(value, list) else 'string'}"
+    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}.get(type(value), f"{value!r:.40}")

@@ -1,0 +1,190 @@
+"""Forms of records: how each becomes questions and passages, and what is said of the others."""
+
+import datetime
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_qa_record
+from rqa_ray.data.schema import Document
+from tests.data.test_schema import DOC, DOCUMENTS, METADATA, VALUES
+
+# Forms
+
+
+def test_a_raw_record_keeps_all_but_its_text_as_metadata():
+    document = parse_document({"text": "It boils.", "source": "a.txt", "title": "Water", "page": 3})
+    assert document == Document("It boils.", "", {"source": "a.txt", "title": "Water", "page": 3})
+    assert document.fmt_content == "Source: a.txt\nTitle: Water\nContent:\nIt boils."
+
+
+@given(st.text(), METADATA)
+def test_the_raw_form_is_the_same_passage_as_the_full_form(text, metadata):
+    metadata = {key: value for key, value in metadata.items() if key not in ("text", "page_content")}
+    full = {"page_content": text, "fmt_content": "", "metadata": metadata}
+    assert parse_document({"text": text, **metadata}) == parse_document(full)
+
+
+@pytest.mark.parametrize("missing", [{}, {"metadata": None, "fmt_content": None}])
+def test_a_document_needs_no_more_than_its_content(missing):
+    assert parse_document({"page_content": "text", **missing}) == Document("text", "Content:\ntext", {})
+
+
+def test_the_flat_form_is_a_record_of_one_question():
+    flat = {"question": "Boils?", "gold_docs": [DOC], "gold_answer": "yes", "chat_history": []}
+    assert parse_qa_record(flat) == parse_qa_record({"questions": ["Boils?"], "gold_docs": [DOC]})
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.text(min_size=1), min_size=1, max_size=3),
+    st.lists(DOCUMENTS, min_size=1, max_size=2),
+    st.lists(DOCUMENTS, max_size=2),
+)
+def test_a_record_gives_its_documents_and_the_questions_that_are_not_blank(questions, golds, negatives):
+    value = {
+        "questions": questions,
+        "gold_docs": [document.to_dict() for document in golds],
+        "hard_neg_docs": [document.to_dict() for document in negatives],
+    }
+    record = parse_qa_record(parse_json(json.dumps(value)))
+    assert record.questions == [question for question in questions if question.strip()]
+    assert record.num_empty_questions == len(questions) - len(record.questions)
+    assert (record.gold_docs, record.hard_neg_docs) == (golds, negatives)
+
+
+@pytest.mark.parametrize("missing", [{}, {"hard_neg_docs": None}, {"hard_neg_docs": []}])
+def test_hard_negatives_may_be_missing(missing):
+    assert parse_qa_record({"question": "Boils?", "gold_docs": [DOC], **missing}).hard_neg_docs == []
+
+
+@pytest.mark.parametrize(("history", "has"), [(None, False), ([], False), (["before"], True)])
+def test_a_chat_history_that_is_not_empty_is_noticed(history, has):
+    assert parse_qa_record({"question": "?", "gold_docs": [DOC], "chat_history": history}).has_chat_history is has
+
+
+# Missing values, and what is no text
+
+
+def test_nan_is_a_missing_value_wherever_it_stands():
+    line = '{"text": "It boils.", "source": NaN, "title": NaN, "more": {"pages": [1, NaN], "price": NaN}}'
+    document = parse_document(parse_json(line))
+    assert document.fmt_content == "Content:\nIt boils."
+    assert document.passage_id == Document("It boils.").passage_id
+    assert json.loads(json.dumps(document.to_dict(), allow_nan=False))["metadata"]["more"] == {
+        "pages": [1, None],
+        "price": None,
+    }
+    assert parse_document({"text": "It boils.", "source": float("nan")}).fmt_content == "Content:\nIt boils."
+
+
+def test_a_teachers_scores_stay_with_their_hard_negatives():
+    value = {"question": "?", "gold_docs": [DOC], "hard_neg_docs": [DOC, DOC], "hard_neg_scores": [0.5, 2]}
+    assert parse_qa_record(value).hard_neg_scores == [0.5, 2]
+    assert parse_qa_record({"question": "?", "gold_docs": [DOC]}).hard_neg_scores is None
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "a document has to be an object, found 3"),
+        (None, "a document has to be an object, found null"),
+        ("text", "a document has to be an object, found a string"),
+        ({}, "a document needs `page_content` (or `text`), found keys none"),
+        ({"content": "x", "url": "y"}, "a document needs `page_content` (or `text`), found keys `content`, `url`"),
+        ({"con\ntent": "x"}, "a document needs `page_content` (or `text`), found keys `con tent`"),
+        ({"page_content": None}, "`page_content` has to be a string, found null"),
+        ({"page_content": "x", "fmt_content": ["y"]}, "`fmt_content` has to be a string, found a list"),
+        ({"page_content": "x", "metadata": "y"}, "`metadata` has to be an object, or JSON of one, found 'y'"),
+        ({"text": {"a": 1}}, "`page_content` has to be a string, found an object"),
+        ({"text": datetime.date(2026, 1, 2)}, "`page_content` has to be a string, found datetime.date(2026, 1, 2)"),
+        ({"text": "x", "title": ["a"]}, "`title` has to be text or a number, found a list"),
+        ({"page_content": "x", "metadata": {"source": {}}}, "`source` has to be text or a number, found an object"),
+        ({"text": "x", "shape": 1j}, "`metadata` has to be JSON, found a value of type complex"),
+        (
+            {"text": "x", "a": float("inf")},
+            "not JSON (Infinity is no JSON number), found '{\"a\": Infinity}'",
+        ),
+    ],
+)
+def test_a_wrong_document_is_described_by_what_was_found(value, message):
+    with pytest.raises(RecordError) as error:
+        parse_document(value)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "a record has to be an object, found an empty list"),
+        (True, "a record has to be an object, found a boolean"),
+        ({"query": "x", "golds": []}, "a record needs `questions` (or `question`), found keys `query`, `golds`"),
+        ({"questions": "x"}, "`questions` has to be a list of strings, found a string"),
+        ({"questions": ["x", None]}, "`questions` has to be a list of strings, found null"),
+        ({"question": 3.5}, "`questions` has to be a list of strings, found 3.5"),
+        ({"questions": []}, "`questions` is empty"),
+        ({"questions": ["x"], "docs": []}, "no `gold_docs`, found keys `questions`, `docs`"),
+        (
+            {"questions": ["x"], "gold_docs": []},
+            "`gold_docs` has to be a list with at least one document, found an empty list",
+        ),
+        (
+            {"questions": ["x"], "gold_docs": DOC},
+            "`gold_docs` has to be a list with at least one document, found an object",
+        ),
+        ({"questions": ["x"], "gold_docs": [3]}, "a document has to be an object, found 3"),
+        (
+            {"questions": ["x"], "gold_docs": [DOC], "hard_neg_docs": DOC},
+            "`hard_neg_docs` has to be a list, found an object",
+        ),
+        (
+            {"questions": ["x"], "gold_docs": [DOC], "hard_neg_docs": [DOC], "hard_neg_scores": [0.5, 1]},
+            "`hard_neg_scores` has 2 of them, for 1 `hard_neg_docs`",
+        ),
+        (
+            {"questions": ["x"], "gold_docs": [DOC], "hard_neg_docs": [DOC], "hard_neg_scores": ["y"]},
+            "`hard_neg_scores` has to be a list of numbers, found a list",
+        ),
+        (
+            {"questions": ["x"], "gold_docs": [DOC], "hard_neg_docs": ["y"]},
+            "a document has to be an object, found a string",
+        ),
+    ],
+)
+def test_a_wrong_record_is_described_by_what_was_found(value, message):
+    with pytest.raises(RecordError) as error:
+        parse_qa_record(value)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("line", ["", "{", "{'a': 1}", '{"a": 1} x\n', "9" * 5000, "[" * 100_000])
+def test_a_line_that_is_not_json_is_quoted_in_one_line(line):
+    with pytest.raises(RecordError, match="^not JSON .*found ") as error:
+        parse_json(line)
+    assert repr(line.strip()[:60]) in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@given(
+    VALUES | st.dictionaries(st.sampled_from(["questions", "gold_docs", "page_content", "text", "metadata"]), VALUES)
+)
+def test_any_json_value_is_parsed_or_refused_in_one_short_line(value):
+    for parse in (parse_document, parse_qa_record):
+        try:
+            parse(value)
+        except RecordError as error:
+            assert len(str(error).splitlines()) == 1
+            assert len(str(error)) < 500
+
+
+@given(st.text())
+def test_any_line_is_json_or_refused_in_one_line(line):
+    try:
+        parse_json(line)
+    except RecordError as error:
+        assert len(str(error).splitlines()) == 1
