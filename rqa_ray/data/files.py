@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import file_size, open_file, open_random_access
 
 LINES = (".jsonl", ".json")
@@ -23,7 +23,8 @@ def find_files(names: Iterable[str], argument: str) -> list[str]:
     """Absolute paths or URIs of the files that each name (a file, a glob, a folder, a URI) stands for.
 
     In the order of the names, sorted within one; a folder stands for the files in it and below it that can be read,
-    a file that several names stand for comes once.
+    a file that several names stand for comes once. Names that begin with `_` or `.` (`_delta_log/`, `_SUCCESS`) are
+    other programs' notes on the data: neither a folder nor a glob stands for them, unless it spells such a name.
 
     Raises:
         InputError: there is none, or a suffix is unknown; `argument` is the flag to blame.
@@ -40,7 +41,9 @@ def find_files(names: Iterable[str], argument: str) -> list[str]:
 
 
 def _find_local(name: str, argument: str) -> list[str]:
-    matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    matches = [name]
+    if not os.path.exists(name):
+        matches = [found for found in sorted(glob.glob(name, recursive=True)) if _is_data(found, name)]
     if not matches:
         raise InputError(f"--{argument} {name}: no such file")
     found = []
@@ -69,9 +72,10 @@ def _find_remote(uri: str, argument: str) -> list[str]:
             fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
             root, base = "/".join(parts[:fixed]), "/".join(base.split("/")[: fixed - len(parts) or None])
             matches = ArrowFSWrapper(filesystem).glob(path, detail=True) if fixed < len(parts) else {}
-            inner = [match[len(root) :] for match, found in sorted(matches.items()) if found["type"] == "file"]
+            is_file = {match: found["type"] == "file" and _is_data(match, path) for match, found in matches.items()}
+            inner = [match[len(root) :] for match in sorted(matches) if is_file[match]]
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"--{argument} {uri}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise InputError(f"--{argument} {uri}: cannot be opened ({first_line(error)})") from None
     if info.type == fs.FileType.Directory:
         inner = _readable(inner, uri, argument)
     if not inner:
@@ -80,11 +84,21 @@ def _find_remote(uri: str, argument: str) -> list[str]:
 
 
 def _readable(inner: list[str], name: str, argument: str) -> list[str]:
-    """Of paths within a folder those with a known suffix, none hidden, sorted."""
-    kept = sorted(item for item in inner if item.endswith(SUFFIXES) and "/." not in f"/{item}")
+    """Of paths within a folder those of data with a known suffix, sorted."""
+    kept = sorted(item for item in inner if item.endswith(SUFFIXES) and not _notes(item))
     if not kept:
         raise InputError(f"--{argument} {name}: a folder without {', '.join(SUFFIXES)} files")
     return kept
+
+
+def _notes(path: str) -> list[str]:
+    """The names in a path that are of no data."""
+    return [name for name in path.split("/") if name.startswith(("_", ".")) and name.strip(".")]
+
+
+def _is_data(match: str, pattern: str) -> bool:
+    """Whether a glob that found a path stands for it."""
+    return set(_notes(match)) <= set(_notes(pattern)) or any(glob.has_magic(name) for name in _notes(pattern))
 
 
 def has_suffix(path: str, *suffixes: str) -> bool:

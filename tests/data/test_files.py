@@ -57,6 +57,22 @@ def test_a_folder_stands_for_files_below_it_too_and_for_none_that_are_hidden(fol
     assert find_files([f"file://{folder}"], "train_file") == [f"file://{folder}/{name}" for name in expected]
 
 
+METADATA = ["_delta_log/00.json", ".cache/e.jsonl", "year=1/_temporary/f.parquet", "_SUCCESS.json", "year=1/.g.json"]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("end", ["", "/**/*.*json*"])
+def test_names_that_begin_with_an_underscore_or_a_dot_are_no_data_in_a_folder_or_a_glob(tmp_path, scheme, end):
+    for name in (*METADATA, "year=1/d.json"):
+        (tmp_path / "_own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "_own" / name).write_bytes(b"{}")
+    found = find_files([f"{scheme}{tmp_path}/_own{end}"], "train_file")
+    assert found == [f"{scheme}{tmp_path}/_own/year{'%3D' if scheme else '='}1/d.json"]
+    spelled = find_files([f"{scheme}{tmp_path}/_own/_delta_log{end and '/*.json'}"], "train_file")
+    assert names(spelled) == ["00.json"]
+    assert names(find_files([f"{scheme}{tmp_path}/_own/_S*.json"], "train_file")) == ["_SUCCESS.json"]
+
+
 def test_several_names_keep_their_order_and_a_file_comes_once(folder):
     found = find_files([str(folder / "b.jsonl"), str(folder / "*.jsonl"), str(folder / "c.jsonl.gz")], "train_file")
     assert names(found) == ["b.jsonl", "a.jsonl", "c.jsonl.gz"]
