@@ -10,14 +10,15 @@ from rqa_ray.training.job import parse_job
 def main() -> None:
     with user_errors():
         job = parse_job(sys.argv[1:])
-        from rqa_ray.training.batch_sizes import estimate_rows, micro_batch_size
+        from rqa_ray.data.counts import estimate
+        from rqa_ray.training.batch_sizes import micro_batch_size
         from rqa_ray.training.output_folder import place_output
         from rqa_ray.training.setup import check
 
         checked = check(place_output(job))
-        num_rows, has_negatives = estimate_rows(checked.files["train"])
-        _, lines = micro_batch_size(checked.job, checked.plan.num_workers, num_rows, has_negatives)
-        print(f"about {num_rows:,} training rows, one for each question and gold passage")
+        counts = estimate(checked.files["train"])
+        _, lines = micro_batch_size(checked.job, checked.plan.num_workers, counts.num_rows, bool(counts.num_negatives))
+        print(f"about {counts.num_rows:,} training rows, one for each question and gold passage")
         print("\n".join(lines))
         print(f"all checks passed; next:\n  python jobs/train.py {shlex.join(sys.argv[1:])}")
 

@@ -24,6 +24,7 @@ from rqa_ray.benchmarks.search import OWN_SEARCH, Search, save, search_table, se
 from rqa_ray.benchmarks.train import write_report
 from rqa_ray.corpus.shards import ROWS_PER_BLOCK
 from rqa_ray.corpus.topk import search_blocks
+from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import question_key
@@ -123,9 +124,8 @@ def read_task(args: argparse.Namespace) -> Task:
     """
     if not args.eval_data_path:
         raise InputError("--eval_data_path is missing")
-    passages: dict[int, str] = {}
-    for document in good_records(find_files(args.document_path, "document_path"), "documents"):
-        passages.setdefault(document.passage_id, document.fmt_content)
+    documents = read_distinct(find_files(args.document_path, "document_path"))
+    passages = {document.passage_id: document.fmt_content for document in documents}
     questions: list[str] = []
     by_wording: dict[int, dict[int, None]] = {}
     for record in good_records(find_files(args.eval_data_path, "eval_data_path"), "questions"):

@@ -33,6 +33,7 @@ from rqa_ray.corpus.plan import CorpusPlan, group_ranges, kept_documents, read_d
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.corpus.topk import RunningTopK, search_blocks
 from rqa_ray.data.columns import Ragged
+from rqa_ray.data.distinct import refuse_clashes
 from rqa_ray.data.rows import Questions
 from rqa_ray.data.schema import text_hash
 from rqa_ray.data.token_tables import TOKENS, TokenizerSpec, make_tokenizer
@@ -81,6 +82,7 @@ def plan_corpus(files: list[str]) -> CorpusPlan:
     ids, hashes = ([part.values.to_numpy() for part in rows[name]] for name in ("ids", "hashes"))
     if not sum(map(len, ids)):
         raise InputError(f"{files[0]}: no records in it")
+    refuse_clashes(np.concatenate(ids), np.concatenate(hashes), files, "documents")
     return CorpusPlan(groups, ids, hashes)
 
 

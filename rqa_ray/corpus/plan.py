@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rqa_ray.corpus.shards import Shard
+from rqa_ray.data.distinct import first_places
 from rqa_ray.data.records import read_records, record_ranges
+from rqa_ray.data.report import describe_corpus
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_size
@@ -46,7 +48,7 @@ class CorpusPlan:
         """Parallel lists of groups: their ranges, and the passage ids and text hashes of all their documents."""
         every = np.concatenate(ids)
         keep = np.zeros(len(every), bool)
-        keep[np.unique(every, return_index=True)[1]] = True
+        keep[first_places(every)] = True
         self.passage_ids, self.num_documents = every[keep], len(every)
         self.digest = hashlib.blake2b(np.concatenate(text_hashes)[keep].tobytes(), digest_size=16).hexdigest()
         self.groups: list[Group] = []
@@ -66,9 +68,8 @@ class CorpusPlan:
 
     def describe(self) -> str:
         """A line for the user."""
-        duplicates = self.num_documents - len(self.passage_ids)
-        left_out = f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else ""
-        return f"corpus {len(self.passage_ids):,} passages{left_out}"
+        number = len(self.passage_ids)
+        return f"corpus {describe_corpus(number, self.num_documents - number)}"
 
     def documents(self) -> Iterator[Document]:
         """The distinct passages, read again."""

@@ -18,7 +18,7 @@ import torch
 from rqa_ray.corpus.options import Model
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fingerprint
 from rqa_ray.corpus.topk import search_blocks
-from rqa_ray.data.records import good_records
+from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
@@ -95,10 +95,7 @@ class Searcher:
         return None
 
     def _encode(self, files: list[str]) -> tuple[list[Document], Block]:
-        documents: dict[int, Document] = {}
-        for document in good_records(files, "documents"):
-            documents.setdefault(document.passage_id, document)
-        kept = list(documents.values())
+        kept = list(read_distinct(files))
         rows = self.tokenizer.passages([document.fmt_content for document in kept])
         line, progress = ProgressLine(), Progress("encoding, passages", 0, len(rows))
 

@@ -1,8 +1,8 @@
 """Documents and question files to validated, deduplicated, hashed Parquet that `jobs/train.py --prepared_path` takes.
 
 One file an input: `train`, `eval`, `test` (a record a row: questions, gold_docs, gold_ids, hard_neg_docs,
-hard_negative_ids) and `corpus` (a distinct passage a row: passage_id, page_content, fmt_content, metadata as JSON).
-Order and records are those of the input, so that training makes the same global batches from either.
+hard_negative_ids, hard_neg_scores) and `corpus` (a distinct passage a row: passage_id, page_content, fmt_content,
+metadata as JSON). Order and records are those of the input: training makes the same global batches from either.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqa_ray.data.readers import Skipped, read_inputs
-from rqa_ray.data.records import read_records
-from rqa_ray.data.schema import Document, QARecord
-from rqa_ray.data.survey import survey
+from rqa_ray.data import report
+from rqa_ray.data.distinct import read_distinct
+from rqa_ray.data.readers import read_inputs
+from rqa_ray.data.records import good_records
+from rqa_ray.data.schema import Document
+from rqa_ray.data.skipped import Skipped
+from rqa_ray.data.survey import Survey
 from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.texts import as_utf8
 
@@ -40,6 +43,7 @@ SCHEMAS = {
             ("gold_ids", _IDS),
             ("hard_neg_docs", _DOCUMENTS),
             ("hard_negative_ids", _IDS),
+            ("hard_neg_scores", pa.list_(pa.float64())),
         ]
     ),
 }
@@ -52,8 +56,9 @@ def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokenizerSpec, ski
         InputError: the first bad record, or an input without records.
     """
     blocks = read_inputs(inputs, replace(spec, settings=replace(spec.settings, max_seq_length=NO_LIMIT)), skip_bad)
-    lines = survey({name: part.tables() for name, part in blocks.items()}, spec.settings.max_seq_length)
-    skipped = Skipped.of(part.skipped() for part in blocks.values() if skip_bad)
+    survey = Survey.of({name: part.tables() for name, part in blocks.items()})
+    lines = report.full(survey, spec.settings.max_seq_length)
+    skipped = Skipped.of(part.skipped for part in blocks.values())
     if skipped.kinds:
         lines.append(f"bad records, left out: {skipped.counts()}")
         lines += [f"  {problem}" for problem in skipped.first]
@@ -63,38 +68,37 @@ def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokenizerSpec, ski
     staging.mkdir()
     try:
         for name, files in inputs.items():
-            write(files, "documents" if name == "corpus" else "questions", staging / f"{name}.parquet")
+            write(files, "documents" if name == "corpus" else "questions", staging / f"{name}.parquet", skip_bad)
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return lines
 
 
-def write(files: list[str], kind: str, path: Path) -> None:
+def write(files: list[str], kind: str, path: Path, skip_bad: bool) -> None:
     """The good records of some files as one Parquet file; of documents the distinct ones."""
-    schema, rows = SCHEMAS[kind], _rows(files, kind)
+    schema, rows = SCHEMAS[kind], _passages(files, skip_bad) if kind == "documents" else _records(files, skip_bad)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
 
 
-def _rows(files: list[str], kind: str) -> Iterator[dict[str, Any]]:
-    seen: set[int] = set()
-    for path in files:
-        for _, record in read_records(path, kind):
-            if isinstance(record, QARecord):
-                if not record.questions:  # all of them are empty
-                    continue
-                yield {
-                    "questions": [as_utf8(question) for question in record.questions],
-                    "gold_docs": [_columns(document) for document in record.gold_docs],
-                    "gold_ids": [document.passage_id for document in record.gold_docs],
-                    "hard_neg_docs": [_columns(document) for document in record.hard_neg_docs],
-                    "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
-                }
-            elif isinstance(record, Document) and record.passage_id not in seen:
-                seen.add(record.passage_id)
-                yield {"passage_id": record.passage_id, **_columns(record)}
+def _passages(files: list[str], skip_bad: bool) -> Iterator[dict[str, Any]]:
+    for document in read_distinct(files, skip_bad):
+        yield {"passage_id": document.passage_id, **_columns(document)}
+
+
+def _records(files: list[str], skip_bad: bool) -> Iterator[dict[str, Any]]:
+    for record in good_records(files, "questions", skip_bad):
+        if record.questions:  # else all of them are empty
+            yield {
+                "questions": [as_utf8(question) for question in record.questions],
+                "gold_docs": [_columns(document) for document in record.gold_docs],
+                "gold_ids": [document.passage_id for document in record.gold_docs],
+                "hard_neg_docs": [_columns(document) for document in record.hard_neg_docs],
+                "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
+                "hard_neg_scores": record.hard_neg_scores,
+            }
 
 
 def _columns(document: Document) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,7 +22,9 @@ import ray
 import ray.data
 
 from rqa_ray.cluster.model_copies import bring_model
+from rqa_ray.data.columns import column, inner
 from rqa_ray.data.records import read_records, record_ranges
+from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import (
     SCHEMAS,
     Named,
@@ -38,37 +39,8 @@ from rqa_ray.errors import InputError
 
 RANGE_BYTES = 32 * 2**20  # of one task
 RECORDS_AT_ONCE = 256
-SKIPPED_LISTED = 20
-PROBLEM = ["file", "line", "problem"]
-
-
-@dataclass
-class Skipped:
-    """Bad records that were left out: the first ones as lines, and how many of each kind."""
-
-    first: list[str] = field(default_factory=list)
-    kinds: dict[str, int] = field(default_factory=dict)
-
-    def add(self, problem: str, path: str) -> None:
-        """Counts one; its kind is what is said behind the place, without the details."""
-        kind = re.split(r" \(|, |: ", problem.removeprefix(path).lstrip(":0123456789 "), maxsplit=1)[0]
-        self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        if len(self.first) < SKIPPED_LISTED:
-            self.first.append(problem)
-
-    def counts(self) -> str:
-        """The kinds with their numbers, the most frequent first."""
-        return ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.kinds.items(), key=lambda item: -item[1]))
-
-    @classmethod
-    def of(cls, parts: Iterable[Skipped]) -> Skipped:
-        """All of them together."""
-        together = cls()
-        for part in parts:
-            together.first = [*together.first, *part.first][:SKIPPED_LISTED]
-            for kind, count in part.kinds.items():
-                together.kinds[kind] = together.kinds.get(kind, 0) + count
-        return together
+# Columns that stay in the object store; the others are counted here.
+LARGE = ("question", "question_tokens", "gold_doc", "new_passage_tokens", "hard_negative_scores", "tokens", "document")
 
 
 @dataclass
@@ -77,16 +49,12 @@ class Blocks:
 
     refs: list[ray.ObjectRef]
     dataset: ray.data.Dataset
+    small: list[pa.Table]  # the blocks without texts and tokens, here
+    skipped: Skipped  # the bad records of all files
 
-    def tables(self, *columns: str) -> list[pa.Table]:
-        """The blocks, all columns or only some; on another node than the blocks', only those columns travel."""
-        return fetch_tables(self.dataset.select_columns(list(columns)).to_arrow_refs() if columns else self.refs)
-
-    def skipped(self) -> Skipped:
-        """The bad records of all files."""
-        found = pa.concat_tables(self.tables("file", "line", "skipped"))
-        found = found.filter(found["skipped"].is_valid()).sort_by([("file", "ascending"), ("line", "ascending")])
-        return Skipped.of(Skipped(**json.loads(part)) for part in found["skipped"].to_pylist())
+    def tables(self) -> list[pa.Table]:
+        """The whole blocks."""
+        return fetch_tables(self.refs)
 
 
 def fetch_tables(refs: list[ray.ObjectRef]) -> list[pa.Table]:
@@ -98,8 +66,8 @@ def read_inputs(inputs: dict[str, list[str]], spec: TokenizerSpec, skip_bad: boo
     """Reads `train`, `eval`, `test` and `corpus` (names to files) side by side.
 
     Raises:
-        InputError: the first bad line of an input, or an input without records; with `skip_bad` only where no record
-            of a file, or of a range of it, is right.
+        InputError: the first bad line of an input, two passages that clash (`distinct.py`), or an input without
+            records; with `skip_bad` only where no record of a file, or of a range of it, is right.
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
         read = functools.partial(_read, spec=spec, skip_bad=skip_bad)
@@ -118,15 +86,25 @@ def _read(name: str, files: list[str], spec: TokenizerSpec, skip_bad: bool) -> B
         .map_batches(_read_file, batch_size=1, fn_kwargs={"kind": kind, "spec": spec, "skip_bad": skip_bad})
         .materialize()
     )
-    blocks = Blocks(dataset.to_arrow_refs(), dataset)
-    found = pa.concat_tables([SCHEMAS[kind].empty_table().select(PROBLEM), *blocks.tables(*PROBLEM)])
+    columns = [name for name in SCHEMAS[kind].names if name not in LARGE]
+    small = fetch_tables(dataset.select_columns(columns).to_arrow_refs())
+    found = pa.concat_tables([SCHEMAS[kind].empty_table().select(columns), *small])
+    found = found.select(["file", "line", "problem", "skipped"])
+    found = found.sort_by([("file", "ascending"), ("line", "ascending")])
     without = set(range(len(files))) - set(found["file"].to_pylist())
     if without:  # a large file of blank lines; a small one has said so itself
         raise InputError(f"{files[min(without)]}: no records in it")
-    problems = found.filter(found["problem"].is_valid()).sort_by([("file", "ascending"), ("line", "ascending")])
+    problems = found["problem"].drop_null()
     if len(problems):
-        raise InputError(problems["problem"][0].as_py())
-    return blocks
+        raise InputError(problems[0].as_py())
+    skipped = Skipped.of(Skipped(**json.loads(part)) for part in found["skipped"].drop_null().to_pylist())
+    if kind == "train":
+        ids, hashes = (inner(small, name) for name in ("new_passage_ids", "new_passage_hashes"))
+        skipped.add_clashes(ids, hashes, files, "questions", skip_bad)
+    elif kind == "corpus":
+        ids, hashes = (column(small, name) for name in ("passage_id", "text_hash"))
+        skipped.add_clashes(ids, hashes, files, "documents", skip_bad)
+    return Blocks(dataset.to_arrow_refs(), dataset, small, skipped)
 
 
 def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokenizerSpec, skip_bad: bool) -> Iterator[pa.Table]:

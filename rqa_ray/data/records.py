@@ -84,17 +84,18 @@ def read_records(
         yield 0, f"{path}: cannot be read ({first_line(error)})"
 
 
-def good_records(files: list[str], kind: str) -> Iterator[Any]:
+def good_records(files: list[str], kind: str, skip_bad: bool = False) -> Iterator[Any]:
     """The records of files of `questions` (QARecord) or `documents` (Document), one after the other.
 
     Raises:
-        InputError: the first bad one.
+        InputError: the first bad one; with `skip_bad`, of who has said already what is wrong with them, none.
     """
     for path in files:
         for _, record in read_records(path, kind):
-            if isinstance(record, str):
+            if not isinstance(record, str):
+                yield record
+            elif not skip_bad:
                 raise InputError(record)
-            yield record
 
 
 def _parse_line(line: bytes) -> Any:

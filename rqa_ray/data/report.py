@@ -1,88 +1,125 @@
-"""What is odd about the data, said once, before training; from the small columns of the blocks."""
+"""What a person should know of the data, as lines: `brief` before training, `full` of jobs/prepare.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from itertools import islice
 
 import numpy as np
-import pyarrow as pa
 
-from rqa_ray.data.columns import column
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
 
-
-class Tables(Protocol):
-    """One input's blocks; `readers.Blocks` is one."""
-
-    def tables(self, *columns: str) -> list[pa.Table]:
-        """Some columns of the blocks."""
-        ...
+LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the histogram's columns (tokens)
+BATCH_SIZES = (64, 256, 1024)
+SEARCHED_DOCUMENTS = 100_000  # for the text of a gold that is missing
 
 
-def data_report(blocks: Mapping[str, Tables], num_empty: int = 0, num_chats: int = 0) -> list[str]:
-    """Lines for the user. Of a `train` that is streamed the empty questions and chats are counted elsewhere.
-
-    Raises:
-        InputError: no gold passage of the evaluation is in the corpus.
+def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bool) -> None:
     """
-    corpus_ids = column(blocks["corpus"].tables("passage_id"), "passage_id")
-    distinct = np.unique(corpus_ids)
-    duplicates = len(corpus_ids) - len(distinct)
-    lines = []
-    counted: dict[str, str] = {}
-    missing = []
-    for split in [name for name in blocks if name != "corpus"]:
-        tables = blocks[split].tables(
-            "file",
-            "line",
-            "question_item",
-            "question_key",
-            "passage_id",
-            "has_chat_history",
-            "num_empty_questions",
+    Raises:
+        InputError: no gold passage of the evaluation is in the corpus, or the training questions have one gold between
+            them and no hard negatives to tell it from.
+    """
+    evaluated = survey.splits.get("eval")
+    if evaluated and len(survey.missing["eval"]) == len(np.unique(evaluated.golds)):
+        raise InputError(
+            "--eval_file: no gold passage of it is in full_dataset_file_path; are they of one data set?"
+            + _missing_one(survey, files, "eval")
         )
-        ids, keys = column(tables, "passage_id"), column(tables, "question_key")
-        asked = np.unique(
-            np.stack([column(tables, name) for name in ("file", "line", "question_item")]), axis=1
-        ).shape[1]
-        pairs = np.unique(np.stack([keys, ids]), axis=1)
-        several = int(np.sum(np.unique(pairs[0], return_counts=True)[1] > 1))
+    if survey.train.has_one_gold and not (draws_negatives and survey.train.num_negatives):
+        raise InputError(
+            f"--train_file: all {survey.train.num_questions:,} questions have the same gold passage and there are no "
+            "hard negatives, so there is nothing to learn; add questions of other passages, or hard_neg_docs"
+        )
+
+
+def brief(survey: Survey, files: dict[str, list[str]]) -> list[str]:
+    """What is there and what is odd, said before training; `files` are those of the inputs, by name."""
+    counted = []
+    for name, split in survey.splits.items():
+        several = split.num_wordings_with_several_golds
         extra = f" ({several:,} wordings with several golds)" if several else ""
-        counted[split] = f"{split} {asked:,} questions{extra}"
-        golds = np.unique(ids)
-        lost = int(np.sum(~np.isin(golds, distinct)))
-        if split == "eval" and lost == len(golds):
-            raise InputError(
-                "--eval_file: no gold passage of it is in full_dataset_file_path; are they of one data set?"
-            )
-        missing += [f"{split} {lost:,}"] if lost else []
-        num_chats += int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables))
-        num_empty += int(column(tables, "num_empty_questions").sum())
-    lines.append(
-        f"data: {', '.join(counted.values())}; corpus {len(distinct):,} passages"
-        + (f" ({duplicates:,} duplicate{'s' * (duplicates > 1)} left out)" if duplicates else "")
-    )
+        counted.append(f"{name} {split.counts.num_questions:,} questions{extra}")
+    duplicates = survey.num_documents - len(survey.passage_ids)
+    lines = [f"data: {', '.join(counted)}; corpus {describe_corpus(len(survey.passage_ids), duplicates)}"]
+    missing = {name: len(ids) for name, ids in survey.missing.items() if len(ids)}
     if missing:
         lines.append(
-            f"warning: gold passages that are missing from the corpus, so cannot be found: {', '.join(missing)}"
+            "warning: gold passages that are missing from the corpus, so cannot be found: "
+            + ", ".join(f"{name} {count:,}" for name, count in missing.items())
+            + _missing_one(survey, files, next(iter(missing)))
         )
-    cut = {name: _truncated(part) for name, part in blocks.items()}
-    if any(truncated for truncated, _ in cut.values()):
-        shares = ", ".join(f"{name} {truncated / total:.1%}" for name, (truncated, total) in cut.items() if truncated)
-        lines.append(f"texts longer than max_seq_length, cut: {shares}")
-    if num_empty:
-        lines.append(f"warning: empty questions, left out: {num_empty:,}")
-    if num_chats:
-        lines.append(f"note: chat_history is not used; {num_chats:,} rows have one")
+    if survey.num_other_texts:
+        count = f"{survey.num_other_texts:,}"
+        lines.append(f"warning: passages of train that have another embedded text in the corpus: {count}")
+    texts = {name: split.texts for name, split in survey.splits.items()} | {"corpus": survey.corpus_texts}
+    cut = [f"{name} {one.num_truncated / one.num_texts:.1%}" for name, one in texts.items() if one.num_truncated]
+    lines += [f"texts longer than max_seq_length, cut: {', '.join(cut)}"] if cut else []
+    every = [split.counts for split in survey.splits.values()] + ([survey.streamed] if survey.streamed else [])
+    lines += _empty(sum(counts.num_empty for counts in every))
+    chats = sum(counts.num_chats for counts in every)
+    return lines + ([f"note: chat_history is not used; {chats:,} rows have one"] if chats else [])
+
+
+def describe_corpus(num_passages: int, num_duplicates: int) -> str:
+    """How many passages it has."""
+    left_out = f" ({num_duplicates:,} duplicate{'s' * (num_duplicates > 1)} left out)" if num_duplicates else ""
+    return f"{num_passages:,} passages{left_out}"
+
+
+def _empty(count: int) -> list[str]:
+    return [f"warning: empty questions, left out: {count:,}"] if count else []
+
+
+def _missing_one(survey: Survey, files: dict[str, list[str]], split: str) -> str:
+    """The first gold of a split that is missing from the corpus, beside a passage of the corpus that has its text."""
+    missing = set(survey.missing[split].tolist())
+    questions = ((path, *found) for path in files.get(split, []) for found in read_records(path, "questions"))
+    for path, line, record in questions:
+        golds = record.gold_docs if isinstance(record, QARecord) else []
+        for gold in (gold for gold in golds if gold.passage_id in missing):
+            corpus = (found for name in files.get("corpus", []) for _, found in read_records(name, "documents"))
+            for document in islice(corpus, SEARCHED_DOCUMENTS):
+                if isinstance(document, Document) and document.page_content == gold.page_content:
+                    return (
+                        f"; the first, {path}:{line}, has source (or _id, or title) {gold.origin!r:.80}, the corpus "
+                        f"has the same page_content with {document.origin!r:.80}"
+                    )
+            return f"; the first, {path}:{line}, has source (or _id, or title) {gold.origin!r:.80}"
+    return ""
+
+
+def full(survey: Survey, max_seq_length: int) -> list[str]:
+    """All that is known of prepared data; its texts were read without a limit on their length."""
+    train = survey.splits["train"]
+    lines = [f"{'':10}{'lines':>9}{'questions':>11}{'golds':>9}{'not in corpus':>15}{'wordings repeated':>19}"]
+    for name, split in survey.splits.items():
+        lines.append(
+            f"{name:10}{split.num_lines:9,}{split.counts.num_questions:11,}{len(np.unique(split.golds)):9,}"
+            f"{len(survey.missing[name]):15,}{split.num_wordings_repeated:19,}"
+        )
+    lines.append(
+        f"corpus: {len(survey.passage_ids):,} passages, {survey.num_documents - len(survey.passage_ids):,} duplicates "
+        f"left out; {len(np.unique(train.negatives)):,} hard negatives in train"
+    )
+    for name, split in survey.splits.items():
+        if name != "train":
+            shared, hard = (split.num_questions_with(ids) for ids in (train.golds, train.negatives))
+            lines.append(
+                f"{name}: {shared:,} of {split.counts.num_questions:,} questions share a gold passage with train, "
+                f"{hard:,} have a gold that is a hard negative in train"
+            )
+    shares = [f"{train.false_negative_share(size):.0%} in batches of {size:,}" for size in BATCH_SIZES]
+    lines.append("train questions that would meet their own passage as a negative, which training masks:")
+    lines.append(f"  {', '.join(shares)}")
+    lines += _empty(sum(split.counts.num_empty for split in survey.splits.values()))
+    lines.append(f"{'tokens':16}" + "".join(f"{f'<={length}':>8}" for length in LENGTHS) + f"{'more':>8}{'cut':>8}")
+    lengths = {f"{name} questions": split.question_lengths for name, split in survey.splits.items()}
+    for name, found in (lengths | {"corpus": survey.passage_lengths}).items():
+        counts = np.bincount(np.searchsorted(LENGTHS, found), minlength=len(LENGTHS) + 1)
+        cut = (found > max_seq_length).mean()
+        lines.append(f"{name:16}" + "".join(f"{count:8,}" for count in counts) + f"{cut:8.1%}")
+    lines.append(f"cut: the share that is longer than {max_seq_length} tokens (--max_seq_length)")
     return lines
-
-
-def has_negatives(train: Tables) -> bool:
-    """Whether any training row brings hard negatives."""
-    return any(len(chunk.values) for table in train.tables("hard_negative_ids") for chunk in table[0].chunks)
-
-
-def _truncated(part: Tables) -> tuple[int, int]:
-    tables = part.tables("num_truncated", "num_texts")
-    return int(column(tables, "num_truncated").sum()), int(column(tables, "num_texts").sum())

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.columns import Ragged, arrays, column, concat, inner_places, input_order, runs
+from rqa_ray.data.distinct import first_places
 from rqa_ray.data.passages import Negatives, PassageTable
 
 
@@ -134,8 +135,7 @@ def first_of_question(tables: Sequence[pa.Table], order: np.ndarray) -> np.ndarr
 def distinct_documents(tables: Sequence[pa.Table]) -> np.ndarray:
     """Numbers of the rows to keep, in document order: of a passage that comes twice, the first."""
     order = input_order(tables)
-    _, first = np.unique(column(tables, "passage_id")[order], return_index=True)
-    return order[np.sort(first)]
+    return order[first_places(column(tables, "passage_id")[order])]
 
 
 def _values(tables: Sequence[pa.Table], name: str) -> np.ndarray:

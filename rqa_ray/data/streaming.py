@@ -21,17 +21,20 @@ import ray
 import ray.data
 
 from rqa_ray.cluster.model_copies import bring_model
+from rqa_ray.data.columns import inner
+from rqa_ray.data.counts import Counts, Sample
 from rqa_ray.data.files import has_suffix, text_bytes
-from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE, Skipped
+from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
-from rqa_ray.data.schema import QARecord
+from rqa_ray.data.schema import QARecord, text_hash
+from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import Named, TokenizerSpec, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
 
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
-SAMPLE_ROWS = 2_000
+LOOKED_AT_BYTES = 2**30  # of text, for passages that clash: what is held of them here takes some MB
 RESIDENT_SHARE = 0.4  # of a node's object store
 WINDOWS_AHEAD, WINDOWS_KEPT = 2, 5
 
@@ -42,10 +45,7 @@ class Stream:
 
     parts: list[Part]
     num_rows: np.ndarray  # (P,) of the parts: one for each question and gold passage
-    num_questions: int
-    num_empty: int
-    num_chats: int
-    has_negatives: bool
+    counts: Counts
     skipped: Skipped
     window_bytes: int  # of text, whose rows are about `WINDOW_BYTES`
     spec: TokenizerSpec
@@ -53,8 +53,8 @@ class Stream:
     def report(self) -> str:
         """A line for the user."""
         return (
-            f"data: train {self.num_questions:,} questions, streamed: tokenized anew in every epoch, shuffled in "
-            f"windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of the files"
+            f"data: train {self.counts.num_questions:,} questions, streamed: tokenized anew in every epoch, shuffled "
+            f"in windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of files"
         )
 
     def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
@@ -75,60 +75,46 @@ def is_too_large(files: list[str], spec: TokenizerSpec) -> bool:
 def expansion(files: list[str], spec: TokenizerSpec) -> float:
     """Bytes of tokenized rows for a byte of text, measured on the first records.
 
-    With many questions for a passage the rows, which repeat it, are many times as large as the file.
+    A record with many questions and golds makes a row for each two of them, so rows can be larger than the file.
     """
-    sample: list[tuple[int, QARecord]] = []
-    num_rows = 0
-    for line, record in read_records(files[0], "questions"):
-        if isinstance(record, QARecord):
-            sample.append((line, record))
-            num_rows += len(record.questions) * len(record.gold_docs)
-        if num_rows >= SAMPLE_ROWS:
-            break
-    documents = [document for _, record in sample for document in record.gold_docs + record.hard_neg_docs]
-    sample_bytes = sum(len(json.dumps(document.to_dict())) for document in documents)
-    sample_bytes += sum(len(json.dumps(record.questions)) for _, record in sample)
-    return to_table(train_rows(sample, make_tokenizer(spec), set()), "train").nbytes / max(sample_bytes, 1)
+    sample = Sample.of(files)
+    return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)
 
 
 def open_stream(files: list[str], spec: TokenizerSpec, skip_bad: bool = False) -> Stream:
     """Parses all training files, a group of parts a task, and counts what is in them.
 
     Raises:
-        InputError: the first bad line; a file without records, or too large to be read in one piece where it has to.
+        InputError: the first bad line; passages that clash (above a GB of text looked for among a share of them); a
+            file without records, or too large to be read in one piece where it has to.
     """
     times = max(1.0, expansion(files, spec))
     part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))
     parts = [part for number, path in enumerate(files) for part in _parts(number, path, part_bytes)]
     sizes = np.cumsum([part.num_bytes for part in parts])
     tasks = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(sizes // RANGE_BYTES)) + 1)
+    looked_at = 1 + int(sizes[-1]) // LOOKED_AT_BYTES
     items = [{"parts": json.dumps([(int(number), *parts[number]) for number in numbers])} for numbers in tasks]
     counted = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(_count, batch_size=1, fn_kwargs={"skip_bad": skip_bad})
+        .map_batches(_count, batch_size=1, fn_kwargs={"skip_bad": skip_bad, "looked_at": looked_at})
         .materialize()
     )
     table = pa.concat_tables(ray.get(counted.to_arrow_refs())).sort_by("part")
-    problems = table.filter(table["problem"].is_valid())
+    problems = table["problem"].drop_null()
     if len(problems):
-        raise InputError(problems["problem"][0].as_py())
-    column = {name: table[name].to_numpy() for name in ("num_rows", "num_questions", "num_empty", "num_chats")}
+        raise InputError(problems[0].as_py())
+    skipped = Skipped.of(Skipped(**json.loads(text)) for text in table["skipped"].to_pylist())
+    ids, hashes = (inner([table], name) for name in ("passage_ids", "text_hashes"))
+    skipped.add_clashes(ids, hashes, files, "questions", skip_bad)
+    counts = [Counts(**row) for row in table.select(list(vars(Counts()))).to_pylist()]
+    num_rows = np.array([part.num_rows for part in counts])
     in_file = np.zeros(len(files), np.int64)
-    np.add.at(in_file, [part.file for part in parts], column["num_rows"])
+    np.add.at(in_file, [part.file for part in parts], num_rows)
     for path, number in zip(files, in_file, strict=True):
         if not number:
             raise InputError(f"{path}: no records in it, or none that is right and has a question")
-    return Stream(
-        parts,
-        column["num_rows"],
-        int(column["num_questions"].sum()),
-        int(column["num_empty"].sum()),
-        int(column["num_chats"].sum()),
-        bool(table["num_negatives"].to_numpy().any()),
-        Skipped.of(Skipped(**json.loads(text)) for text in table["skipped"].to_pylist()),
-        int(WINDOW_BYTES / times),
-        spec,
-    )
+    return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec)
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
@@ -147,33 +133,34 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
         yield Part(number, path, start, end, max(1, num_bytes))
 
 
-def _count(batch: dict[str, np.ndarray], skip_bad: bool) -> Iterator[pa.Table]:
+COUNTED = pa.schema(
+    [("part", pa.int64()), *((name, pa.int64()) for name in vars(Counts()))]
+    + [("problem", pa.string()), ("skipped", pa.string())]
+    + [("passage_ids", pa.list_(pa.int64())), ("text_hashes", pa.list_(pa.int64()))]
+)
+
+
+def _count(batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int) -> Iterator[pa.Table]:
     for number, *place in json.loads(batch["parts"][0]):
-        yield _count_part(number, Part(*place), skip_bad)
+        yield _count_part(number, Part(*place), skip_bad, looked_at)
 
 
-def _count_part(number: int, part: Part, skip_bad: bool) -> pa.Table:
-    counts = dict.fromkeys(("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives"), 0)
-    skipped, problem = Skipped(), None
+def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int) -> pa.Table:
+    counts, skipped, problem = Counts(), Skipped(), None
+    texts: set[tuple[int, int]] = set()  # passage ids and text hashes, of one id in `looked_at`
     for line, record in read_records(part.path, "questions", part.start, part.end):
         if isinstance(record, QARecord):
-            rows = len(record.questions) * len(record.gold_docs)
-            counts["num_rows"] += rows
-            counts["num_questions"] += len(record.questions)
-            counts["num_empty"] += record.num_empty_questions
-            counts["num_chats"] += rows * record.has_chat_history
-            counts["num_negatives"] += len(record.hard_neg_docs)
+            counts.add(record)
+            ids = ((document, document.passage_id) for document in record.passages)
+            texts |= {(one, text_hash(document.fmt_content)) for document, one in ids if one % looked_at == 0}
         elif skip_bad and line:
             skipped.add(str(record), part.path)
         else:
             problem = str(record)
             break
-    row = {"part": number, **counts, "problem": problem, "skipped": json.dumps(vars(skipped))}
-    schema = pa.schema(
-        [("part", pa.int64()), *((name, pa.int64()) for name in counts)]
-        + [("problem", pa.string()), ("skipped", pa.string())]
-    )
-    return pa.Table.from_pylist([row], schema)
+    row = {"part": number, **vars(counts), "problem": problem, "skipped": json.dumps(vars(skipped))}
+    clashes = {"passage_ids": [one for one, _ in texts], "text_hashes": [digest for _, digest in texts]}
+    return pa.Table.from_pylist([row | clashes], COUNTED)
 
 
 @ray.remote(num_cpus=0)

@@ -1,50 +1,81 @@
-"""What a person should know of the data before training: counts, overlaps of the splits, lengths, false negatives.
+"""The numbers of a data set: counts, overlaps of the splits, lengths, false negatives; lines of them: `report.py`.
 
-From the tokenized blocks that training would use, read without a limit on the length of texts.
+From the blocks that training uses. Their small columns are enough for all numbers but the lengths of texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.columns import column, inner, list_lengths
+from rqa_ray.data.counts import Counts
 
-LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the histogram's columns (tokens)
-BATCH_SIZES = (64, 256, 1024)
+
+@dataclass
+class Texts:
+    """Of one input: how many texts were tokenized, and how many of them were cut."""
+
+    num_texts: int
+    num_truncated: int
+
+    @classmethod
+    def from_tables(cls, tables: list[pa.Table]) -> Texts:
+        return cls(*(int(column(tables, name).sum()) for name in ("num_texts", "num_truncated")))
 
 
 @dataclass
 class Split:
     """One question file: its R rows are the pairs of a question and one of its golds."""
 
+    counts: Counts
+    texts: Texts
     num_lines: int
     questions: np.ndarray  # (R,) which question a row belongs to
     keys: np.ndarray  # (R,) wordings
     golds: np.ndarray  # (R,) passage ids
     negatives: np.ndarray  # passage ids of all hard negatives
-    question_lengths: np.ndarray  # (questions,) tokens
+    question_lengths: np.ndarray  # (questions,) tokens; empty where the blocks have no tokens
 
     @classmethod
     def from_tables(cls, tables: list[pa.Table]) -> Split:
         places = np.stack([column(tables, name) for name in ("file", "line", "question_item")])
         _, first, questions = np.unique(places, axis=1, return_index=True, return_inverse=True)
-        is_train = "hard_negative_ids" in tables[0].column_names
+        golds, is_train = column(tables, "passage_id"), "hard_negative_ids" in tables[0].column_names
+        negatives = inner(tables, "hard_negative_ids") if is_train else np.zeros(0, np.int64)
         return cls(
+            counts=Counts(
+                num_rows=len(golds),
+                num_questions=len(first),
+                num_empty=int(column(tables, "num_empty_questions").sum()),
+                num_chats=int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables)),
+                num_negatives=len(negatives),
+                smallest_gold=int(golds.min()),
+                largest_gold=int(golds.max()),
+            ),
+            texts=Texts.from_tables(tables),
             num_lines=np.unique(places[:2], axis=1).shape[1],
             questions=questions.reshape(-1),
             keys=column(tables, "question_key"),
-            golds=column(tables, "passage_id"),
-            negatives=inner(tables, "hard_negative_ids") if is_train else np.zeros(0, np.int64),
-            question_lengths=list_lengths(tables, "question_tokens")[first],
+            golds=golds,
+            negatives=negatives,
+            question_lengths=_lengths(tables, "question_tokens", first),
         )
 
     @property
-    def num_questions(self) -> int:
-        return len(self.question_lengths)
+    def num_wordings_with_several_golds(self) -> int:
+        """Wordings, each counted once however often it is asked."""
+        keys = np.unique(np.stack([self.keys, self.golds]), axis=1)[0]
+        return int((np.unique(keys, return_counts=True)[1] > 1).sum())
+
+    @property
+    def num_wordings_repeated(self) -> int:
+        """Wordings that several questions have."""
+        keys = np.unique(np.stack([self.keys, self.questions]), axis=1)[0]
+        return int((np.unique(keys, return_counts=True)[1] > 1).sum())
 
     def num_questions_with(self, passage_ids: np.ndarray) -> int:
         """Questions of which some gold is among the passages."""
@@ -62,43 +93,54 @@ class Split:
         return float(1 - np.dot(rows_of_passage, not_met) / len(self.golds))
 
 
-def survey(tables: Mapping[str, list[pa.Table]], max_seq_length: int) -> list[str]:
-    """Lines for a person, from the blocks of `train`, `eval`, maybe `test`, and `corpus`."""
-    corpus_ids = column(tables["corpus"], "passage_id")
-    distinct, first = np.unique(corpus_ids, return_index=True)
-    splits = {name: Split.from_tables(tables[name]) for name in ("train", "eval", "test") if name in tables}
-    train = splits["train"]
-    lines = [f"{'':10}{'lines':>9}{'questions':>11}{'golds':>9}{'not in corpus':>15}{'wordings repeated':>19}"]
-    for name, split in splits.items():
-        golds = np.unique(split.golds)
-        asked = np.unique(np.stack([split.keys, split.questions]), axis=1)[0]
-        repeated = int((np.unique(asked, return_counts=True)[1] > 1).sum())
-        missing = int((~np.isin(golds, distinct)).sum())
-        lines.append(
-            f"{name:10}{split.num_lines:9,}{split.num_questions:11,}{len(golds):9,}{missing:15,}{repeated:19,}"
+@dataclass
+class Survey:
+    """A data set: its splits, and P distinct passages of D documents."""
+
+    splits: dict[str, Split]  # train (where it is not streamed), eval, maybe test
+    passage_ids: np.ndarray  # (P,) sorted
+    num_documents: int
+    corpus_texts: Texts
+    passage_lengths: np.ndarray  # (P,) tokens; empty where the blocks have no tokens
+    num_other_texts: int  # passages of train whose embedded text is another one in the corpus
+    streamed: Counts | None = None  # of train, where it is
+    missing: dict[str, np.ndarray] = field(init=False)  # by split: golds that are not in the corpus
+
+    def __post_init__(self) -> None:
+        golds = {name: np.unique(split.golds) for name, split in self.splits.items()}
+        self.missing = {name: ids[~np.isin(ids, self.passage_ids)] for name, ids in golds.items()}
+
+    @classmethod
+    def of(cls, tables: Mapping[str, list[pa.Table]], streamed: Counts | None = None) -> Survey:
+        """From the blocks of `corpus` and the splits, all columns of them or the small ones."""
+        corpus = tables["corpus"]
+        ids = column(corpus, "passage_id")
+        distinct, first = np.unique(ids, return_index=True)
+        splits = {name: Split.from_tables(tables[name]) for name in ("train", "eval", "test") if name in tables}
+        return cls(
+            splits,
+            distinct,
+            len(ids),
+            Texts.from_tables(corpus),
+            _lengths(corpus, "tokens", first),
+            _num_other_texts(tables.get("train", []), distinct, column(corpus, "text_hash")[first]),
+            streamed,
         )
-    lines.append(
-        f"corpus: {len(distinct):,} passages, {len(corpus_ids) - len(distinct):,} duplicates left out; "
-        f"{len(np.unique(train.negatives)):,} hard negatives in train"
-    )
-    for name in [name for name in splits if name != "train"]:
-        shared, hard = (splits[name].num_questions_with(ids) for ids in (train.golds, train.negatives))
-        lines.append(
-            f"{name}: {shared:,} of {splits[name].num_questions:,} questions share a gold passage with train, "
-            f"{hard:,} have a gold that is a hard negative in train"
-        )
-    shares = [f"{train.false_negative_share(size):.0%} in batches of {size:,}" for size in BATCH_SIZES]
-    lines.append("train questions that would meet their own passage as a negative, which training masks:")
-    lines.append(f"  {', '.join(shares)}")
-    empty = sum(int(column(part, "num_empty_questions").sum()) for name, part in tables.items() if name != "corpus")
-    lines += [f"empty questions, left out: {empty:,}"] if empty else []
-    lines.append(f"{'tokens':16}" + "".join(f"{f'<={length}':>8}" for length in LENGTHS) + f"{'more':>8}{'cut':>8}")
-    lengths = {f"{name} questions": split.question_lengths for name, split in splits.items()}
-    lengths["corpus"] = list_lengths(tables["corpus"], "tokens")[first]
-    for name, found in lengths.items():
-        bins = np.searchsorted(LENGTHS, found)
-        counts = np.bincount(bins, minlength=len(LENGTHS) + 1)
-        cut = (found > max_seq_length).mean()
-        lines.append(f"{name:16}" + "".join(f"{count:8,}" for count in counts) + f"{cut:8.1%}")
-    lines.append(f"cut: the share that is longer than {max_seq_length} tokens (--max_seq_length)")
-    return lines
+
+    @property
+    def train(self) -> Counts:
+        """Of the training questions, wherever they are."""
+        return self.streamed or self.splits["train"].counts
+
+
+def _lengths(tables: list[pa.Table], name: str, rows: np.ndarray) -> np.ndarray:
+    """Tokens of some rows; empty where the blocks have no tokens."""
+    return list_lengths(tables, name)[rows] if name in tables[0].column_names else np.zeros(0, np.int64)
+
+
+def _num_other_texts(train: list[pa.Table], ids: np.ndarray, text_hashes: np.ndarray) -> int:
+    """Of a corpus of distinct ids (P,) and their text hashes: how many have another text in training blocks."""
+    own, own_hashes = (inner(train, f"new_passage_{name}") for name in ("ids", "hashes"))
+    is_there = np.isin(own, ids)
+    there = np.searchsorted(ids, own[is_there])
+    return len(np.unique(there[text_hashes[there] != own_hashes[is_there]]))

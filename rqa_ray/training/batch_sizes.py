@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 from rqa_ray.data.demo import write_demo
-from rqa_ray.data.files import text_bytes
-from rqa_ray.data.records import find_inputs, read_records
-from rqa_ray.data.schema import QARecord
+from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, inside, push_folder
 from rqa_ray.training import summary as outputs
 from rqa_ray.training.job import Job
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
-SAMPLE_RECORDS = 500  # from which the number of rows is estimated
 DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 
@@ -57,17 +51,6 @@ def with_global_batch(job: Job, num_workers: int) -> Job:
     if total % accumulation:
         raise InputError(f"--global_batch_size {total}: is no multiple of gradient_accumulation_steps {accumulation}")
     return replace(job, settings=replace(job.settings, global_batch_size=total))
-
-
-def estimate_rows(files: list[str]) -> tuple[int, bool]:
-    """About how many training rows there are, and whether there are hard negatives, from the first records."""
-    num_rows, texts, has_negatives = 0, 0, False
-    for _, record in itertools.islice(read_records(files[0], "questions"), SAMPLE_RECORDS):
-        if isinstance(record, QARecord):
-            num_rows += len(record.questions) * len(record.gold_docs)
-            texts += len(json.dumps(dataclasses.asdict(record)))
-            has_negatives |= bool(record.hard_neg_docs)
-    return round(num_rows * sum(map(text_bytes, files)) / max(texts, 1)), has_negatives
 
 
 def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:

@@ -13,9 +13,11 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import WorkerPlan, plan_workers
-from rqa_ray.data.readers import Blocks, Skipped, read_inputs
-from rqa_ray.data.report import data_report, has_negatives
+from rqa_ray.data.readers import Blocks, read_inputs
+from rqa_ray.data.report import brief, check_golds
+from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
+from rqa_ray.data.survey import Survey
 from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.errors import InputError
 from rqa_ray.places import absolute, read_json
@@ -129,18 +131,18 @@ def set_up(job: Job, args_file: str) -> Setup:
     spec = replace(checked.model, copy=share_model(checked.model.folder))
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
-    stream = open_stream(files.pop("train"), spec, skip_bad) if job.settings.data_mode == "streaming" else None
-    blocks = read_inputs(files, spec, skip_bad)
-    skipped = [part.skipped() for part in blocks.values() if skip_bad]
-    if stream:
-        lines = [stream.report(), *data_report(blocks, stream.num_empty, stream.num_chats)]
-        skipped = [stream.skipped, *skipped]
-        num_rows, some_negatives = int(stream.num_rows.sum()), stream.has_negatives
-    else:
-        lines = data_report(blocks)
-        num_rows, some_negatives = blocks["train"].dataset.count(), has_negatives(blocks["train"])
-    print("\n".join(lines))
-    return Setup(job, checked.plan, spec, blocks, stream, num_rows, some_negatives, Skipped.of(skipped))
+    streamed = job.settings.data_mode == "streaming"
+    stream = open_stream(files["train"], spec, skip_bad) if streamed else None
+    read = {name: paths for name, paths in files.items() if not (streamed and name == "train")}
+    blocks = read_inputs(read, spec, skip_bad)
+    skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
+    survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
+    check_golds(survey, files, job.settings.hard_neg_ratio > 0)
+    print("\n".join([*([stream.report()] if stream else []), *brief(survey, files)]))
+    train = survey.train
+    return Setup(
+        job, checked.plan, spec, blocks, stream, train.num_rows, bool(train.num_negatives), Skipped.of(skipped)
+    )
 
 
 def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int = 1) -> Any:

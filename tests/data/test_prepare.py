@@ -1,20 +1,20 @@
 """Preparing data: the numbers of the survey, and Parquet that holds what the files held."""
 
+import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from rqa_ray.data.records import read_records
+from rqa_ray.data.report import full
 from rqa_ray.data.rows import Corpus, TrainingRows
-from rqa_ray.data.survey import Split, survey
+from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.training.batch_sizes import input_files
 from rqa_ray.training.job import parse_job
-from tests.builders import random_train_rows, table
 
 FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
@@ -72,6 +72,16 @@ def test_training_on_it_makes_the_global_batches_of_the_files(prepared, inputs, 
             assert token_batch.input_ids.tolist() == same.input_ids.tolist()
 
 
+def test_scores_of_hard_negatives_are_kept(inputs, tmp_path) -> None:
+    from rqa_ray.data.prepare import write
+
+    record = json.loads(Path(inputs["train"][0]).read_text().splitlines()[0])
+    (tmp_path / "train.jsonl").write_text(json.dumps(record | {"hard_neg_scores": [0.5, 2.0]}) + "\n")
+    write([str(tmp_path / "train.jsonl")], "questions", tmp_path / "train.parquet", skip_bad=False)
+    [(_, kept)] = read_records(str(tmp_path / "train.parquet"), "questions")
+    assert kept.hard_neg_scores == [0.5, 2.0]
+
+
 def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:
     from rqa_ray.data.prepare import prepare
 
@@ -96,20 +106,9 @@ def test_the_survey_of_faire_has_its_known_numbers(spec) -> None:
 
     names = {"train": "train_w_q.jsonl", "eval": "eval_w_q.jsonl", "test": "test_w_q.jsonl", "corpus": "documents.pkl"}
     blocks = read_inputs({name: [str(FAIRE / file)] for name, file in names.items()}, spec)
-    lines = survey({name: part.tables() for name, part in blocks.items()}, 32)
+    lines = full(Survey.of({name: part.tables() for name, part in blocks.items()}), 32)
     said = "\n".join(lines)
     assert "corpus: 1,757 passages, 1 duplicates left out" in said
     assert "eval: 4 of 73 questions share a gold passage with train, 19 have a gold that is a hard negative" in said
     assert "test: 4 of 75 questions share a gold passage with train, 34 have a gold that is a hard negative" in said
     assert "  11% in batches of 64, 44% in batches of 256, " in said
-
-
-@pytest.mark.parametrize("size", [2, 5, 12, 30, 99])
-def test_the_share_of_false_negatives_is_that_of_random_batches(size) -> None:
-    split = Split.from_tables([table("train", random_train_rows(30, seed=1, num_passages=8))])
-    generator = np.random.default_rng(0)
-    met = []
-    for _ in range(2000):
-        golds = split.golds[generator.permutation(30)[:size]]
-        met.append(np.mean([np.sum(golds == gold) > 1 for gold in golds]))
-    assert split.false_negative_share(size) == pytest.approx(np.mean(met), abs=0.02)

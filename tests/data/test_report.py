@@ -1,64 +1,98 @@
 """What is said about the data before training."""
 
-from dataclasses import dataclass
+import json
 
-import pyarrow as pa
 import pytest
 
-from rqa_ray.data.report import data_report
+from rqa_ray.data.counts import Counts
+from rqa_ray.data.report import brief, check_golds
+from rqa_ray.data.schema import Document
+from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
 from tests.builders import table
 
 
-@dataclass
-class Part:
-    """One input's blocks, in memory."""
-
-    blocks: list[pa.Table]
-
-    def tables(self, *columns: str) -> list[pa.Table]:
-        return [block.select(columns) for block in self.blocks]
-
-
-def part(kind: str, rows: list[dict]) -> Part:
+def part(kind: str, rows: list[dict]) -> list:
     """Two blocks of one file with a question or document a line."""
     rows = [{"line": line, "question_key": line, "num_texts": 10} | row for line, row in enumerate(rows)]
-    return Part([table(kind, rows[:1]), table(kind, rows[1:])])
+    return [table(kind, some) for some in (rows[:1], rows[1:]) if some]
 
 
 def ids(*passages: int) -> list[dict]:
     return [{"passage_id": passage} for passage in passages]
 
 
-CORPUS = part("corpus", ids(1, 2, 3))
+def survey(streamed: Counts | None = None, **inputs: list[dict]) -> Survey:
+    """Of splits and a corpus of passages 1 to 3, or another."""
+    inputs = {"corpus": ids(1, 2, 3)} | inputs
+    kinds = {"train": "train", "corpus": "corpus"}
+    return Survey.of({name: part(kinds.get(name, "questions"), rows) for name, rows in inputs.items()}, streamed)
+
+
+def lines(**inputs: list[dict]) -> list[str]:
+    return brief(survey(**inputs), {})
 
 
 def test_clean_data_is_counted_in_one_line():
-    blocks = {"train": part("train", ids(1, 2)), "eval": part("questions", ids(3)), "corpus": CORPUS}
-    assert data_report(blocks) == ["data: train 2 questions, eval 1 questions; corpus 3 passages"]
+    expected = ["data: train 2 questions, eval 1 questions; corpus 3 passages"]
+    assert lines(train=ids(1, 2), eval=ids(3)) == expected
 
 
 def test_a_question_with_several_golds_is_one_question_of_several_rows():
     rows = [{"line": 0, "item": gold, "question_key": 7, "passage_id": gold} for gold in (1, 2)]
-    lines = data_report({"train": part("train", rows), "corpus": CORPUS})
-    assert lines == ["data: train 1 questions (1 wordings with several golds); corpus 3 passages"]
+    assert lines(train=rows) == ["data: train 1 questions (1 wordings with several golds); corpus 3 passages"]
 
 
 def test_duplicates_of_the_corpus_are_counted():
-    lines = data_report({"eval": part("questions", ids(1)), "corpus": part("corpus", ids(1, 2, 1, 1))})
-    assert lines == ["data: eval 1 questions; corpus 2 passages (2 duplicates left out)"]
+    expected = ["data: eval 1 questions; corpus 2 passages (2 duplicates left out)"]
+    assert lines(eval=ids(1), corpus=ids(1, 2, 1, 1)) == expected
 
 
 def test_golds_that_are_missing_from_the_corpus_are_warned_of_by_split():
-    blocks = {"train": part("train", ids(1, 8, 9, 9)), "eval": part("questions", ids(1, 7)), "corpus": CORPUS}
-    assert data_report(blocks)[1] == (
+    assert lines(train=ids(1, 8, 9, 9), eval=ids(1, 7))[1] == (
         "warning: gold passages that are missing from the corpus, so cannot be found: train 2, eval 1"
     )
 
 
 def test_an_evaluation_without_any_gold_in_the_corpus_is_refused():
     with pytest.raises(InputError, match="^--eval_file: no.* gold passage.* in full_dataset_file_path"):
-        data_report({"eval": part("questions", ids(7, 8)), "corpus": CORPUS})
+        check_golds(survey(train=ids(1, 2), eval=ids(7, 8)), {}, True)
+    check_golds(survey(train=ids(1, 2), eval=ids(7, 1)), {}, True)
+
+
+def test_a_missing_gold_is_shown_beside_the_passage_that_has_its_text(tmp_path):
+    def written(name: str, *records: dict) -> list[str]:
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+        return [str(tmp_path / name)]
+
+    golds = [{"text": "alpha", "source": "there"}, {"text": "beta", "source": 1.0}]
+    found = survey(train=ids(1, 2), eval=[{"passage_id": number} for number in (1, -5)])
+    files = {
+        "eval": written("eval.jsonl", *({"question": "?", "gold_docs": [gold]} for gold in golds)),
+        "corpus": written("corpus.jsonl", golds[0], {"text": "beta", "source": 1}),
+    }
+    found.missing["eval"][:] = Document("beta", "", {"source": 1.0}).passage_id
+    assert brief(found, files)[1].endswith(
+        f"eval 1; the first, {tmp_path}/eval.jsonl:2, has source (or _id, or title) 1.0, the corpus has the same "
+        "page_content with 1"
+    )
+    files["corpus"] = written("corpus.jsonl", golds[0])
+    assert brief(found, files)[1].endswith("eval.jsonl:2, has source (or _id, or title) 1.0")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_training_questions_that_share_one_gold_have_nothing_to_learn_from(streamed):
+    def check(golds: tuple[int, ...], negatives: list[int], draws_negatives: bool) -> None:
+        own = {"hard_negative_ids": negatives, "hard_negative_tokens": [[1]] * len(negatives)}
+        rows = [{"passage_id": gold, **own} for gold in golds]
+        whole = survey(train=rows, eval=ids(1))
+        check_golds(survey(whole.train, eval=ids(1)) if streamed else whole, {}, draws_negatives)
+
+    for negatives, draws_negatives in (([], True), ([5], False)):
+        with pytest.raises(InputError, match="^--train_file: all 3 questions have the same gold .* nothing to"):
+            check((2, 2, 2), negatives, draws_negatives)
+    check((2, 2, 2), [5], True)
+    check((2, 2, 1), [], True)
 
 
 def test_cut_texts_empty_questions_and_chats_are_said_once_each():
@@ -66,9 +100,18 @@ def test_cut_texts_empty_questions_and_chats_are_said_once_each():
         {"passage_id": 1, "num_truncated": 3, "num_empty_questions": 2},
         {"passage_id": 2, "has_chat_history": True},
     ]
-    lines = data_report({"train": part("train", rows), "corpus": CORPUS})
-    assert lines[1:] == [
+    assert lines(train=rows)[1:] == [
         "texts longer than max_seq_length, cut: train 15.0%",
         "warning: empty questions, left out: 2",
         "note: chat_history is not used; 1 rows have one",
+    ]
+
+
+def test_what_was_counted_of_streamed_training_files_is_said_with_the_rest():
+    streamed = Counts(num_rows=9, num_questions=9, num_empty=2, num_chats=3, smallest_gold=1, largest_gold=2)
+    found = survey(streamed, eval=[{"passage_id": 1, "num_empty_questions": 1}])
+    assert brief(found, {}) == [
+        "data: eval 1 questions; corpus 3 passages",
+        "warning: empty questions, left out: 3",
+        "note: chat_history is not used; 3 rows have one",
     ]

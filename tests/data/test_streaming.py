@@ -66,7 +66,7 @@ def test_an_epoch_has_the_rows_of_a_resident_run_once_over_two_workers(
     from rqa_ray.data.streaming import fetcher, open_stream
 
     stream = open_stream(paths, spec)
-    assert len(stream.parts) > 30 and stream.num_questions == 900 and stream.has_negatives
+    assert len(stream.parts) > 30 and stream.counts.num_questions == 900 and stream.counts.num_negatives == 600
     plan, store = stream.serve(seed=3, busy_cpus=2)
     assert len(plan.epoch(0).parts) > 4
 
@@ -105,6 +105,24 @@ def test_a_bad_line_is_named_before_training(spec, paths, small_windows) -> None
     assert stream.num_rows.sum() == 900 - 2
 
 
+def test_a_passage_with_another_embedded_text_in_another_part_is_refused_or_counted(
+    spec, paths, small_windows, monkeypatch
+) -> None:
+    from rqa_ray.data import streaming
+
+    content = lines(400)
+    other = {"page_content": "passage 7", "metadata": {"source": "s0", "title": "Of another title"}}
+    content[399] = json.dumps({"question": "?", "gold_docs": [other]}) + "\n"
+    with open(paths[0], "w") as file:
+        file.writelines(content)
+    with pytest.raises(InputError, match=r"1\.jsonl:400: the passage of .*1\.jsonl:8 .* 'Source: s0\\nTitle: Of ano"):
+        streaming.open_stream(paths, spec)
+    stream = streaming.open_stream(paths, spec, skip_bad=True)
+    assert list(stream.skipped.kinds.values()) == [1] and ":400: " in stream.skipped.first[0]
+    monkeypatch.setattr(streaming, "LOOKED_AT_BYTES", 1)  # of so many passages one is looked at, and it is not this
+    assert streaming.open_stream(paths, spec).counts.num_questions == 899
+
+
 def test_a_range_of_bad_records_only_is_skipped_like_any_other(spec, tmp_path, small_windows) -> None:
     from rqa_ray.data.streaming import open_stream
 
@@ -141,7 +159,7 @@ def test_a_large_row_group_among_small_ones_is_refused_too(spec, tmp_path, small
     with pq.ParquetWriter(tmp_path / "f.parquet", tables[0].schema) as writer:
         for table in tables:
             writer.write_table(table)
-    assert streaming.open_stream([str(tmp_path / "f.parquet")], spec).num_questions == 10 + 10 + 600
+    assert streaming.open_stream([str(tmp_path / "f.parquet")], spec).counts.num_questions == 10 + 10 + 600
     monkeypatch.setattr(streaming, "LARGEST_PART", 20_000)
     with pytest.raises(InputError, match=r"f\.parquet: a row group of about"):
         streaming.open_stream([str(tmp_path / "f.parquet")], spec)
@@ -169,7 +187,7 @@ def test_many_questions_for_a_passage_make_smaller_windows(spec, tmp_path) -> No
     assert sizes[1] < sizes[0] / 10
 
 
-def test_size_decides_by_the_tokenised_rows_not_by_the_file(spec, paths, monkeypatch) -> None:
+def test_size_decides_by_the_tokenized_rows_not_by_the_file(spec, paths, monkeypatch) -> None:
     from rqa_ray.data import streaming
 
     assert not streaming.is_too_large(paths, spec)

@@ -1,0 +1,82 @@
+"""How much there is in training files, counted record by record: in all of them, or in a sample of the first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from rqa_ray.data.files import text_bytes
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import QARecord
+
+SAMPLE_RECORDS, SAMPLE_ROWS = 500, 2_000
+LARGEST_ID = 2**63 - 1
+NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives")
+
+
+@dataclass
+class Counts:
+    """Of training files, or of a part of one."""
+
+    num_rows: int = 0  # pairs: one for each question and gold passage
+    num_questions: int = 0
+    num_empty: int = 0  # questions, left out
+    num_chats: int = 0  # rows that have a chat history, which is not used
+    num_negatives: int = 0  # of the records
+    smallest_gold: int = LARGEST_ID  # passage ids
+    largest_gold: int = -LARGEST_ID
+
+    def add(self, record: QARecord) -> None:
+        """Counts one more."""
+        rows = len(record.questions) * len(record.gold_docs)
+        self.num_rows += rows
+        self.num_questions += len(record.questions)
+        self.num_empty += record.num_empty_questions
+        self.num_chats += rows * record.has_chat_history
+        self.num_negatives += len(record.hard_neg_docs) * (rows > 0)
+        golds = [gold.passage_id for gold in record.gold_docs] if rows else []
+        self.smallest_gold = min(self.smallest_gold, *golds, LARGEST_ID)
+        self.largest_gold = max(self.largest_gold, *golds, -LARGEST_ID)
+
+    @classmethod
+    def of(cls, parts: list[Counts]) -> Counts:
+        """All of them together."""
+        sums = {name: sum(getattr(part, name) for part in parts) for name in NUMBERS}
+        smallest = min((part.smallest_gold for part in parts), default=LARGEST_ID)
+        largest = max((part.largest_gold for part in parts), default=-LARGEST_ID)
+        return cls(**sums, smallest_gold=smallest, largest_gold=largest)
+
+    @property
+    def has_one_gold(self) -> bool:
+        """Whether all questions have one and the same gold passage."""
+        return self.num_rows > 0 and self.smallest_gold == self.largest_gold
+
+
+@dataclass
+class Sample:
+    """The first good records of training files."""
+
+    records: list[tuple[int, QARecord]] = field(default_factory=list)  # with their lines
+    counts: Counts = field(default_factory=Counts)
+    num_bytes: int = 0  # of their text as JSON
+
+    @classmethod
+    def of(cls, files: list[str]) -> Sample:
+        """Reads them from the first file."""
+        sample = cls()
+        for line, record in read_records(files[0], "questions"):
+            if isinstance(record, QARecord):
+                sample.records.append((line, record))
+                sample.counts.add(record)
+                texts = [record.questions, *(document.to_dict() for document in record.passages)]
+                sample.num_bytes += sum(len(json.dumps(text)) for text in texts)
+            if len(sample.records) >= SAMPLE_RECORDS or sample.counts.num_rows >= SAMPLE_ROWS:
+                break
+        return sample
+
+
+def estimate(files: list[str]) -> Counts:
+    """About how many rows there are, and whether there are hard negatives, from a sample."""
+    sample = Sample.of(files)
+    times = sum(map(text_bytes, files)) / max(sample.num_bytes, 1)
+    return Counts(num_rows=round(sample.counts.num_rows * times), num_negatives=sample.counts.num_negatives)

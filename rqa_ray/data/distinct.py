@@ -1,0 +1,73 @@
+"""Passages that come again, of which the first counts: the one place that decides so, whatever reads a corpus.
+
+Passages of one identity are one passage. Where their embedded texts differ they clash: the identity says less than the
+data means, and what training, search and metrics count would be wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from rqa_ray.data.records import good_records, read_records
+from rqa_ray.data.schema import Document, QARecord, text_hash
+from rqa_ray.errors import InputError
+
+SHOWN_CHARS = 60
+
+
+def first_places(ids: np.ndarray) -> np.ndarray:
+    """Where each passage comes first, ascending, from the ids (N,) of all documents in document order."""
+    return np.sort(np.unique(ids, return_index=True)[1])
+
+
+def read_distinct(files: list[str], skip_bad: bool = False) -> Iterator[Document]:
+    """The distinct passages of document files, in document order.
+
+    Raises:
+        InputError: the first bad record, or a passage that clashes; with `skip_bad` they are left out.
+    """
+    seen: dict[int, int] = {}  # hash of the embedded text by id
+    for document in good_records(files, "documents", skip_bad):
+        number, digest = document.passage_id, text_hash(document.fmt_content)
+        if number not in seen:
+            seen[number] = digest
+            yield document
+        elif seen[number] != digest and not skip_bad:
+            raise InputError(describe_clash(files, "documents", number))
+
+
+def clashing(ids: np.ndarray, text_hashes: np.ndarray) -> np.ndarray:
+    """Ids of the passages that come with several embedded texts, from parallel arrays."""
+    order = np.lexsort([text_hashes, ids])
+    ids, text_hashes = ids[order], text_hashes[order]
+    return np.unique(ids[1:][(ids[1:] == ids[:-1]) & (text_hashes[1:] != text_hashes[:-1])])
+
+
+def refuse_clashes(ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str, advice: str = "") -> None:
+    """Raises InputError where passages of files of `documents` or `questions` clash; shows two that do."""
+    found = clashing(ids, text_hashes)
+    if len(found):
+        raise InputError(describe_clash(files, kind, int(found[0])) + advice)
+
+
+def describe_clash(files: list[str], kind: str, passage_id: int) -> str:
+    """A line that shows two embedded texts of one passage, from where they begin to differ; reads the files again."""
+    found: dict[str, str] = {}
+    for path in files:
+        for line, record in read_records(path, kind):
+            documents = record.passages if isinstance(record, QARecord) else [record]
+            for document in documents:
+                if isinstance(document, Document) and document.passage_id == passage_id:
+                    found.setdefault(document.fmt_content, f"{path}:{line}")
+            if len(found) == 2:
+                start = max(0, len(os.path.commonprefix(list(found))) - SHOWN_CHARS // 3)
+                one, other = (text[start : start + SHOWN_CHARS] for text in found)
+                before, place = found.values()
+                return (
+                    f"{place}: the passage of {before} (the same page_content, and source or _id or title) with "
+                    f"another embedded text, {other!r}, not {one!r}; give each passage a source of its own"
+                )
+    raise InputError(f"{files[0]}: it, or a file behind it, changed while it was read")

@@ -1,0 +1,32 @@
+"""Training files counted record by record."""
+
+import json
+
+from rqa_ray.data.counts import Counts, Sample, estimate
+from rqa_ray.data.schema import Document, QARecord
+
+GOLDS = [Document(f"text {number}") for number in range(3)]
+
+
+def test_rows_are_pairs_of_a_question_and_a_gold():
+    records = [
+        QARecord(["one", "two"], GOLDS[:2], GOLDS[2:], has_chat_history=True),
+        QARecord(["three"], GOLDS[:1], [], num_empty_questions=3),
+        QARecord([], GOLDS[2:], GOLDS, num_empty_questions=1),  # all are empty: no row, and no negative of one
+    ]
+    parts = []
+    for record in records:
+        parts.append(Counts())
+        parts[-1].add(record)
+    ids = [gold.passage_id for gold in GOLDS[:2]]
+    assert Counts.of(parts) == Counts(5, 3, 4, 4, 1, min(ids), max(ids))
+    assert not Counts.of(parts).has_one_gold and parts[1].has_one_gold and not parts[2].has_one_gold
+
+
+def test_a_sample_of_the_first_records_tells_about_how_many_rows_there_are(tmp_path):
+    record = {"questions": ["one", "two"], "gold_docs": [{"text": "word " * 50}], "hard_neg_docs": [{"text": "x"}]}
+    (tmp_path / "t.jsonl").write_text((json.dumps(record) + "\n") * 3_000)
+    sample = Sample.of([str(tmp_path / "t.jsonl")])
+    assert len(sample.records) == 500 and sample.counts.num_rows == 1_000
+    found = estimate([str(tmp_path / "t.jsonl")])
+    assert 0.8 < found.num_rows / 6_000 < 1.3 and found.num_negatives

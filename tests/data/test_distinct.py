@@ -1,0 +1,71 @@
+"""Passages that come again: the first is kept, and another embedded text is not taken in silence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rqa_ray.data.distinct import clashing, describe_clash, first_places, read_distinct
+from rqa_ray.data.schema import Document
+from rqa_ray.data.skipped import CLASHES, Skipped
+from rqa_ray.errors import InputError
+
+
+def write(path: Path, *records: dict) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def doc(text: str, source: str, title: str = "") -> dict:
+    return {"text": text, "source": source, "title": title}
+
+
+@given(st.lists(st.integers(-3, 3), max_size=12))
+def test_the_first_of_each_passage_is_kept(ids):
+    assert first_places(np.array(ids, np.int64)).tolist() == sorted(ids.index(number) for number in set(ids))
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), max_size=12))
+def test_passages_clash_that_have_several_texts(pairs):
+    ids, hashes = np.array(pairs, np.int64).reshape(-1, 2).T
+    expected = sorted(number for number in set(ids.tolist()) if len({h for i, h in pairs if i == number}) > 1)
+    assert clashing(ids, hashes).tolist() == expected
+
+
+def test_documents_are_read_once_each_over_all_files(tmp_path):
+    files = [
+        write(tmp_path / "1.jsonl", doc("alpha", "a"), doc("beta", "b"), doc("alpha", "a")),
+        write(tmp_path / "2.jsonl", doc("alpha", "c"), doc("beta", "b")),
+    ]
+    found = [(document.page_content, document.origin) for document in read_distinct(files)]
+    assert found == [("alpha", "a"), ("beta", "b"), ("alpha", "c")]
+
+
+def test_a_passage_with_another_embedded_text_is_refused_with_both_texts_and_places(tmp_path):
+    long = "The same long beginning of both of these titles, "
+    files = [
+        write(tmp_path / "1.jsonl", doc("alpha", "a", long + "and one end")),
+        write(tmp_path / "2.jsonl", doc("beta", "b"), doc("alpha", "a", long + "and two ends")),
+    ]
+    with pytest.raises(InputError) as error:
+        list(read_distinct(files))
+    assert str(error.value) == (
+        f"{files[1]}:2: the passage of {files[0]}:1 (the same page_content, and source or _id or title) "
+        "with another embedded text, 'f these titles, and two ends\\nContent:\\nalpha', not 'f these titles, and one "
+        "end\\nContent:\\nalpha'; give each passage a source of its own"
+    )
+    assert [document.page_content for document in read_distinct(files, skip_bad=True)] == ["alpha", "beta"]
+
+
+def test_what_clashes_is_counted_where_bad_records_are_skipped(tmp_path):
+    record = {"question": "?", "gold_docs": [doc("alpha", "a")], "hard_neg_docs": [doc("alpha", "a", "T")]}
+    files, skipped = [write(tmp_path / "q.jsonl", record)], Skipped()
+    clash = Document("alpha", "", {"source": "a"}).passage_id
+    ids, hashes = np.array([clash, clash, 7]), np.array([1, 2, 3])
+    with pytest.raises(InputError, match=r"q.jsonl:1: the passage of .*q.jsonl:1 .*, or --on_bad_record skip takes"):
+        skipped.add_clashes(ids, hashes, files, "questions", skip_bad=False)
+    skipped.add_clashes(ids, hashes, files, "questions", skip_bad=True)
+    assert skipped.kinds == {CLASHES: 1} and skipped.first == [describe_clash(files, "questions", clash)]
