@@ -48,7 +48,7 @@ class Negatives:
     ids: np.ndarray  # (M,)
     rows: np.ndarray  # (M,) of the table
     offsets: np.ndarray  # (N + 1,): those of pair i are offsets[i] to offsets[i + 1]
-    scores: np.ndarray | None = None  # (M,) a teacher's, where there are some
+    scores: np.ndarray | None = None  # (M,) a teacher's, NaN where it gave none
     round: int = 0
 
     @classmethod

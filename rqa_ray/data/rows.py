@@ -45,12 +45,13 @@ class TrainingRows:
         table = PassageTable.of(_values(tables, "new_passage_ids")[new], new_tokens)
         places, offsets = inner_places(tables, "hard_negative_ids", order)
         negative_ids = _values(tables, "hard_negative_ids")[places]
+        scores = _values(tables, "hard_negative_scores")[places]
         return cls(
             questions=Ragged(arrays(tables, "question_tokens"), order),
             passage_ids=ids,
             golds=Golds.of(column(tables, "question_key")[order], ids),
             table=table,
-            negatives=Negatives.of(table, negative_ids, offsets),
+            negatives=Negatives.of(table, negative_ids, offsets, None if np.isnan(scores).all() else scores),
             pairs=np.arange(len(ids)) if pairs is None else pairs,
         )
 
@@ -139,5 +140,5 @@ def distinct_documents(tables: Sequence[pa.Table]) -> np.ndarray:
 
 
 def _values(tables: Sequence[pa.Table], name: str) -> np.ndarray:
-    """The inner values that `inner_places` counts."""
-    return concat([array.values.to_numpy() for array in arrays(tables, name)])
+    """The inner values that `inner_places` counts; NaN for a null."""
+    return concat([array.values.to_numpy(zero_copy_only=False) for array in arrays(tables, name)])

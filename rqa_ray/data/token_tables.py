@@ -48,6 +48,7 @@ SCHEMAS = {
         [
             *_QUESTION,
             ("hard_negative_ids", pa.list_(pa.int64())),
+            ("hard_negative_scores", pa.list_(pa.float32())),  # a teacher's; null where there are none
             # The passages that no earlier row of its task has named: each is there once, beside the pairs.
             ("new_passage_ids", pa.list_(pa.int64())),
             ("new_passage_hashes", pa.list_(pa.int64())),  # of their embedded texts
@@ -112,6 +113,7 @@ def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list
     for (line, record), brought in zip(records, new, strict=True):
         columns: dict[str, list[Any]] = {
             "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
+            "hard_negative_scores": record.hard_neg_scores or [None] * len(record.hard_neg_docs),
             "new_passage_ids": [number for number, _ in brought],
             "new_passage_hashes": [digest for _, digest in brought],
             "new_passage_tokens": [passages[text] for text in brought.values()],

@@ -53,6 +53,7 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
                     "question_tokens": asked,
                     "passage_id": gold,
                     "hard_negative_ids": negatives,
+                    "hard_negative_scores": [None] * len(negatives),
                     "new_passage_ids": [gold, *negatives],
                     "new_passage_tokens": [passages[number] for number in (gold, *negatives)],
                 }
@@ -61,6 +62,7 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
     schema = pa.schema(
         [(name, pa.int64()) for name in ("file", "line", "item", "question_item", "question_key", "passage_id")]
         + [("question_tokens", int32), ("hard_negative_ids", pa.list_(pa.int64()))]
+        + [("hard_negative_scores", pa.list_(pa.float32()))]
         + [("new_passage_ids", pa.list_(pa.int64())), ("new_passage_tokens", pa.list_(int32))]
     )
     train = pa.Table.from_pylist(rows, schema)

@@ -1,0 +1,43 @@
+"""Records become rows that name their passages; the first row of a task to name one brings it."""
+
+import pytest
+
+from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.token_tables import to_table, train_rows
+from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+DOCUMENTS = [Document(f"text {number}", "", {"source": f"s{number}"}) for number in range(4)]
+RECORDS = [
+    (1, QARecord([], DOCUMENTS[:1], DOCUMENTS[3:], num_empty_questions=1)),  # brings nothing: it makes no row
+    (2, QARecord(["one", "two"], DOCUMENTS[:2], DOCUMENTS[2:3])),
+    (3, QARecord(["three"], DOCUMENTS[1:2], [DOCUMENTS[0], DOCUMENTS[3]], hard_neg_scores=[0.5, 0.25])),
+]
+
+
+@pytest.fixture
+def tokenizer(tiny_model) -> TextTokenizer:
+    return TextTokenizer(tiny_model, read_settings(tiny_model))
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_passage_is_brought_and_tokenized_once_in_a_task_and_named_by_every_row(tokenizer, at_once) -> None:
+    named: set[tuple[int, int]] = set()
+    parts = [train_rows(RECORDS[start : start + at_once], tokenizer, named) for start in range(0, 3, at_once)]
+    rows = sum(parts, [])
+    assert [len(row["new_passage_ids"]) for row in rows] == [3, 0, 0, 0, 1]
+    assert tokenizer.num_texts == 3 + 4  # questions and passages
+    training = TrainingRows.from_tables([to_table([row | {"file": 0} for row in rows], "train")])
+    texts = {document.passage_id: tokens for document, tokens in zip(DOCUMENTS, _tokens(tokenizer), strict=True)}
+    assert {
+        int(one): row.tolist() for one, row in zip(training.table.ids, training.table.tokens, strict=True)
+    } == texts
+    golds = [0, 1, 0, 1, 1]
+    assert [row.tolist() for row in training.passages] == [texts[DOCUMENTS[number].passage_id] for number in golds]
+    assert training.negatives.ids[-2:].tolist() == [DOCUMENTS[0].passage_id, DOCUMENTS[3].passage_id]
+    assert training.negatives.scores is not None and training.negatives.scores[-2:].tolist() == [0.5, 0.25]
+
+
+def _tokens(tokenizer: TextTokenizer) -> list[list[int]]:
+    return [row.tolist() for row in tokenizer.passages([document.fmt_content for document in DOCUMENTS])]
