@@ -2,14 +2,27 @@
 
 import datetime
 import json
+import os
+import zlib
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_qa_record
-from rqa_ray.data.schema import Document
+from rqa_ray.data.batches import GlobalBatches
+from rqa_ray.data.formats import FORMATS, Format, RecordError, parse_document, parse_json, parse_qa_record
+from rqa_ray.data.records import good_records
+from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.token_tables import to_table, train_rows
+from rqa_ray.errors import InputError
+from rqa_ray.retriever import distributed
 from tests.data.test_schema import DOC, DOCUMENTS, METADATA, VALUES
+from tests.ranks import run_ranks
+from tests.training.invariance import Recorder, make_trainer, weights
 
 # Forms
 
@@ -188,3 +201,50 @@ def test_any_line_is_json_or_refused_in_one_line(line):
         parse_json(line)
     except RecordError as error:
         assert len(str(error).splitlines()) == 1
+
+
+# A form that the package does not know
+
+
+def flag_embedding(value: dict[str, Any]) -> QARecord:
+    """FlagEmbedding's `{"query", "pos", "neg"}`: texts without more."""
+    golds, negatives = ([Document(text, text) for text in value.get(name, [])] for name in ("pos", "neg"))
+    return QARecord([value["query"]], golds, negatives)
+
+
+class Words:
+    """Stands for a tokenizer: a token a word."""
+
+    def questions(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array([5 + zlib.crc32(word.encode()) % 90 for word in text.split()], np.int32) for text in texts]
+
+    passages = questions
+
+
+def two_steps_on(folder: str) -> tuple[list[float], torch.Tensor, int]:
+    """Losses, weights and the number of hard negatives of two SGD steps on `folder`/train.jsonl, on this rank."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
+    FORMATS["questions"].append(Format("FlagEmbedding", ("query", "pos"), flag_embedding))
+    records = list(enumerate(good_records([f"{folder}/train.jsonl"], "questions")))
+    rows = [row | {"file": 0} for row in train_rows(records, Words(), set())]  # type: ignore[arg-type]
+    trainer = make_trainer(f"{folder}", 0.5, False, rank, ranks, Recorder(), max_steps=2)
+    training = TrainingRows.from_tables([to_table(rows, "train")])
+    trainer.batches = GlobalBatches(training, 8, 0.5, seed=0, pad_id=0, rank=rank, world_size=ranks)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses, weights(trainer.model), len(trainer.batches.draw_negatives(0))
+
+
+def test_a_form_that_one_entry_adds_trains_the_same_on_1_and_2_processes(tmp_path):
+    lines = [{"query": f"what is {n}", "pos": [f"text {n}"], "neg": [f"text {n + 1}", f"no {n}"]} for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"train.jsonl:1: a record needs .*, found keys `query`, `pos`"):
+        next(good_records([str(tmp_path / "train.jsonl")], "questions"))
+    [(losses, trained, num_negatives)] = run_ranks(1, two_steps_on, tmp_path, str(tmp_path))
+    (losses_of_two, trained_by_two, _), _ = run_ranks(2, two_steps_on, tmp_path, str(tmp_path))
+    assert len(losses) == 2 and num_negatives == 4
+    assert losses == pytest.approx(losses_of_two, rel=1e-5)
+    start = weights(make_trainer(str(tmp_path), 0.5, False, 0, 1, Recorder()).model)
+    moved = (trained - start).norm()
+    assert moved > 0.01 and (trained - trained_by_two).norm() < 1e-3 * moved

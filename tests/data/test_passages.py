@@ -41,7 +41,7 @@ def windowed() -> WindowedRows:
 
 
 def batches(rows: TrainingRows | WindowedRows, ratio: float = 0.5) -> GlobalBatches:
-    return GlobalBatches(rows, 8, ratio, seed=1, pad_id=0, max_tokens_per_chunk=64)
+    return GlobalBatches(rows, 8, ratio, seed=1, pad_id=0)
 
 
 def negative_ids(batch: RankBatch) -> list[int]:

@@ -111,7 +111,6 @@ def test_a_large_file_is_read_in_ranges_to_the_rows_of_one_reading(spec, tmp_pat
     for name in ("ids", "offsets"):
         assert getattr(ranges.negatives, name).tolist() == getattr(whole.negatives, name).tolist()
     assert all(one.tolist() == other.tolist() for one, other in zip(ranges.questions, whole.questions, strict=True))
-    assert readers.SKIPPED_LISTED == 20
 
 
 def test_bad_records_are_left_out_counted_by_kind_and_the_first_are_listed(spec, tmp_path, monkeypatch) -> None:
@@ -126,7 +125,7 @@ def test_bad_records_are_left_out_counted_by_kind_and_the_first_are_listed(spec,
     monkeypatch.setattr(readers, "RANGE_BYTES", 1500)
     blocks = read_inputs({"corpus": [str(tmp_path / "documents.jsonl")]}, spec, skip_bad=True)["corpus"]
     assert len(Corpus.from_tables(blocks.tables())) == 58
-    skipped = blocks.skipped()
+    skipped = blocks.skipped
     assert skipped.kinds == {"not JSON": 1, "a document needs `page_content`": 1, "a document has to be an object": 30}
     assert skipped.counts().startswith("a document has to be an object 30, ")  # the most frequent first
     assert len(skipped.first) == 20
@@ -141,3 +140,22 @@ def test_a_file_without_a_right_record_is_refused_though_bad_ones_are_skipped(sp
     (tmp_path / "documents.jsonl").write_text("[]\n" * 600)
     with pytest.raises(InputError, match=r"documents.jsonl: all its 600 records are bad; the first: .*:1: a document"):
         read_inputs({"corpus": [str(tmp_path / "documents.jsonl")]}, spec, skip_bad=True)
+
+
+def test_a_passage_with_another_embedded_text_is_refused_or_the_first_is_taken_and_counted(spec, tmp_path) -> None:
+    from rqa_ray.data.readers import read_inputs
+
+    titled = {"page_content": "alpha", "metadata": {"source": "a", "title": "T"}}
+    asked = {"question": "?", "gold_docs": [titled]}
+    inputs = {
+        "train": [write(tmp_path / "1.jsonl", RECORDS), write(tmp_path / "2.jsonl", [asked])],
+        "corpus": [write(tmp_path / "d.jsonl", [doc("alpha", "a"), titled, titled])],
+    }
+    places = {"train": r"2\.jsonl:1: the passage of .*1\.jsonl:1 ", "corpus": r"d\.jsonl:2: the passage of .*jsonl:1 "}
+    for name, place in places.items():
+        with pytest.raises(InputError, match=place + ".*'Source: a.nTitle: T.*, or --on_bad_record skip takes"):
+            read(name, inputs[name], spec)
+    blocks = read_inputs(inputs, spec, skip_bad=True)
+    assert [list(blocks[name].skipped.kinds.values()) for name in inputs] == [[1], [1]]
+    rows, corpus = TrainingRows.from_tables(blocks["train"].tables()), Corpus.from_tables(blocks["corpus"].tables())
+    assert len(corpus) == 1 and rows.passages[5].tolist() == rows.passages[0].tolist() == corpus.tokens[0].tolist()

@@ -25,6 +25,7 @@ from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.trainer import ContrastiveTrainer
+from tests.builders import table
 
 GLOBAL_BATCH, STEPS, VOCABULARY = 16, 10, 100
 MUTATIONS = ("factor W", "factor 1/W", "no mask", "mask before the gather", "detached gather")
@@ -52,32 +53,16 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
                     "question_key": question,
                     "question_tokens": asked,
                     "passage_id": gold,
+                    "passage_tokens": passages[gold],
+                    "hard_negative_tokens": [passages[number] for number in negatives],
                     "hard_negative_ids": negatives,
-                    "hard_negative_scores": [None] * len(negatives),
-                    "new_passage_ids": [gold, *negatives],
-                    "new_passage_tokens": [passages[number] for number in (gold, *negatives)],
                 }
             )
-    int32 = pa.list_(pa.int32())
-    schema = pa.schema(
-        [(name, pa.int64()) for name in ("file", "line", "item", "question_item", "question_key", "passage_id")]
-        + [("question_tokens", int32), ("hard_negative_ids", pa.list_(pa.int64()))]
-        + [("hard_negative_scores", pa.list_(pa.float32()))]
-        + [("new_passage_ids", pa.list_(pa.int64())), ("new_passage_tokens", pa.list_(int32))]
-    )
-    train = pa.Table.from_pylist(rows, schema)
-    numbers = np.arange(20)
-    corpus = pa.table(
-        {
-            "file": np.zeros(20, int),
-            "line": numbers,
-            "item": np.zeros(20, int),
-            "passage_id": numbers,
-            "text_hash": numbers,
-            "tokens": pa.array(passages, int32),
-        }
-    )
-    return {"train": [train], "eval": [train], "corpus": [corpus]}
+    train = table("train", rows)
+    documents = [
+        {"line": number, "passage_id": number, "text_hash": number, "tokens": passages[number]} for number in range(20)
+    ]
+    return {"train": [train], "eval": [train], "corpus": [table("corpus", documents)]}
 
 
 class LearnedTemperature(torch.nn.Module):
