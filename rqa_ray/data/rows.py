@@ -38,9 +38,10 @@ class TrainingRows:
 
         `pairs` are the numbers of the rows in the whole input, of which the blocks may be a part.
         """
-        order = input_order(tables) if order is None else order
+        first = input_order(tables)
+        order = first if order is None else order
         ids = column(tables, "passage_id")[order]
-        new, _ = inner_places(tables, "new_passage_ids", order)
+        new, _ = inner_places(tables, "new_passage_ids", first)
         new_tokens = Ragged([array.values for array in arrays(tables, "new_passage_tokens")], new)
         table = PassageTable.of(_values(tables, "new_passage_ids")[new], new_tokens)
         places, offsets = inner_places(tables, "hard_negative_ids", order)

@@ -30,9 +30,9 @@ _COMMON = [
     ("line", pa.int64()),
     ("item", pa.int64()),
     ("problem", pa.string()),
-    ("num_texts", pa.int64()),
-    ("num_truncated", pa.int64()),
-    ("num_empty_questions", pa.int64()),
+    ("num_texts", pa.int32()),
+    ("num_truncated", pa.int32()),
+    ("num_empty_questions", pa.int32()),
     ("skipped", pa.string()),  # JSON of a Skipped
 ]
 _QUESTION = [
