@@ -27,7 +27,6 @@ from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import (
     SCHEMAS,
-    Named,
     TokenizerSpec,
     document_rows,
     make_tokenizer,
@@ -48,7 +47,6 @@ class Blocks:
     """One input, read: its blocks in the object store."""
 
     refs: list[ray.ObjectRef]
-    dataset: ray.data.Dataset
     small: list[pa.Table]  # the blocks without texts and tokens, here
     skipped: Skipped  # the bad records of all files
 
@@ -104,7 +102,7 @@ def _read(name: str, files: list[str], spec: TokenizerSpec, skip_bad: bool) -> B
     elif kind == "corpus":
         ids, hashes = (column(small, name) for name in ("passage_id", "text_hash"))
         skipped.add_clashes(ids, hashes, files, "documents", skip_bad)
-    return Blocks(dataset.to_arrow_refs(), dataset, small, skipped)
+    return Blocks(dataset.to_arrow_refs(), small, skipped)
 
 
 def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokenizerSpec, skip_bad: bool) -> Iterator[pa.Table]:
@@ -114,12 +112,8 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokenizerSpec, ski
     bring_model(spec.folder, spec.copy)
     tokenizer = make_tokenizer(spec)
     tokenizer.num_texts = tokenizer.num_truncated = 0
-    named: Named = set()
-    to_rows: Any = {
-        "train": functools.partial(train_rows, named=named),
-        "questions": question_rows,
-        "corpus": document_rows,
-    }[kind]
+    to_rows: Any = {"questions": question_rows, "corpus": document_rows}.get(kind)
+    to_rows = to_rows or functools.partial(train_rows, named=set())
     records = read_records(path, "documents" if kind == "corpus" else "questions", start, None if end < 0 else end)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     held: list[dict[str, Any]] = []  # one batch of rows; the file's counts go with its last one

@@ -1,7 +1,7 @@
 """Files to records, one after the other; a bad record comes back as data."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -48,38 +48,29 @@ def read_records(
     file's beginning.
     """
     parse = parse_document if kind == "documents" else parse_qa_record
-    if has_suffix(path, ".pkl"):
-        if kind != "documents":
-            yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
-            return
-        try:
-            with open_file(path) as file:
-                documents = load_documents(file, path)
-        except InputError as error:
-            yield 0, str(error)
-            return
-        for number, fields in enumerate(documents, start=1):
-            try:
-                yield number, parse_document(fields)
-            except RecordError as error:
-                yield number, f"{path}:{number}: {error}"
+    is_pickle, is_parquet = (has_suffix(path, suffix) for suffix in (".pkl", ".parquet"))
+    if is_pickle and kind != "documents":
+        yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
         return
-    is_parquet = has_suffix(path, ".parquet")
+    read: Callable[..., Iterator[tuple[int, Any]]]
+    read = _pickled_documents if is_pickle else _parquet_rows if is_parquet else read_lines
     try:
         before = None  # counted where something is wrong
-        for number, value in (_parquet_rows if is_parquet else read_lines)(path, start, end):
+        for number, value in read(path, start, end):
             record: Document | QARecord | str
             try:
-                record = parse(_plain(value) if is_parquet else _parse_line(value))
+                record = parse(_parse_line(value) if read is read_lines else _plain(value))
             except UnicodeDecodeError as error:
                 record = f"not UTF-8 ({error.reason} at byte {error.start})"
             except RecordError as error:
                 record = str(error)
             if isinstance(record, str):
                 if before is None:
-                    before = start if is_parquet else lines_before(path, start)
+                    before = lines_before(path, start) if read is read_lines else start
                 record = f"{path}:{before + number - start}: {record}"
             yield number, record
+    except InputError as error:  # of a pickle
+        yield 0, str(error)
     except (OSError, EOFError, pa.ArrowException) as error:
         yield 0, f"{path}: cannot be read ({first_line(error)})"
 
@@ -102,6 +93,11 @@ def _parse_line(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise RecordError(f"a line of more than {MAX_LINE_BYTES:,} bytes, which is no record")
     return parse_json(line.decode("utf-8"))
+
+
+def _pickled_documents(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
+    with open_file(path) as file:
+        yield from enumerate(load_documents(file, path), start=1)
 
 
 def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:

@@ -16,23 +16,11 @@ from rqa_ray.data.counts import Counts
 
 
 @dataclass
-class Texts:
-    """Of one input: how many texts were tokenized, and how many of them were cut."""
-
-    num_texts: int
-    num_truncated: int
-
-    @classmethod
-    def from_tables(cls, tables: list[pa.Table]) -> Texts:
-        return cls(*(int(column(tables, name).sum()) for name in ("num_texts", "num_truncated")))
-
-
-@dataclass
 class Split:
     """One question file: its R rows are the pairs of a question and one of its golds."""
 
     counts: Counts
-    texts: Texts
+    share_cut: float  # of the texts
     num_lines: int
     questions: np.ndarray  # (R,) which question a row belongs to
     keys: np.ndarray  # (R,) wordings
@@ -56,7 +44,7 @@ class Split:
                 smallest_gold=int(golds.min()),
                 largest_gold=int(golds.max()),
             ),
-            texts=Texts.from_tables(tables),
+            share_cut=_share_cut(tables),
             num_lines=np.unique(places[:2], axis=1).shape[1],
             questions=questions.reshape(-1),
             keys=column(tables, "question_key"),
@@ -100,7 +88,7 @@ class Survey:
     splits: dict[str, Split]  # train (where it is not streamed), eval, maybe test
     passage_ids: np.ndarray  # (P,) sorted
     num_documents: int
-    corpus_texts: Texts
+    share_cut: float  # of the passages
     passage_lengths: np.ndarray  # (P,) tokens; empty where the blocks have no tokens
     num_other_texts: int  # passages of train whose embedded text is another one in the corpus
     streamed: Counts | None = None  # of train, where it is
@@ -121,7 +109,7 @@ class Survey:
             splits,
             distinct,
             len(ids),
-            Texts.from_tables(corpus),
+            _share_cut(corpus),
             _lengths(corpus, "tokens", first),
             _num_other_texts(tables.get("train", []), distinct, column(corpus, "text_hash")[first]),
             streamed,
@@ -131,6 +119,12 @@ class Survey:
     def train(self) -> Counts:
         """Of the training questions, wherever they are."""
         return self.streamed or self.splits["train"].counts
+
+
+def _share_cut(tables: list[pa.Table]) -> float:
+    """Of the texts that were tokenized."""
+    cut, texts = (int(column(tables, name).sum()) for name in ("num_truncated", "num_texts"))
+    return cut / max(texts, 1)
 
 
 def _lengths(tables: list[pa.Table], name: str, rows: np.ndarray) -> np.ndarray:
