@@ -21,7 +21,7 @@ class Split:
 
     counts: Counts
     share_cut: float  # of the texts
-    num_lines: int
+    places: np.ndarray  # (3, R) file, line, and which question of the line
     questions: np.ndarray  # (R,) which question a row belongs to
     keys: np.ndarray  # (R,) wordings
     golds: np.ndarray  # (R,) passage ids
@@ -45,13 +45,18 @@ class Split:
                 largest_gold=int(golds.max()),
             ),
             share_cut=_share_cut(tables),
-            num_lines=np.unique(places[:2], axis=1).shape[1],
+            places=places,
             questions=questions.reshape(-1),
             keys=column(tables, "question_key"),
             golds=golds,
             negatives=negatives,
             question_lengths=_lengths(tables, "question_tokens", first),
         )
+
+    @property
+    def num_lines(self) -> int:
+        """Records that have a question."""
+        return np.unique(self.places[:2], axis=1).shape[1]
 
     @property
     def num_wordings_with_several_golds(self) -> int:
