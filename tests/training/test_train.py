@@ -149,7 +149,7 @@ def test_a_run_that_does_not_improve_keeps_the_pretrained_weights_and_warns_once
     before, after = load_file(Path(tiny_model) / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in after)
     warnings = [line for line in said.splitlines() if "missing from the corpus" in line]
-    assert len(warnings) == 1 and warnings[0].endswith("eval 1")
+    assert len(warnings) == 1 and "found: eval 1; the first, " in warnings[0] and warnings[0].endswith("'doc/30'")
 
 
 def test_streaming_trains_on_the_same_batches_with_one_worker_and_with_two(
