@@ -57,8 +57,8 @@ def _parse(value: Any, kind: str) -> Any:
     for form in FORMATS[kind]:
         if all(key in value for key in form.keys):
             return form.parse(value)
-    first, *others = (" and ".join(f"`{key}`" for key in form.keys) for form in FORMATS[kind])
-    raise RecordError(f"a {NOUNS[kind]} needs {first} (or {', or '.join(others)}), found {_keys(value)}")
+    wanted = " or ".join(" and ".join(f"`{key}`" for key in form.keys) + f" ({form.name})" for form in FORMATS[kind])
+    raise RecordError(f"a {NOUNS[kind]} needs {wanted}, found {_keys(value)}")
 
 
 def _full_document(value: dict[str, Any]) -> Document:
@@ -86,11 +86,7 @@ def _document(content: Any, formatted: Any, metadata: Any) -> Document:
     for name in IDENTITY:
         if isinstance(metadata.get(name), (list, dict)):  # it would be embedded as Python writes it
             raise RecordError(f"`{name}` has to be text or a number, found {_kind(metadata[name])}")
-    try:
-        written = json.dumps(metadata, default=_text_of)
-    except RecursionError:
-        raise RecordError("`metadata` is nested too deeply") from None
-    return Document(content, formatted, parse_json(written))
+    return Document(content, formatted, parse_json(json.dumps(metadata, default=_text_of)))
 
 
 def _text_of(value: Any) -> str:
@@ -100,17 +96,8 @@ def _text_of(value: Any) -> str:
     raise RecordError(f"`metadata` has to be JSON, found a value of type {type(value).__name__}")
 
 
-def _questions_and_golds(value: dict[str, Any]) -> QARecord:
-    """`{"questions": [...], "gold_docs": [...], "hard_neg_docs": [...], "hard_neg_scores": [...]}`: LocalRQA's."""
-    return _qa_record(value["questions"], value)
-
-
-def _question_and_golds(value: dict[str, Any]) -> QARecord:
-    """The same with one `question`."""
-    return _qa_record([value["question"]], value)
-
-
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
+    """`{"gold_docs": [...], "hard_neg_docs": [...], "hard_neg_scores": [...]}` and questions: LocalRQA's."""
     strangers = (
         [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
     )
@@ -151,8 +138,8 @@ FORMATS: dict[str, list[Format]] = {
         Format("raw", ("text",), _raw_document),
     ],
     "questions": [
-        Format("LocalRQA", ("questions",), _questions_and_golds),
-        Format("LocalRQA, flat", ("question",), _question_and_golds),
+        Format("LocalRQA", ("questions",), lambda value: _qa_record(value["questions"], value)),
+        Format("LocalRQA, flat", ("question",), lambda value: _qa_record([value["question"]], value)),
     ],
 }
 

@@ -64,6 +64,8 @@ def read_records(
                 record = f"not UTF-8 ({error.reason} at byte {error.start})"
             except RecordError as error:
                 record = str(error)
+            except RecursionError:
+                record = "lists or objects in each other, too deep to read"
             if isinstance(record, str):
                 if before is None:
                     before = lines_before(path, start) if read is read_lines else start

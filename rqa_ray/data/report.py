@@ -17,7 +17,8 @@ SEARCHED_DOCUMENTS = 100_000  # for the text of a gold that is missing
 
 
 def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bool) -> None:
-    """
+    """Refuses data that can show or teach nothing.
+
     Raises:
         InputError: no gold passage of the evaluation is in the corpus, or the training questions have one gold between
             them and no hard negatives to tell it from.

@@ -101,6 +101,9 @@ def test_a_teachers_scores_stay_with_their_hard_negatives():
 
 # What is wrong
 
+NEEDS_TEXT = "a document needs `page_content` (LocalRQA) or `text` (raw), "
+NEEDS_QUESTIONS = "a record needs `questions` (LocalRQA) or `question` (LocalRQA, flat), "
+
 
 @pytest.mark.parametrize(
     ("value", "message"),
@@ -108,9 +111,12 @@ def test_a_teachers_scores_stay_with_their_hard_negatives():
         (3, "a document has to be an object, found 3"),
         (None, "a document has to be an object, found null"),
         ("text", "a document has to be an object, found a string"),
-        ({}, "a document needs `page_content` (or `text`), found keys none"),
-        ({"content": "x", "url": "y"}, "a document needs `page_content` (or `text`), found keys `content`, `url`"),
-        ({"con\ntent": "x"}, "a document needs `page_content` (or `text`), found keys `con tent`"),
+        ({}, NEEDS_TEXT + "found keys none"),
+        (
+            {"content": "x", "url": "y"},
+            NEEDS_TEXT + "found keys `content`, `url`",
+        ),
+        ({"con\ntent": "x"}, NEEDS_TEXT + "found keys `con tent`"),
         ({"page_content": None}, "`page_content` has to be a string, found null"),
         ({"page_content": "x", "fmt_content": ["y"]}, "`fmt_content` has to be a string, found a list"),
         ({"page_content": "x", "metadata": "y"}, "`metadata` has to be an object, or JSON of one, found 'y'"),
@@ -136,7 +142,10 @@ def test_a_wrong_document_is_described_by_what_was_found(value, message):
     [
         ([], "a record has to be an object, found an empty list"),
         (True, "a record has to be an object, found a boolean"),
-        ({"query": "x", "golds": []}, "a record needs `questions` (or `question`), found keys `query`, `golds`"),
+        (
+            {"query": "x", "golds": []},
+            NEEDS_QUESTIONS + "found keys `query`, `golds`",
+        ),
         ({"questions": "x"}, "`questions` has to be a list of strings, found a string"),
         ({"questions": ["x", None]}, "`questions` has to be a list of strings, found null"),
         ({"question": 3.5}, "`questions` has to be a list of strings, found 3.5"),

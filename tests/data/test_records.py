@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rqa_ray.data import files, records
 from rqa_ray.data.records import check_beginnings, read_records
 from rqa_ray.errors import InputError
+from tests.data.test_pickles import text
 
 
 def doc(text: str, **metadata) -> dict:
@@ -121,6 +122,16 @@ def test_a_bad_document_of_a_pickle_is_named_by_its_number(tmp_path) -> None:
     assert second == f"{tmp_path}/d.pkl:2: `source` has to be text or a number, found a list"
 
 
+def test_a_document_too_deep_to_read_is_one_bad_record(tmp_path) -> None:
+    deep = b"]" * 700 + b"a" * 699  # 700 lists in each other, as pickle.dumps cannot write them
+    metadata = text("metadata") + b"}" + text("deep") + deep + b"s"
+    one, other = (b"}" + text("page_content") + text(name) + b"s" for name in ("alpha", "beta"))
+    (tmp_path / "d.pkl").write_bytes(b"\x80\x04](" + one + metadata + b"s" + other + b"e.")
+    (_, first), (_, second) = read_records(str(tmp_path / "d.pkl"), "documents")
+    assert first == f"{tmp_path}/d.pkl:1: lists or objects in each other, too deep to read"
+    assert second.page_content == "beta"
+
+
 def test_metadata_may_be_a_map(tmp_path) -> None:
     kind = pa.schema([("page_content", pa.string()), ("metadata", pa.map_(pa.string(), pa.string()))])
     pq.write_table(pa.Table.from_pylist([doc("alpha", source="a")], kind), tmp_path / "d.parquet")
@@ -200,7 +211,10 @@ def test_a_line_without_end_is_one_bad_record_and_the_next_is_read(tmp_path, mon
         ),
         ('{"questions": ' + "[" * 100_000, "not JSON (maximum recursion depth"),
         ("\x00", "not JSON ("),
-        ('{"a": 1, "b": 2}', "a record needs `questions` (or `question`), found keys `a`, `b`"),
+        (
+            '{"a": 1, "b": 2}',
+            "a record needs `questions` (LocalRQA) or `question` (LocalRQA, flat), found keys `a`, `b`",
+        ),
     ],
 )
 def test_absurd_input_is_one_line(tmp_path, line, problem) -> None:
