@@ -137,6 +137,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     blocks = read_inputs(read, spec, skip_bad)
     skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
+    for part in blocks.values():
+        part.small.clear()  # it would lie in the object store to the end of the run
     check_golds(survey, files, job.settings.hard_neg_ratio > 0)
     print("\n".join([*([stream.report()] if stream else []), *brief(survey, files)]))
     train = survey.train
