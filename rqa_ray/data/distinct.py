@@ -46,11 +46,11 @@ def clashing(ids: np.ndarray, text_hashes: np.ndarray) -> np.ndarray:
     return np.unique(ids[1:][(ids[1:] == ids[:-1]) & (text_hashes[1:] != text_hashes[:-1])])
 
 
-def refuse_clashes(ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str, advice: str = "") -> None:
+def refuse_clashes(ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str) -> None:
     """Raises InputError where passages of files of `documents` or `questions` clash; shows two that do."""
     found = clashing(ids, text_hashes)
     if len(found):
-        raise InputError(describe_clash(files, kind, int(found[0])) + advice)
+        raise InputError(describe_clash(files, kind, int(found[0])))
 
 
 def describe_clash(files: list[str], kind: str, passage_id: int) -> str:

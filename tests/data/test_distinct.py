@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa_ray.data.distinct import clashing, describe_clash, first_places, read_distinct
-from rqa_ray.data.schema import Document
-from rqa_ray.data.skipped import CLASHES, Skipped
+from rqa_ray.data.distinct import clashing, first_places, read_distinct, refuse_clashes
+from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
 
 
@@ -60,12 +59,9 @@ def test_a_passage_with_another_embedded_text_is_refused_with_both_texts_and_pla
     assert [document.page_content for document in read_distinct(files, skip_bad=True)] == ["alpha", "beta"]
 
 
-def test_what_clashes_is_counted_where_bad_records_are_skipped(tmp_path):
-    record = {"question": "?", "gold_docs": [doc("alpha", "a")], "hard_neg_docs": [doc("alpha", "a", "T")]}
-    files, skipped = [write(tmp_path / "q.jsonl", record)], Skipped()
-    clash = Document("alpha", "", {"source": "a"}).passage_id
-    ids, hashes = np.array([clash, clash, 7]), np.array([1, 2, 3])
-    with pytest.raises(InputError, match=r"q.jsonl:1: the passage of .*q.jsonl:1 .*, or --on_bad_record skip takes"):
-        skipped.add_clashes(ids, hashes, files, "questions", skip_bad=False)
-    skipped.add_clashes(ids, hashes, files, "questions", skip_bad=True)
-    assert skipped.kinds == {CLASHES: 1} and skipped.first == [describe_clash(files, "questions", clash)]
+def test_a_corpus_with_a_passage_that_clashes_is_refused_from_its_ids_and_hashes(tmp_path):
+    files = [write(tmp_path / "1.jsonl", doc("alpha", "a"), doc("alpha", "a", "T"), doc("beta", "b"))]
+    ids = np.array([document.passage_id for document in good_records(files, "documents")])
+    refuse_clashes(ids, np.array([1, 1, 2]), files, "documents")
+    with pytest.raises(InputError, match=r"1\.jsonl:2: the passage of .*1\.jsonl:1 .* a source of its own$"):
+        refuse_clashes(ids, np.array([1, 3, 2]), files, "documents")
