@@ -23,12 +23,12 @@ from rqa_ray.training.batch_sizes import micro_batch_size
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.driver import fit, stop_message
 from rqa_ray.training.job import Job
+from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import place_output, push
 from rqa_ray.training.run_record import RunRecord, open_run
 from rqa_ray.training.setup import serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
-from rqa_ray.training.worker import train_worker
 
 
 @dataclass(frozen=True)
