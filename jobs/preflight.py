@@ -11,10 +11,10 @@ def main() -> None:
     with user_errors():
         job = parse_job(sys.argv[1:])
         from rqa_ray.training.batch_sizes import estimate_rows, micro_batch_size
-        from rqa_ray.training.output_folder import place_output
+        from rqa_ray.training.output_folder import with_local_output
         from rqa_ray.training.setup import check
 
-        checked = check(place_output(job))
+        checked = check(with_local_output(job))
         num_rows, has_negatives = estimate_rows(checked.files["train"])
         _, lines = micro_batch_size(checked.job, checked.plan.num_workers, num_rows, has_negatives)
         print(f"about {num_rows:,} training rows, one for each question and gold passage")

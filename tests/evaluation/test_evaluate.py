@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,13 @@ def flags(files, tiny_model) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
     """The output folder of an evaluation that was killed, with all of its Ray, and went on."""
@@ -63,9 +71,7 @@ def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
         job.wait()
     assert not (folder / "score.json").exists()
     shutil.copy(log, folder.parent / "killed.jsonl")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
-        run("evaluate", *words)
+    run("evaluate", *words)
     return folder
 
 
