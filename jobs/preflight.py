@@ -12,10 +12,10 @@ def main() -> None:
         job = parse_job(sys.argv[1:])
         from rqa_ray.data.counts import estimate
         from rqa_ray.training.batch_sizes import micro_batch_size
-        from rqa_ray.training.output_folder import place_output
+        from rqa_ray.training.output_folder import with_local_output
         from rqa_ray.training.setup import check
 
-        checked = check(place_output(job))
+        checked = check(with_local_output(job))
         counts = estimate(checked.files["train"])
         _, lines = micro_batch_size(checked.job, checked.plan.num_workers, counts.num_rows, bool(counts.num_negatives))
         print(f"about {counts.num_rows:,} training rows, one for each question and gold passage")

@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests: models, small question files, and one Ray cluster for the session."""
 
 import json
+import os
 import random
 import string
 from pathlib import Path
@@ -8,7 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+SMALL_WINDOWS = {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}  # of streamed files
+STREAMED = ["--data_mode", "streaming", "--cpus_per_worker", "1"]  # one CPU is left for an evaluation beside training
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+
+# Ray's processes that have read data, and imported all that takes, wait for the next test instead of ending.
+os.environ |= {"RAY_num_workers_soft_limit": "-1", "RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
 # A shared machine may stop for longer than any deadline.
 settings.register_profile("shared-machine", deadline=None)
@@ -100,3 +106,69 @@ def ray_cluster():
 
     yield connect()
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def nodes():
+    """A cluster of a head without CPUs and of three nodes with one each; the tests that use it come last."""
+    from tests.nodes import Nodes
+
+    shared_memory = set(os.listdir("/dev/shm"))
+    cluster = Nodes()
+    for _ in range(3):
+        cluster.add()
+    yield cluster
+    cluster.stop()
+    assert not cluster.left()
+    assert not set(os.listdir("/dev/shm")) - shared_memory
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A cluster that waits for its next test would take time from all others."""
+    items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def train_flags(files, tiny_model) -> list[str]:
+    """The flags of a run that ends in seconds; one epoch is 7 steps."""
+    named = {
+        **files,
+        "model_name_or_path": str(tiny_model),
+        "max_seq_length": "32",
+        "max_steps": "12",
+        "eval_steps": "4",
+        "logging_steps": "1",
+        "per_device_train_batch_size": "8",
+        "hard_neg_ratio": "0.25",
+        "learning_rate": "1e-3",
+    }
+    return [word for name, value in named.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="session")
+def one_worker(ray_cluster, train_flags, tmp_path_factory) -> Path:
+    """The output folder of a run of one worker whose training file is streamed, in several windows."""
+    folder = tmp_path_factory.mktemp("one-worker") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        from rqa_ray.data import streaming
+
+        for name, size in SMALL_WINDOWS.items():
+            patch.setattr(streaming, name, size)
+        train([*train_flags, *STREAMED, "--output_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_workers(ray_cluster, train_flags, tmp_path_factory) -> Path:
+    """The output folder of a run of two workers that hold the training data."""
+    folder = tmp_path_factory.mktemp("two-workers") / "out"
+    train([*train_flags, "--num_workers", "2", "--per_device_train_batch_size", "4", "--output_dir", str(folder)])
+    return folder
+
+
+def train(words: list[str]) -> None:
+    """What jobs/train.py does, on the tests' cluster."""
+    from rqa_ray.training.job import parse_job
+    from rqa_ray.training.train import train
+
+    train(parse_job(words))

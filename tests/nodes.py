@@ -36,7 +36,8 @@ class Nodes:
         self.port, self.dashboard = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        own = {"RAY_TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT), **token, **HEALTH, **environment}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of jobs that are submitted
+        own = {"RAY_TMPDIR": str(self.folder), "PATH": path, "PYTHONPATH": str(ROOT), **token, **HEALTH, **environment}
         # By its address Ray's own actors find this cluster, where others run on the machine.
         self.environment = {**os.environ, "RAY_ADDRESS": self.address, **own}
         self.processes: list[subprocess.Popen] = []

@@ -192,13 +192,29 @@ def autoscaled(tmp_path):
     faking = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
     faking["AUTOSCALER_UPDATE_INTERVAL_S"] = "1"
     folder = Path("/tmp") / f"rc{os.getpid()}"  # short, for the sockets
-    command = ["ray", "start", "--head", "--block", f"--temp-dir={folder}", "--object-store-memory=100000000"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [
+        f"{Path(sys.executable).parent}/ray",
+        "start",
+        "--head",
+        "--block",
+        f"--temp-dir={folder}",
+        "--object-store-memory=100000000",
+    ]
     command += [f"--port={address.split(':')[1]}", f"--autoscaling-config={tmp_path / 'cluster.yaml'}"]
     command += [f"--num-cpus={types[FAKE_HEAD_NODE_TYPE]['resources']['CPU']}", f"--dashboard-port={free_port()}"]
     with open(tmp_path / "log", "w") as log:
         head = subprocess.Popen(
             command,
-            env={**os.environ, **environment("head"), **auth, **ray_up, **faking, "RAY_TMPDIR": str(folder)},
+            env={
+                **os.environ,
+                **environment("head"),
+                **auth,
+                **ray_up,
+                **faking,
+                "RAY_TMPDIR": str(folder),
+                "PATH": path,
+            },
             stdout=log,
             stderr=log,
             start_new_session=True,  # all its processes, to end them and no others

@@ -20,7 +20,7 @@ from rqa_ray.training.job import Job
 from rqa_ray.training.summary import CHECKPOINTS_FOLDER
 
 
-def place_output(job: Job) -> Job:
+def with_local_output(job: Job) -> Job:
     """The job with a local folder as its output_dir, and `location` as its user knows it.
 
     Raises:

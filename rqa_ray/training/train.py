@@ -23,12 +23,12 @@ from rqa_ray.training.batch_sizes import micro_batch_size
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.driver import fit, stop_message
 from rqa_ray.training.job import Job
-from rqa_ray.training.output_folder import place_output, push
+from rqa_ray.training.loops import train_worker
+from rqa_ray.training.output_folder import push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
 from rqa_ray.training.setup import serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
-from rqa_ray.training.worker import train_worker
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def train(job: Job) -> TrainResult:
         InputError: the user's input or arguments are wrong; nothing was written.
         Stopped: a signal ended the run after its state was saved.
     """
-    setup = set_up(place_output(job), ALL_ARGS_FILE)
+    setup = set_up(with_local_output(job), ALL_ARGS_FILE)
     job, plan = setup.job, setup.plan
     micro_batch, lines = micro_batch_size(job, plan.num_workers, setup.num_rows, setup.has_negatives)
     print("\n".join(lines))

@@ -15,8 +15,8 @@ from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.driver import fit
-from rqa_ray.training.evaluation_worker import evaluate_worker
 from rqa_ray.training.job import Job
+from rqa_ray.training.loops import evaluate_worker
 from rqa_ray.training.run_record import RunRecord
 from rqa_ray.training.setup import Setup
 from rqa_ray.training.train import finish

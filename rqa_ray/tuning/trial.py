@@ -31,10 +31,10 @@ from rqa_ray.training.batch_sizes import micro_batch_size
 from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
 from rqa_ray.training.driver import torch_trainer
 from rqa_ray.training.job import Job
+from rqa_ray.training.loops import train_worker
 from rqa_ray.training.setup import serve_windows
 from rqa_ray.training.spec import TENSORBOARD_FOLDER, WorkerSpec
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
-from rqa_ray.training.worker import train_worker
 from rqa_ray.tuning.budget import Budget
 
 IN_TRIAL = ("train", "eval", "corpus")  # test questions select nothing: only the winner meets them

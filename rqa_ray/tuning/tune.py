@@ -31,7 +31,7 @@ from rqa_ray.training.checkpoints import SCORE
 from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
 from rqa_ray.training.job import Job
 from rqa_ray.training.mailbox import new_mailbox
-from rqa_ray.training.output_folder import place_output, push, storage_of
+from rqa_ray.training.output_folder import push, storage_of, with_local_output
 from rqa_ray.training.run_record import RunRecord, changed_settings, delete_run, new_run_name
 from rqa_ray.training.setup import set_up
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
@@ -57,7 +57,7 @@ def search(asked: Search) -> None:
     settings = asked.settings
     if settings.search_alg == "optuna" and importlib.util.find_spec("optuna") is None:
         raise InputError('--search_alg optuna: needs optuna: pip install -e ".[optuna]"')
-    asked = replace(asked, job=place_output(asked.job))
+    asked = replace(asked, job=with_local_output(asked.job))
     setup = set_up(asked.job, SEARCH_ARGS_FILE)
     job, workers = setup.job, setup.plan
     plan = SearchPlan.of(asked, job, setup.num_rows)

@@ -1,22 +1,15 @@
-"""What would fail later, produced for real on real nodes: each gives one line, before anything is read or written."""
+"""What would fail later gives one line before anything is read or written: by parts, and for real on real nodes."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rqa_ray.cluster import probe, workers
+from rqa_ray.errors import InputError
 from tests.nodes import Nodes, can_mount
 
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="may not mount: `unshare -m` fails")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Nodes]:
-    nodes = Nodes(head_cpus=1)
-    nodes.add()
-    yield nodes
-    nodes.stop()
 
 
 @pytest.fixture
@@ -26,73 +19,101 @@ def words(files, tiny_model, tmp_path) -> list[str]:
     return [word for name, value in named.items() for word in (f"--{name}", value)]
 
 
-def refused(cluster: Nodes, words: list[str], job: str = "jobs/preflight.py") -> str:
+def refused(nodes: Nodes, words: list[str]) -> str:
     """The one line that a job says before it ends with code 2 and leaves nothing."""
     folder = Path(words[words.index("--output_dir") + 1])
-    ended = cluster.run([job, *words])
+    ended = nodes.run(["jobs/preflight.py", *words])
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
     assert not folder.exists() and not os.listdir(folder.parent)
     return ended.stderr
 
 
-def test_a_job_that_can_run_is_told_what_it_will_do(cluster, words, tmp_path) -> None:
-    ended = cluster.run(
-        ["jobs/preflight.py", *words, "--per_device_train_batch_size", "8", "--hard_neg_ratio", "0.25"]
-    )
+def test_a_job_that_can_run_is_told_what_it_will_do(nodes, words, tmp_path) -> None:
+    ended = nodes.run(["jobs/preflight.py", *words, "--per_device_train_batch_size", "8", "--hard_neg_ratio", "0.25"])
     assert ended.returncode == 0, ended.stderr
-    assert "2 nodes: storage is written and read by all, inputs are read by all, versions are equal" in ended.stdout
+    assert "4 nodes: storage is written and read by all, inputs are read by all, versions are equal" in ended.stdout
     assert "batch: 2 workers x 8 = 16 questions, up to 4 hard negatives, 20 candidates each" in ended.stdout
     assert "steps: 200, which are 3,200 questions" in ended.stdout and "all checks passed" in ended.stdout
     assert not os.listdir(tmp_path / "shared")
 
 
-def test_storage_that_cannot_be_written(cluster, words) -> None:
-    said = refused(cluster, [*words, "--storage_path", "/proc/nowhere"], "jobs/train.py")
-    assert "--storage_path /proc/nowhere: cannot be written" in said
-
-
-@pytest.mark.slow
-def test_a_bucket_that_nobody_serves(cluster, words) -> None:
-    uri = "s3://key:secret@nowhere/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
-    said = refused(cluster, [*words, "--storage_path", uri])
-    assert "--storage_path s3://" in said and "endpoint_override=127" not in said.partition("(")[0]
-
-
-def test_more_workers_than_the_nodes_can_ever_hold(cluster, words) -> None:
-    said = refused(cluster, [*words, "--num_workers", "9"])
-    assert (
-        "--num_workers 9: needs 9 workers with 1 CPU each, the cluster has nodes of 2 x 1 CPUs and 0 GPUs; 2 fit"
-        in said
-    )
-
-
-@pytest.mark.slow
 @needs_mounts
-def test_storage_that_one_node_does_not_share(cluster, words, tmp_path) -> None:
-    node = cluster.add(hidden=tmp_path / "shared")
-    said = refused(cluster, words)
-    cluster.lose(node)
-    assert "not usable from node" in said and "what the driver has written there is not seen" in said
-
-
-@needs_mounts
-def test_an_input_that_one_node_does_not_have(cluster, words, files) -> None:
-    node = cluster.add(hidden=Path(files["train_file"]).parent)
-    said = refused(cluster, words)
-    cluster.lose(node)
+def test_an_input_that_one_node_does_not_have(nodes, words, files) -> None:
+    node = nodes.add(hidden=Path(files["train_file"]).parent)
+    said = refused(nodes, words)
+    nodes.lose(node)
     assert (
         f"--full_dataset_file_path {files['full_dataset_file_path']}: cannot be read" in said or "--train_file" in said
     )
     assert ", on node" in said and "put it where all nodes can read it" in said
 
 
-def test_a_node_with_another_version(cluster, words, tmp_path) -> None:
-    """Its Python finds the metadata of an older transformers first, as after an install into another folder."""
-    metadata = tmp_path / "older/transformers-5.20.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.20.0\n")
-    node = cluster.add(PYTHONPATH=f"{tmp_path / 'older'}:{cluster.environment['PYTHONPATH']}")
-    said = refused(cluster, words)
-    cluster.lose(node)
-    assert "transformers 5.20.0, the driver has " in said and said.startswith("error: node ")
+@pytest.mark.slow
+@needs_mounts
+def test_storage_that_one_node_does_not_share(nodes, words, tmp_path) -> None:
+    node = nodes.add(hidden=tmp_path / "shared")
+    said = refused(nodes, words)
+    nodes.lose(node)
+    assert "not usable from node" in said and "what the driver has written there is not seen" in said
+
+
+@pytest.mark.slow
+def test_a_bucket_that_nobody_serves(nodes, words) -> None:
+    uri = "s3://key:secret@nowhere/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    said = refused(nodes, [*words, "--storage_path", uri])
+    assert "--storage_path s3://" in said and "endpoint_override=127" not in said.partition("(")[0]
+
+
+@pytest.fixture
+def one_node(monkeypatch) -> None:
+    monkeypatch.setattr(probe.ray, "nodes", lambda: [{"Alive": True}])
+
+
+def test_storage_that_can_be_written_is_left_as_it_was(one_node, tmp_path) -> None:
+    assert probe.check_nodes({}, str(tmp_path / "new/storage")) == "storage can be written"
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("error", [PermissionError("read-only"), OSError()], ids=["with text", "without"])
+def test_storage_that_cannot_be_written(one_node, tmp_path, monkeypatch, error) -> None:
+    def write(*_) -> None:
+        raise error
+
+    monkeypatch.setattr(probe, "_write", write)
+    reason = str(error) or "OSError"
+    with pytest.raises(InputError, match=rf"^--storage_path {tmp_path}/new: cannot be written \({reason}\)$"):
+        probe.check_nodes({}, str(tmp_path / "new"))
+    assert not os.listdir(tmp_path)
+
+
+def test_a_storage_that_comes_back_is_waited_for(tmp_path, monkeypatch) -> None:
+    storage = tmp_path / "storage"
+    monkeypatch.setattr(probe.time, "sleep", lambda _: storage.mkdir())
+    probe.wait_for_storage(str(storage))
+    assert not os.listdir(storage)
+
+
+def test_what_a_node_sees_is_said_by_flag_and_node(tmp_path) -> None:
+    (tmp_path / "file").write_text("x")
+    seen = probe.look_around({"train_file": [str(tmp_path / "file"), str(tmp_path / "none")]}, str(tmp_path), "0")
+    assert seen["problem"].startswith(f"--train_file {tmp_path}/none: cannot be read (")
+    assert seen["storage"] == "what the driver has written there is not seen"
+    own = probe.versions()
+    with pytest.raises(InputError, match="^--storage_path s: not usable from node 1 .what the driver has written"):
+        probe._compare("node 1", seen, own, "s")
+    with pytest.raises(InputError, match="none: cannot be read .*, on node 1; put it where all nodes can read it"):
+        probe._compare("node 1", {**seen, "storage": None}, own, "s")
+    older = {**seen["versions"], "transformers": "5.20.0"}
+    with pytest.raises(InputError, match="^node 1: transformers 5.20.0, the driver has "):
+        probe._compare("node 1", {**seen, "versions": older}, own, "s")
+
+
+def test_more_workers_than_the_nodes_can_ever_hold(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "nodes_now", lambda: [{"CPU": 1.0}] * 2)
+    monkeypatch.setattr(workers, "nodes_to_come", lambda: [])
+    with pytest.raises(InputError) as raised:
+        workers.plan_workers(9, None)
+    assert str(raised.value) == (
+        "--num_workers 9: needs 9 workers with 1 CPU each, the cluster has nodes of 2 x 1 CPUs and 0 GPUs; 2 fit"
+    )

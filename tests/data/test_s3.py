@@ -65,39 +65,27 @@ def test_files_globs_and_folders_of_a_bucket_are_found_and_read(bucket) -> None:
         find_files([f"{uri}/nowhere.jsonl?{query}"], "train_file")
 
 
-def test_a_run_reads_its_data_from_a_bucket_and_keeps_its_checkpoints_in_one(
-    bucket, ray_cluster, files, tiny_model, tmp_path
-) -> None:
-    from rqa_ray.training.train import train
-
-    uri, query = bucket
-    words = ["--model_name_or_path", tiny_model, "--max_steps", "2", "--per_device_train_batch_size", "8"]
-    for flag, path in files.items():
-        upload(bucket, f"run/{os.path.basename(path)}", Path(path).read_bytes())
-        words += [f"--{flag}", f"{uri}/run/{os.path.basename(path)}?{query}"]
-    words += ["--storage_path", f"{uri}/checkpoints?{query}", "--output_dir", str(tmp_path / "out")]
-    train(parse_job(words))
-    assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out" / "checkpoints").exists()
-    filesystem, path = fs.FileSystem.from_uri(f"{uri}/checkpoints?{query}")
-    stored = [info.path for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True))]
-    assert any(name.endswith("model/model.safetensors") for name in stored)
-
-
-def test_an_output_folder_may_be_in_a_bucket_and_the_run_goes_on_from_it(
-    bucket, ray_cluster, files, tiny_model, tmp_path, capsys
+def test_a_run_reads_from_a_bucket_writes_into_one_and_goes_on_from_it(
+    bucket, ray_cluster, files, tiny_model, capsys
 ) -> None:
     from rqa_ray.training.train import train
 
     uri, query = bucket
     output = f"{uri}/runs/out?{query}"
     words = ["--model_name_or_path", tiny_model, "--max_steps", "2", "--per_device_train_batch_size", "8"]
-    words += [word for flag, path in files.items() for word in (f"--{flag}", path)] + ["--output_dir", output]
+    for flag, path in files.items():
+        upload(bucket, f"run/{os.path.basename(path)}", Path(path).read_bytes())
+        words += [f"--{flag}", f"{uri}/run/{os.path.basename(path)}?{query}"]
+    words += ["--output_dir", output]
     train(parse_job(words))
     filesystem, root = fs.FileSystem.from_uri(output)
     stored = {info.path[len(root) + 1 :] for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True))}
     assert {"model.safetensors", "eval_results.json", "run.json", "all_args.json", "trainer_state.json"} <= stored
     assert any(name.startswith("tensorboard/events") for name in stored)
-    assert any(name.startswith("checkpoints/") and name.endswith("manifest.json") for name in stored)
+    assert any(name.startswith("checkpoints/") and name.endswith("model/model.safetensors") for name in stored)
+    with filesystem.open_input_stream(f"{root}/run.json") as file:
+        record = json.loads(file.read())
+    assert record["storage_path"] == "checkpoints" and "?" not in record["location"]
     with pytest.raises(InputError, match="is not empty"):
         train(parse_job(words))
     capsys.readouterr()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,38 @@ def flags(files, tiny_model) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
+    """The output folder of an evaluation that was killed, with all of its Ray, and went on."""
     folder = tmp_path_factory.mktemp("evaluate") / "out"
-    run("evaluate", *flags, "--output_dir", folder, "--compare", "--weight_data_path", files["eval_file"])
+    words = [*flags, "--output_dir", str(folder), "--compare", "--weight_data_path", files["eval_file"]]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", SMALL_SHARDS, str(ROOT), *words]
+    log = folder / "embeddings" / "shards.jsonl"
+    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not log.is_file() or len(log.read_text().splitlines()) < 2:
+            assert job.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.05)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    assert not (folder / "score.json").exists()
+    shutil.copy(log, folder.parent / "killed.jsonl")
+    run("evaluate", *words)
     return folder
+
+
+def shards(log: Path) -> list[str]:
+    return [json.loads(line)["shard"] for line in log.read_text().splitlines()]
 
 
 def predictions(folder: Path) -> list[dict]:
@@ -79,23 +107,8 @@ def test_the_other_retrievers_stand_beside_it(evaluated):
     assert compare["bm25"]["test_retr/document_recall/recall4"] > score(evaluated)["test_retr/document_recall/recall4"]
 
 
-def test_training_finds_the_same_before_its_first_step(evaluated, files, tiny_model, tmp_path):
-    from rqa_ray.training.job import parse_job
-    from rqa_ray.training.train import train
-
-    words = [word for name, value in files.items() for word in (f"--{name}", value)]
-    words += [
-        "--model_name_or_path",
-        tiny_model,
-        "--max_seq_length",
-        "32",
-        "--max_steps",
-        "1",
-        "--eval_strategy",
-        "no",
-    ]
-    train(parse_job([*words, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "out")]))
-    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+def test_training_finds_the_same_before_its_first_step(evaluated, one_worker):
+    history = json.loads((one_worker / "trainer_state.json").read_text())["log_history"]
     before = next(record for record in history if record["step"] == 0)
     for name, value in score(evaluated).items():
         if name.startswith("test_") and "latency" not in name:
@@ -200,31 +213,9 @@ def test_embeddings_can_be_made_beforehand_with_an_index(flags, files, evaluated
     assert second["test_retr/document_ndcg/ndcg10"] == pytest.approx(first["test_retr/document_ndcg/ndcg10"], abs=0.1)
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(evaluated, flags, tmp_path, monkeypatch):
-    """A real kill, of the job and all of its Ray; each shard is encoded once."""
-    folder = tmp_path / "out"
-    words = [*flags, "--output_dir", str(folder)]
-    monkeypatch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", SMALL_SHARDS, str(ROOT), *words]
-    log = folder / "embeddings" / "shards.jsonl"
-    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not log.is_file() or len(log.read_text().splitlines()) < 2:
-            assert job.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-            time.sleep(0.05)
-    finally:
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
-    done = [json.loads(line)["shard"] for line in log.read_text().splitlines()]
-    assert not (folder / "score.json").exists()
-    run("evaluate", *words)
-    logged = [json.loads(line)["shard"] for line in log.read_text().splitlines()]
+def test_a_killed_evaluation_goes_on_where_it_was_and_encodes_each_shard_once(evaluated):
+    done, logged = shards(evaluated.parent / "killed.jsonl"), shards(evaluated / "embeddings" / "shards.jsonl")
     assert logged[: len(done)] == done and len(set(logged)) == len(logged)
-    first, second = score(evaluated), score(folder)
-    names = [name for name in second if name.startswith("test_") and "latency" not in name]
-    assert len(names) == 7 and all(first[name] == second[name] for name in names)
 
 
 # Small shards, so that there are several; everything else is the job.

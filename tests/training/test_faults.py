@@ -1,7 +1,6 @@
 """A node or a worker is lost in the middle of a run: SIGKILL to its raylet or to it, at moments that a log proves."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -39,18 +38,6 @@ IN_CI = ("while uploading", 8, 0)
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    shared_memory = set(os.listdir("/dev/shm"))
-    nodes = Nodes()
-    for _ in range(3):
-        nodes.add()
-    yield nodes
-    nodes.stop()
-    assert not nodes.left()
-    assert not set(os.listdir("/dev/shm")) - shared_memory
-
-
-@pytest.fixture(scope="module")
 def words(flags) -> list[str]:
     return [*flags, "--num_workers", "2", "--per_device_train_batch_size", "4", "--max_failures", "3"]
 
@@ -66,12 +53,8 @@ def newest(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, words, tmp_path_factory) -> dict[str, torch.Tensor]:
-    folder = tmp_path_factory.mktemp("undisturbed") / "out"
-    ended = cluster.run(["jobs/train.py", *words, "--output_dir", str(folder)])
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "4 nodes: storage is written and read by all" in ended.stdout
-    return newest(folder)
+def undisturbed(two_workers) -> dict[str, torch.Tensor]:
+    return newest(two_workers)
 
 
 @pytest.mark.parametrize(
@@ -79,18 +62,18 @@ def undisturbed(cluster, words, tmp_path_factory) -> dict[str, torch.Tensor]:
     [pytest.param(moment, marks=() if moment == IN_CI else pytest.mark.slow) for moment in MOMENTS],
     ids=lambda moment: "-".join(map(str, moment)).replace(" ", "_"),
 )
-def test_a_lost_node_changes_nothing(cluster, words, undisturbed, tiny_model, tmp_path, moment) -> None:
-    event, folder = run_with_fault(cluster, words, tmp_path, moment, "raylet")
+def test_a_lost_node_changes_nothing(nodes, words, undisturbed, tiny_model, tmp_path, moment) -> None:
+    event, folder = run_with_fault(nodes, words, tmp_path, moment, "raylet")
     assert event["name"] == "raylet"
-    assert_nothing_changed(cluster, folder, undisturbed, tiny_model)
+    assert_nothing_changed(nodes, folder, undisturbed, tiny_model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [("forward", 5, 1), ("during evaluation", 8, 1), ("while saving", 4, 0)])
-def test_a_killed_worker_changes_nothing(cluster, words, undisturbed, tiny_model, tmp_path, moment) -> None:
-    event, folder = run_with_fault(cluster, words, tmp_path, moment, "worker")
+def test_a_killed_worker_changes_nothing(nodes, words, undisturbed, tiny_model, tmp_path, moment) -> None:
+    event, folder = run_with_fault(nodes, words, tmp_path, moment, "worker")
     assert event["killed"] == event["pid"]
-    assert_nothing_changed(cluster, folder, undisturbed, tiny_model)
+    assert_nothing_changed(nodes, folder, undisturbed, tiny_model)
 
 
 def run_with_fault(cluster: Nodes, words: list[str], tmp_path: Path, moment: tuple, victim: str) -> tuple[dict, Path]:
@@ -103,6 +86,7 @@ def run_with_fault(cluster: Nodes, words: list[str], tmp_path: Path, moment: tup
     assert ended.returncode == 0, ended.stderr[-3000:]
     event = json.loads(log.read_text())
     assert (event["phase"], event["step"], event["rank"]) == moment
+    assert "4 nodes: storage is written and read by all" in ended.stdout
     assert "restarted on 2 workers" in ended.stdout
     return event, folder
 

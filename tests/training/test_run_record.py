@@ -11,14 +11,14 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
 from rqa_ray.training.checkpoints import write_manifest
 from rqa_ray.training.job import Job, parse_job
-from rqa_ray.training.output_folder import place_output
+from rqa_ray.training.output_folder import with_local_output
 from rqa_ray.training.run_record import RunRecord, check_output_dir, open_run
 
 CONFIG = {"model_type": "bert", "hidden_size": 32, "pad_token_id": 0}
 
 
 def job(folder: Path, *words: str) -> Job:
-    return place_output(
+    return with_local_output(
         parse_job(["--model_name_or_path", "m", "--demo_size", "9", "--output_dir", str(folder), *words])
     )
 

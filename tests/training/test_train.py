@@ -1,5 +1,7 @@
 """Whole runs on a real Ray cluster: what a user gets, and what a user is told."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -17,7 +19,8 @@ from rqa_ray.data.formats import parse_document, parse_json
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
-from rqa_ray.training.job import parse_job
+from tests.conftest import SMALL_WINDOWS, STREAMED
+from tests.conftest import train as run
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = [
@@ -34,12 +37,6 @@ OUTPUTS = [
     "train_results.json",
     "trainer_state.json",
 ]
-
-
-def run(words: list[str]) -> None:
-    from rqa_ray.training.train import train
-
-    train(parse_job(words))
 
 
 def command(words: list[str], **options) -> subprocess.CompletedProcess:
@@ -64,18 +61,15 @@ def metrics_of_predictions(folder: Path, split: str) -> dict[str, float]:
     return {f"{split}_{name}": value for name, value in retrieval_metrics(ranked, golds).items()}
 
 
-@pytest.fixture(scope="module")
-def one_worker(ray_cluster, flags, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("one-worker") / "out"
-    run([*flags, "--output_dir", str(folder)])
-    return folder
+def evaluations(folder: Path) -> dict[int, dict]:
+    """The entries of the history that have them, by step."""
+    history = read_json(folder / "trainer_state.json")["log_history"]
+    return {entry["step"]: entry for entry in history if "eval_loss" in entry}
 
 
-@pytest.fixture(scope="module")
-def two_workers(ray_cluster, flags, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("two-workers") / "out"
-    run([*flags, "--num_workers", "2", "--per_device_train_batch_size", "4", "--output_dir", str(folder)])
-    return folder
+def manifests(folder: Path) -> list[Path]:
+    """Of the stored checkpoints, by step."""
+    return sorted(folder.glob("checkpoints/*/*/manifest.json"), key=lambda path: read_json(path)["step"])
 
 
 @pytest.fixture(params=["one_worker", "two_workers"])
@@ -118,6 +112,19 @@ def test_the_state_begins_with_the_pretrained_model_and_ends_with_the_last_step(
     assert recalls[best] == max(recalls.values()) and best == min(s for s in recalls if recalls[s] == recalls[best])
 
 
+def test_the_weights_are_those_of_the_best_step_the_pretrained_ones_if_none_was_better(finished, tiny_model) -> None:
+    best = read_json(finished / "train_results.json")["best_step"]
+    [stored] = [path.parent for path in manifests(finished) if read_json(path)["step"] == best]
+    assert (finished / "model.safetensors").read_bytes() == (stored / "model/model.safetensors").read_bytes()
+    before, after = load_file(Path(tiny_model) / "model.safetensors"), load_file(finished / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in after) == (best == 0)
+
+
+def test_small_data_is_held_unless_it_is_asked_to_be_streamed(one_worker: Path, two_workers: Path) -> None:
+    modes = [read_json(folder / "all_args.json")["data_mode"] for folder in (one_worker, two_workers)]
+    assert modes == ["streaming", "resident"]
+
+
 def test_sentence_transformers_finds_the_same_passages(finished: Path, files) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = sentence_transformers.SentenceTransformer(str(finished), device="cpu")
@@ -136,41 +143,6 @@ def test_sentence_transformers_finds_the_same_passages(finished: Path, files) ->
     assert results["eval_retr/document_ndcg/ndcg10"] == pytest.approx(expected["retr/document_ndcg/ndcg10"], abs=1e-6)
 
 
-def test_a_run_that_does_not_improve_keeps_the_pretrained_weights_and_warns_once_of_a_lost_gold(
-    ray_cluster, flags, files, tiny_model, tmp_path, capsys
-) -> None:
-    documents = Path(files["full_dataset_file_path"]).read_text().splitlines(keepends=True)
-    (tmp_path / "documents.jsonl").write_text("".join(documents[:30] + documents[31:]))
-    words = ["--full_dataset_file_path", str(tmp_path / "documents.jsonl"), "--learning_rate", "0", "--max_steps", "2"]
-    run([*flags, *words, "--output_dir", str(tmp_path / "out")])
-    said = capsys.readouterr().out
-    assert "its weights are kept" in said
-    assert read_json(tmp_path / "out/train_results.json")["best_step"] == 0
-    before, after = load_file(Path(tiny_model) / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in after)
-    warnings = [line for line in said.splitlines() if "missing from the corpus" in line]
-    assert len(warnings) == 1 and "found: eval 1; the first, " in warnings[0] and warnings[0].endswith("'doc/30'")
-
-
-def test_streaming_trains_on_the_same_batches_with_one_worker_and_with_two(
-    ray_cluster, flags, tmp_path, monkeypatch, capsys
-) -> None:
-    from rqa_ray.data import streaming
-
-    for name, size in {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}.items():
-        monkeypatch.setattr(streaming, name, size)
-    losses = []
-    for workers, size in (("1", "8"), ("2", "4")):
-        folder = tmp_path / workers
-        words = ["--data_mode", "streaming", "--dropout", "0", "--num_workers", workers]
-        run([*flags, *words, "--per_device_train_batch_size", size, "--output_dir", str(folder)])
-        history = read_json(folder / "trainer_state.json")["log_history"]
-        losses.append([entry["loss"] for entry in history if "loss" in entry])
-    assert len(losses[0]) == 12 and losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert "data: train 48 questions, streamed" in capsys.readouterr().out
-    assert read_json(folder / "all_args.json")["data_mode"] == "streaming"
-
-
 @pytest.mark.slow
 def test_all_args_repeats_the_run_to_the_bit(finished: Path, tmp_path) -> None:
     run([str(finished / "all_args.json"), "--output_dir", str(tmp_path / "again")])
@@ -178,21 +150,13 @@ def test_all_args_repeats_the_run_to_the_bit(finished: Path, tmp_path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"questions": ["a"]', ":2: not JSON"),
-        ('{"questions": ["a"]}', ":2: no `gold_docs`, found keys `questions`"),
-        ('{"question": "a", "gold_docs": [{"text": 3}]}', ":2: `page_content` has to be a string"),
-    ],
-)
-def test_a_bad_line_is_named_by_file_and_line(ray_cluster, flags, files, tmp_path, content, said) -> None:
+def test_a_bad_line_is_named_by_file_and_line(ray_cluster, flags, files, tmp_path) -> None:
     good = Path(files["train_file"]).read_text().splitlines()
-    (tmp_path / "bad.jsonl").write_text("\n".join([good[0], content, good[1]]))
+    (tmp_path / "bad.jsonl").write_text("\n".join([good[0], '{"questions": ["a"]}', good[1]]))
     with pytest.raises(InputError) as error:
         run([*flags, "--train_file", str(tmp_path / "bad.jsonl"), "--output_dir", str(tmp_path / "out")])
-    assert f"{tmp_path}/bad.jsonl{said}" in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert f"{tmp_path}/bad.jsonl:2: no `gold_docs`, found keys `questions`" in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_an_empty_file_is_refused(ray_cluster, flags, tmp_path) -> None:
@@ -215,20 +179,10 @@ def test_a_folder_in_use_is_refused(ray_cluster, flags, tmp_path) -> None:
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--train_file", "nowhere.jsonl"], "--train_file nowhere.jsonl: no such file"),
-        (["--metric_for_best_model", "recall5"], "--metric_for_best_model recall5: no such metric"),
-        (["--temprature", "1"], "--temprature: unknown argument; did you mean --temperature?"),
-        (["--model_name_or_path", "{tmp_path}"], "not a model folder"),
-    ],
-)
-def test_wrong_arguments_are_one_line_and_exit_code_2_before_ray_starts(flags, tmp_path, words, said) -> None:
-    words = [word.format(tmp_path=tmp_path) for word in words]
-    ended = command([*flags, "--output_dir", str(tmp_path / "out"), *words])
+def test_wrong_arguments_are_one_line_and_exit_code_2_before_ray_starts(flags, tmp_path) -> None:
+    ended = command([*flags, "--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(tmp_path)])
     assert ended.returncode == 2 and ended.stdout == ""
-    assert said in ended.stderr and ended.stderr.count("\n") == 1
+    assert "not a model folder" in ended.stderr and ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -242,7 +196,7 @@ def stored_steps(folder: Path) -> list[int]:
 
 def kill_when(words: list[str], folder: Path, is_time) -> None:
     """Starts a run of its own and kills all of it, Ray included, at a moment."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "jobs/train.py"), *words], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", STREAMING_JOB, str(ROOT), *words], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
         while not is_time():
@@ -264,6 +218,16 @@ def kill_tree(pid: int) -> None:
             pass
 
 
+# Small windows, so that there are several; everything else is the job.
+STREAMING_JOB = f"""
+import runpy, sys
+root = sys.argv[1]
+sys.path.insert(0, root)
+from rqa_ray.data import streaming
+vars(streaming).update({SMALL_WINDOWS})
+sys.argv = [root + "/jobs/train.py", *sys.argv[2:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 MOMENTS = {
     "before the first checkpoint": lambda folder, scratch: (folder / "run.json").exists(),
     "in the middle of the second epoch": lambda folder, scratch: 8 in stored_steps(folder),
@@ -271,39 +235,81 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param("before the first checkpoint", marks=pytest.mark.slow),
-        "in the middle of the second epoch",
-        pytest.param("between evaluation and save", marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_run_ends_with_the_same_weights(flags, one_worker, tmp_path, moment, monkeypatch) -> None:
-    folder, scratch = tmp_path / "out", tmp_path / "scratch"
+def killed_and_resumed(flags, folder: Path, scratch: Path, moment: str, *resumed_with: str) -> None:
+    """The run of `one_worker`, killed at a moment and gone on with."""
+    words = [*flags, *STREAMED, "--output_dir", str(folder)]
     scratch.mkdir()
-    monkeypatch.setenv("TMPDIR", str(scratch))  # where a worker writes a checkpoint before Ray stores it
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need a short path
-    words = [*flags, "--output_dir", str(folder)]
-    kill_when(words, folder, lambda: MOMENTS[moment](folder, scratch))
-    assert not (folder / "model.safetensors").exists()
-    run([*words, "--resume_from_checkpoint", "true"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))  # where a worker writes a checkpoint before Ray stores it
+        patch.setenv("RAY_TMPDIR", "/tmp")  # Ray's sockets need a short path
+        kill_when(words, folder, lambda: MOMENTS[moment](folder, scratch))
+        assert not (folder / "model.safetensors").exists()
+        from rqa_ray.data import streaming
+
+        for name, size in SMALL_WINDOWS.items():
+            patch.setattr(streaming, name, size)
+        run([*words, "--resume_from_checkpoint", "true", *resumed_with])
+
+
+def assert_the_same_weights(folder: Path, expected: Path) -> None:
+    """Of the best model and of the last step."""
     steps = [entry["step"] for entry in read_json(folder / "trainer_state.json")["log_history"] if "loss" in entry]
     assert steps == list(range(1, 13))
-    before, after = load_file(one_worker / "model.safetensors"), load_file(folder / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    last = [
-        sorted(output.glob("checkpoints/*/*/manifest.json"), key=lambda path: read_json(path)["step"])[-1].parent
-        for output in (one_worker, folder)
-    ]
-    final = [load_file(checkpoint / "model/model.safetensors") for checkpoint in last]
-    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
+    for path in ("model.safetensors", manifests(folder)[-1].parent / "model/model.safetensors"):
+        other = manifests(expected)[-1].parent / "model/model.safetensors" if isinstance(path, Path) else path
+        before, after = load_file(expected / other), load_file(folder / path)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def resumed(one_worker, flags, tmp_path_factory) -> tuple[Path, str]:
+    """Output folder of a run that was killed in the second epoch, and what was said when it went on, evaluated beside
+    training."""
+    folder, said = tmp_path_factory.mktemp("resumed"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        moment = "in the middle of the second epoch"
+        killed_and_resumed(flags, folder / "out", folder / "scratch", moment, "--async_eval")
+    return folder / "out", said.getvalue()
+
+
+def test_a_killed_run_ends_with_the_same_weights(resumed, one_worker) -> None:
+    assert_the_same_weights(resumed[0], one_worker)
+
+
+def test_evaluations_beside_training_are_those_of_the_loop(resumed, one_worker) -> None:
+    folder, said = resumed
+    assert "evaluating beside training, with 1 CPU; step 0 is evaluated before" in said
+    assert "evaluated step 12 beside training: recall4 0." in said
+    expected, found = evaluations(one_worker), evaluations(folder)
+    assert list(expected) == list(found) == [0, 4, 8, 12]
+    for step, entry in expected.items():
+        metrics = {name: value for name, value in entry.items() if name.startswith("eval_") and "latency" not in name}
+        assert {name: found[step][name] for name in metrics} == pytest.approx(metrics, abs=1e-5)
+
+
+def test_the_best_model_and_its_predictions_are_those_of_the_loop(resumed, one_worker) -> None:
+    for split in ("eval", "test"):
+        first, second = (read_json(folder / f"{split}_results.json") for folder in (one_worker, resumed[0]))
+        assert first["step"] == second["step"] and first["intervals_95"] == second["intervals_95"]
+        ranked = [
+            [[document["metadata"] for document in line["retrieved_docs"]] for line in predictions(folder, split)]
+            for folder in (one_worker, resumed[0])
+        ]
+        assert ranked[0] == ranked[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "between evaluation and save"])
+def test_a_run_killed_at_another_moment_ends_with_the_same_weights(flags, one_worker, tmp_path, moment) -> None:
+    killed_and_resumed(flags, tmp_path / "out", tmp_path / "scratch", moment)
+    assert_the_same_weights(tmp_path / "out", one_worker)
 
 
 @pytest.mark.slow
 def test_an_evaluation_that_a_stop_put_off_is_made_when_the_run_goes_on(
     ray_cluster, flags, one_worker, tmp_path, monkeypatch
 ) -> None:
+    from rqa_ray.data import streaming
     from rqa_ray.training import train as run_module
 
     def stopped_at_step_8(config):
@@ -313,18 +319,19 @@ def test_an_evaluation_that_a_stop_put_off_is_made_when_the_run_goes_on(
         ReportCallback.is_stop_asked = lambda self: self.trainer.state.global_step == 8
         return train_worker(config)
 
-    def evaluations(folder: Path) -> dict[int, float]:
-        history = read_json(folder / "trainer_state.json")["log_history"]
-        return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-
     folder = tmp_path / "out"
-    words = [*flags, "--output_dir", str(folder)]
+    words = [*flags, *STREAMED, "--output_dir", str(folder)]
+    for name, size in SMALL_WINDOWS.items():
+        monkeypatch.setattr(streaming, name, size)
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "train_worker", stopped_at_step_8)
         run(words)
     assert max(stored_steps(folder)) == 8 and 8 not in evaluations(folder)
     run([*words, "--resume_from_checkpoint", "true"])
-    assert evaluations(folder) == pytest.approx(evaluations(one_worker))
+    found, expected = (
+        {step: entry["eval_loss"] for step, entry in evaluations(output).items()} for output in (folder, one_worker)
+    )
+    assert found == pytest.approx(expected)
     before, after = load_file(one_worker / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -60,7 +60,7 @@ def test_the_share_of_the_time_that_steps_wait_for_their_batches_is_logged(tmp_p
     assert share(train(tmp_path, max_steps=3)) < 0.4  # of steps of milliseconds, on a machine that may be busy
     slow = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), max_steps=3)
     make = slow.batches.make
-    monkeypatch.setattr(slow.batches, "make", lambda number: time.sleep(2) or make(number))
+    monkeypatch.setattr(slow.batches, "make", lambda number: time.sleep(0.5) or make(number))
     slow.train()
     assert share(slow) > 0.5
 
@@ -76,7 +76,7 @@ def test_the_share_of_the_time_that_steps_wait_for_their_batches_is_logged(tmp_p
 def test_a_compiled_encoder_makes_the_same_steps_cached_or_not(tmp_path, backend, dropout) -> None:
     def gradients(compiled: bool, cached: bool) -> list[torch.Tensor]:
         recorder = Recorder()
-        trainer = make_trainer(str(tmp_path), 0.25, cached, 0, 1, recorder, max_steps=2)
+        trainer = make_trainer(str(tmp_path), 0.25, cached, 0, 1, recorder, max_steps=1)
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = dropout

@@ -110,20 +110,24 @@ def test_its_config_reaches_the_same_with_jobs_train(searched, files, tmp_path):
     assert read_json(searched / "best_config.json")["output_dir"] == f"{searched}-best"
 
 
-def test_a_search_that_has_ended_can_be_asked_again(searched, flags, files, capsys):
+def test_a_search_that_has_ended_can_be_asked_again_and_a_copy_of_it_leaves_it_alone(
+    searched, flags, files, capsys, tmp_path
+):
     words = [
         *flags,
         *(word for name in files for word in (f"--{name}", str(searched.parent / Path(files[name]).name))),
     ]
     for path in files.values():
         shutil.copy(path, searched.parent)
-    before = (searched / "trials.csv").read_bytes()
-    words += ["--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(searched)]
+    copy = Path(shutil.copytree(searched, tmp_path / "copy"))
+    before = {path: path.stat().st_mtime_ns for path in [searched, *searched.rglob("*")]}
+    words += ["--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(copy)]
     with pytest.raises(InputError, match="is not empty; choose another, or go on with its run by --resume"):
         run(words)
     run([*words, "--resume"])
-    assert (searched / "trials.csv").read_bytes() == before
+    assert (copy / "trials.csv").read_bytes() == (searched / "trials.csv").read_bytes()
     assert "evaluating" not in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in [searched, *searched.rglob("*")]}
     with pytest.raises(InputError, match="changed: num_samples 10 -> 20"):
         run([*words, "--resume", "--num_samples", "20"])
 
@@ -159,14 +163,18 @@ def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags
     assert left == []
 
 
-def test_a_trial_that_is_killed_is_tried_again_and_then_marked_and_the_search_goes_on(ray_cluster, flags, tmp_path):
+def test_optuna_searches_on_when_a_trial_is_killed_twice_and_a_model_choice_is_searched_too(
+    ray_cluster, flags, tmp_path
+):
+    pytest.importorskip("optuna")
     folder, killed = tmp_path / "out", []
 
     def kill_first_trial_twice() -> None:
+        trial = "*"
         for attempt in range(2):
-            pattern = f"checkpoints/*/*_00000.{attempt}/checkpoint-*/manifest.json"
-            while not list(folder.glob(pattern)):
+            while not (found := trials_with_checkpoints(folder, f"{trial}.{attempt}")):
                 time.sleep(0.05)
+            trial = found[0]
             processes = [one for one in psutil.process_iter(["cmdline"]) if "ImplicitFunc" in str(one.info["cmdline"])]
             newest = max(processes, key=lambda one: one.create_time())
             newest.kill()
@@ -174,12 +182,24 @@ def test_a_trial_that_is_killed_is_tried_again_and_then_marked_and_the_search_go
 
     thread = threading.Thread(target=kill_first_trial_twice, daemon=True)
     thread.start()
-    words = ["--max_steps", "400", "--eval_steps", "0.05", "--logging_steps", "100", "--tune_learning_rate"]
-    run([*flags, *words, "0", "1e-4", "1e-3", "--output_dir", str(folder), "--scheduler", "none"])
+    words = list(flags)
+    test_file = words.index("--test_file")
+    del words[test_file : test_file + 2]
+    words += ["--search_alg", "optuna", "--num_samples", "3", "--scheduler", "none", "--tune_batch_size", "4", "8"]
+    words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=mean,cls", "--tune_learning_rate", "1e-5", "1e-3"]
+    run([*words, "--max_steps", "200", "--eval_steps", "0.1", "--logging_steps", "100", "--output_dir", str(folder)])
     rows = rows_of(folder)
     assert len(killed) == 2 and [row["state"] for row in rows] == ["failed", "finished", "finished"]
     assert rows[0]["problem"]
     assert (folder / "model.safetensors").is_file()
+    pretrained = {path.name for path in folder.glob("checkpoints/*/pretrained*")}
+    assert pretrained == {"pretrained-mean.0", "pretrained-cls.0"}
+
+
+def trials_with_checkpoints(folder: Path, attempt: str) -> list[str]:
+    found = folder.glob(f"checkpoints/*/{attempt}/checkpoint-*/manifest.json")
+    names = {path.parents[1].name.rpartition(".")[0] for path in found}
+    return [name for name in names if not name.startswith("pretrained")]
 
 
 @pytest.mark.slow
@@ -206,19 +226,6 @@ def test_a_killed_search_goes_on_where_it_was(flags, tmp_path):
     assert [row["state"] for row in rows] == ["finished"] * 4
     assert [row for row in rows if row["name"] in {one["name"] for one in before}] == before
     assert before and files == {path: path.stat().st_mtime for path in files}, "a finished trial has run again"
-
-
-def test_optuna_proposes_points_and_a_model_choice_is_searched(ray_cluster, flags, tmp_path):
-    pytest.importorskip("optuna")
-    words = ["--search_alg", "optuna", "--num_samples", "3", "--tune_batch_size", "4", "8"]
-    words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=mean,cls", "--tune_learning_rate", "1e-5", "1e-3"]
-    run([*flags, *words, "--output_dir", str(tmp_path / "out")])
-    rows = rows_of(tmp_path / "out")
-    assert len(rows) == 3 and all(row["state"] in ("finished", "stopped early") for row in rows)
-    assert {path.name for path in tmp_path.glob("out/checkpoints/*/pretrained*")} == {
-        "pretrained-mean.0",
-        "pretrained-cls.0",
-    }
 
 
 def test_what_can_never_be_placed_is_refused(ray_cluster, flags, tmp_path):

@@ -1,0 +1,19 @@
+"""What Ray Train runs on its workers. Its controller loads these functions too: what they import, it need not."""
+
+from __future__ import annotations
+
+from rqa_ray.training.spec import WorkerResult, WorkerSpec
+
+
+def train_worker(spec: WorkerSpec) -> WorkerResult:
+    """Trains on this rank."""
+    from rqa_ray.training.worker import train_worker
+
+    return train_worker(spec)
+
+
+def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
+    """Evaluates on this rank."""
+    from rqa_ray.training.evaluation_worker import evaluate_worker
+
+    return evaluate_worker(spec)
