@@ -3,16 +3,15 @@
 import sys
 
 from rqa_ray.command_line import user_errors
+from rqa_ray.tuning.options import parse_search
 
 
 def main() -> None:
     with user_errors():
-        from rqa_ray.tuning.options import parse_search
+        search = parse_search(sys.argv[1:])
+        from rqa_ray.tuning.tune import tune  # Ray is imported after the arguments are known to be right
 
-        asked = parse_search(sys.argv[1:])
-        from rqa_ray.tuning.tune import search  # Ray is imported after the arguments are known to be right
-
-        search(asked)
+        tune(search)
 
 
 if __name__ == "__main__":

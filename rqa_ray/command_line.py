@@ -1,41 +1,114 @@
-"""Words of a command line, or a JSON config; every mistake in them is one line."""
+"""Settings from the words of a command line, a JSON config, or keyword arguments; a mistake in them is one line."""
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import difflib
+import glob
 import json
+import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
 from rqa_ray.errors import InputError
+from rqa_ray.fields import OWN_METADATA, Check
 from rqa_ray.places import NO_SPACE, open_file
 
+Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
+T = TypeVar("T")
+
 USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
+TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # as HfArgumentParser has them
 
 
 class Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line."""
+    """The flags of some settings classes; errors are one line."""
+
+    def __init__(self, program: str, *kinds: type) -> None:
+        super().__init__(kinds, allow_abbrev=False, prog=program, usage=f"{program} {USAGE}")
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        """As transformers adds a flag, from a field that `setting` made."""
+        plain: Any = copy.copy(field)
+        plain.metadata = {name: value for name, value in field.metadata.items() if name not in OWN_METADATA}
+        aliases = [f"--{name}" for name in field.metadata.get("more_names", ()) if name != field.name]
+        plain.metadata["aliases"] = [*field.metadata.get("aliases", ()), *aliases]
+        plain.metadata["aliases"] += [alias.replace("_", "-") for alias in aliases if "_" in alias]
+        HfArgumentParser._parse_dataclass_field(parser, plain)
+        if field.metadata.get("may_be_empty"):
+            parser._option_string_actions[f"--{field.name}"].nargs = "*"
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise InputError(f"{message} (-h lists all arguments)")
 
+    def read(self, words: list[str]) -> dict[str, Any]:
+        """Values by name; `~` is expanded in those that are paths.
 
-def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]:
-    """Words of a command line, a JSON config in first place replaced by the flags that it stands for.
+        Raises:
+            InputError: an unknown flag, a missing one, or a value of another kind.
+        """
+        namespace, unknown = self.parse_known_args(words)
+        if unknown:
+            raise InputError(self._unknown(unknown[0]))
+        values = vars(namespace)
+        for item in (item for kind in self.dataclass_types for item in dataclasses.fields(kind)):
+            if item.metadata.get("is_path"):
+                values[item.name] = _expand_home(values[item.name])
+        return values
 
-    `switches` are names of flags that take no value.
+    def _unknown(self, word: str) -> str:
+        name = word.split("=")[0]
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"{name}: unknown argument" + (f"; did you mean {close[0]}?" if close else " (-h lists all arguments)")
+
+
+def parse(kind: type[T], program: str, given: Given, free_word: str | None = None) -> T:
+    """The settings of a job. `free_word` names the setting that a word without a flag stands for.
 
     Raises:
-        InputError: the first word is neither a flag nor a config.
+        InputError: unknown or missing names, values that cannot work.
     """
+    parser, words = Parser(program, kind), as_words(given, has_free_word=free_word is not None)
+    if free_word and not isinstance(given, Mapping) and not any(word.startswith(f"--{free_word}") for word in words):
+        words = _name_free_word(words, parser, free_word)
+    values = parser.read(words)
+    check_values(kind, values)
+    return kind(**values)
+
+
+def check_values(kind: Any, values: Mapping[str, Any], more: Mapping[str, Check] | None = None) -> None:
+    """Raises InputError for the first value that its setting in a dataclass, or in `more`, does not take."""
+    checks = {item.name: item.metadata.get("check") for item in dataclasses.fields(kind)} | dict(more or {})
+    for name, check in checks.items():
+        value = values.get(name)
+        for part in value if isinstance(value, list) else [value]:
+            if check and part is not None and not check.holds(part):
+                shown = f"{part:g}" if isinstance(part, float) else part
+                raise InputError(f"--{name} {shown}: has to be {check.wanted}")
+
+
+def as_words(given: Given, has_free_word: bool = False) -> list[str]:
+    """Words of a command line: a JSON config in first place, or keyword arguments, become the flags they stand for.
+
+    Raises:
+        InputError: the first word is neither a flag nor a config, and no free word.
+    """
+    if isinstance(given, Mapping):
+        return _flags(given)
+    words = list(given)
     if not words or words[0].startswith("-"):
         return words
-    path, rest = words[0], words[1:]
+    path, rest = os.path.expanduser(words[0]), words[1:]
     if not path.endswith(".json"):
+        if has_free_word:
+            return words
         raise InputError(f"{path}: not an argument; the first word is a .json config or a --flag")
     try:
         with open_file(path) if "://" in path else open(path, "rb") as file:
@@ -46,29 +119,72 @@ def expand_config(words: list[str], switches: Collection[str] = ()) -> list[str]
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: has to be an object of argument names and values")
-    expanded = []
+    return _flags(config) + rest
+
+
+def _flags(config: Mapping[str, Any]) -> list[str]:
+    words = []
     for name, value in config.items():
         if value is None:
             continue
-        if isinstance(value, list):
-            expanded += [f"--{name}", *map(str, value)]
-        elif value is True and name in switches:
-            expanded.append(f"--{name}")
+        if isinstance(value, (list, tuple)):
+            words += [f"--{name}", *map(str, value)]
         else:  # one word, so that a value may begin with a dash
-            expanded.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
-    return expanded + rest
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
+    return words
 
 
-def unknown_argument(word: str, parser: argparse.ArgumentParser) -> str:
-    name = word.split("=")[0]
-    known = [option for action in parser._actions for option in action.option_strings]
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{name}: unknown argument" + (f"; did you mean {close[0]}?" if close else " (-h lists all arguments)")
+def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
+    """Puts `--name=` before the word that belongs to no flag: flags take what they need, and a list takes files.
+
+    Raises:
+        InputError: there are several such words.
+    """
+    named, taken, free = [], 0, ""
+    action: argparse.Action | None = None
+    for place, word in enumerate(words):
+        is_last = place == len(words) - 1
+        if word.startswith("-"):
+            action, taken = parser._option_string_actions.get(word), 0
+        elif action is not None and (
+            (action.nargs is None and not taken)
+            or (action.nargs == "?" and not taken and word.lower() in TRUTH_VALUES)
+            or (action.nargs == "+" and not (taken and is_last and not free and _is_no_file(word)))
+        ):
+            taken += 1
+        elif free:
+            raise InputError(f"{free!r} and {word!r}: two words without a flag; put the {name} in quotes")
+        else:
+            if action is not None and action.nargs == "+":
+                print(f"note: {word!r} names no file, so it is the {name}", file=sys.stderr)
+            word, free, action = f"--{name}={word}", word, None
+        named.append(word)
+    return named
+
+
+def _is_no_file(word: str) -> bool:
+    """Whether a word names no file, glob or URI, and does not look as if it should: words, no path with a suffix."""
+    path = os.path.expanduser(word)
+    if "://" in word or os.path.exists(path) or glob.glob(path, recursive=True):
+        return False
+    return any(character.isspace() for character in word) or not (os.sep in word or "." in word)
+
+
+def _expand_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [os.path.expanduser(part) for part in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 @contextmanager
 def user_errors(when_stopped: str | None = None) -> Iterator[None]:
-    """Ends a job as its user expects: one line and code 2 for an InputError; 130, and a line maybe, for Ctrl-C."""
+    """Ends a job as its user expects: one line and code 2 for an InputError; 130, and a line maybe, for Ctrl-C.
+
+    What the terminal's encoding lacks is printed as `?`.
+    """
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         yield
     except InputError as error:

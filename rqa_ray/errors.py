@@ -1,5 +1,7 @@
 """The one exception for what the user can mend."""
 
+import importlib.util
+
 
 class InputError(ValueError):
     """The user's input or arguments are wrong. The message is one line: what is wrong, what was found, what to do.
@@ -20,3 +22,10 @@ def last_line(error: BaseException) -> str:
 
 def _lines(error: BaseException) -> list[str]:
     return str(error).strip().splitlines() or [type(error).__name__]
+
+
+def need_extra(what: str, extra: str, *modules: str) -> None:
+    """Raises InputError where a module is missing that an extra of this package installs; `what` needs it."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise InputError(f'{what}: needs {" and ".join(missing)}: pip install -e ".[{extra}]"')

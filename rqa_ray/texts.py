@@ -1,5 +1,8 @@
-"""How text is written: for Arrow and tokenizers, and values for a person."""
+"""How text is written: for Arrow and tokenizers, and values and commands for a person."""
 
+import html
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,3 +21,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def command(*words: Any) -> str:
+    """A command of Python that a shell takes as it stands: words with spaces are quoted."""
+    return shlex.join(["python", *map(str, words)])
+
+
+def html_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table that a notebook shows."""
+    lines = [(head, "th"), *((row, "td") for row in rows)]
+    cells = ["".join(f"<{tag}>{html.escape(short(cell))}</{tag}>" for cell in row) for row, tag in lines]
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"

@@ -19,6 +19,7 @@ NEED_RAY = {
     "rqa_ray.cluster.model_copies",
     "rqa_ray.cluster.probe",
     "rqa_ray.training.mailbox",
+    "rqa_ray.training.preflight",
     "rqa_ray.training.report_callback",
     "rqa_ray.training.run_record",
     "rqa_ray.training.train",

@@ -16,6 +16,7 @@ ROOMS = (
     "texts",
     "progress",
     "places",
+    "fields",
     "settings",
     "command_line",
     "cluster",

@@ -32,7 +32,7 @@ from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import Settings
+from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.plan_forward import compile_transformer, plan_forward
 from rqa_ray.training.trainer import ContrastiveTrainer
@@ -112,7 +112,7 @@ Contender = Callable[[Workload, GlobalBatches, int, Stopwatch], int]
 
 def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch) -> int:
     """This project: ContrastiveTrainer's own loop, as jobs/train.py runs it."""
-    settings = Settings(
+    settings = TrainSettings(
         temperature=TEMPERATURE,
         gradient_cache=workload.gradient_cache,  # type: ignore[arg-type]
         max_tokens_per_chunk=workload.max_tokens_per_chunk,

@@ -7,7 +7,6 @@ measurement has a process of its own; starting up (Ray, the tokenizer, the first
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
 from rqa_ray.errors import InputError
+from rqa_ray.fields import REQUIRED, at_least, setting
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.settings import BenchmarkSettings
 
 OWN = "rqa_ray, Ray Data"
 RECORDS_AT_ONCE = 256
@@ -38,38 +40,41 @@ STREAMED_WINDOWS = 6
 BATCH_SIZE = 256
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train_file", nargs="+", required=True, help="training questions")
-    parser.add_argument("--size_mb", type=int, default=500, help="of the file whose reading is timed (MB)")
-    parser.add_argument("--stream_mb", type=int, nargs="*", default=[], help="peak memory of streaming so much (MB)")
+@dataclass(kw_only=True)
+class DataBenchmark(BenchmarkSettings):
+    """What is measured of reading."""
+
+    train_file: list[str] = setting(REQUIRED, "Training questions.", is_path=True)
+    size_mb: int = setting(500, "Of the file whose reading is timed (MB).", at_least(1))
+    stream_mb: list[int] | None = setting(None, "Measure the peak memory of streaming so much (MB).", at_least(1))
 
 
-def run(args: argparse.Namespace) -> str:
-    """Measures what the arguments ask for, writes all of it, and returns a table.
+def run(settings: DataBenchmark) -> str:
+    """Measures what the settings ask for, writes all of it, and returns a table.
 
     Raises:
         InputError: a file or the model is wrong.
     """
-    folder = find_model_folder(args.model_name_or_path)
-    settings = read_settings(folder, max_seq_length=args.max_seq_length)
-    files = find_files(args.train_file, "train_file")
+    folder = find_model_folder(settings.model_name_or_path)
+    encoder = read_settings(folder, max_seq_length=settings.max_seq_length)
+    files = find_files(settings.train_file, "train_file")
     memory = {}
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
-        path = repeat(files, Path(scratch) / "train.jsonl", args.size_mb * 10**6)
+        path = repeat(files, Path(scratch) / "train.jsonl", settings.size_mb * 10**6)
         results: dict[str, list[Figures]] = {name: [] for name in CONTENDERS}
-        for number in range(args.rounds):
+        for number in range(settings.rounds):
             for name, (contender, parallelism) in CONTENDERS.items():
-                print(f"round {number + 1}/{args.rounds}: {name}", file=sys.stderr)
+                print(f"round {number + 1}/{settings.rounds}: {name}", file=sys.stderr)
                 os.environ["TOKENIZERS_PARALLELISM"] = parallelism
-                results[name].append(in_a_process(contender, path, folder, settings))
+                results[name].append(in_a_process(contender, path, folder, encoder))
         os.environ.pop("TOKENIZERS_PARALLELISM")
-        for size in args.stream_mb:
+        for size in settings.stream_mb or []:
             print(f"streaming {size} MB", file=sys.stderr)
             path = repeat(files, Path(scratch) / "train.jsonl", size * 10**6)
-            memory[size] = in_a_process(stream, path, folder, settings)
+            memory[size] = in_a_process(stream, path, folder, encoder)
     summary = summarise(results, OWN)
-    report = {"settings": vars(args), "summary": summary, "rounds": results, "streaming": memory}
-    write_json(Path(args.output), report)
+    report = {"settings": asdict(settings), "summary": summary, "rounds": results, "streaming": memory}
+    write_json(Path(settings.output), report)
     return table(summary, memory)
 
 

@@ -5,14 +5,12 @@ Each measurement has a process of its own; the contenders take turns. Ratios are
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,13 +26,15 @@ from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import question_key
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import retrieval_metrics
+from rqa_ray.fields import at_least, setting
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.settings import BenchmarkSettings
 
 QUALITY = {
     "nDCG@10": ("retr/document_ndcg/ndcg10", "cosine_ndcg@10"),
@@ -55,53 +55,62 @@ class Task:
     golds: list[list[int]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--document_path", nargs="+", help="passages; without them the search alone is measured")
-    parser.add_argument("--eval_data_path", nargs="+", help="questions")
-    parser.add_argument("--bf16", action="store_true", help="the encoders compute in bf16")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender")
-    parser.add_argument("--search_passages", type=int, default=1_000_000, help="random vectors; 0: no search")
-    parser.add_argument("--search_questions", type=int, default=1_000, help="random vectors")
-    parser.add_argument("--dimensions", type=int, default=384, help="of the random vectors")
-    parser.add_argument("--top_k", type=int, default=100, help="passages kept for each question")
-    parser.add_argument("--peer", choices=["all", "none"], default="all", help="measure the peers too")
+@dataclass(kw_only=True)
+class EvaluationBenchmark(BenchmarkSettings):
+    """What is measured of an evaluation and of the search in it."""
+
+    document_path: list[str] | None = setting(
+        None, "Passages; without them the search alone is measured.", is_path=True
+    )
+    eval_data_path: list[str] | None = setting(None, "Questions.", is_path=True)
+    bf16: bool = setting(False, "The encoders compute in bf16.")
+    threads: int = setting(os.cpu_count(), "CPU threads of a contender.", at_least(1))
+    search_passages: int = setting(1_000_000, "Random vectors; 0: no search.", at_least(0))
+    search_questions: int = setting(1_000, "Random vectors.", at_least(1))
+    dimensions: int = setting(384, "Of the random vectors.", at_least(1))
+    top_k: int = setting(100, "Passages kept for each question.", at_least(1))
+    peer: Literal["all", "none"] = setting("all", "Measure the peers too.")
 
 
-def run(args: argparse.Namespace) -> str:
-    """Measures what the arguments ask for, writes all of it, and returns tables.
+def run(settings: EvaluationBenchmark) -> str:
+    """Measures what the settings ask for, writes all of it, and returns tables.
 
     Raises:
         InputError: a file or the model is wrong, or a peer is not installed.
     """
-    missing = [name for name in ("sentence_transformers", "faiss") if importlib.util.find_spec(name) is None]
-    if args.peer == "all" and missing:
-        raise InputError(f"--peer: needs {' and '.join(missing)}; pip install -e '.[test]', or --peer none")
+    if settings.peer == "all":
+        need_extra("--peer all", "test", "sentence_transformers", "faiss")
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
     tables: list[str] = []
     results: dict[str, list[Figures]] = {}
     summaries: dict[str, Figures] = {}
-    if args.document_path:
-        task = read_task(args)
-        peak = in_a_process(matmul_peak, torch.device("cpu"), args.bf16, args.threads)
+    if settings.document_path:
+        task = read_task(settings)
+        peak = in_a_process(matmul_peak, torch.device("cpu"), settings.bf16, settings.threads)
         entries: dict[str, Callable[[Any], Figures]] = {OWN: evaluate_own}
-        if args.peer == "all":
+        if settings.peer == "all":
             entries["sentence-transformers"] = evaluate_peer
-        results |= in_turn(entries, task, args.rounds)
+        results |= in_turn(entries, task, settings.rounds)
         summary = summarise({name: results[name] for name in entries}, OWN)
         summaries |= summary
         tables.append(evaluation_table(summary, peak))
-    if args.search_passages:
+    if settings.search_passages:
         with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
             search = Search(
-                args.search_passages, args.search_questions, args.dimensions, args.top_k, args.threads, scratch
+                settings.search_passages,
+                settings.search_questions,
+                settings.dimensions,
+                settings.top_k,
+                settings.threads,
+                scratch,
             )
             save(search)
-            found = in_turn(searches(args.peer == "all"), search, args.rounds)
+            found = in_turn(searches(settings.peer == "all"), search, settings.rounds)
         results |= found
         summary = summarise(found, OWN_SEARCH)
         summaries |= summary
         tables.append(search_table(summary))
-    write_report(args.output, vars(args), results, summaries)
+    write_report(settings.output, asdict(settings), results, summaries)
     return "\n\n".join(tables)
 
 
@@ -116,26 +125,26 @@ def in_turn(entries: dict[str, Callable[[Any], Figures]], subject: Any, rounds: 
     return results
 
 
-def read_task(args: argparse.Namespace) -> Task:
+def read_task(settings: EvaluationBenchmark) -> Task:
     """The texts of the files.
 
     Raises:
         InputError: a bad record, or no questions.
     """
-    if not args.eval_data_path:
+    if not settings.eval_data_path:
         raise InputError("--eval_data_path is missing")
-    documents = read_distinct(find_files(args.document_path, "document_path"))
+    documents = read_distinct(find_files(settings.document_path or [], "document_path"))
     passages = {document.passage_id: document.fmt_content for document in documents}
     questions: list[str] = []
     by_wording: dict[int, dict[int, None]] = {}
-    for record in good_records(find_files(args.eval_data_path, "eval_data_path"), "questions"):
+    for record in good_records(find_files(settings.eval_data_path, "eval_data_path"), "questions"):
         questions += record.questions
         for question in record.questions:
             golds = by_wording.setdefault(question_key(question), {})
             golds |= {gold.passage_id: None for gold in record.gold_docs}
     golds_of = [list(by_wording[question_key(question)]) for question in questions]
-    folder = find_model_folder(args.model_name_or_path)
-    return Task(folder, args.max_seq_length, args.bf16, args.threads, passages, questions, golds_of)
+    folder = find_model_folder(settings.model_name_or_path)
+    return Task(folder, settings.max_seq_length, settings.bf16, settings.threads, passages, questions, golds_of)
 
 
 def evaluate_own(task: Task) -> Figures:

@@ -6,17 +6,16 @@ else runs on the machine disturbs all of them alike. Ratios are medians of the r
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,59 +26,59 @@ from rqa_ray.benchmarks.measure import matmul_peak, measure
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, need_extra
+from rqa_ray.fields import REQUIRED, Check, at_least, setting
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.settings import BenchmarkSettings
 
-WORKLOAD_ARGUMENTS = (
-    "train_file",
-    "model_name_or_path",
-    "max_seq_length",
-    "batch_size",
-    "dropout",
-    "bf16",
-    "gradient_cache",
-    "max_tokens_per_chunk",
-    "torch_compile",
-)
+PEERS = ("sentence-transformers", "cached", "LocalRQA")  # as `contenders.peers` names them
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train_file", nargs="+", required=True, help="training questions")
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs in a batch")
-    parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")
-    parser.add_argument("--dropout", type=float, default=0.1, help="of all contenders (probability)")
-    parser.add_argument("--bf16", action="store_true", help="mixed precision, of all contenders")
-    parser.add_argument("--gradient_cache", choices=["auto", "true", "false"], default="auto", help="of this project")
-    parser.add_argument("--max_tokens_per_chunk", type=int, help="of this project; default: as jobs/train.py")
-    parser.add_argument("--torch_compile", action="store_true", help="of this project")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of a contender or worker")
-    parser.add_argument("--through_ray", type=int, nargs="*", default=[], help="measure so many Ray workers too")
-    parser.add_argument(
-        "--peer",
-        choices=["all", "none", "sentence-transformers", "cached", "LocalRQA"],
-        nargs="+",
-        default=["all"],
-        help="measure these peers too (cached: sentence-transformers' loss with gradient caching)",
+@dataclass(kw_only=True)
+class TrainBenchmark(BenchmarkSettings):
+    """What is measured of a training step."""
+
+    train_file: list[str] = setting(REQUIRED, "Training questions.", is_path=True)
+    batch_size: int = setting(64, "Pairs in a batch.", at_least(2))
+    steps: int = setting(1, "Steps of a contender in a round.", at_least(1))
+    dropout: float = setting(0.1, "Of all contenders (probability).")
+    bf16: bool = setting(False, "Mixed precision, of all contenders.")
+    gradient_cache: Literal["auto", "true", "false"] = setting("auto", "Of this project.")
+    max_tokens_per_chunk: int | None = setting(None, "Of this project. Default: as jobs/train.py.", at_least(1))
+    torch_compile: bool = setting(False, "Of this project.")
+    threads: int = setting(os.cpu_count(), "CPU threads of a contender or worker.", at_least(1))
+    through_ray: list[int] | None = setting(None, "Measure so many Ray workers too.", at_least(1))
+    peer: list[str] | None = setting(
+        None,
+        f"Measure these peers too: none, or some of {', '.join(PEERS)} (cached: sentence-transformers' loss with "
+        "gradient caching). Default: all of them.",
+        Check(lambda name: name in ("none", *PEERS), f"none, or one of {', '.join(PEERS)}"),
     )
 
+    def workload(self) -> dict[str, Any]:
+        """The arguments of `read_workload`."""
+        others = ("output", "rounds", "steps", "threads", "through_ray", "peer")
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
-def run(args: argparse.Namespace) -> str:
-    """Measures what the arguments ask for, writes all of it, and returns a table.
+
+def run(settings: TrainBenchmark) -> str:
+    """Measures what the settings ask for, writes all of it, and returns a table.
 
     Raises:
         InputError: the file or model is wrong, or a peer is not installed.
     """
-    needs_them = {"all", "sentence-transformers", "cached"} & set(args.peer)
-    if needs_them and importlib.util.find_spec("sentence_transformers") is None:
-        raise InputError("--peer: needs sentence-transformers; pip install -e '.[test]', or --peer none")
-    settings = vars(args)
-    workload = read_workload(**{name: settings[name] for name in WORKLOAD_ARGUMENTS})
-    results = measure_all(workload, args.rounds, args.steps, args.threads, args.peer, args.through_ray)
+    peers = [*PEERS] if settings.peer is None else settings.peer
+    if {"sentence-transformers", "cached"} & set(peers):
+        need_extra("--peer, but none,", "test", "sentence_transformers")
+    workload = read_workload(**settings.workload())
+    results = measure_all(
+        workload, settings.rounds, settings.steps, settings.threads, peers, settings.through_ray or []
+    )
     summary = summarise(results, OWN)
-    write_report(args.output, settings, results, summary)
+    write_report(settings.output, asdict(settings), results, summary)
     return table(summary)
 
 
@@ -118,12 +117,12 @@ def measure_all(
 ) -> dict[str, list[Figures]]:
     """Measures the contenders in turn; returns every round's figures by contender.
 
-    `peers` are names in `contenders.peers`, or `all`; `through_ray` are the numbers of Ray workers.
+    `peers` are names in `contenders.peers`; `through_ray` are the numbers of Ray workers.
     """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
     of_peers: dict[str, Contender] = {}
     for name, contenders_of_peer in contenders.peers(workload.device).items():
-        of_peers |= contenders_of_peer if {"all", name} & set(peers) else {}
+        of_peers |= contenders_of_peer if name in peers else {}
     entries: dict[str, Callable[..., Figures]] = {
         name: partial(measure, contender=contender)
         for name, contender in ({OWN: contenders.own} | contenders.limits() | of_peers).items()

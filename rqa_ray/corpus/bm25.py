@@ -8,20 +8,12 @@ q questions of a slice, P passages, D dimensions.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from rqa_ray.corpus.topk import RunningTopK, question_slices
-from rqa_ray.errors import InputError
-
-
-def check_bm25() -> None:
-    """Raises InputError where bm25s is not installed."""
-    if importlib.util.find_spec("bm25s") is None:
-        raise InputError('bm25 and hybrid need bm25s; pip install "rqa_ray[bm25]"')
 
 
 class Bm25:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +13,14 @@ import pyarrow as pa
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import WorkerPlan, plan_workers
 from rqa_ray.corpus.encode import encode_corpus, plan_corpus
-from rqa_ray.corpus.options import Model
+from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import EmbeddingFolder, fingerprint
-from rqa_ray.errors import InputError
+from rqa_ray.data.records import find_inputs
+from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import file_state, refuse_temporary
 from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.settings import EmbedSettings
 
 INDEX_FILE = "index.faiss"
 IDENTITY = {
@@ -45,7 +45,7 @@ def manifest_of(model: Model, files: list[str], plan: CorpusPlan, precision: str
     }
 
 
-def embed(
+def encode_missing(
     folder: EmbeddingFolder,
     manifest: dict[str, Any],
     model: Model,
@@ -107,8 +107,7 @@ class _Meter:
 
 def check_index(location: str) -> None:
     """Raises InputError where no index could be written."""
-    if importlib.util.find_spec("faiss") is None:
-        raise InputError('--index: needs faiss; pip install "rqa_ray[index]"')
+    need_extra("--index", "index", "faiss")
     if "://" in location:
         raise InputError(f"--index: cannot be written to {location}; embed to a folder")
 
@@ -130,20 +129,24 @@ def write_index(folder: EmbeddingFolder) -> str:
     return path
 
 
-def run(args: argparse.Namespace, model: Model, files: list[str]) -> None:
-    """What jobs/embed.py does with its flags."""
-    refuse_temporary(args.output_dir)
-    if args.index:
-        check_index(args.output_dir)
+def embed(settings: EmbedSettings) -> list[str]:
+    """Embeds a corpus; returns what was written, for a person.
+
+    Raises:
+        InputError: what the user gave is wrong; nothing was written.
+    """
+    refuse_temporary(settings.output_dir)
+    if settings.index:
+        check_index(settings.output_dir)
+    files = find_inputs({"corpus": ("document_path", settings.document_path)}, skip_bad=False)["corpus"]
+    model = find_model(settings)
     cluster = connect()
-    workers = plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
+    workers = plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(files)
     print(plan.describe())
-    folder = EmbeddingFolder(args.output_dir)
-    manifest = manifest_of(model, files, plan, args.precision, args.bf16)
-    embed(folder, manifest, model, plan, workers, overwrite=args.overwrite_output_dir)
-    print(f"written: {len(plan.passage_ids):,} embeddings in {folder.location}, {len(plan.shards):,} Parquet files")
-    if args.index:
-        print(f"written: {write_index(folder)}")
-    print(f'next:\n  python jobs/search.py --model {model.name} --embeddings_path {folder.location} "a question"')
+    folder = EmbeddingFolder(settings.output_dir)
+    manifest = manifest_of(model, files, plan, settings.precision, settings.bf16)
+    encode_missing(folder, manifest, model, plan, workers, overwrite=settings.overwrite_output_dir)
+    written = [f"{len(plan.passage_ids):,} embeddings in {folder.location}, {len(plan.shards):,} Parquet files"]
+    return [*written, write_index(folder)] if settings.index else written

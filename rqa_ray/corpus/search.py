@@ -1,4 +1,4 @@
-"""What jobs/search.py does: passages for a question that a person asks; one process, no Ray."""
+"""Passages for a question that a person asks; one process, no Ray."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rqa_ray.corpus.options import Model
+from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fingerprint
 from rqa_ray.corpus.topk import search_blocks
 from rqa_ray.data.distinct import read_distinct
+from rqa_ray.data.records import find_inputs
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
@@ -26,6 +27,8 @@ from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.settings import SearchSettings
+from rqa_ray.texts import html_table
 
 HELD_BYTES = 2**31  # of embeddings; more are read again for each question
 SNIPPET_CHARS = 300
@@ -37,6 +40,11 @@ class Hit:
 
     score: float
     document: Document
+
+    @property
+    def title(self) -> str:
+        metadata = self.document.metadata
+        return str(metadata.get("title") or metadata.get("source") or "passage")
 
 
 class Searcher:
@@ -117,15 +125,38 @@ class Searcher:
         return [Hit(float(score), Document(**found[place])) for score, place in zip(scores, positions, strict=True)]
 
 
+@dataclass
+class Answer:
+    """The passages that were found for a question, best first."""
+
+    question: str
+    hits: list[Hit]
+    source: str  # where they were searched
+    seconds: float
+
+    def describe(self, highlight: bool = False) -> str:
+        """Lines for a person."""
+        return f"{show(self.hits, highlight)}\n({self.seconds:.2f} s)"
+
+    def as_json(self) -> str:
+        """One line, with whole documents."""
+        retrieved = [{**vars(hit.document), "score": hit.score} for hit in self.hits]
+        return json.dumps({"question": self.question, "retrieved_docs": retrieved})
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [hit.score, hit.title, textwrap.shorten(hit.document.page_content, SNIPPET_CHARS)] for hit in self.hits
+        ]
+        return html_table(["score", "title", self.question], rows)
+
+
 def show(hits: list[Hit], highlight: bool) -> str:
     """Lines for a person: score, title and source, and how each passage begins."""
     width = min(shutil.get_terminal_size().columns, 100)
     lines = []
     for number, hit in enumerate(hits, start=1):
-        metadata = hit.document.metadata
-        source = str(metadata.get("source") or "")
-        title = str(metadata.get("title") or source or "passage")
-        title = f"\033[1m{title}\033[0m" if highlight else title
+        source = str(hit.document.metadata.get("source") or "")
+        title = f"\033[1m{hit.title}\033[0m" if highlight else hit.title
         lines.append(f"{number:2}. {hit.score:.3f}  {title}")
         lines += [f"    {source}"] if source else []
         text = textwrap.shorten(hit.document.page_content, SNIPPET_CHARS, placeholder=" ...")
@@ -133,21 +164,38 @@ def show(hits: list[Hit], highlight: bool) -> str:
     return "\n".join(lines)
 
 
-def answer(searcher: Searcher, question: str, k: int, as_json: bool) -> None:
-    """Prints the passages for one question."""
+def open_searcher(settings: SearchSettings) -> Searcher:
+    """What answers questions as the settings ask.
+
+    Raises:
+        InputError: what the user gave is wrong.
+    """
+    files = find_inputs({"corpus": ("document_path", settings.document_path)}, skip_bad=False).get("corpus")
+    return Searcher(find_model(settings), files, settings.embeddings_path, settings.bf16)
+
+
+def answer(searcher: Searcher, question: str, k: int) -> Answer:
+    """The best passages for one question."""
     started = time.perf_counter()
     hits = searcher.search(question, k)
-    if as_json:
-        retrieved = [{**vars(hit.document), "score": hit.score} for hit in hits]
-        print(json.dumps({"question": question, "retrieved_docs": retrieved}))
-    else:
-        print(show(hits, sys.stdout.isatty()))
-        print(f"({time.perf_counter() - started:.2f} s)")
+    return Answer(question, hits, searcher.source, time.perf_counter() - started)
 
 
-def prompt(searcher: Searcher, k: int) -> None:
-    """Asks for questions until there are no more."""
-    print("a question, or an empty line to end")
+def search(settings: SearchSettings) -> Answer:
+    """The best passages for `settings.question`.
+
+    Raises:
+        InputError: what the user gave is wrong.
+    """
+    if not settings.question:
+        raise InputError("--question is missing: say what is asked")
+    return answer(open_searcher(settings), settings.question, settings.top_k)
+
+
+def prompt(settings: SearchSettings) -> None:
+    """Asks for questions until there are no more, and prints the passages for each."""
+    searcher = open_searcher(settings)
+    print(f"{searcher.source}\na question, or an empty line to end")
     while True:
         try:
             question = input("> ").strip()
@@ -155,4 +203,4 @@ def prompt(searcher: Searcher, k: int) -> None:
             return
         if not question:
             return
-        answer(searcher, question, k, as_json=False)
+        print(answer(searcher, question, settings.top_k).describe(sys.stdout.isatty()))

@@ -19,14 +19,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rqa_ray.cluster.connection import connect
 from rqa_ray.data import report
 from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.readers import read_inputs
-from rqa_ray.data.records import good_records
+from rqa_ray.data.records import find_inputs, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.survey import Survey
 from rqa_ray.data.token_tables import TokenizerSpec
+from rqa_ray.errors import InputError
+from rqa_ray.places import refuse_temporary
+from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.tokenizer import check_model
+from rqa_ray.settings import INPUTS, PrepareSettings
 from rqa_ray.texts import as_utf8
 
 ROWS_PER_GROUP = 1_000
@@ -49,7 +56,29 @@ SCHEMAS = {
 }
 
 
-def prepare(inputs: dict[str, list[str]], folder: Path, spec: TokenizerSpec, skip_bad: bool) -> list[str]:
+def prepare(settings: PrepareSettings) -> list[str]:
+    """Checks the files of a training run and writes them as Parquet; returns what is to know of the data.
+
+    Tokens are counted as training on the same model with the same settings counts them.
+
+    Raises:
+        InputError: the user's input or arguments are wrong; nothing was written.
+    """
+    refuse_temporary(settings.output_dir)
+    folder = Path(settings.output_dir)
+    if folder.exists():
+        raise InputError(f"--output_dir {folder}: is there already; choose another or delete it")
+    settings.check_files()
+    skip_bad = settings.on_bad_record == "skip"
+    inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad)
+    model = find_model_folder(settings.model_name_or_path, settings.model_revision)
+    encoder = encoder_settings(model, settings)
+    check_model(model, encoder, settings.trust_remote_code)
+    print(f"Ray: {connect()}\nmodel: {settings.model_name_or_path}, {encoder.describe()}")
+    return write_prepared(inputs, folder, TokenizerSpec(model, encoder, settings.trust_remote_code), skip_bad)
+
+
+def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: TokenizerSpec, skip_bad: bool) -> list[str]:
     """Writes the inputs (names to files) to a folder, whole or not at all; returns what is to know of the data.
 
     Raises:

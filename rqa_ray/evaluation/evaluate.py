@@ -1,11 +1,10 @@
-"""What jobs/evaluate.py does: embed the corpus, rank it for each question, say how good that is; restartable."""
+"""An evaluation: embed the corpus, rank it for each question, say how good that is; restartable."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,51 @@ import torch
 
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import WorkerPlan, plan_workers
-from rqa_ray.corpus.bm25 import Bm25, Hybrid, check_bm25
-from rqa_ray.corpus.embed import embed, manifest_of
+from rqa_ray.corpus.bm25 import Bm25, Hybrid
+from rqa_ray.corpus.embed import encode_missing, manifest_of
 from rqa_ray.corpus.encode import plan_corpus, question_shards, search
-from rqa_ray.corpus.options import RETRIEVERS, Model
+from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
 from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.readers import read_inputs
+from rqa_ray.data.records import find_inputs
 from rqa_ray.data.rows import Questions
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, read_json, refuse_temporary, staged, write_json
+from rqa_ray.settings import RETRIEVERS, EvaluateSettings
+from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = "test-predictions.jsonl"
 QUESTIONS_FOLDER = "questions"  # their embeddings, for a run that goes on
 SPLIT = "test"
+INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found: metrics by retriever, the one that was asked for first; files are in output_dir."""
+
+    output_dir: str
+    num_questions: int
+    metrics: dict[str, dict[str, Any]]  # by full name, with the intervals
+    differences: list[str]  # lines: what the others gain over the first
+
+    def describe(self) -> str:
+        """Lines for a person."""
+        written = f"written: {Path(self.output_dir) / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}"
+        return "\n".join(["", *table(self.metrics, self.num_questions), *self.differences, written])
+
+    def _repr_html_(self) -> str:
+        names = {name: f"{SPLIT}_{metric}" for name, metric in LABELS.items()}
+        rows = [[name, *(scores[metric] for metric in names.values())] for name, scores in self.metrics.items()]
+        return html_table([f"{self.num_questions:,} questions", *names], rows) + f"<p>{self.output_dir}</p>"
 
 
 @dataclass
@@ -54,24 +77,28 @@ class Result:
         return {**named, **({} if self.weight is None else {"weight": self.weight}), INTERVALS: around}
 
 
-def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) -> None:
-    """Evaluates; `inputs` are the files of `corpus`, `test`, and maybe `weight`.
+def evaluate(settings: EvaluateSettings) -> Evaluation:
+    """Embeds a corpus, ranks it for each question by each retriever, and writes how good that is to output_dir.
 
     Raises:
         InputError: what the user gave is wrong; nothing was written.
     """
-    refuse_temporary(args.output_dir)
-    output = Path(args.output_dir)
-    config = {name: value for name, value in vars(args).items() if value and name != "overwrite_output_dir"}
-    check_output(output, config, args.overwrite_output_dir)
+    refuse_temporary(settings.output_dir)
+    if settings.compare == []:
+        settings = replace(settings, compare=[*RETRIEVERS])
+    output = Path(settings.output_dir)
+    config = {name: value for name, value in asdict(settings).items() if value and name != "overwrite_output_dir"}
+    inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad=False)
+    model = find_model(settings)
+    check_output(output, config, settings.overwrite_output_dir)
     shared = set(inputs["test"]) & set(inputs.get("weight", []))
     if shared:
         raise InputError(f"--weight_data_path {min(shared)}: is what is scored; name other questions")
-    wanted = list(dict.fromkeys([args.retriever_type, *(args.compare or [])]))
+    wanted = list(dict.fromkeys([settings.retriever_type, *(settings.compare or [])]))
     names = [name for name in wanted if name in RETRIEVERS]
     if {"bm25", "hybrid"} & set(names):
-        check_bm25()
-    cluster, workers = connect(), plan_workers(args.num_workers, args.cpus_per_worker, args.use_cpu)
+        need_extra("bm25 and hybrid", "bm25", "bm25s")
+    cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
     blocks = read_inputs({name: inputs[name] for name in ("test", "weight") if name in inputs}, model.spec)
@@ -82,22 +109,25 @@ def run(args: argparse.Namespace, model: Model, inputs: dict[str, list[str]]) ->
     if lost:
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
     others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
-    retrievers = Retrievers(args, model, workers, inputs, plan, asked)
+    retrievers = Retrievers(settings, model, workers, inputs, plan, asked)
     if {"dense", "hybrid"} & set(names):
         retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
     results = {name: retrievers.result(name) for name in names} | others
     clusters = gold_clusters(test.gold_ids)
     scores = {name: result.metrics(clusters) for name, result in results.items()}
     with staged(output) as staging:
-        head = {"retriever": args.retriever_type, "questions": len(test.questions), "passages": len(plan.passage_ids)}
+        head = {
+            "retriever": settings.retriever_type,
+            "questions": len(test.questions),
+            "passages": len(plan.passage_ids),
+        }
         compared = {"compare": {name: scores[name] for name in wanted[1:]}} if wanted[1:] else {}
-        write_json(staging / SCORE_FILE, {**head, **scores[args.retriever_type], **compared})
+        write_json(staging / SCORE_FILE, {**head, **scores[settings.retriever_type], **compared})
         write_json(staging / ALL_ARGS_FILE, config)
-        ranking = results[args.retriever_type].ranking
+        ranking = results[settings.retriever_type].ranking
         assert ranking is not None
         write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
-    print("\n".join(["", *table(scores, len(test.questions)), *differences(results, clusters)]))
-    print(f"written: {output / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}")
+    return Evaluation(settings.output_dir, len(test.questions), scores, differences(results, clusters))
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
@@ -114,18 +144,18 @@ class Retrievers:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        settings: EvaluateSettings,
         model: Model,
         workers: WorkerPlan,
         inputs: dict[str, list[str]],
         plan: CorpusPlan,
         asked: Mapping[str, AskedQuestions],
     ) -> None:
-        self.args, self.model, self.workers = args, model, workers
+        self.settings, self.model, self.workers = settings, model, workers
         self.inputs, self.plan = inputs, plan
         self.asked = asked
-        output = Path(args.output_dir)
-        self.folder = EmbeddingFolder(args.embeddings_path or str(output / EMBEDDINGS_FOLDER))
+        output = Path(settings.output_dir)
+        self.folder = EmbeddingFolder(settings.embeddings_path or str(output / EMBEDDINGS_FOLDER))
         self.question_folder = EmbeddingFolder(str(output / QUESTIONS_FOLDER))
         self.k = min(TOP_K, len(plan.passage_ids))
         self.shards: dict[str, list[str]] = {}  # of questions, by input
@@ -134,14 +164,14 @@ class Retrievers:
     def embed(self, questions: dict[str, Questions]) -> None:
         """Encodes what is missing of the questions and of the corpus."""
         precision = (self.folder.manifest() or {}).get("precision", "fp32")  # as jobs/embed.py made them
-        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, precision, self.args.bf16)
-        encoder = f"{manifest['fingerprint']} {self.args.bf16}"
+        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, precision, self.settings.bf16)
+        encoder = f"{manifest['fingerprint']} {self.settings.bf16}"
         tables = {name: question_shards(part, self.question_folder, encoder) for name, part in questions.items()}
         self.shards = {name: [table["name"][0].as_py() for table in part] for name, part in tables.items()}
         done = self.question_folder.done()
         missing = [table for part in tables.values() for table in part if table["name"][0].as_py() not in done]
-        overwrite = self.args.overwrite_output_dir and not self.args.embeddings_path
-        embed(self.folder, manifest, self.model, self.plan, self.workers, missing, overwrite)
+        overwrite = self.settings.overwrite_output_dir and not self.settings.embeddings_path
+        encode_missing(self.folder, manifest, self.model, self.plan, self.workers, missing, overwrite)
 
     def result(self, name: str) -> Result:
         """What a retriever finds for the test questions."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
-from rqa_ray.settings import setting
+from rqa_ray.fields import ABOVE_0, Check, at_least, setting
 
 
 @dataclass
@@ -18,26 +18,42 @@ class RetrieverTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of contrastive fine-tuning (LocalRQA's, mostly)."""
 
     output_dir: str | None = setting(
-        None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints."
+        None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints.", is_path=True
     )
-    learning_rate: float = setting(1e-5, "Peak learning rate.")
-    max_steps: int = setting(200, "Optimizer steps. --num_train_epochs without --max_steps: all of those epochs.")
-    per_device_train_batch_size: int = setting(256, "Questions per worker and batch.")
-    per_device_eval_batch_size: int = setting(128, "Texts per forward pass when encoding for evaluation, at most.")
+    learning_rate: float = setting(1e-5, "Peak learning rate.", at_least(0))
+    max_steps: int = setting(
+        200,
+        "Optimizer steps. --num_train_epochs without --max_steps: all of those epochs.",
+        Check(lambda value: value >= 1 or value == -1, "at least 1, or -1"),
+    )
+    per_device_train_batch_size: int = setting(256, "Questions per worker and batch.", at_least(1))
+    per_device_eval_batch_size: int = setting(
+        128, "Texts per forward pass when encoding for evaluation, at most.", at_least(1)
+    )
     lr_scheduler_type: SchedulerType | str = setting("cosine", "Learning-rate schedule.")
-    warmup_steps: float = setting(0.1, "Warm-up (steps; below 1: fraction of all steps).")
+    warmup_steps: float = setting(0.1, "Warm-up (steps; below 1: fraction of all steps).", at_least(0))
     weight_decay: float = setting(0.01, "Weight decay.")
-    logging_steps: float = setting(10, "Log every so many optimizer steps (below 1: fraction of all steps).")
+    logging_steps: float = setting(10, "Log every so many optimizer steps (below 1: fraction of all steps).", ABOVE_0)
     eval_strategy: IntervalStrategy | str = setting(
         "steps", "When to evaluate and save: steps, epoch, or no (the start and the end only)."
     )
-    eval_steps: float | None = setting(50, "Evaluate and save every so many steps (below 1: fraction of all steps).")
+    eval_steps: float | None = setting(
+        50,
+        "Evaluate and save every so many steps (below 1: fraction of all steps).",
+        Check(lambda value: 0 < value < 1 or value >= 1 and value % 1 == 0, "a fraction above 0, or a whole number"),
+    )
     metric_for_best_model: str | None = setting(
         "eval_retr/document_recall/recall4", "Metric that chooses the best model."
     )
     report_to: str | None = setting("tensorboard", "Where to log: tensorboard, wandb, mlflow ..., none.")
-    seed: int = setting(42, "Seed of batches, hard negatives and dropout.")
+    seed: int = setting(42, "Seed of batches, hard negatives and dropout.", at_least(0))
+    resume_from_checkpoint: str | None = setting(
+        None, "Go on: with the last run in output_dir (true), or from a checkpoint folder.", is_path=True
+    )
 
+
+# Of transformers' own arguments, whose defaults stay.
+CHECKS = {"gradient_accumulation_steps": at_least(1), "save_total_limit": at_least(1)}
 
 # Names that transformers 5 dropped: their successor, or None where nothing is left to choose; and why.
 ALIASES: dict[str, tuple[str | None, str]] = {

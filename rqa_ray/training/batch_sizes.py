@@ -10,10 +10,10 @@ from rqa_ray.data.demo import write_demo
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, inside, push_folder
+from rqa_ray.settings import INPUTS
 from rqa_ray.training import summary as outputs
 from rqa_ray.training.job import Job
 
-INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rqa_ray.command_line import USAGE, Parser, expand_config, unknown_argument
+from rqa_ray.command_line import Given, Parser, as_words, check_values
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
-from rqa_ray.settings import Settings
-from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments
+from rqa_ray.settings import TrainSettings
+from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 RESTARTS_OF_A_RANGE = 8  # of workers whose nodes come and go
 
@@ -22,7 +19,7 @@ RESTARTS_OF_A_RANGE = 8  # of workers whose nodes come and go
 class Job:
     """One parsed command: settings, training arguments that differ from transformers' own, and notes for the user."""
 
-    settings: Settings
+    settings: TrainSettings
     training: dict[str, Any]
     resume: str | None = None  # "true", or a checkpoint folder
     notes: list[str] = field(default_factory=list)
@@ -68,52 +65,15 @@ def check(job: Job) -> None:
         raise InputError("--output_dir is missing: say where the fine-tuned model goes")
     if not settings.model_name_or_path:
         raise InputError("--model_name_or_path is missing: a model folder or a hub name such as BAAI/bge-base-en-v1.5")
-    files = ("train_file", "eval_file", "test_file", "full_dataset_file_path")
-    given = [name for name in files if any(getattr(settings, name) or [])]
+    given = settings.given_files()
     if settings.demo_size is not None and given:
         raise InputError(f"--demo_size makes its own data: leave out --{given[0]}, or --demo_size")
     if settings.prepared_path and (given or settings.demo_size is not None):
         raise InputError(f"--prepared_path has all data: leave out --{[*given, 'demo_size'][0]}, or --prepared_path")
     if settings.demo_size is None and not settings.prepared_path:
-        for name in files:
-            if name != "test_file" and name not in given:
-                raise InputError(f"--{name} is missing")
-    rules: list[tuple[str, Any, Callable[[Any], bool], str]] = [
-        ("temperature", settings.temperature, lambda value: value > 0, "above 0"),
-        ("hard_neg_ratio", settings.hard_neg_ratio, lambda value: value >= 0, "0 or more"),
-        ("demo_size", settings.demo_size, lambda value: value >= 1, "at least 1"),
-        ("max_seq_length", settings.max_seq_length, lambda value: value >= 4, "at least 4"),
-        ("dropout", settings.dropout, lambda value: 0 <= value < 1, "from 0 to below 1"),
-        ("global_batch_size", settings.global_batch_size, lambda value: value >= 2, "at least 2"),
-        ("max_tokens_per_chunk", settings.max_tokens_per_chunk, lambda value: value >= 1, "at least 1"),
-        ("num_workers", settings.num_workers, _is_number_of_workers, "at least 1, or a range such as 2:8"),
-        ("cpus_per_worker", settings.cpus_per_worker, lambda value: value >= 1, "at least 1"),
-        ("max_failures", settings.max_failures, lambda value: value >= -1, "-1 or more"),
-        ("max_steps", training["max_steps"], lambda value: value >= 1 or value == -1, "at least 1, or -1"),
-        ("learning_rate", training["learning_rate"], lambda value: value >= 0, "0 or more"),
-        (
-            "per_device_train_batch_size",
-            training["per_device_train_batch_size"],
-            lambda value: value >= 1,
-            "at least 1",
-        ),
-        ("per_device_eval_batch_size", training["per_device_eval_batch_size"], lambda value: value >= 1, "at least 1"),
-        ("gradient_accumulation_steps", job.accumulation_steps, lambda value: value >= 1, "at least 1"),
-        ("logging_steps", training["logging_steps"], lambda value: value > 0, "above 0"),
-        ("eval_steps", training["eval_steps"], lambda value: value > 0, "above 0"),
-        (
-            "eval_steps",
-            training["eval_steps"],
-            lambda value: value < 1 or value == int(value),
-            "a whole number above 1",
-        ),
-        ("save_total_limit", training.get("save_total_limit"), lambda value: value >= 1, "at least 1"),
-        ("warmup_steps", training["warmup_steps"], lambda value: value >= 0, "0 or more"),
-        ("seed", training["seed"], lambda value: value >= 0, "0 or more"),
-    ]
-    for name, value, holds, wanted in rules:
-        if value is not None and not holds(value):
-            raise InputError(f"--{name} {value}: has to be {wanted}")
+        settings.check_files()
+    check_values(TrainSettings, vars(settings))
+    check_values(RetrieverTrainingArguments, training, CHECKS)
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
     training["metric_for_best_model"] = _metric(training["metric_for_best_model"])
@@ -122,11 +82,6 @@ def check(job: Job) -> None:
             f"warning: --temperature {settings.temperature:g} leaves a nearly flat loss with cosine similarity; "
             "0.02 to 0.1 is usual, or --similarity dot"
         )
-
-
-def _is_number_of_workers(value: str) -> bool:
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", value)
-    return match is not None and 1 <= int(match[1]) <= int(match[2] or match[1])
 
 
 def _metric(name: str | None) -> str:
@@ -139,29 +94,25 @@ def _metric(name: str | None) -> str:
     raise InputError(f"--metric_for_best_model {name}: {reason}; choose one of {', '.join(names)}")
 
 
-def training_parser(program: str, *more: type) -> argparse.ArgumentParser:
+def training_parser(program: str, *more: type) -> Parser:
     """The parser of all training flags, and of those of `more` dataclasses."""
-    types = (*more, Settings, RetrieverTrainingArguments)
-    return Parser(types, allow_abbrev=False, usage=f"{program} {USAGE}")
+    return Parser(program, *more, TrainSettings, RetrieverTrainingArguments)
 
 
-def parse_job(argv: Sequence[str]) -> Job:
-    """A job from command-line words; a first word that ends in .json is a config, which flags after it override.
+def parse_job(given: Given) -> Job:
+    """A job from the words of a command line, or from keyword arguments.
 
     Raises:
         InputError: unknown names or values that cannot work.
     """
-    return parse_with(argv, training_parser("train.py"))[0]
+    return parse_with(given, training_parser("train.py"))[0]
 
 
-def parse_with(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[Job, dict[str, Any]]:
+def parse_with(given_words: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     """As `parse_job`, with the parser's further values by name."""
-    words, notes = _translate_aliases(expand_config(list(argv)))
-    namespace, unknown = parser.parse_known_args(words)
-    if unknown:
-        raise InputError(unknown_argument(unknown[0], parser))
-    values = vars(namespace)
-    settings = Settings(**{item.name: values.pop(item.name) for item in dataclasses.fields(Settings)})
+    words, notes = _translate_aliases(as_words(given_words))
+    values = parser.read(words)
+    settings = TrainSettings(**{item.name: values.pop(item.name) for item in dataclasses.fields(TrainSettings)})
     options = parser._option_string_actions  # --no_NAME too: its destination is NAME
     given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
     defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}

@@ -15,14 +15,14 @@ from rqa_ray.retriever.embedder import TOKENS_PER_BATCH
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
-from rqa_ray.settings import Settings
+from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 
 MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a token batch, or of a whole batch without caching
 
 
 def plan_forward(
-    settings: Settings,
+    settings: TrainSettings,
     args: RetrieverTrainingArguments,
     encoder: Encoder,
     batches: GlobalBatches,

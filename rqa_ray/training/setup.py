@@ -24,8 +24,9 @@ from rqa_ray.places import absolute, read_json
 from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
+from rqa_ray.settings import INPUTS
 from rqa_ray.training import summary as outputs
-from rqa_ray.training.batch_sizes import INPUTS, demo_files, input_files, with_global_batch
+from rqa_ray.training.batch_sizes import demo_files, input_files, with_global_batch
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import storage_of
 from rqa_ray.training.run_record import check_output_dir

@@ -10,7 +10,7 @@ from typing import Any
 from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
-from rqa_ray.settings import Settings
+from rqa_ray.settings import TrainSettings
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -20,7 +20,7 @@ class WorkerSpec:
     """Everything that one rank needs to know; plain data, and references to what lies in Ray's object store."""
 
     # What is trained.
-    settings: Settings
+    settings: TrainSettings
     training: dict[str, Any]  # transformers' TrainingArguments by name; the object is made in the worker
     model: TokenizerSpec
     blocks: dict[str, list]  # object references of the tokenized tables by input: corpus, eval, maybe test and train

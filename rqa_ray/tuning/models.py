@@ -12,6 +12,7 @@ from pathlib import Path
 from rqa_ray.places import inside, with_suffix, write_json
 from rqa_ray.reports.trials import Choices, Space, Trial
 from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.texts import command
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.driver import fit
@@ -69,5 +70,5 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
     write_json(folder / BEST_CONFIG_FILE, job.to_config() | {"output_dir": with_suffix(job.location, "-best")})
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
     model = replace(setup.model, settings=encoder_settings(setup.model.folder, job.settings))
-    again = f"python jobs/train.py {inside(job.location, BEST_CONFIG_FILE)}"
+    again = command("jobs/train.py", inside(job.location, BEST_CONFIG_FILE))
     finish(job, record, model, setup.blocks, whole, [], winner.train_metrics, again)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from rqa_ray.command_line import Given, check_values
 from rqa_ray.errors import InputError
+from rqa_ray.fields import ABOVE_0, Check, at_least, setting
 from rqa_ray.reports.trials import Choices, Space
 from rqa_ray.training.job import Job, parse_with, training_parser
 from rqa_ray.tuning.space import combinations, parse_space, read_dimension
@@ -14,40 +15,40 @@ from rqa_ray.tuning.space import combinations, parse_space, read_dimension
 RESUME_FLAG = "--resume"
 
 
-def _flag(default: Any, text: str, **options: Any) -> Any:
-    return field(default=default, metadata={"help": text, **options})
-
-
-@dataclass
-class SearchSettings:
+@dataclass(kw_only=True)
+class TuneSettings:
     """What is searched, how, and for how long."""
 
-    tune_learning_rate: list[float] | None = _flag(
+    tune_learning_rate: list[float] | None = setting(
         None,
         "Learning rates: two numbers are the ends of a range, drawn log-uniformly; more are a list. "
         "Default, where nothing is said to be searched: a tenth to ten times --learning_rate.",
     )
-    tune_batch_size: list[int] | None = _flag(
+    tune_batch_size: list[int] | None = setting(
         None,
         "Global batch sizes, a list (questions per step). Default, where nothing is said to be searched: half, once "
         "and twice the job's own.",
     )
-    tune: list[str] | None = _flag(
+    tune: list[str] | None = setting(
         None,
         "Any other numeric or choice argument: NAME=A,B,C (a list), NAME=LOW:HIGH (a range, uniform) or "
         "NAME=LOW:HIGH:log (log-uniform), such as temperature=0.02:0.1:log pooling_type=mean,cls.",
         action="extend",
     )
-    num_samples: int = _flag(10, "Trials, at most; --search_alg grid makes one of each combination.")
-    time_budget_s: float | None = _flag(None, "Trials still running after so long are ended (seconds).")
-    scheduler: Literal["asha", "none"] = _flag(
+    num_samples: int = setting(10, "Trials, at most; --search_alg grid makes one of each combination.", at_least(1))
+    time_budget_s: float | None = setting(None, "Trials still running after so long are ended (seconds).", ABOVE_0)
+    scheduler: Literal["asha", "none"] = setting(
         "asha", "asha ends a trial that is below the median of the others at the same number of questions."
     )
-    search_alg: Literal["random", "optuna", "grid"] = _flag(
+    search_alg: Literal["random", "optuna", "grid"] = setting(
         "random", "How points are chosen; optuna needs the extra of that name."
     )
-    max_concurrent_trials: str = _flag("auto", "Trials at a time. auto: as many as the cluster holds.")
-    resume: bool = _flag(False, "Go on with the search in output_dir: finished trials are kept.")
+    max_concurrent_trials: str = setting(
+        "auto",
+        "Trials at a time. auto: as many as the cluster holds.",
+        Check(lambda value: value == "auto" or value.isdecimal() and int(value) > 0, "auto, or a number from 1 on"),
+    )
+    resume: bool = setting(False, "Go on with the search in output_dir: finished trials are kept.")
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Search:
     """A parsed search: the job that trials vary, and how."""
 
     job: Job
-    settings: SearchSettings
+    settings: TuneSettings
     space: Space
 
     def to_config(self) -> dict[str, Any]:
@@ -64,15 +65,16 @@ class Search:
         return own | self.job.to_config()
 
 
-def parse_search(argv: Sequence[str]) -> Search:
-    """A search from the words of a command line, or a JSON config, as `parse_job` takes them.
+def parse_search(given: Given) -> Search:
+    """A search from the words of a command line, or from keyword arguments, as `parse_job` takes them.
 
     Raises:
         InputError: unknown names, values that cannot work, an argument that cannot be searched.
     """
-    parser = training_parser("tune.py", SearchSettings)
-    job, further = parse_with(argv, parser)
-    settings = SearchSettings(**further)
+    parser = training_parser("tune.py", TuneSettings)
+    job, further = parse_with(given, parser)
+    settings = TuneSettings(**further)
+    check_values(TuneSettings, further)
     if job.resume:
         raise InputError("--resume_from_checkpoint: a search goes on by --resume, each trial from its own checkpoint")
     job = replace(job, resume="true" if settings.resume else None, resume_flag=RESUME_FLAG)
@@ -80,15 +82,6 @@ def parse_search(argv: Sequence[str]) -> Search:
         raise InputError("--async_eval: the scheduler needs each evaluation at once; leave it out in a search")
     if isinstance(job.num_workers, tuple):
         raise InputError(f"--num_workers {job.settings.num_workers}: the trials of a search have a fixed number each")
-    if settings.num_samples < 1:
-        raise InputError(f"--num_samples {settings.num_samples}: has to be at least 1")
-    if settings.time_budget_s is not None and settings.time_budget_s <= 0:
-        raise InputError(f"--time_budget_s {settings.time_budget_s:g}: has to be above 0")
-    if settings.max_concurrent_trials != "auto":
-        if not settings.max_concurrent_trials.isdigit() or int(settings.max_concurrent_trials) < 1:
-            raise InputError(
-                f"--max_concurrent_trials {settings.max_concurrent_trials}: has to be auto, or a number from 1 on"
-            )
     space = parse_space(settings.tune or [], job, parser)
     if settings.tune_batch_size:
         sizes = ",".join(map(str, settings.tune_batch_size))

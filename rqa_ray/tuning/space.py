@@ -9,7 +9,7 @@ from typing import Any
 
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
-from rqa_ray.settings import Settings
+from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.training.job import Job, check
 
@@ -47,6 +47,8 @@ def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> 
         if not equals or not text:
             raise InputError(f"--tune {word}: has to be NAME=A,B,C or NAME=LOW:HIGH or NAME=LOW:HIGH:log")
         name = ALIASES.get(name, (name, ""))[0] or name
+        action = parser._option_string_actions.get(f"--{name}")
+        name = action.dest if action else name  # of one that has several names
         reason = SHARED.get(name) or REFUSED.get(name) or NO_EFFECT.get(name)
         if reason:
             raise InputError(f"--tune {word}: {name} cannot be searched: {reason}")
@@ -89,7 +91,7 @@ def read_dimension(name: str, text: str, job: Job, parser: argparse.ArgumentPars
 
 def with_values(job: Job, values: dict[str, Any]) -> Job:
     """The job with other values of some arguments."""
-    own = {item.name for item in fields(Settings)}
+    own = {item.name for item in fields(TrainSettings)}
     settings = replace(job.settings, **{name: value for name, value in values.items() if name in own})
     training = job.training | {name: value for name, value in values.items() if name not in own}
     return replace(job, settings=settings, training=training, notes=[])

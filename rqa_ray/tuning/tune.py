@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from rqa_ray.cluster.workers import WorkerPlan, max_concurrent
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import absolute, inside, open_location, read_json, write_json
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
@@ -47,7 +46,7 @@ RETRIES = 1  # of a trial that crashes, before it is marked
 DRIVER = {"CPU": 0, "memory": 2**28}  # of a trial whose workers are others; Tune refuses a bundle of nothing
 
 
-def search(asked: Search) -> None:
+def tune(asked: Search) -> None:
     """Runs a search to its end and prints what it achieved.
 
     Raises:
@@ -55,8 +54,8 @@ def search(asked: Search) -> None:
         Stopped: a signal ended it; what was finished is kept.
     """
     settings = asked.settings
-    if settings.search_alg == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise InputError('--search_alg optuna: needs optuna: pip install -e ".[optuna]"')
+    if settings.search_alg == "optuna":
+        need_extra("--search_alg optuna", "optuna", "optuna")
     asked = replace(asked, job=with_local_output(asked.job))
     setup = set_up(asked.job, SEARCH_ARGS_FILE)
     job, workers = setup.job, setup.plan

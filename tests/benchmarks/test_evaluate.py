@@ -1,20 +1,12 @@
 """The benchmark of evaluations measures what it says, on a small corpus; the peers are measured by hand."""
 
-import argparse
 import json
 
 import pytest
 
 from rqa_ray.benchmarks import evaluate
+from rqa_ray.benchmarks.benchmark import benchmark, parse_benchmark
 from rqa_ray.errors import InputError
-
-
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    for flag, kind in (("output", str), ("model_name_or_path", str), ("max_seq_length", int), ("rounds", int)):
-        parser.add_argument(f"--{flag}", type=kind)
-    evaluate.add_arguments(parser)
-    return parser.parse_args(words)
 
 
 def test_evaluations_and_searches_are_timed_and_written(files, tiny_model, tmp_path, monkeypatch):
@@ -29,7 +21,7 @@ def test_evaluations_and_searches_are_timed_and_written(files, tiny_model, tmp_p
     words = ["--model_name_or_path", tiny_model, "--max_seq_length", "64", "--rounds", "1", "--peer", "none"]
     words += ["--document_path", files["full_dataset_file_path"], "--eval_data_path", files["test_file"]]
     words += ["--search_passages", "20000", "--search_questions", "50", "--dimensions", "32", "--threads", "1"]
-    table = evaluate.run(arguments(*words, "--output", str(tmp_path / "out.json")))
+    table = benchmark(parse_benchmark(["eval", *words, "--output", str(tmp_path / "out.json")]))
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["summary"]) == [
         "rqa_ray",
@@ -47,4 +39,4 @@ def test_evaluations_and_searches_are_timed_and_written(files, tiny_model, tmp_p
 def test_questions_have_to_be_named(files, tiny_model):
     words = ["--model_name_or_path", tiny_model, "--peer", "none", "--document_path", files["full_dataset_file_path"]]
     with pytest.raises(InputError, match="--eval_data_path is missing"):
-        evaluate.run(arguments(*words))
+        benchmark(parse_benchmark(["eval", *words, "--output", "out.json"]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rqa_ray.corpus import search as ask
-from rqa_ray.corpus.options import Model
+from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.search import Hit, Searcher, show
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
 from rqa_ray.data.records import read_records

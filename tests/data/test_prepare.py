@@ -34,10 +34,10 @@ def inputs(files) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def prepared(spec, inputs, tmp_path_factory) -> tuple[Path, list[str]]:
-    from rqa_ray.data.prepare import prepare
+    from rqa_ray.data.prepare import write_prepared
 
     folder = tmp_path_factory.mktemp("prepared") / "out"
-    return folder, prepare(inputs, folder, spec, skip_bad=False)
+    return folder, write_prepared(inputs, folder, spec, skip_bad=False)
 
 
 def test_the_parquet_holds_the_records_of_the_files(prepared, inputs) -> None:
@@ -83,13 +83,13 @@ def test_scores_of_hard_negatives_are_kept(inputs, tmp_path) -> None:
 
 
 def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:
-    from rqa_ray.data.prepare import prepare
+    from rqa_ray.data.prepare import write_prepared
 
     (tmp_path / "train.jsonl").write_text(Path(inputs["train"][0]).read_text() + "oops\n")
     with pytest.raises(InputError, match=r"train.jsonl:25: not JSON"):
-        prepare(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=False)
+        write_prepared(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=False)
     assert os.listdir(tmp_path) == ["train.jsonl"]
-    lines = prepare(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=True)
+    lines = write_prepared(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=True)
     assert "bad records, left out: not JSON 1" in lines
 
 

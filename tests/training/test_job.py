@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
-from rqa_ray.settings import Settings
+from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.training.job import parse_job
 
@@ -61,7 +61,7 @@ def test_localrqas_first_documented_command_parses_to_its_values_without_notes()
     job = parse_job(FAIRE)
     assert job.notes == []
     assert job.output_dir == "model_checkpoints/my_CTL_ret_model"
-    assert job.settings == Settings(
+    assert job.settings == TrainSettings(
         model_name_or_path="intfloat/e5-base-v2",
         train_file=["train_w_q.jsonl"],
         eval_file=["eval_w_q.jsonl"],
@@ -169,7 +169,7 @@ def test_help_has_every_setting_with_its_text_and_succeeds(capsys, monkeypatch):
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     assert "train.py [CONFIG.json] [--FLAG VALUE ...]" in text
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(TrainSettings):
         assert f"--{field.name}" in text
         assert " ".join(field.metadata["help"].split()) in text
 
@@ -338,7 +338,7 @@ def test_the_names_that_are_translated_refused_or_idle_are_names_of_transformers
 
 
 def test_own_settings_do_not_hide_names_of_transformers():
-    assert not {field.name for field in dataclasses.fields(Settings)} & {
+    assert not {field.name for field in dataclasses.fields(TrainSettings)} & {
         field.name for field in dataclasses.fields(TrainingArguments)
     }
 
@@ -365,25 +365,25 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("--contrastive_loss kl", "argument --contrastive_loss/--contrastive-loss: invalid choice: 'kl'"),
         ("--eval_strategy often", "argument --eval_strategy/--eval-strategy: invalid choice: 'often'"),
         ("--lr_scheduler_type flat", "argument --lr_scheduler_type/--lr-scheduler-type: invalid choice: 'flat'"),
-        ("--temperature 0", "--temperature 0.0: has to be above 0"),
+        ("--temperature 0", "--temperature 0: has to be above 0"),
         ("--temperature nan", "--temperature nan: has to be above 0"),
-        ("--hard_neg_ratio -0.1", "--hard_neg_ratio -0.1: has to be 0 or more"),
+        ("--hard_neg_ratio -0.1", "--hard_neg_ratio -0.1: has to be at least 0"),
         ("--max_seq_length 3", "--max_seq_length 3: has to be at least 4"),
-        ("--dropout 1", "--dropout 1.0: has to be from 0 to below 1"),
+        ("--dropout 1", "--dropout 1: has to be from 0 to below 1"),
         ("--global_batch_size 1", "--global_batch_size 1: has to be at least 2"),
         ("--max_tokens_per_chunk 0", "--max_tokens_per_chunk 0: has to be at least 1"),
         ("--num_workers 0", "--num_workers 0: has to be at least 1"),
         ("--cpus_per_worker 0", "--cpus_per_worker 0: has to be at least 1"),
-        ("--max_failures -2", "--max_failures -2: has to be -1 or more"),
+        ("--max_failures -2", "--max_failures -2: has to be at least -1"),
         ("--max_steps 0", "--max_steps 0: has to be at least 1, or -1"),
-        ("--learning_rate -1", "--learning_rate -1.0: has to be 0 or more"),
+        ("--learning_rate -1", "--learning_rate -1: has to be at least 0"),
         ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: has to be at least 1"),
         ("--per_device_eval_batch_size 0", "--per_device_eval_batch_size 0: has to be at least 1"),
         ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps 0: has to be at least 1"),
-        ("--logging_steps 0", "--logging_steps 0.0: has to be above 0"),
-        ("--eval_steps 0", "--eval_steps 0.0: has to be above 0"),
-        ("--warmup_steps -1", "--warmup_steps -1.0: has to be 0 or more"),
-        ("--seed -1", "--seed -1: has to be 0 or more"),
+        ("--logging_steps 0", "--logging_steps 0: has to be above 0"),
+        ("--eval_steps 0", "--eval_steps 0: has to be a fraction above 0, or a whole number"),
+        ("--warmup_steps -1", "--warmup_steps -1: has to be at least 0"),
+        ("--seed -1", "--seed -1: has to be at least 0"),
         ("--bf16 --fp16", "--bf16 and --fp16: choose one"),
         ("--demo_size 9", "--demo_size makes its own data: leave out --train_file, or --demo_size"),
         ("--output_dir=", "--output_dir is missing: "),
@@ -436,9 +436,9 @@ def test_a_metric_may_be_named_without_its_split(metric):
 
 def test_the_job_prints_one_line_and_exits_with_2(capsys):
     with pytest.raises(SystemExit) as stop, user_errors():
-        raise InputError("--seed -1: has to be 0 or more")
+        raise InputError("--seed -1: has to be at least 0")
     assert stop.value.code == 2
-    assert capsys.readouterr() == ("", "error: --seed -1: has to be 0 or more\n")
+    assert capsys.readouterr() == ("", "error: --seed -1: has to be at least 0\n")
 
 
 # The temperature

@@ -11,7 +11,7 @@ from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
-from rqa_ray.settings import Settings
+from rqa_ray.settings import TrainSettings
 from rqa_ray.training import plan_forward as module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.plan_forward import TOKENS_PER_BATCH, plan_forward
@@ -53,13 +53,15 @@ def free(monkeypatch, num_bytes: float) -> None:
 
 
 def test_with_memory_to_spare_the_token_batches_are_large_and_the_graph_is_kept(encoder, args) -> None:
-    assert plan_forward(Settings(), args, encoder, batches()) == ForwardPlan(TOKENS_PER_BATCH["cpu"], True, False, 1)
+    assert plan_forward(TrainSettings(), args, encoder, batches()) == ForwardPlan(
+        TOKENS_PER_BATCH["cpu"], True, False, 1
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_gradients_are_cached_where_the_graph_of_a_batch_does_not_fit(encoder, args, monkeypatch, bf16) -> None:
     args.bf16 = bf16
-    settings = Settings(max_tokens_per_chunk=200)
+    settings = TrainSettings(max_tokens_per_chunk=200)
     made = batches().with_plan(plan_forward(settings, args, encoder, batches()))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         graph = graph_bytes_of_a_batch(encoder, made.make(0))
@@ -73,29 +75,31 @@ def test_gradients_are_cached_where_the_graph_of_a_batch_does_not_fit(encoder, a
 def test_token_batches_are_smaller_where_the_graph_of_one_does_not_fit(encoder, args, monkeypatch) -> None:
     optimizer = 12 * sum(value.numel() for value in encoder.parameters())
     free(monkeypatch, optimizer + 2e6)
-    plan = plan_forward(Settings(), args, encoder, batches())
+    plan = plan_forward(TrainSettings(), args, encoder, batches())
     assert 60 < plan.max_tokens < TOKENS_PER_BATCH["cpu"] and plan.gradient_cache
 
 
 def test_a_resumed_run_uses_what_was_found_before_and_what_the_user_says_goes_first(encoder, args) -> None:
     before = ForwardPlan(77, packed=False, gradient_cache=True, world_size=1)
-    assert plan_forward(Settings(), args, encoder, batches(), before) == before
-    said = plan_forward(Settings(max_tokens_per_chunk=99, gradient_cache="false"), args, encoder, batches(), before)
+    assert plan_forward(TrainSettings(), args, encoder, batches(), before) == before
+    said = plan_forward(
+        TrainSettings(max_tokens_per_chunk=99, gradient_cache="false"), args, encoder, batches(), before
+    )
     assert said == replace(before, max_tokens=99, gradient_cache=False)
 
 
 def test_a_run_resumed_on_another_number_of_ranks_makes_a_plan_of_its_own(encoder, args) -> None:
     before = ForwardPlan(77, packed=False, gradient_cache=True, world_size=2)
-    assert plan_forward(Settings(), args, encoder, batches(), before).max_tokens == TOKENS_PER_BATCH["cpu"]
+    assert plan_forward(TrainSettings(), args, encoder, batches(), before).max_tokens == TOKENS_PER_BATCH["cpu"]
 
 
 def test_a_resumed_run_packs_only_where_it_can_now(encoder, args) -> None:
     encoder.can_pack = False  # as of a compiled one
-    assert not plan_forward(Settings(), args, encoder, batches(), ForwardPlan(77, packed=True)).packed
+    assert not plan_forward(TrainSettings(), args, encoder, batches(), ForwardPlan(77, packed=True)).packed
 
 
 def test_gradient_checkpointing_is_measured_with_what_it_saves(tiny_model, args, monkeypatch) -> None:
-    plain, settings = load_encoder(tiny_model, EncoderSettings()), Settings(max_tokens_per_chunk=200)
+    plain, settings = load_encoder(tiny_model, EncoderSettings()), TrainSettings(max_tokens_per_chunk=200)
     made = batches().with_plan(plan_forward(settings, args, plain, batches()))
     graph = graph_bytes_of_a_batch(plain, made.make(0))
     free(monkeypatch, 12 * sum(value.numel() for value in plain.parameters()) + 0.8 * graph)

@@ -51,7 +51,7 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
     [
         (["--tune", "temprature=1:2"], "--tune temprature=1:2: no argument of that name"),
         (["--tune", "temperature"], "has to be NAME=A,B,C or NAME=LOW:HIGH"),
-        (["--tune", "temperature=0:1"], "--temperature 0.0: has to be above 0"),
+        (["--tune", "temperature=0:1"], "--temperature 0: has to be above 0"),
         (["--tune", "temperature=0.1:0.02"], "the first end has to be below the second"),
         (["--tune", "hard_neg_ratio=0:1:log"], "has to begin above 0"),
         (["--tune", "temperature=0.1:0.2:exp"], "a range is LOW:HIGH or LOW:HIGH:log"),
@@ -64,7 +64,7 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
         (["--tune", "deepspeed=a,b"], "deepspeed cannot be searched: not supported"),
         (["--tune", "learning_rate=1,2", "--tune_learning_rate", "1", "2"], "leave one out"),
         (["--tune", "seed=1,2", "seed=3,4"], "seed is given twice"),
-        (["--tune_learning_rate", "-1", "1e-3"], "--learning_rate -1.0: has to be 0 or more"),
+        (["--tune_learning_rate", "-1", "1e-3"], "--learning_rate -1: has to be at least 0"),
         (["--tune_batch_size", "1", "32"], "--global_batch_size 1: has to be at least 2"),
         (["--num_samples", "0"], "--num_samples 0: has to be at least 1"),
         (["--time_budget_s", "0"], "--time_budget_s 0: has to be above 0"),

@@ -24,9 +24,9 @@ METRIC = "eval_retr/document_ndcg/ndcg10"
 
 
 def run(words: list[str]) -> None:
-    from rqa_ray.tuning.tune import search
+    from rqa_ray.tuning.tune import tune
 
-    search(parse_search(words))
+    tune(parse_search(words))
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,38 @@
+"""The benchmarks by name, and the settings that each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rqa_ray.benchmarks import data, evaluate, train
+from rqa_ray.command_line import parse
+from rqa_ray.errors import InputError
+from rqa_ray.settings import BenchmarkSettings
+
+BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
+    "train": (train.TrainBenchmark, train.run),  # a training step
+    "data": (data.DataBenchmark, data.run),  # files to token rows, and the memory of streaming
+    "eval": (evaluate.EvaluationBenchmark, evaluate.run),  # texts to metrics, and the search alone
+}
+
+
+def parse_benchmark(words: Sequence[str]) -> BenchmarkSettings:
+    """The settings of the benchmark that the first word names.
+
+    Raises:
+        InputError: no such benchmark, unknown names, or values that cannot work.
+    """
+    name = words[0] if words else "nothing"
+    if name not in BENCHMARKS:
+        raise InputError(f"{name}: no benchmark; the first word is one of {', '.join(BENCHMARKS)}, and -h may follow")
+    return parse(BENCHMARKS[name][0], f"benchmark.py {name}", words[1:])
+
+
+def benchmark(settings: BenchmarkSettings) -> str:
+    """Measures what the settings ask for, writes all of it to `settings.output`, and returns a table.
+
+    Raises:
+        InputError: a file or the model is wrong, or a peer is not installed.
+    """
+    return next(run for kind, run in BENCHMARKS.values() if isinstance(settings, kind))(settings)

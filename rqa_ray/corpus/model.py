@@ -1,0 +1,36 @@
+"""The model that the jobs on a corpus use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rqa_ray.data.token_tables import TokenizerSpec
+from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.tokenizer import check_model, prefix_note
+from rqa_ray.settings import CorpusSettings
+
+
+@dataclass
+class Model:
+    """A model as a job uses it."""
+
+    name: str
+    spec: TokenizerSpec
+
+    def describe(self) -> str:
+        """Lines for the user."""
+        note = prefix_note(self.name, self.spec.settings)
+        return f"model: {self.name}, {self.spec.settings.describe()}" + (f"\n{note}" if note else "")
+
+
+def find_model(asked: CorpusSettings) -> Model:
+    """The model that a job's settings name, its own settings overridden by them.
+
+    Raises:
+        InputError: there is no such model, or it cannot be used so.
+    """
+    folder = find_model_folder(asked.embedding_model_name_or_path, asked.model_revision)
+    settings = encoder_settings(folder, asked)
+    check_model(folder, settings, asked.trust_remote_code)
+    return Model(asked.embedding_model_name_or_path, TokenizerSpec(folder, settings, asked.trust_remote_code))

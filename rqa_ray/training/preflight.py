@@ -1,0 +1,21 @@
+"""What a training job would do, checked without training."""
+
+from __future__ import annotations
+
+from rqa_ray.data.counts import estimate
+from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.job import Job
+from rqa_ray.training.output_folder import with_local_output
+from rqa_ray.training.setup import check
+
+
+def preflight(job: Job) -> list[str]:
+    """Checks arguments, files, model, workers and storage; returns lines on the rows and batches of the run.
+
+    Raises:
+        InputError: the user's input or arguments are wrong.
+    """
+    checked = check(with_local_output(job))
+    counts = estimate(checked.files["train"])
+    _, lines = micro_batch_size(checked.job, checked.plan.num_workers, counts.num_rows, bool(counts.num_negatives))
+    return [f"about {counts.num_rows:,} training rows, one for each question and gold passage", *lines]
