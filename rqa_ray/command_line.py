@@ -9,6 +9,7 @@ import difflib
 import glob
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 
 from rqa_ray.errors import InputError
-from rqa_ray.fields import OWN_METADATA, Check
+from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.places import NO_SPACE, open_file
 
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
@@ -27,11 +28,25 @@ USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # as HfArgumentParser has them
 
 
+class Help(argparse.HelpFormatter):
+    """Each flag once, without the spelling with dashes, and its default where the text does not say it."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        values = self._format_args(action, "VALUE") if action.nargs != 0 else ""
+        return f"{', '.join(names)} {values}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").rstrip()
+        is_said = action.default in (None, argparse.SUPPRESS, False) or "efault" in text
+        return text if is_said else f"{text} Default: %(default)s."
+
+
 class Parser(HfArgumentParser):
     """The flags of some settings classes; errors are one line."""
 
     def __init__(self, program: str, *kinds: type) -> None:
-        super().__init__(kinds, allow_abbrev=False, prog=program, usage=f"{program} {USAGE}")
+        super().__init__(kinds, allow_abbrev=False, prog=program, usage=f"{program} {USAGE}", formatter_class=Help)
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
@@ -42,10 +57,14 @@ class Parser(HfArgumentParser):
         plain.metadata["aliases"] = [*field.metadata.get("aliases", ()), *aliases]
         plain.metadata["aliases"] += [alias.replace("_", "-") for alias in aliases if "_" in alias]
         HfArgumentParser._parse_dataclass_field(parser, plain)
+        action = parser._option_string_actions[f"--{field.name}"]
         if field.metadata.get("may_be_empty"):
-            parser._option_string_actions[f"--{field.name}"].nargs = "*"
+            action.nargs = "*"
+        if action.required:  # `read` says in fewer words what is missing
+            action.required, action.help = False, f"{action.help} Required."
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one of its names
         raise InputError(f"{message} (-h lists all arguments)")
 
     def read(self, words: list[str]) -> dict[str, Any]:
@@ -59,6 +78,8 @@ class Parser(HfArgumentParser):
             raise InputError(self._unknown(unknown[0]))
         values = vars(namespace)
         for item in (item for kind in self.dataclass_types for item in dataclasses.fields(kind)):
+            if item.default is REQUIRED and values[item.name] in (None, "", [""]):
+                raise InputError(f"--{item.name} is missing (-h lists all arguments)")
             if item.metadata.get("is_path"):
                 values[item.name] = _expand_home(values[item.name])
         return values

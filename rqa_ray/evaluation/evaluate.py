@@ -41,7 +41,7 @@ INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight
 
 
 @dataclass
-class Evaluation:
+class EvaluateResult:
     """What `evaluate` found: metrics by retriever, the one that was asked for first; files are in output_dir."""
 
     output_dir: str
@@ -77,7 +77,7 @@ class Result:
         return {**named, **({} if self.weight is None else {"weight": self.weight}), INTERVALS: around}
 
 
-def evaluate(settings: EvaluateSettings) -> Evaluation:
+def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """Embeds a corpus, ranks it for each question by each retriever, and writes how good that is to output_dir.
 
     Raises:
@@ -127,7 +127,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         ranking = results[settings.retriever_type].ranking
         assert ranking is not None
         write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
-    return Evaluation(settings.output_dir, len(test.questions), scores, differences(results, clusters))
+    return EvaluateResult(settings.output_dir, len(test.questions), scores, differences(results, clusters))
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:

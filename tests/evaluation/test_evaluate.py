@@ -168,7 +168,7 @@ def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_
         (["--num_workers", "9", "--cpus_per_worker", "1"], "--num_workers 9: needs 9 workers with 1 CPU each"),
         (["--weight_data_path", "{test_file}"], "is what is scored; name other questions"),
         (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
-        (["--retriever_type", "bm52"], "argument --retriever_type/--retriever-type: invalid choice: 'bm52'"),
+        (["--retriever_type", "bm52"], "--retriever_type: invalid choice: 'bm52'"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, files, change, message, capsys, tmp_path):
