@@ -1,3 +1,23 @@
-"""rqa_ray: contrastive fine-tuning of retrievers, scaled on Ray."""
+"""rqa_ray: contrastive fine-tuning of retrievers, scaled on Ray.
+
+`from rqa_ray import Embedder, evaluate, search, train, tune`: what the jobs do, for notebooks and programs. A name is
+loaded when it is asked for, so that `import rqa_ray` alone imports neither torch nor Ray.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import rqa_ray.ray_environment  # noqa: F401  (before anything here imports Ray)
+
+if TYPE_CHECKING:
+    from rqa_ray.interface import evaluate, search, train, tune
+    from rqa_ray.retriever.embedder import Embedder
+
+__all__ = ["Embedder", "evaluate", "search", "train", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'rqa_ray' has no attribute {name!r}")
+    module = "rqa_ray.retriever.embedder" if name == "Embedder" else "rqa_ray.interface"
+    return getattr(importlib.import_module(module), name)

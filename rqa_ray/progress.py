@@ -27,7 +27,7 @@ class Progress:
 
 @dataclass
 class ProgressLine:
-    """Draws on one line of a terminal; elsewhere prints a plain line now and then."""
+    """Draws on one line of a terminal or a notebook; elsewhere prints a plain line now and then."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     _phase: str = ""
@@ -36,13 +36,18 @@ class ProgressLine:
     _last: str = ""
     _width: int = 0
 
+    @property
+    def _redraws(self) -> bool:
+        """Whether a carriage return begins the line anew: on a terminal, and in a notebook, which says it is none."""
+        return self.stream.isatty() or type(self.stream).__module__.startswith("ipykernel")
+
     def draw(self, progress: Progress) -> None:
         """Shows a record."""
         now = time.monotonic()
         if progress.phase != self._phase:
             self._phase, self._start = progress.phase, (now, progress.done)
         text = describe(progress, now - self._start[0], progress.done - self._start[1])
-        if self.stream.isatty():
+        if self._redraws:
             self.stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
         elif now - self._printed >= SECONDS_BETWEEN_PLAIN_LINES and text != self._last:
@@ -52,7 +57,7 @@ class ProgressLine:
 
     def clear(self) -> None:
         """Leaves an empty line to print on."""
-        if self.stream.isatty() and self._width:
+        if self._redraws and self._width:
             self.stream.write("\r" + " " * self._width + "\r")
             self._width = 0
 

@@ -28,6 +28,7 @@ ROOMS = (
     "training",
     "tuning",
     "benchmarks",
+    "interface",
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from ray.train.v2.api.validation_config import ValidationConfig
 from rqa_ray.cluster.workers import WorkerPlan
 from rqa_ray.places import shown
 from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.texts import command
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.evaluation_worker import evaluate_beside
 from rqa_ray.training.job import Job
@@ -217,13 +217,15 @@ def stop_message(job: Job, step: int, stopped_by: signal.Signals) -> NoReturn:
 
 
 def how_to_go_on(job: Job) -> str:
-    """The command that resumes this run."""
+    """The command that resumes this run, or the argument where a program has called it."""
     resume_words = job.resume_flag.split()
+    if not job.command:
+        return f"go on in {shown(job.location)} with {resume_words[0].lstrip('-')}=True"
     words, skip = [], False
-    for word in sys.argv:
+    for word in job.command:
         is_value, skip = skip and not word.startswith("--"), False
         if word.split("=")[0] in ("--overwrite_output_dir", resume_words[0]):
             skip = "=" not in word
         elif not is_value:
             words.append(word)
-    return f"go on in {shown(job.location)} with\n  {shlex.join(['python', *words, *resume_words])}"
+    return f"go on in {shown(job.location)} with\n  {command(*words, *resume_words)}"

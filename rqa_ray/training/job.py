@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ class Job:
     resume: str | None = None  # "true", or a checkpoint folder
     notes: list[str] = field(default_factory=list)
     resume_flag: str = "--resume_from_checkpoint true"  # how its user goes on
+    command: list[str] = field(default_factory=list, compare=False)  # what was typed; nothing in a notebook
     location: str = ""  # of the output, as its user knows it; output_dir is a local folder
 
     def __post_init__(self) -> None:
@@ -108,9 +111,9 @@ def parse_job(given: Given) -> Job:
     return parse_with(given, training_parser("train.py"))[0]
 
 
-def parse_with(given_words: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
+def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     """As `parse_job`, with the parser's further values by name."""
-    words, notes = _translate_aliases(as_words(given_words))
+    words, notes = _translate_aliases(as_words(asked))
     values = parser.read(words)
     settings = TrainSettings(**{item.name: values.pop(item.name) for item in dataclasses.fields(TrainSettings)})
     options = parser._option_string_actions  # --no_NAME too: its destination is NAME
@@ -134,7 +137,8 @@ def parse_with(given_words: Given, parser: Parser) -> tuple[Job, dict[str, Any]]
     resume = training.pop("resume_from_checkpoint", None)
     if resume is not None and resume.lower() == "false":
         resume = None
-    job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes)
+    command = [] if isinstance(asked, Mapping) else [sys.argv[0], *asked]
+    job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes, command=command)
     check(job)
     return job, further
 

@@ -6,7 +6,7 @@ Knows no Ray: the driver hands over plain tables and numbers.
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metr
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import ALL_ARGS_FILE, inside, read_json, shown, with_suffix, write_json, write_whole
+from rqa_ray.texts import command
 from rqa_ray.training.job import Job
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
 
@@ -171,7 +172,8 @@ def print_summary(job: Job, lines: list[str], best: ModelState, next_command: st
     arguments = inside(folder, ALL_ARGS_FILE)
     print("next:")
     if "tensorboard" in (job.training["report_to"] or ""):
-        print(f"  tensorboard --logdir {job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)}")
+        logs = job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)
+        print(f"  tensorboard --logdir {shlex.quote(logs)}")
     rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
-    again = f"python {sys.argv[0]} {arguments} --learning_rate {rate:g} --output_dir {with_suffix(folder, '-2')}"
-    print(f"  {next_command or again}")
+    words = [arguments, "--learning_rate", f"{rate:g}", "--output_dir", with_suffix(folder, "-2")]
+    print(f"  {next_command or command(*job.command[:1] or ['jobs/train.py'], *words)}")

@@ -17,6 +17,7 @@ from rqa_ray.data.readers import Blocks
 from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, staged
+from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
 from rqa_ray.training.batch_sizes import micro_batch_size
@@ -39,6 +40,10 @@ class TrainResult:
     best_step: int  # 0: the pretrained model, which no evaluated step was better than
     before: dict[str, float]  # metrics of the pretrained model by full name
     metrics: dict[str, float]  # of the model in output_dir
+
+    def _repr_html_(self) -> str:
+        rows = [[name, self.before.get(name, ""), value] for name, value in self.metrics.items()]
+        return html_table(["metric", "before", f"after, step {self.best_step}"], rows) + f"<p>{self.output_dir}</p>"
 
 
 def train(job: Job) -> TrainResult:

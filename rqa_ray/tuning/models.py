@@ -20,7 +20,7 @@ from rqa_ray.training.job import Job
 from rqa_ray.training.loops import evaluate_worker
 from rqa_ray.training.run_record import RunRecord
 from rqa_ray.training.setup import Setup
-from rqa_ray.training.train import finish
+from rqa_ray.training.train import TrainResult, finish
 from rqa_ray.tuning.space import combinations, with_values
 from rqa_ray.tuning.trial import Shared, encoder_key
 
@@ -54,7 +54,7 @@ def evaluate(setup: Setup, job: Job, root: str, run: str, checkpoint: str | None
     fit(evaluate_worker, job, setup.plan, replace(spec, settings=job.settings, model=model), root, run, False)
 
 
-def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> None:
+def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> TrainResult:
     """Evaluates the winner on the test questions, and writes it to output_dir with its config."""
     job = replace(shared.trial_job(winner.values), resume_flag=setup.job.resume_flag)
     metric = job.training["metric_for_best_model"]
@@ -71,4 +71,4 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
     model = replace(setup.model, settings=encoder_settings(setup.model.folder, job.settings))
     again = command("jobs/train.py", inside(job.location, BEST_CONFIG_FILE))
-    finish(job, record, model, setup.blocks, whole, [], winner.train_metrics, again)
+    return finish(job, record, model, setup.blocks, whole, [], winner.train_metrics, again)

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import absolute, inside, open_location, read_json, write_json
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
+from rqa_ray.texts import html_table
 from rqa_ray.training.checkpoints import SCORE
 from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
 from rqa_ray.training.job import Job
@@ -33,6 +34,7 @@ from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.output_folder import push, storage_of, with_local_output
 from rqa_ray.training.run_record import RunRecord, changed_settings, delete_run, new_run_name
 from rqa_ray.training.setup import set_up
+from rqa_ray.training.train import TrainResult
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
 from rqa_ray.tuning.options import Search
 from rqa_ray.tuning.plan import SearchPlan
@@ -46,7 +48,26 @@ RETRIES = 1  # of a trial that crashes, before it is marked
 DRIVER = {"CPU": 0, "memory": 2**28}  # of a trial whose workers are others; Tune refuses a bundle of nothing
 
 
-def tune(asked: Search) -> None:
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search has found, and the model that its winner left in output_dir."""
+
+    model: TrainResult
+    metric: str  # that chose the winner
+    winner: Trial
+    trials: list[Trial]
+
+    def _repr_html_(self) -> str:
+        names = list(self.winner.values)
+        rows = []
+        for trial in [self.winner, *(trial for trial in self.trials if trial is not self.winner)]:
+            best = trial.best(self.metric)
+            values = [trial.values.get(name, "") for name in names]
+            rows.append([trial.number, *values, best[1] if best else "", trial.state])
+        return html_table(["trial", *names, self.metric, "state"], rows) + self.model._repr_html_()
+
+
+def tune(asked: Search) -> TuneResult:
     """Runs a search to its end and prints what it achieved.
 
     Raises:
@@ -108,7 +129,7 @@ def tune(asked: Search) -> None:
         raise SystemExit(1)
     for line in write_report(folder, trials, plan.space, metric, order[0]):
         print(line)
-    leave_winner(setup, record, shared, order[0])
+    return TuneResult(leave_winner(setup, record, shared, order[0]), metric, order[0], trials)
 
 
 def trials_at_once(asked: str, workers: WorkerPlan) -> int:

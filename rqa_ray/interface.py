@@ -1,0 +1,115 @@
+"""What notebooks and programs call: the functions of the jobs, their flags as keyword arguments.
+
+A wrong argument raises InputError, with the line that a job prints. Nothing ends the process: where a job would exit,
+RuntimeError is raised, or KeyboardInterrupt after Ctrl-C. In the examples `model` is a model folder, `files` are paths
+by flag, and `folder` is an empty folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rqa_ray.command_line import parse
+from rqa_ray.settings import EvaluateSettings, SearchSettings
+
+if TYPE_CHECKING:  # loaded by the function that needs it, so that a search imports no Ray
+    from rqa_ray.corpus.search import Answer
+    from rqa_ray.evaluation.evaluate import EvaluateResult
+    from rqa_ray.training.train import TrainResult
+    from rqa_ray.tuning.tune import TuneResult
+
+
+def train(**flags: Any) -> TrainResult:
+    """Fine-tunes a retriever, as `jobs/train.py` does: `python jobs/train.py -h` lists the arguments.
+
+    >>> from rqa_ray import train
+    >>> small = {"model_name_or_path": model, "max_seq_length": 32, "per_device_train_batch_size": 8}
+    >>> result = train(**files, **small, max_steps=4, eval_strategy="no", output_dir=folder / "run")
+    >>> result.best_step in (0, 4)
+    True
+    >>> result.metrics["eval_loss"] <= result.before["eval_loss"] or result.best_step == 4
+    True
+
+    Raises:
+        InputError: an argument or a file is wrong; nothing was written.
+    """
+    from rqa_ray.training.job import parse_job
+    from rqa_ray.training.train import train
+
+    job = parse_job(flags)
+    with _no_exit():
+        return train(job)
+
+
+def tune(**flags: Any) -> TuneResult:
+    """Searches learning rate, batch size and more, as `jobs/tune.py` does; the winner is in output_dir.
+
+    >>> from rqa_ray import tune
+    >>> searched = tune(
+    ...     **files, **small, max_steps=4, tune_learning_rate=[1e-4, 1e-3], num_samples=2, output_dir=folder / "search"
+    ... )
+    >>> len(searched.trials), 1e-4 <= searched.winner.values["learning_rate"] <= 1e-3
+    (2, True)
+
+    Raises:
+        InputError: an argument or a file is wrong; nothing was written.
+    """
+    from rqa_ray.tuning.options import parse_search
+    from rqa_ray.tuning.tune import tune
+
+    asked = parse_search(flags)
+    with _no_exit():
+        return tune(asked)
+
+
+def evaluate(**flags: Any) -> EvaluateResult:
+    """Ranks a corpus for questions whose answers are known, as `jobs/evaluate.py` does.
+
+    >>> from rqa_ray import evaluate
+    >>> found = evaluate(
+    ...     model=folder / "run",
+    ...     document_path=files["full_dataset_file_path"],
+    ...     eval_data_path=files["test_file"],
+    ...     output_dir=folder / "evaluation",
+    ... )
+    >>> 0 <= found.metrics["dense"]["test_retr/document_recall/recall4"] <= 1
+    True
+
+    Raises:
+        InputError: an argument or a file is wrong; nothing was written.
+    """
+    from rqa_ray.evaluation.evaluate import evaluate
+
+    settings = parse(EvaluateSettings, "evaluate", flags)
+    with _no_exit():
+        return evaluate(settings)
+
+
+def search(**flags: Any) -> Answer:
+    """Finds passages for a question, as `jobs/search.py` does; needs no Ray.
+
+    >>> from rqa_ray import search
+    >>> answer = search(
+    ...     question="alpha beta", model=folder / "run", embeddings_path=folder / "evaluation" / "embeddings", top_k=3
+    ... )
+    >>> [type(hit.document.page_content) for hit in answer.hits]
+    [<class 'str'>, <class 'str'>, <class 'str'>]
+
+    Raises:
+        InputError: an argument or a file is wrong.
+    """
+    from rqa_ray.corpus.search import search
+
+    return search(parse(SearchSettings, "search", flags))
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as end:
+        if end.code in (130, 143):  # stopped by a signal
+            raise KeyboardInterrupt from None
+        raise RuntimeError("it failed, as the lines above say") from None
