@@ -24,8 +24,7 @@ def _lines(error: BaseException) -> list[str]:
     return str(error).strip().splitlines() or [type(error).__name__]
 
 
-def need_extra(what: str, extra: str, *modules: str) -> None:
-    """Raises InputError where a module is missing that an extra of this package installs; `what` needs it."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise InputError(f'{what}: needs {" and ".join(missing)}: pip install -e ".[{extra}]"')
+def need_extra(what: str, extra: str, module: str) -> None:
+    """Raises InputError where the module that `what` needs, and an extra of this package installs, is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f'{what}: needs {module}: pip install -e ".[{extra}]"')

@@ -43,3 +43,8 @@ def setting(
     """
     own = dict(zip(OWN_METADATA, (check, more_names, is_path, may_be_empty), strict=True))
     return field(default=default, metadata={"help": text, **own, **for_argparse})
+
+
+def path(default: Any, text: str, **more: Any) -> Any:
+    """A setting that names files or folders, in which `~` is the home folder."""
+    return setting(default, text, is_path=True, **more)

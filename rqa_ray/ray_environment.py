@@ -34,3 +34,11 @@ for _name, _value in {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+OF_ACCELERATE = "ACCELERATE_"  # begins the names by which transformers and accelerate take settings from outside
+
+
+def forget_accelerate() -> None:
+    """Lets a training worker read its arguments alone: ACCELERATE_MIXED_PRECISION=bf16 would train in bf16 unasked."""
+    for name in [name for name in os.environ if name.startswith(OF_ACCELERATE)]:
+        del os.environ[name]

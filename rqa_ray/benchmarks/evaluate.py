@@ -28,7 +28,7 @@ from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import retrieval_metrics
-from rqa_ray.fields import at_least, setting
+from rqa_ray.fields import at_least, path, setting
 from rqa_ray.retriever.embedder import EncodeOptions, encode
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -59,10 +59,8 @@ class Task:
 class EvaluationBenchmark(BenchmarkSettings):
     """What is measured of an evaluation and of the search in it."""
 
-    document_path: list[str] | None = setting(
-        None, "Passages; without them the search alone is measured.", is_path=True
-    )
-    eval_data_path: list[str] | None = setting(None, "Questions.", is_path=True)
+    document_path: list[str] | None = path(None, "Passages; without them the search alone is measured.")
+    eval_data_path: list[str] | None = path(None, "Questions.")
     bf16: bool = setting(False, "The encoders compute in bf16.")
     threads: int = setting(os.cpu_count(), "CPU threads of a contender.", at_least(1))
     search_passages: int = setting(1_000_000, "Random vectors; 0: no search.", at_least(0))
@@ -79,7 +77,7 @@ def run(settings: EvaluationBenchmark) -> str:
         InputError: a file or the model is wrong, or a peer is not installed.
     """
     if settings.peer == "all":
-        need_extra("--peer all", "test", "sentence_transformers", "faiss")
+        need_extra("--peer all", "index", "faiss")
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
     tables: list[str] = []
     results: dict[str, list[Figures]] = {}

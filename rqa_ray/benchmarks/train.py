@@ -26,8 +26,8 @@ from rqa_ray.benchmarks.measure import matmul_peak, measure
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
-from rqa_ray.errors import InputError, need_extra
-from rqa_ray.fields import REQUIRED, Check, at_least, setting
+from rqa_ray.errors import InputError
+from rqa_ray.fields import REQUIRED, Check, at_least, path, setting
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -41,7 +41,7 @@ PEERS = ("sentence-transformers", "cached", "LocalRQA")  # as `contenders.peers`
 class TrainBenchmark(BenchmarkSettings):
     """What is measured of a training step."""
 
-    train_file: list[str] = setting(REQUIRED, "Training questions.", is_path=True)
+    train_file: list[str] = path(REQUIRED, "Training questions.")
     batch_size: int = setting(64, "Pairs in a batch.", at_least(2))
     steps: int = setting(1, "Steps of a contender in a round.", at_least(1))
     dropout: float = setting(0.1, "Of all contenders (probability).")
@@ -68,11 +68,9 @@ def run(settings: TrainBenchmark) -> str:
     """Measures what the settings ask for, writes all of it, and returns a table.
 
     Raises:
-        InputError: the file or model is wrong, or a peer is not installed.
+        InputError: the file or model is wrong.
     """
     peers = [*PEERS] if settings.peer is None else settings.peer
-    if {"sentence-transformers", "cached"} & set(peers):
-        need_extra("--peer, but none,", "test", "sentence_transformers")
     workload = read_workload(**settings.workload())
     results = measure_all(
         workload, settings.rounds, settings.steps, settings.threads, peers, settings.through_ray or []

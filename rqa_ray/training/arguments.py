@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
-from rqa_ray.fields import ABOVE_0, Check, at_least, setting
+from rqa_ray.fields import ABOVE_0, Check, at_least, path, setting
 
 
 @dataclass
 class RetrieverTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of contrastive fine-tuning (LocalRQA's, mostly)."""
 
-    output_dir: str | None = setting(
-        None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints.", is_path=True
+    output_dir: str | None = path(
+        None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints."
     )
     learning_rate: float = setting(1e-5, "Peak learning rate.", at_least(0))
     max_steps: int = setting(
@@ -47,8 +47,8 @@ class RetrieverTrainingArguments(TrainingArguments):
     )
     report_to: str | None = setting("tensorboard", "Where to log: tensorboard, wandb, mlflow ..., none.")
     seed: int = setting(42, "Seed of batches, hard negatives and dropout.", at_least(0))
-    resume_from_checkpoint: str | None = setting(
-        None, "Go on: with the last run in output_dir (true), or from a checkpoint folder.", is_path=True
+    resume_from_checkpoint: str | None = path(
+        None, "Go on: with the last run in output_dir (true), or from a checkpoint folder."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from rqa_ray.command_line import Given, Parser, as_words, check_values
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
+from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
@@ -137,6 +139,8 @@ def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     resume = training.pop("resume_from_checkpoint", None)
     if resume is not None and resume.lower() == "false":
         resume = None
+    outside = sorted(name for name in os.environ if name.startswith(OF_ACCELERATE))
+    notes += [f"{name}={os.environ[name]} has no effect: training reads its arguments alone" for name in outside]
     command = [] if isinstance(asked, Mapping) else [sys.argv[0], *asked]
     job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes, command=command)
     check(job)

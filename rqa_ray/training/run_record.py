@@ -5,9 +5,11 @@ Each run has a Ray run name of its own, since Ray resumes a name in silence. The
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,8 +136,10 @@ def open_run(job: Job) -> RunRecord:
 
 
 def new_run_name(folder: Path) -> str:
-    """A name that no other run has."""
-    return f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    """A name that no other run has, in ASCII, as Ray wants it, whatever the folder is called."""
+    plain = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "run"
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def delete_run(job: Job, record: RunRecord) -> None:

@@ -22,6 +22,7 @@ from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.places import open_location, shown
+from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.retriever.embedder import EncodeOptions
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
@@ -44,6 +45,7 @@ WAITED_IN_VAIN = ("imed out", "onnection closed", "onnection reset")
 def train_worker(spec: WorkerSpec) -> WorkerResult:
     """Trains on this rank."""
     _be_quiet()
+    forget_accelerate()
     torch.set_num_threads(spec.num_cpus)
     with (
         tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch,

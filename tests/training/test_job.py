@@ -13,8 +13,9 @@ from transformers import TrainingArguments
 
 from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
+from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.settings import TrainSettings
-from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
+from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 from rqa_ray.training.job import parse_job
 
 # LocalRQA's documented commands, as they are but for the paths of the second.
@@ -439,6 +440,18 @@ def test_the_job_prints_one_line_and_exits_with_2(capsys):
         raise InputError("--seed -1: has to be at least 0")
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", "error: --seed -1: has to be at least 0\n")
+
+
+def test_what_accelerate_would_take_from_the_environment_changes_nothing_and_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert [note.split(":")[0] for note in parse().notes] == [
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 has no effect",
+        "ACCELERATE_MIXED_PRECISION=bf16 has no effect",
+    ]
+    assert RetrieverTrainingArguments(output_dir=str(tmp_path), use_cpu=True).mixed_precision == "bf16"
+    forget_accelerate()
+    assert RetrieverTrainingArguments(output_dir=str(tmp_path), use_cpu=True).mixed_precision == "no"
 
 
 # The temperature

@@ -12,7 +12,7 @@ from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
 from rqa_ray.training.checkpoints import write_manifest
 from rqa_ray.training.job import Job, parse_job
 from rqa_ray.training.output_folder import with_local_output
-from rqa_ray.training.run_record import RunRecord, check_output_dir, open_run
+from rqa_ray.training.run_record import RunRecord, check_output_dir, new_run_name, open_run
 
 CONFIG = {"model_type": "bert", "hidden_size": 32, "pad_token_id": 0}
 
@@ -115,3 +115,12 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_pat
             check_output_dir(job(tmp_path / "a", "--resume_from_checkpoint", named), str(model))
     (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mpnet", "pad_token_id": 1}))
     check_output_dir(job(tmp_path / "a", "--resume_from_checkpoint", "true"), str(model))
+
+
+@pytest.mark.parametrize(
+    ("folder", "begins"),
+    [("run-1", "run-1-2"), ("lauf_ü", "lauf_u-2"), ("my run", "my-run-2"), ("検索", "run-2"), ("a#b?c", "a-b-c-2")],
+)
+def test_a_run_has_a_name_that_ray_takes_whatever_its_folder_is_called(folder, begins):
+    name = new_run_name(Path("output") / folder)
+    assert name.startswith(begins) and name.isascii() and name != new_run_name(Path("output") / folder)

@@ -1,0 +1,192 @@
+"""What becomes of the words of any job, of a JSON config and of keyword arguments; one line for every mistake."""
+
+import dataclasses
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from rqa_ray.command_line import parse, user_errors
+from rqa_ray.errors import InputError, need_extra
+from rqa_ray.fields import REQUIRED, at_least, setting
+from rqa_ray.settings import EmbedSettings, EvaluateSettings, PrepareSettings, SearchSettings
+
+ROOT = Path(__file__).parents[1]
+JOBS = ["benchmark", "embed", "evaluate", "preflight", "prepare", "search", "train", "tune"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Example:
+    """Settings of each kind."""
+
+    count: int = setting(2, "How many.", at_least(1))
+    sizes: list[int] | None = setting(None, "Of each.", at_least(1), may_be_empty=True)
+    folder: str = setting(REQUIRED, "Where.", more_names=("folder", "output_folder"), is_path=True)
+    files: list[str] | None = setting(None, "Which.", is_path=True)
+    fast: bool = setting(False, "In a hurry.")
+    prefix: str | None = setting(None, "Said first.")
+
+
+def example(*words: str) -> Example:
+    return parse(Example, "example.py", words)
+
+
+def error_of(*words: str) -> str:
+    with pytest.raises(InputError) as error:
+        example(*words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def asked(*words: str) -> SearchSettings:
+    return parse(SearchSettings, "search.py", words, free_word="question")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> str:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return str(tmp_path)
+
+
+def test_a_setting_goes_by_all_of_its_names_with_dashes_and_underscores():
+    for name in ("folder", "output_folder", "output-folder"):
+        assert example(f"--{name}", "a").folder == example(f"--{name}=a").folder == "a"
+
+
+@pytest.mark.parametrize(
+    ("words", "fast"),
+    [
+        ([], False),
+        (["--fast"], True),
+        (["--fast", "true"], True),
+        (["--fast=false"], False),
+        (["--fast", "no"], False),
+    ],
+)
+def test_a_switch_needs_no_value_and_may_have_one(words, fast):
+    assert example("--folder", "a", *words).fast is fast
+
+
+def test_a_wrong_value_is_named_with_what_it_has_to_be():
+    assert error_of("--folder", "a", "--count", "0") == "--count 0: has to be at least 1"
+    assert error_of("--folder", "a", "--sizes", "3", "0") == "--sizes 0: has to be at least 1"
+    assert error_of("--folder", "a", "--count", "few").startswith("--count: invalid int value: 'few'")
+    assert error_of("--folder", "a", "--cuont", "1") == "--cuont: unknown argument; did you mean --count?"
+
+
+def test_what_is_missing_is_named_once():
+    assert error_of() == error_of("--folder=") == "--folder is missing (-h lists all arguments)"
+
+
+def test_a_list_may_be_empty_where_that_means_something():
+    assert example("--folder", "a", "--sizes").sizes == []
+    assert error_of("--folder", "a", "--files").startswith("--files: expected at least one argument")
+
+
+def test_a_config_and_keyword_arguments_are_the_flags_of_those_names(tmp_path):
+    values = {"output_folder": "a", "sizes": [3, 4], "fast": True, "prefix": "--fast", "count": None}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    expected = Example(folder="a", sizes=[3, 4], fast=True, prefix="--fast")
+    assert example(str(tmp_path / "config.json")) == parse(Example, "example", values) == expected
+    assert example(str(tmp_path / "config.json"), "--folder", "b").folder == "b"
+    assert parse(Example, "example", {"folder": Path("a"), "files": (Path("b"), "c")}).files == ["b", "c"]
+
+
+def test_the_home_folder_is_meant_in_flags_configs_and_keyword_arguments(home, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"folder": "~/run", "files": ["~/a", "b~"], "prefix": "~/"}))
+    expected = Example(folder=f"{home}/run", files=[f"{home}/a", "b~"], prefix="~/")
+    assert example("--folder=~/run", "--files", "~/a", "b~", "--prefix=~/") == expected
+    assert example("~/config.json") == parse(Example, "example", {"folder": "~/run", "files": ["~/a", "b~"]} | {
+        "prefix": "~/"
+    }) == expected  # fmt: skip
+
+
+def test_paths_of_every_job_know_the_home_folder(home):
+    from rqa_ray.training.job import parse_job
+
+    words = "--model_name_or_path m --demo_size 9 --output_dir=~/run --storage_path=~/s --resume_from_checkpoint=~/c"
+    job = parse_job(words.split())
+    assert (job.output_dir, job.settings.storage_path, job.resume) == (f"{home}/run", f"{home}/s", f"{home}/c")
+    for kind in (EmbedSettings, EvaluateSettings, PrepareSettings, SearchSettings):
+        for item in dataclasses.fields(kind):
+            named = item.name.endswith(("_path", "_file", "compare")) or item.name == "output_dir"
+            assert item.metadata["is_path"] == named, item.name
+
+
+MODEL = ("--model", "m")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("how?", *MODEL, "--document_path", "a.jsonl"),
+        (*MODEL, "how?", "--document_path", "a.jsonl"),
+        (*MODEL, "--document_path", "a.jsonl", "how?"),
+        (*MODEL, "--document_path", "a.jsonl", "--json", "how?"),
+        (*MODEL, "--document_path", "a.jsonl", "--top_k", "5", "how?"),
+        (*MODEL, "--document_path", "a.jsonl", "--question", "how?"),
+        ("--question=how?", *MODEL, "--document_path", "a.jsonl"),
+    ],
+)
+def test_the_question_is_the_word_without_a_flag_wherever_it_stands(words):
+    settings = asked(*words)
+    assert (settings.question, settings.document_path) == ("how?", ["a.jsonl"])
+
+
+def test_the_last_word_of_a_list_of_files_is_the_question_if_it_names_no_file(tmp_path, capsys):
+    (tmp_path / "known").touch()
+    files = ("s3://b/c", str(tmp_path / "k*"))
+    assert asked(*MODEL, "--document_path", *files).document_path == [*files]
+    assert asked(*MODEL, "--document_path", "a.jsonl", "wrong/name.jsonl").document_path == [
+        "a.jsonl",
+        "wrong/name.jsonl",
+    ]
+    assert capsys.readouterr().err == ""
+    assert asked(*MODEL, "--document_path", "a.jsonl", "what is a/b.c?").question == "what is a/b.c?"
+    assert capsys.readouterr().err == "note: 'what is a/b.c?' names no file, so it is the question\n"
+    assert asked(*MODEL, "--document_path", "refunds").question is None
+
+
+def test_a_question_without_quotes_is_not_cut_to_its_last_word():
+    with pytest.raises(InputError, match="^'how' and 'much': two words without a flag; put the question in quotes$"):
+        asked("how", "much", *MODEL)
+
+
+def test_a_word_without_a_flag_is_wrong_where_no_question_is_asked():
+    assert error_of("--folder", "a", "--count", "1", "stray").startswith("stray: unknown argument")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_is_short_shows_its_flags_and_says_a_mistake_in_one_line(job, capsys, monkeypatch):
+    path = ROOT / "jobs" / f"{job}.py"
+    assert len(path.read_text().splitlines()) < 60
+    first = ["train"] if job == "benchmark" else []
+    for word, code in (("-h", 0), ("--no_such_flag=1", 2)):
+        monkeypatch.setattr(sys, "argv", [str(path), *first, word])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        assert end.value.code == code
+        said = capsys.readouterr()
+        if code:
+            assert said.out == "" and said.err.count("\n") == 1
+            assert said.err.startswith("error: --no_such_flag: unknown argument")
+        else:
+            assert "[CONFIG.json] [--FLAG VALUE ...]" in said.out and "--model_name_or_path" in said.out
+
+
+def test_a_terminal_without_utf_8_shows_question_marks_and_ends_nothing(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with user_errors():
+        print("für 5 €", flush=True)
+    assert screen.buffer.getvalue() == b"f?r 5 ?\n"
+
+
+def test_a_missing_package_is_installed_from_this_folder_not_from_an_index():
+    with pytest.raises(InputError, match=r'^--index: needs no_such: pip install -e "\.\[index\]"$'):
+        need_extra("--index", "index", "no_such")
+    code = "".join(path.read_text() for path in [*ROOT.rglob("rqa_ray/**/*.py"), *ROOT.glob("jobs/*.py")])
+    assert 'pip install "rqa_ray' not in code and "pip install rqa_ray" not in code

@@ -1,0 +1,14 @@
+"""How values and commands are written for a person."""
+
+import shlex
+
+from rqa_ray.texts import command, html_table
+
+
+def test_a_printed_command_can_be_typed_as_it_stands():
+    words = ["jobs/train.py", "--output_dir", "/my runs/a", "--query_prefix", "it's: "]
+    assert shlex.split(command(*words)) == ["python", *words]
+
+
+def test_a_table_of_a_notebook_shows_text_as_text_and_few_digits():
+    assert html_table(["a<b"], [[0.123456]]) == "<table><tr><th>a&lt;b</th></tr><tr><td>0.123</td></tr></table>"
