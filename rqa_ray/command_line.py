@@ -43,10 +43,11 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(HfArgumentParser):
-    """The flags of some settings classes; errors are one line."""
+    """The flags of some settings classes, of which the first says in -h what the job does; errors are one line."""
 
     def __init__(self, program: str, *kinds: type) -> None:
-        super().__init__(kinds, allow_abbrev=False, prog=program, usage=f"{program} {USAGE}", formatter_class=Help)
+        usage = f"{program} {USAGE}"
+        super().__init__(kinds, allow_abbrev=False, usage=usage, description=kinds[0].__doc__, formatter_class=Help)
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:

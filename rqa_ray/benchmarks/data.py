@@ -42,7 +42,7 @@ BATCH_SIZE = 256
 
 @dataclass(kw_only=True)
 class DataBenchmark(BenchmarkSettings):
-    """What is measured of reading."""
+    """Measures how fast files become token rows, and the memory of streaming."""
 
     train_file: list[str] = path(REQUIRED, "Training questions.")
     size_mb: int = setting(500, "Of the file whose reading is timed (MB).", at_least(1))

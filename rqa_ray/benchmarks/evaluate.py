@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(kw_only=True)
 class EvaluationBenchmark(BenchmarkSettings):
-    """What is measured of an evaluation and of the search in it."""
+    """Measures an evaluation, from texts to metrics, and the search alone."""
 
     document_path: list[str] | None = path(None, "Passages; without them the search alone is measured.")
     eval_data_path: list[str] | None = path(None, "Questions.")

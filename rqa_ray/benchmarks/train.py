@@ -39,7 +39,7 @@ PEERS = ("sentence-transformers", "cached", "LocalRQA")  # as `contenders.peers`
 
 @dataclass(kw_only=True)
 class TrainBenchmark(BenchmarkSettings):
-    """What is measured of a training step."""
+    """Measures a training step against the limit and the peers."""
 
     train_file: list[str] = path(REQUIRED, "Training questions.")
     batch_size: int = setting(64, "Pairs in a batch.", at_least(2))

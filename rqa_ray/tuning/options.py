@@ -17,7 +17,7 @@ RESUME_FLAG = "--resume"
 
 @dataclass(kw_only=True)
 class TuneSettings:
-    """What is searched, how, and for how long."""
+    """jobs/tune.py searches learning rate, batch size and more. It takes all arguments of jobs/train.py too."""
 
     tune_learning_rate: list[float] | None = setting(
         None,
