@@ -126,7 +126,7 @@ NEEDS_QUESTIONS = "a record needs `questions` (LocalRQA) or `question` (LocalRQA
         ({"page_content": "x", "metadata": {"source": {}}}, "`source` has to be text or a number, found an object"),
         (
             {"text": "x", "prices": {datetime.date(2026, 1, 2): 5}},
-            "`metadata` has to be JSON (keys must be str, int, float, bool or None, not date)",
+            "`metadata` has to be JSON (keys must be str, int, float, bool or None, not datetime.date)",
         ),
         ({"text": "x", "shape": 1j}, "`metadata` has to be JSON, found a value of type complex"),
         (
