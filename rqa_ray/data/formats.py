@@ -86,7 +86,11 @@ def _document(content: Any, formatted: Any, metadata: Any) -> Document:
     for name in IDENTITY:
         if isinstance(metadata.get(name), (list, dict)):  # it would be embedded as Python writes it
             raise RecordError(f"`{name}` has to be text or a number, found {_kind(metadata[name])}")
-    return Document(content, formatted, parse_json(json.dumps(metadata, default=_text_of)))
+    try:
+        written = json.dumps(metadata, default=_text_of)
+    except TypeError as error:  # of keys, which a map of Parquet may have of any type
+        raise RecordError(f"`metadata` has to be JSON ({error})") from None
+    return Document(content, formatted, parse_json(written))
 
 
 def _text_of(value: Any) -> str:

@@ -124,6 +124,10 @@ NEEDS_QUESTIONS = "a record needs `questions` (LocalRQA) or `question` (LocalRQA
         ({"text": datetime.date(2026, 1, 2)}, "`page_content` has to be a string, found datetime.date(2026, 1, 2)"),
         ({"text": "x", "title": ["a"]}, "`title` has to be text or a number, found a list"),
         ({"page_content": "x", "metadata": {"source": {}}}, "`source` has to be text or a number, found an object"),
+        (
+            {"text": "x", "prices": {datetime.date(2026, 1, 2): 5}},
+            "`metadata` has to be JSON (keys must be str, int, float, bool or None, not datetime.date)",
+        ),
         ({"text": "x", "shape": 1j}, "`metadata` has to be JSON, found a value of type complex"),
         (
             {"text": "x", "a": float("inf")},
