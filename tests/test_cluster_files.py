@@ -117,7 +117,7 @@ def test_a_job_uploads_the_package_and_its_scripts_in_less_than_a_megabyte(tmp_p
     create_package(str(ROOT), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
     assert package.stat().st_size < 1_000_000
     names = zipfile.ZipFile(package).namelist()
-    assert {"jobs/train.py", "jobs/tune.py", "jobs/demo.json", "rqa_ray/training/run.py"} <= set(names)
+    assert {"jobs/train.py", "jobs/tune.py", "jobs/demo.json", "rqa_ray/training/train.py"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", ".git/", "output/"))]
 
 

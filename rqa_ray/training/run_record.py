@@ -45,9 +45,8 @@ class RunRecord:
             return None
         here = absolute(job.location)
         for name in ("storage_path", "resume_from"):
-            if kept[name] and kept[name] == absolute(kept[name]):
-                continue
-            kept[name] = inside(here, kept[name]) if kept[name] else None
+            if kept[name] and kept[name] != absolute(kept[name]):
+                kept[name] = inside(here, kept[name])
         home = kept.pop("location", "another folder")
         is_own = home == shown(here) or within(kept["storage_path"], here) is not None
         return cls(here, **kept, copy_of=None if is_own else home)

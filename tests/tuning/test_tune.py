@@ -163,9 +163,7 @@ def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags
     assert left == []
 
 
-def test_optuna_searches_on_when_a_trial_is_killed_twice_and_a_model_choice_is_searched_too(
-    ray_cluster, flags, tmp_path
-):
+def test_optuna_searches_on_when_a_trial_is_killed_twice(ray_cluster, flags, tmp_path):
     pytest.importorskip("optuna")
     folder, killed = tmp_path / "out", []
 
@@ -186,14 +184,13 @@ def test_optuna_searches_on_when_a_trial_is_killed_twice_and_a_model_choice_is_s
     test_file = words.index("--test_file")
     del words[test_file : test_file + 2]
     words += ["--search_alg", "optuna", "--num_samples", "3", "--scheduler", "none", "--tune_batch_size", "4", "8"]
-    words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=mean,cls", "--tune_learning_rate", "1e-5", "1e-3"]
+    words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=cls", "--tune_learning_rate", "1e-5", "1e-3"]
     run([*words, "--max_steps", "200", "--eval_steps", "0.1", "--logging_steps", "100", "--output_dir", str(folder)])
     rows = rows_of(folder)
     assert len(killed) == 2 and [row["state"] for row in rows] == ["failed", "finished", "finished"]
     assert rows[0]["problem"]
     assert (folder / "model.safetensors").is_file()
-    pretrained = {path.name for path in folder.glob("checkpoints/*/pretrained*")}
-    assert pretrained == {"pretrained-mean.0", "pretrained-cls.0"}
+    assert [path.name for path in folder.glob("checkpoints/*/pretrained*")] == ["pretrained-cls.0"]
 
 
 def trials_with_checkpoints(folder: Path, attempt: str) -> list[str]:
