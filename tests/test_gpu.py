@@ -6,7 +6,7 @@ import torch
 
 from rqa_ray.corpus import topk as search
 from rqa_ray.corpus.topk import RunningTopK, search_block
-from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.token_batches import length_sorted_batches
@@ -52,12 +52,12 @@ def test_loss_and_gradients_are_those_of_a_cpu(tiny_model, packed):
 def test_packing_works_and_gives_the_embeddings_of_a_cpu(tiny_model, bf16):
     encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0).eval()
     rows = token_rows([3, 9, 9, 40, 2, 60])
-    expected = encode(encoder, rows, EncodeOptions(0, 1000))
+    expected = Embedder(encoder, EmbedOptions(0, 1000)).rows(rows)
     encoder = load_encoder(tiny_model, EncoderSettings(), dropout=0.0, bf16=bf16).eval().cuda()
-    options = EncodeOptions.for_device(encoder, 0)
-    assert options.packed
+    embedder = Embedder(encoder)
+    assert embedder.options.packed
     tolerance = 0.03 if bf16 else 1e-5
-    torch.testing.assert_close(encode(encoder, rows, options).cpu(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(embedder.rows(rows).cpu(), expected, rtol=0, atol=tolerance)
 
 
 @BOTH_TYPES

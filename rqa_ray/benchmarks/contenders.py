@@ -27,11 +27,10 @@ from rqa_ray.data.columns import Ragged
 from rqa_ray.data.passages import Negatives, PassageTable
 from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
-from rqa_ray.retriever.embedder import EncodeOptions
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.losses import InBatchContrastive
-from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.plan_forward import compile_transformer, plan_forward
@@ -144,11 +143,10 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
         evaluator = RetrievalEvaluator(
             Corpus(workload.passage_ids[:1], one, np.zeros(1, np.int64)),
             {"eval": Questions(one, Golds(workload.passage_ids[:1], np.arange(2)))},
-            EncodeOptions(0, plan.max_tokens, 1),
+            Embedder(encoder, EmbedOptions(0, plan.max_tokens, 1)),
         )
-        tokenizer = TextTokenizer(workload.model_folder, encoder_settings).tokenizer
         planned, loss = batches.with_plan(plan), InBatchContrastive(TEMPERATURE)
-        trainer = ContrastiveTrainer(encoder, loss, tokenizer, args, planned, evaluator, callbacks=[clock])
+        trainer = ContrastiveTrainer(encoder, loss, args, planned, evaluator, callbacks=[clock])
         trainer.train()
     stopwatch.figures["data_wait_share"] = trainer.state.log_history[0]["data_wait_share"]
     return sum(

@@ -28,7 +28,7 @@ from rqa_ray.data.schema import Document, QARecord, format_passage
 from rqa_ray.errors import InputError
 from rqa_ray.fields import REQUIRED, at_least, path, setting
 from rqa_ray.places import write_json
-from rqa_ray.retriever.encoder_settings import EncoderSettings, read_settings
+from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import BenchmarkSettings
@@ -107,9 +107,8 @@ def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
     connect()
     from rqa_ray.data.readers import read_inputs
-    from rqa_ray.data.token_tables import TokenizerSpec
 
-    spec = TokenizerSpec(folder, settings)
+    spec = ModelSpec(folder, settings)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         for name in ("1.jsonl", "2.jsonl"):  # a task on each core
             with open(path) as file:
@@ -120,7 +119,7 @@ def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
 def plain_loop(path: str, folder: str, settings: EncoderSettings) -> Figures:
     """One process: parse 256 lines, tokenise their texts, keep the rows."""
-    tokenise = TextTokenizer(folder, settings)
+    tokenise = TextTokenizer.load(ModelSpec(folder, settings))
     with open(path) as file:
         _tokenise_lines(list(islice(file, WARM_UP_RECORDS)), tokenise)
 
@@ -147,7 +146,7 @@ def datasets_library(path: str, folder: str, settings: EncoderSettings) -> Figur
     import datasets
 
     datasets.disable_progress_bars()
-    tokenise = TextTokenizer(folder, settings)
+    tokenise = TextTokenizer.load(ModelSpec(folder, settings))
 
     def tokens(batch: dict[str, list[str]]) -> dict[str, list]:
         questions, passages = _tokenise_lines(batch["text"], tokenise)
@@ -193,12 +192,11 @@ def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
     connect()
     from rqa_ray.data.batches import GlobalBatches
     from rqa_ray.data.streaming import fetcher, open_stream
-    from rqa_ray.data.token_tables import TokenizerSpec
     from rqa_ray.data.windows import WindowedRows
 
     with _PeakMemory() as peak:
         began = time.perf_counter()
-        counted = open_stream([path], TokenizerSpec(folder, settings))
+        counted = open_stream([path], ModelSpec(folder, settings))
         counting = time.perf_counter() - began
         plan, store = counted.serve(seed=0, busy_cpus=0)
         batches = GlobalBatches(WindowedRows(plan, fetcher(store)), BATCH_SIZE, 0.05, seed=0, pad_id=0)

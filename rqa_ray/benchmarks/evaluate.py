@@ -29,11 +29,9 @@ from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from rqa_ray.fields import at_least, path, setting
-from rqa_ray.retriever.embedder import EncodeOptions, encode
-from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.embedder import Embedder
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
-from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import BenchmarkSettings
 
 QUALITY = {
@@ -149,14 +147,12 @@ def evaluate_own(task: Task) -> Figures:
     """Tokenise, encode, search, metrics: what an evaluation of this project does, without Ray."""
     torch.set_num_threads(task.threads)
     settings = read_settings(task.model_folder, max_seq_length=task.max_seq_length)
-    encoder = load_encoder(task.model_folder, settings, bf16=task.bf16).eval()
-    tokenizer = TextTokenizer(task.model_folder, settings)
-    options = EncodeOptions.for_device(encoder, tokenizer.tokenizer.pad_token_id)
-    encode(encoder, tokenizer.questions(task.questions[:8]), options)
+    embedder = Embedder.load(ModelSpec(task.model_folder, settings), "cpu", task.bf16)
+    embedder.questions(task.questions[:8])
     stopwatch = Stopwatch(torch.device("cpu"))
     stopwatch.start()
-    rows = tokenizer.questions(task.questions), tokenizer.passages(list(task.passages.values()))
-    asked, passages = (encode(encoder, part, options) for part in rows)
+    rows = embedder.tokenizer.questions(task.questions), embedder.tokenizer.passages(list(task.passages.values()))
+    asked, passages = (embedder.rows(part) for part in rows)
     blocks = zip(torch.arange(len(passages)).split(ROWS_PER_BLOCK), passages.split(ROWS_PER_BLOCK), strict=True)
     topk = search_blocks(asked, blocks, min(100, len(passages)), task.threads)
     found = retrieval_metrics(np.array(list(task.passages))[topk.result()[1].numpy()], task.golds)

@@ -29,7 +29,7 @@ from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
 from rqa_ray.fields import REQUIRED, Check, at_least, path, setting
 from rqa_ray.places import write_json
-from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import BenchmarkSettings
@@ -103,7 +103,7 @@ def read_workload(
             ids.append(record.gold_docs[0].passage_id)
     if len(questions) < batch_size:
         raise InputError(f"--batch_size {batch_size}: {' '.join(train_file)} has {len(questions)} questions")
-    tokenizer = TextTokenizer(folder, read_settings(folder, max_seq_length=max_seq_length))
+    tokenizer = TextTokenizer.load(ModelSpec(folder, read_settings(folder, max_seq_length=max_seq_length)))
     tokens = tokenizer.questions(questions), tokenizer.passages(passages)
     return Workload(
         questions, passages, *tokens, np.array(ids), folder, max_seq_length, batch_size, dropout, bf16, **options

@@ -36,10 +36,10 @@ from rqa_ray.data.columns import Ragged
 from rqa_ray.data.distinct import refuse_clashes
 from rqa_ray.data.rows import Questions
 from rqa_ray.data.schema import text_hash
-from rqa_ray.data.token_tables import TOKENS, TokenizerSpec, make_tokenizer
+from rqa_ray.data.token_tables import TOKENS, make_tokenizer
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.embedder import EncodeOptions, encode
-from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.embedder import Embedder
+from rqa_ray.retriever.encoder_settings import ModelSpec
 
 QUESTIONS_AT_ONCE = 65_536  # 52 MB of top-100 each
 READER_CPUS = 0.5  # of a task that reads; encoders leave it free
@@ -120,7 +120,7 @@ def encode_corpus(
     plan: CorpusPlan,
     folder: EmbeddingFolder,
     questions: list[pa.Table],
-    spec: TokenizerSpec,
+    spec: ModelSpec,
     workers: WorkerPlan,
     precision: str = "fp32",
     bf16: bool = False,
@@ -181,9 +181,7 @@ def _a_block_a_row() -> Iterator[None]:
         context.target_max_block_size = before
 
 
-def _read_shards(
-    batch: dict[str, np.ndarray], spec: TokenizerSpec, location: str, precision: str
-) -> Iterator[pa.Table]:
+def _read_shards(batch: dict[str, np.ndarray], spec: ModelSpec, location: str, precision: str) -> Iterator[pa.Table]:
     """The shards of a group that are not done, tokenised, a row each."""
     bits = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8), count=int(batch["num_documents"][0]))
     kept = kept_documents(json.loads(str(batch["ranges"][0])), bits.astype(bool))
@@ -203,17 +201,17 @@ def _read_shards(
 class ShardEncoder:
     """An actor that encodes shards and writes them."""
 
-    def __init__(self, spec: TokenizerSpec, bf16: bool, cpus: int, use_gpu: bool) -> None:
+    def __init__(self, spec: ModelSpec, bf16: bool, cpus: int, use_gpu: bool) -> None:
         torch.set_num_threads(cpus)
         bring_model(spec.folder, spec.copy)
         self.problem = ""
         try:
-            encoder = load_encoder(spec.folder, spec.settings, None, spec.trust_remote_code, bf16)
+            self.embedder = Embedder.load(spec, "cuda" if use_gpu else "cpu", bf16)
         except InputError as error:  # Ray would print a page about an actor that raises
             self.problem = str(error)
             return
-        self.encoder = encoder.to("cuda" if use_gpu else "cpu").eval()
-        self.options = EncodeOptions.for_device(self.encoder, make_tokenizer(spec).tokenizer.pad_token_id)
+        for note in self.embedder.notes:
+            print(note)  # Ray shows it
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Location, name, number of texts and seconds of the shard, a row; or a problem."""
@@ -221,7 +219,7 @@ class ShardEncoder:
         tokens, seconds = batch["tokens"][0].values, 0.0
         if not self.problem:
             started = time.perf_counter()
-            embeddings = encode(self.encoder, Ragged([tokens], np.arange(len(tokens))), self.options)
+            embeddings = self.embedder.rows(Ragged([tokens], np.arange(len(tokens))))
             seconds = time.perf_counter() - started
             texts = batch["passage_ids"][0].values, batch["documents"][0].values
             folder = EmbeddingFolder(shard["location"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rqa_ray.data.token_tables import TokenizerSpec
-from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.settings import CorpusSettings
@@ -16,7 +15,7 @@ class Model:
     """A model as a job uses it."""
 
     name: str
-    spec: TokenizerSpec
+    spec: ModelSpec
 
     def describe(self) -> str:
         """Lines for the user."""
@@ -31,6 +30,6 @@ def find_model(asked: CorpusSettings) -> Model:
         InputError: there is no such model, or it cannot be used so.
     """
     folder = find_model_folder(asked.embedding_model_name_or_path, asked.model_revision)
-    settings = encoder_settings(folder, asked)
-    check_model(folder, settings, asked.trust_remote_code)
-    return Model(asked.embedding_model_name_or_path, TokenizerSpec(folder, settings, asked.trust_remote_code))
+    spec = ModelSpec(folder, encoder_settings(folder, asked), asked.trust_remote_code)
+    check_model(spec)
+    return Model(asked.embedding_model_name_or_path, spec)

@@ -24,9 +24,7 @@ from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
 from rqa_ray.progress import Progress, ProgressLine
-from rqa_ray.retriever.embedder import EncodeOptions, encode
-from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.settings import SearchSettings
 from rqa_ray.texts import html_table
 
@@ -59,18 +57,15 @@ class Searcher:
         folder = self._saved(model, files, embeddings_path)
         if not folder and not files:
             raise InputError("--document_path is missing: say where the passages are, or --embeddings_path")
-        spec = model.spec
-        self.encoder = load_encoder(spec.folder, spec.settings, None, spec.trust_remote_code, bf16).eval()
-        self.encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = TextTokenizer(spec.folder, spec.settings, spec.trust_remote_code)
-        self.options = EncodeOptions.for_device(self.encoder, self.tokenizer.tokenizer.pad_token_id)
+        self.embedder = Embedder.load(model.spec, bf16=bf16)
+        for note in self.embedder.notes:
+            print(note, file=sys.stderr)
         self._documents: Callable[[np.ndarray], dict[int, dict[str, Any]]]
         self._blocks: Callable[[], Any]
         if folder:
             self._documents = folder.documents
-            names, normalize = [shard.name for shard in folder.shards], spec.settings.normalize
-            dimensions = self.encoder.transformer.config.hidden_size
-            if sum(shard.rows for shard in folder.shards) * dimensions * 4 <= HELD_BYTES:
+            names, normalize = [shard.name for shard in folder.shards], model.spec.settings.unit_length
+            if sum(shard.rows for shard in folder.shards) * self.embedder.encoder.dimensions * 4 <= HELD_BYTES:
                 held = list(folder.blocks(names, normalize))
                 self._blocks = lambda: held
             else:
@@ -104,21 +99,20 @@ class Searcher:
 
     def _encode(self, files: list[str]) -> tuple[list[Document], Block]:
         kept = list(read_distinct(files))
-        rows = self.tokenizer.passages([document.fmt_content for document in kept])
-        line, progress = ProgressLine(), Progress("encoding, passages", 0, len(rows))
+        line, progress = ProgressLine(), Progress("encoding, passages", 0, len(kept))
 
         def on_batch(num_rows: int) -> None:
             progress.done += num_rows
             line.draw(progress)
 
-        embeddings = encode(self.encoder, rows, self.options, on_batch)
+        embeddings = self.embedder.passages([document.fmt_content for document in kept], on_batch)
         line.clear()
         self.source = f"{len(kept):,} passages, encoded now; jobs/embed.py saves them"
         return kept, Block(torch.arange(len(kept)), embeddings)
 
     def search(self, question: str, k: int) -> list[Hit]:
         """The best passages, best first."""
-        asked = encode(self.encoder, self.tokenizer.questions([question]), self.options)
+        asked = self.embedder.questions([question])
         topk = search_blocks(asked, self._blocks(), k)
         scores, positions = (part[0].cpu().numpy() for part in topk.result())
         found = self._documents(positions)

@@ -26,13 +26,24 @@ from pyarrow import fs
 from torch import nn
 
 from rqa_ray.places import open_location, write_whole
-from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
+from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
 
 MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
 EMBEDDINGS_FOLDER = "embeddings"  # in the folder of a model or of an evaluation
 PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
 ROWS_PER_BLOCK = 16_384
+# Of the folder of a transformer: what decides embeddings.
+MODEL_FILES = (
+    "config.json",
+    "*token*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.safetensors",
+    "*model*.bin",
+    "*.py",
+)
 
 
 class Shard(NamedTuple):
@@ -206,13 +217,18 @@ def _quantise(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.nd
 
 
 def fingerprint(model_folder: str, settings: EncoderSettings) -> str:
-    """Hash of a model's weights, tokenizer and settings: two models with one are the same."""
+    """Hash of a model's settings and of all files of its modules that decide embeddings: models with one are the same.
+
+    What lies beside them (results, checkpoints, embeddings) is not looked at.
+    """
     digest = hashlib.blake2b(json.dumps(vars(settings), sort_keys=True).encode(), digest_size=16)
-    folder = transformer_folder(model_folder)
-    kinds = ("config.json", "tokenizer*.json", "vocab*", "*.safetensors", "pytorch_model*.bin", "*.model")
-    for path in sorted({path for kind in kinds for path in Path(folder).glob(kind)}):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while part := file.read(2**24):
-                digest.update(part)
+    root, (transformer, *others) = Path(model_folder), module_folders(model_folder)
+    files = {root / "modules.json", *(path for kind in MODEL_FILES for path in transformer.glob(kind))}
+    files |= {path for folder in others if folder != root for path in folder.rglob("*")}
+    for path in sorted(files):
+        if path.is_file():
+            digest.update(str(path.relative_to(root)).encode())
+            with path.open("rb") as file:
+                while part := file.read(2**24):
+                    digest.update(part)
     return digest.hexdigest()

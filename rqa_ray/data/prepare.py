@@ -27,10 +27,9 @@ from rqa_ray.data.records import find_inputs, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.survey import Survey
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.errors import InputError
 from rqa_ray.places import refuse_temporary
-from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model
 from rqa_ray.settings import INPUTS, PrepareSettings
@@ -72,13 +71,13 @@ def prepare(settings: PrepareSettings) -> list[str]:
     skip_bad = settings.on_bad_record == "skip"
     inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad)
     model = find_model_folder(settings.model_name_or_path, settings.model_revision)
-    encoder = encoder_settings(model, settings)
-    check_model(model, encoder, settings.trust_remote_code)
-    print(f"Ray: {connect()}\nmodel: {settings.model_name_or_path}, {encoder.describe()}")
-    return write_prepared(inputs, folder, TokenizerSpec(model, encoder, settings.trust_remote_code), skip_bad)
+    spec = ModelSpec(model, encoder_settings(model, settings), settings.trust_remote_code)
+    check_model(spec)
+    print(f"Ray: {connect()}\nmodel: {settings.model_name_or_path}, {spec.settings.describe()}")
+    return write_prepared(inputs, folder, spec, skip_bad)
 
 
-def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: TokenizerSpec, skip_bad: bool) -> list[str]:
+def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, skip_bad: bool) -> list[str]:
     """Writes the inputs (names to files) to a folder, whole or not at all; returns what is to know of the data.
 
     Raises:

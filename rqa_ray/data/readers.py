@@ -27,7 +27,6 @@ from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import (
     SCHEMAS,
-    TokenizerSpec,
     document_rows,
     make_tokenizer,
     question_rows,
@@ -35,6 +34,7 @@ from rqa_ray.data.token_tables import (
     train_rows,
 )
 from rqa_ray.errors import InputError
+from rqa_ray.retriever.encoder_settings import ModelSpec
 
 RANGE_BYTES = 32 * 2**20  # of one task
 RECORDS_AT_ONCE = 256
@@ -60,7 +60,7 @@ def fetch_tables(refs: list[ray.ObjectRef]) -> list[pa.Table]:
     return [table for table in ray.get(refs) if len(table)]
 
 
-def read_inputs(inputs: dict[str, list[str]], spec: TokenizerSpec, skip_bad: bool = False) -> dict[str, Blocks]:
+def read_inputs(inputs: dict[str, list[str]], spec: ModelSpec, skip_bad: bool = False) -> dict[str, Blocks]:
     """Reads `train`, `eval`, `test` and `corpus` (names to files) side by side.
 
     Raises:
@@ -72,7 +72,7 @@ def read_inputs(inputs: dict[str, list[str]], spec: TokenizerSpec, skip_bad: boo
         return dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values()), strict=True))
 
 
-def _read(name: str, files: list[str], spec: TokenizerSpec, skip_bad: bool) -> Blocks:
+def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool) -> Blocks:
     kind = name if name in SCHEMAS else "questions"
     items = [
         {"file": index, "path": path, "start": start, "end": -1 if end is None else end}
@@ -105,7 +105,7 @@ def _read(name: str, files: list[str], spec: TokenizerSpec, skip_bad: bool) -> B
     return Blocks(dataset.to_arrow_refs(), small, skipped)
 
 
-def _read_file(batch: dict[str, np.ndarray], kind: str, spec: TokenizerSpec, skip_bad: bool) -> Iterator[pa.Table]:
+def _read_file(batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool) -> Iterator[pa.Table]:
     """A file or a range of it to tables of one schema; stops at the first bad record, and returns it as `problem`."""
     path, file = str(batch["path"][0]), int(batch["file"][0])
     start, end = int(batch["start"][0]), int(batch["end"][0])

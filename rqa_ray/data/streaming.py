@@ -28,9 +28,10 @@ from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord, text_hash
 from rqa_ray.data.skipped import Skipped
-from rqa_ray.data.token_tables import Named, TokenizerSpec, make_tokenizer, to_table, train_rows
+from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
+from rqa_ray.retriever.encoder_settings import ModelSpec
 
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
@@ -48,7 +49,7 @@ class Stream:
     counts: Counts
     skipped: Skipped
     window_bytes: int  # of text, whose rows are about `WINDOW_BYTES`
-    spec: TokenizerSpec
+    spec: ModelSpec
 
     def report(self) -> str:
         """A line for the user."""
@@ -65,14 +66,14 @@ class Stream:
         return plan, WindowStore.remote(plan, self.spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
 
 
-def is_too_large(files: list[str], spec: TokenizerSpec) -> bool:
+def is_too_large(files: list[str], spec: ModelSpec) -> bool:
     """Whether the tokenized rows of training files would take more of the object store than they should."""
     tokenized = expansion(files, spec) * sum(text_bytes(path) for path in files)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenized > RESIDENT_SHARE * min(stores)
 
 
-def expansion(files: list[str], spec: TokenizerSpec) -> float:
+def expansion(files: list[str], spec: ModelSpec) -> float:
     """Bytes of tokenized rows for a byte of text, measured on the first records.
 
     A record with many questions and golds makes a row for each two of them, so rows can be larger than the file.
@@ -81,7 +82,7 @@ def expansion(files: list[str], spec: TokenizerSpec) -> float:
     return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)
 
 
-def open_stream(files: list[str], spec: TokenizerSpec, skip_bad: bool = False) -> Stream:
+def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> Stream:
     """Parses all training files, a group of parts a task, and counts what is in them.
 
     Raises:
@@ -167,7 +168,7 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int) -> pa.T
 class WindowStore:
     """Has windows made ahead of the workers, and keeps those in use: any window, at any time, always the same."""
 
-    def __init__(self, plan: WindowPlan, spec: TokenizerSpec, num_cpus: int) -> None:
+    def __init__(self, plan: WindowPlan, spec: ModelSpec, num_cpus: int) -> None:
         self._plan, self._spec, self._num_cpus = plan, spec, num_cpus
         self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # the least recently used first
 
@@ -191,7 +192,7 @@ class WindowStore:
 
 
 @ray.remote
-def _read_window(parts: list[Part], expected: int, spec: TokenizerSpec) -> pa.Table:
+def _read_window(parts: list[Part], expected: int, spec: ModelSpec) -> pa.Table:
     bring_model(spec.folder, spec.copy)
     tables, tokenizer = [], make_tokenizer(spec)
     named: Named = set()

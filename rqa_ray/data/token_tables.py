@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.schema import Document, QARecord, question_key, text_hash
-from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.texts import as_utf8
 
@@ -68,16 +68,6 @@ SCHEMAS = {
 }
 
 
-@dataclass
-class TokenizerSpec:
-    """What a task needs to make the tokenizer."""
-
-    folder: str
-    settings: EncoderSettings
-    trust_remote_code: bool = False
-    copy: Any = None  # of the folder, for nodes that lack it: `model_copies.bring_model`
-
-
 def to_table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
     """A block of rows; of a row the columns of the schema are kept, those that it lacks are null."""
     schema = SCHEMAS[kind]
@@ -87,14 +77,13 @@ def to_table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_tokenizer(key: str) -> TextTokenizer:
-    folder, settings, trust_remote_code = json.loads(key)
-    return TextTokenizer(folder, EncoderSettings(**settings), trust_remote_code)
+def _cached_tokenizer(spec: ModelSpec) -> TextTokenizer:
+    return TextTokenizer.load(spec)
 
 
-def make_tokenizer(spec: TokenizerSpec) -> TextTokenizer:
+def make_tokenizer(spec: ModelSpec) -> TextTokenizer:
     """The tokenizer of a spec; a process keeps the last one."""
-    return _cached_tokenizer(json.dumps([spec.folder, vars(spec.settings), spec.trust_remote_code]))
+    return _cached_tokenizer(replace(spec, copy=None))
 
 
 Named = set[tuple[int, int]]  # passage ids and text hashes

@@ -177,7 +177,7 @@ class Retrievers:
         """What a retriever finds for the test questions."""
         test, latency, weight = self.asked["test"], None, None
         if name == "dense":
-            normalize = self.model.spec.settings.normalize
+            normalize = self.model.spec.settings.unit_length
             scores, positions, seconds = search(
                 self.folder, self.question_folder, self.shards["test"], self.k, self.workers, normalize
             )

@@ -16,23 +16,22 @@ from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.embedder import EncodeOptions, encode
-from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.embedder import Embedder
 
 TOP_K = max(RECALL_CUTOFFS)
 TEXTS_PER_BLOCK = 4096
 
 
 class RetrievalEvaluator:
-    """Evaluates an encoder on questions by split, against one corpus."""
+    """Evaluates an embedder on questions by split, against one corpus."""
 
     def __init__(
         self,
         corpus: Corpus,
         questions: dict[str, Questions],
-        options: EncodeOptions,
+        embedder: Embedder,
     ) -> None:
-        self.corpus, self.questions, self.options = corpus, questions, options
+        self.corpus, self.questions, self.embedder = corpus, questions, embedder
         self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
         by_id = np.argsort(corpus.passage_ids)
         self._gold_positions = [
@@ -41,37 +40,39 @@ class RetrievalEvaluator:
         self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, grouped by their text
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
 
-    def evaluate(self, encoder: Encoder, temperature: float) -> Evaluation:
+    def evaluate(self, temperature: float) -> Evaluation:
         """The same on all ranks. To be called by all ranks together. `temperature` is that of the loss.
 
         Raises:
             Interrupted: on all ranks, see `interrupts.py`.
         """
+        encoder = self.embedder.encoder
         was_training = encoder.training
         encoder.eval()
         try:
             with torch.inference_mode():
-                return self._evaluate(encoder, temperature)
+                return self._evaluate(temperature)
         finally:
             encoder.train(was_training)
 
-    def _evaluate(self, encoder: Encoder, temperature: float) -> Evaluation:
+    def _evaluate(self, temperature: float) -> Evaluation:
+        encoder = self.embedder.encoder
         device = next(encoder.parameters()).device
         rows = [row for part in self.questions.values() for row in part.tokens]
         self._done, self._total = 0, -(-len(rows) // distributed.world_size())
         started = _now(device)
-        questions = self._encode_questions(encoder, rows)
+        questions = self._embed_questions(rows)
         search_seconds = _now(device) - started
 
         topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
         loss = CorpusLoss(self._gold_positions, temperature, device)
         with encoder.interrupts.part(device):
-            search_seconds += self._search(encoder, questions, topk, loss)
+            search_seconds += self._search(questions, topk, loss)
         _merge_ranks(topk, loss)
         slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
         return self._results(topk, loss, slowest / len(rows))
 
-    def _search(self, encoder: Encoder, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
+    def _search(self, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
         """Searches this rank's share of the corpus; returns the time it took, encoding left out (seconds)."""
         device, seconds = questions.device, 0.0
         tokens = self.corpus.tokens
@@ -79,7 +80,7 @@ class RetrievalEvaluator:
         self._done, self._total = 0, len(mine)
         for start in range(0, len(mine), TEXTS_PER_BLOCK):
             texts = mine[start : start + TEXTS_PER_BLOCK]
-            embeddings = self._encode(encoder, [tokens[text] for text in texts])
+            embeddings = self.embedder.rows([tokens[text] for text in texts], self._on_batch)
             counts = self._first_of_text[texts + 1] - self._first_of_text[texts]
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             positions = self._by_text[np.repeat(self._first_of_text[texts], counts) + within]
@@ -103,17 +104,15 @@ class RetrievalEvaluator:
             results[split] = SplitResult(metrics, scores[rows], positions[rows])
         return Evaluation(results)
 
-    def _encode_questions(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
+    def _embed_questions(self, rows: list[np.ndarray]) -> torch.Tensor:
         """(Q, D): each rank encodes every W-th question, all get all."""
         world_size = distributed.world_size()
         padded = rows + [rows[-1]] * (-len(rows) % world_size)  # the gather needs as many rows from every rank
+        encoder = self.embedder.encoder
         with encoder.interrupts.part(next(encoder.parameters()).device):
-            own = self._encode(encoder, padded[distributed.rank() :: world_size])
+            own = self.embedder.rows(padded[distributed.rank() :: world_size], self._on_batch)
         share = distributed.gather(own)
         return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
-
-    def _encode(self, encoder: Encoder, rows: list[np.ndarray]) -> torch.Tensor:
-        return encode(encoder, rows, self.options, self._on_batch)
 
     def _on_batch(self, num_rows: int) -> None:
         self._done += num_rows

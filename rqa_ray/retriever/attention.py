@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
@@ -92,6 +92,8 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary positions leave query and key in fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (part.to(dtype) for part in (query, key, value))
+    groups = query.shape[1] // key.shape[1]  # of query heads that share a key and a value
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if text_lengths is not None:
         return _run_by_run(query[0], key[0], value[0], text_lengths, dropout, scaling), None
     return _at_once(query, key, value, text_offsets, longest_text, use_flash, dropout, scaling), None

@@ -1,4 +1,4 @@
-"""Token rows to embeddings without a graph, in token batches that suit the device."""
+"""The one embedder: texts, or token rows, to embeddings without a graph, in token batches that suit the device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rqa_ray.retriever.agreement import check_against_sentence_transformers
 from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
+from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
+from rqa_ray.retriever.tokenizer import TextTokenizer
+
+OnBatch = Callable[[int], None]
 
 # Where more makes nothing faster: on CPUs the activations fall out of the cache, GPUs are busy.
 TOKENS_PER_BATCH = {"cpu": 2_000, "cuda": 32_768}
@@ -18,7 +25,7 @@ MOST_BATCHES_AT_A_TIME = 4  # on CPUs; Python's part of the work, some 5%, is do
 
 
 @dataclass
-class EncodeOptions:
+class EmbedOptions:
     """How rows are cut into token batches and computed."""
 
     pad_id: int
@@ -28,36 +35,76 @@ class EncodeOptions:
     mixed_precision: torch.dtype | None = None
 
     @classmethod
-    def for_device(cls, encoder: Encoder, pad_id: int | None) -> EncodeOptions:
+    def for_device(cls, encoder: Encoder) -> EmbedOptions:
         """What suits the device that the encoder is on."""
         device = next(encoder.parameters()).device
-        packed = encoder.can_pack and (device.type == "cpu" or encoder.packing_works())
-        return cls(pad_id or 0, TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), packed=packed)
+        max_tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
+        return cls(encoder.tokenizer.pad_token_id, max_tokens, packed=encoder.packs_here)
 
 
-def encode(
-    encoder: Encoder,
-    rows: Sequence[np.ndarray],
-    options: EncodeOptions,
-    on_batch: Callable[[int], None] = lambda num_rows: None,
-) -> torch.Tensor:
-    """(N, D) fp32 embeddings of N token rows, in their order, on the encoder's device; `on_batch` after each batch."""
-    device = next(encoder.parameters()).device
-    token_batches, order = length_sorted_batches(
-        rows, options.max_tokens_per_chunk, options.pad_id, options.packed, options.max_rows
-    )
-    enabled = options.mixed_precision is not None
+class Embedder:
+    """Questions, passages or token rows to embeddings (n, D) in fp32, in their order, on the encoder's device.
 
-    def embed(token_batch: TokenBatch) -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, options.mixed_precision or torch.bfloat16, enabled):
-            return encoder.embed([token_batch.to(device)]).float()
+    `notes` are warnings for the user, a line each.
 
-    parts = []
-    in_threads = device.type == "cpu" and not encoder.is_compiled  # torch compiles in one thread
-    for part in _in_threads(embed, token_batches) if in_threads else map(embed, token_batches):
-        parts.append(part)
-        on_batch(len(part))
-    return torch.cat(parts)[order.to(device)]
+        embedder = Embedder.load("intfloat/e5-base-v2")
+        scores = embedder.questions(["who wrote it?"]) @ embedder.passages(["A book by Melville.", "A city."]).T
+    """
+
+    def __init__(self, encoder: Encoder, options: EmbedOptions | None = None) -> None:
+        self.encoder = encoder
+        self.options = options or EmbedOptions.for_device(encoder)
+        self.tokenizer = TextTokenizer(encoder.tokenizer, encoder.settings)
+        self.notes: list[str] = []
+
+    @classmethod
+    def load(cls, model: str | ModelSpec, device: str | torch.device | None = None, bf16: bool = False) -> Embedder:
+        """The embedder of a model: a folder, an installed package, a hub name, or a folder with its settings.
+
+        The device is a GPU where there is one. With `bf16` the weights are in bf16.
+
+        Raises:
+            InputError: there is no such model, it cannot be used, or it embeds otherwise than sentence-transformers.
+        """
+        if isinstance(model, str):
+            folder = find_model_folder(model)
+            model = ModelSpec(folder, read_settings(folder))
+        encoder = load_encoder(model.folder, model.settings, None, model.trust_remote_code, bf16).eval()
+        encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        notes = check_against_sentence_transformers(encoder)
+        embedder = cls(encoder)
+        embedder.notes = notes
+        return embedder
+
+    def questions(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
+        """(n, D) of n questions, with the model's query prefix."""
+        return self.rows(self.tokenizer.questions(texts), on_batch)
+
+    def passages(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
+        """(n, D) of n passages, with the model's passage prefix."""
+        return self.rows(self.tokenizer.passages(texts), on_batch)
+
+    def rows(self, rows: Sequence[np.ndarray], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
+        """(n, D) of n token rows; `on_batch` gets the number of rows of each token batch that is done."""
+        encoder, options = self.encoder, self.options
+        device = next(encoder.parameters()).device
+        if not len(rows):
+            return torch.empty(0, encoder.dimensions, device=device)
+        token_batches, order = length_sorted_batches(
+            rows, options.max_tokens_per_chunk, options.pad_id, options.packed, options.max_rows
+        )
+        mixed = options.mixed_precision
+
+        def embed(token_batch: TokenBatch) -> torch.Tensor:
+            with torch.inference_mode(), torch.autocast(device.type, mixed or torch.bfloat16, mixed is not None):
+                return encoder.embed([token_batch.to(device)])
+
+        parts = []
+        in_threads = device.type == "cpu" and not encoder.is_compiled  # torch compiles in one thread
+        for part in _in_threads(embed, token_batches) if in_threads else map(embed, token_batches):
+            parts.append(part)
+            on_batch(len(part))
+        return torch.cat(parts)[order.to(device)]
 
 
 def _in_threads(

@@ -1,50 +1,34 @@
-"""The encoder: a transformer, pooling, and unit length where the similarity is cosine.
+"""The encoder: a SentenceTransformer, over whose transformer our packed forward pass runs.
+
+The modules after the transformer (pooling, Dense, Normalize ...) are its head: sentence-transformers' own, called on
+the unpacked token embeddings of a token batch.
 
 Shapes: B texts in a token batch, L tokens of its longest text, D dimensions.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from rqa_ray.errors import first_line
 from rqa_ray.retriever import attention
 from rqa_ray.retriever.dropout import replace_dropout
 from rqa_ray.retriever.encoder_settings import POSITION_OFFSETS, EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
+if TYPE_CHECKING:  # imported where a model is loaded, and by no process that loads none
+    from sentence_transformers import SentenceTransformer
+
 logger = logging.getLogger(__name__)
-
-
-def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    weights = mask[:, :, None].to(tokens.dtype)
-    return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-
-
-def _cls(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return tokens[:, 0]
-
-
-def _last(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(1) - 1]
-
-
-def _max(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return tokens.masked_fill(mask[:, :, None] == 0, float("-inf")).amax(1)
-
-
-POOLINGS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "mean": _mean,
-    "cls": _cls,
-    "last": _last,
-    "max": _max,
-}
 
 
 def unpack(packed: torch.Tensor, token_batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,28 +45,53 @@ def unpack(packed: torch.Tensor, token_batch: TokenBatch) -> tuple[torch.Tensor,
 class Encoder(nn.Module):
     """Token batches to embeddings. One forward over a list of token batches, so that DDP sees one forward a step."""
 
-    transformer: Any
     own_dropout: dict[str, float]  # what an override replaced in the transformer's config
 
-    def __init__(self, transformer: nn.Module, settings: EncoderSettings) -> None:
+    def __init__(self, model: SentenceTransformer, settings: EncoderSettings) -> None:
         super().__init__()
         self.own_dropout = {}
-        self.transformer = transformer
+        self.model = model
         self.settings = settings
         self.interrupts = Interrupts()
         self.is_compiled = False
+        transformer = self.transformer
         if getattr(transformer, "pooler", None) is not None:
             # Kept, so that the saved folder has the keys that it came with; unused, so DDP must not wait for it.
             transformer.pooler.requires_grad_(False)
-        replace_dropout(transformer)
+        replace_dropout(model)
+        for module in self.head:
+            module.float()  # it computes in fp32 whatever the transformer does
         config: Any = transformer.config
         is_known = config.model_type in attention.MODEL_TYPES and type(transformer).__module__.startswith(
             "transformers."
         )
-        if is_known:
-            transformer.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-        self.can_pack = is_known  # whether it takes packed token batches
+        # A decoder of one of these kinds attends to the left alone.
+        self.can_pack = is_known and not getattr(config, "is_decoder", False)  # whether it takes packed token batches
+        if self.can_pack:
+            transformer.set_attn_implementation(attention.NAME)
         self.first_position = config.pad_token_id + 1 if config.model_type in POSITION_OFFSETS else 0
+
+    @property
+    def transformer(self) -> Any:
+        """The transformers model."""
+        return self.model[0].model
+
+    @property
+    def head(self) -> list[nn.Module]:
+        """The modules after the transformer."""
+        return list(self.model.children())[1:]
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer, which is saved with the model."""
+        return self.model.tokenizer
+
+    @property
+    def dimensions(self) -> int:
+        """D of the embeddings."""
+        dimensions = self.model.get_embedding_dimension()
+        assert dimensions is not None
+        return min(dimensions, self.settings.truncate_dim or dimensions)
 
     def forward(
         self,
@@ -116,11 +125,33 @@ class Encoder(nn.Module):
                 if token_batch.attention_mask is not None
                 else unpack(tokens, token_batch)
             )
-            pooled = POOLINGS[self.settings.pooling](tokens.float(), mask)
-            embeddings.append(nn.functional.normalize(pooled, dim=-1) if self.settings.normalize else pooled)
+            embeddings.append(self._pool(tokens.float(), mask, token_batch.prompt_lengths))
             if before_backward:
                 embeddings[-1].register_hook(partial(before_backward, index=index))
         return torch.cat(embeddings)
+
+    def _pool(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: list[int] | None) -> torch.Tensor:
+        """(B, D) of token embeddings (B, L, D) and their mask (B, L), rows of each prompt length together."""
+        lengths = sorted(set(prompt_lengths or [0]))
+        if len(lengths) == 1:
+            return self._head(tokens, mask, lengths[0])
+        of_rows = torch.tensor(prompt_lengths, device=tokens.device)
+        groups = [(of_rows == length).nonzero()[:, 0] for length in lengths]
+        parts = [self._head(tokens[rows], mask[rows], length) for rows, length in zip(groups, lengths, strict=True)]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _head(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
+        """(B, D) fp32 of rows whose first `prompt_length` tokens are left out of pooling."""
+        features: dict[str, Any] = {"token_embeddings": tokens, "attention_mask": mask, "prompt_length": prompt_length}
+        with torch.autocast(tokens.device.type, enabled=False):
+            for module in self.head:
+                features = module(features)
+            embeddings = features["sentence_embedding"]
+            if self.settings.truncate_dim:
+                embeddings = embeddings[:, : self.settings.truncate_dim]
+                if self.settings.similarity == "cosine":
+                    embeddings = nn.functional.normalize(embeddings, dim=-1)
+        return embeddings
 
     def _inputs(self, token_batches: Sequence[TokenBatch]) -> Iterator[dict[str, Any]]:
         """The transformer's arguments for each token batch."""
@@ -144,6 +175,11 @@ class Encoder(nn.Module):
         """The hook by which `--gradient_checkpointing` reaches the transformer."""
         self.transformer.activation_checkpointing_enable(**kwargs)
 
+    @property
+    def packs_here(self) -> bool:
+        """Whether it takes packed token batches on this device; measured on GPUs."""
+        return self.can_pack and (next(self.parameters()).device.type == "cpu" or self.packing_works())
+
     def packing_works(self) -> bool:
         """Whether packed token batches give the embeddings of padded ones on this device, with and without a graph."""
         device = next(self.parameters()).device
@@ -163,7 +199,7 @@ class Encoder(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # no kernel for this device, type or head size
-            logger.warning("texts are padded: packed ones do not run on %s (%s)", device, str(error).split("\n")[0])
+            logger.warning("texts are padded: packed ones do not run on %s (%s)", device, first_line(error))
             return False
         finally:
             self.zero_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 
 
 def find_model_folder(name: str, revision: str | None = None) -> str:
@@ -39,5 +39,5 @@ def _download(name: str, revision: str | None) -> str:
             folder = snapshot_download(name, revision=revision, ignore_patterns=unwanted)
         return folder
     except Exception as error:  # the hub client raises a dozen kinds, from bad names to no network
-        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
+        reason = first_line(error)[:150]
         raise InputError(f"{name}: neither a model folder nor a model that the hub gave ({reason})") from None

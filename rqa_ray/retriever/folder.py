@@ -1,8 +1,7 @@
-"""The one reader and writer of model folders, in the sentence-transformers layout; weights are loaded strictly.
+"""The one reader and writer of model folders, by sentence-transformers; weights are loaded strictly.
 
-A folder is a Hugging Face encoder (config, safetensors, tokenizer) with sentence-transformers' files beside it:
-`modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json` and `config_sentence_transformers.json`. They say
-how the model pools, whether it normalises, how long its texts may be and which prompts it wants.
+A folder is a sentence-transformers model, or a bare Hugging Face encoder, which gets a pooling here. What is written
+is a sentence-transformers model with all settings that came with it.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.encoder_settings import POOLING_FLAGS, EncoderSettings, transformer_folder
+from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
 
 
 def load_encoder(
@@ -26,36 +25,34 @@ def load_encoder(
     """The encoder of a folder, in fp32 or bf16 on the CPU, in training mode; `dropout` overrides the model's own.
 
     Raises:
-        InputError: weights are missing or have another shape, or the folder cannot be loaded.
+        InputError: weights are missing, not finite or of another shape, or the folder cannot be loaded.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    import torch
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading is no long work
-    path = str(transformer_folder(folder))
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        own_dropout = _set_dropout(config, dropout)
-        transformer, info = AutoModel.from_pretrained(
-            path,
-            config=config,
-            dtype="bfloat16" if bf16 else "float32",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: the model cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
-    if missing or info["mismatched_keys"]:
-        names = sorted(missing) or sorted(str(mismatch[0]) for mismatch in info["mismatched_keys"])
-        what = f"weights {'are missing' if missing else 'have another shape'}: {', '.join(names[:3])}"
-        raise InputError(f"{folder}: {what}; pass a folder whose weights belong to its config.json")
-    if any(key.startswith("pooler.") for key in info["missing_keys"]):
-        transformer.pooler = None  # random weights would be saved as if they were the model's
-    encoder = Encoder(transformer, settings).train()
+        config = AutoConfig.from_pretrained(str(transformer_folder(folder)), **options)
+        own_dropout = {} if dropout is None else _dropout_of(config)
+        options["config_kwargs"] = dict.fromkeys(own_dropout, dropout)
+        options["model_kwargs"] = {"dtype": torch.bfloat16 if bf16 else torch.float32}
+        model = _open(folder, settings, options)
+        for name, value in model.named_parameters():
+            if not torch.isfinite(value.detach().sum()) and not torch.isfinite(value).all():
+                raise InputError(f"{folder}: the weights {name} are not finite; pass a folder that can be used")
+        _apply(settings, model, folder)
+    except InputError:
+        raise
+    except Exception as error:  # several libraries read the folder, each with errors of its own
+        raise InputError(f"{folder}: the model cannot be loaded: {first_line(error)}") from None
+    encoder = Encoder(model, settings).train()
     encoder.own_dropout = own_dropout
+    if dropout is not None:
+        for part in torch.nn.ModuleList(encoder.head).modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = dropout
     return encoder
 
 
@@ -63,66 +60,99 @@ def load_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False)
     """Copies the weights of a saved folder into an encoder of the same kind; strict.
 
     Raises:
-        InputError, RuntimeError: the weights are not this encoder's.
+        InputError: the weights are not this encoder's.
     """
-    saved = load_encoder(folder, encoder.settings, trust_remote_code=trust_remote_code)
-    encoder.load_state_dict(saved.state_dict(), strict=True)
+    saved = load_encoder(folder, encoder.settings, trust_remote_code=trust_remote_code).state_dict()
+    own = encoder.state_dict()
+    shapes = [{name: value.shape for name, value in weights.items()} for weights in (own, saved)]
+    differ = sorted(name for name in own.keys() | saved.keys() if shapes[0].get(name) != shapes[1].get(name))
+    if differ:
+        raise InputError(f"{folder}: its weights are of another model: {', '.join(differ[:3])}")
+    encoder.load_state_dict(saved, strict=True)
 
 
-def save_encoder(encoder: Encoder, tokenizer: Any, folder: str) -> None:
+def save_encoder(encoder: Encoder, folder: str) -> None:
     """Writes weights, tokenizer and settings so that `SentenceTransformer(folder)` gives the same embeddings."""
-    root, settings = Path(folder), encoder.settings
     config, used = encoder.transformer.config, {}
     for name, value in encoder.own_dropout.items():  # the run's dropout is no property of the model
         used[name] = getattr(config, name)
         setattr(config, name, value)
-    encoder.transformer.save_pretrained(root)
+    encoder.model.save_pretrained(folder, create_model_card=False)
     for name, value in used.items():
         setattr(config, name, value)
-    tokenizer.model_max_length = settings.max_seq_length
-    tokenizer.save_pretrained(root)
-
-    modules = ["Transformer", "Pooling", *(["Normalize"] if settings.normalize else [])]
-    paths = ["", "1_Pooling", "2_Normalize"]
-    dimension = encoder.transformer.config.hidden_size
-    pooling: dict[str, Any] = {"word_embedding_dimension": dimension}
-    # The names of sentence-transformers 2 to 5; version 6 reads them too.
-    pooling |= {flag: name == settings.pooling for name, flag in POOLING_FLAGS.items()}
-    _write_json(
-        root / "modules.json",
-        [
-            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for index, (kind, path) in enumerate(zip(modules, paths, strict=False))
-        ],
-    )
-    _write_json(root / "1_Pooling" / "config.json", pooling)
-    _write_json(
-        root / "sentence_bert_config.json", {"max_seq_length": settings.max_seq_length, "do_lower_case": False}
-    )
-    _write_json(
-        root / "config_sentence_transformers.json",
-        {
-            "prompts": {"query": settings.query_prefix, "document": settings.passage_prefix},
-            "default_prompt_name": None,
-            "similarity_fn_name": settings.similarity,
-        },
-    )
 
 
-def _set_dropout(config: Any, dropout: float | None) -> dict[str, float]:
-    """Sets every dropout probability of a config; returns what they were."""
-    if dropout is None:
-        return {}
-    own = {
+def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> Any:
+    """The SentenceTransformer of a folder; a transformer without modules around it gets a pooling."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_DEFAULTS
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    from rqa_ray.retriever.strict_transformer import StrictTransformer
+
+    path = Path(folder) / "modules.json"
+    model: Any
+    if path.is_file():
+        kind = json.loads(path.read_text(encoding="utf-8"))[0]["type"]
+        # Where the folder brings code of its own, that code loads the weights.
+        strict = {kind: StrictTransformer} if kind.startswith("sentence_transformers.") else {}
+        model = SentenceTransformer._load_with_module_classes(folder, strict, device="cpu", **options)
+    else:
+        parts = {name: options[name] for name in ("model_kwargs", "config_kwargs")}
+        shared = {"local_files_only": True, "trust_remote_code": options["trust_remote_code"]}
+        kwargs = {name: {**shared, **parts.get(name, {})} for name in (*parts, "processor_kwargs")}
+        text, output = TRANSFORMER_TASK_DEFAULTS["feature-extraction"]
+        transformer = StrictTransformer(folder, modality_config=text, module_output_name=output, **kwargs)
+        model = SentenceTransformer(modules=[transformer], device="cpu", local_files_only=True)
+    if len(model) == 1:
+        model.append(Pooling(model[0].get_embedding_dimension(), _modes(settings)))
+    return model
+
+
+def _apply(settings: EncoderSettings, model: Any, folder: str) -> None:
+    """Makes a SentenceTransformer what the settings say, where they override what its folder says."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+    for place, own in enumerate(model):
+        if isinstance(own, Pooling) and _modes(settings) != own.pooling_mode:
+            model[place] = other = Pooling(own.embedding_dimension, _modes(settings), own.include_prompt)
+            widths = own.get_embedding_dimension(), other.get_embedding_dimension()
+            if widths[0] != widths[1] and any(isinstance(module, Dense) for module in model):
+                raise InputError(
+                    f"{folder}: its Dense module takes {widths[0]} numbers, and {settings.pooling} pooling gives "
+                    f"{widths[1]}; leave out --pooling_type"
+                )
+    if settings.normalize and not isinstance(model[-1], Normalize):
+        model.append(Normalize())
+    elif not settings.normalize and isinstance(model[-1], Normalize):
+        del model[-1]
+    model.similarity_fn_name = settings.similarity
+    model.max_seq_length = settings.max_seq_length
+    model[0].query_length, model[0].document_length = settings.query_length, settings.document_length
+    if settings.lower_case:
+        model[0].config_keys = [*model[0].config_keys, "do_lower_case"]  # else it would not be saved
+    model.prompts |= {"query": settings.query_prefix, "document": settings.passage_prefix}
+    if not settings.passage_prefix:  # else these would be read as the prefix that was taken away
+        model.prompts |= {name: "" for name in ("passage", "corpus") if name in model.prompts}
+    tokenizer = model.tokenizer
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"{folder}: its tokenizer has neither a padding token nor one that ends texts")
+        tokenizer.pad_token = tokenizer.eos_token  # as users of such models do; a batch could not be padded
+    if hasattr(model[0].model, "wpe") or hasattr(model[0].model, "positions_embed"):
+        # GPT-2's positions count from the left end, padding included.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # of these two the second is saved
+
+
+def _modes(settings: EncoderSettings) -> str | tuple[str, ...]:
+    modes = tuple(settings.pooling.split("+"))
+    return modes[0] if len(modes) == 1 else modes
+
+
+def _dropout_of(config: Any) -> dict[str, float]:
+    """Every dropout probability of a config."""
+    return {
         name: value
         for name, value in vars(config).items()
         if "drop" in name and "layer" not in name and isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    for name in own:
-        setattr(config, name, dropout)
-    return own
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

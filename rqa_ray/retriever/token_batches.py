@@ -5,7 +5,7 @@ A token batch is packed (text after text, no padding; see `attention.py`) or pad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ class TokenBatch:
     position_ids: torch.Tensor | None = None  # (1, T) place in its text, packed only
     offsets: torch.Tensor | None = None  # (B + 1,) int32, where the texts begin, packed only
     places: torch.Tensor | None = None  # (T,) of the tokens in a padded (B * L), packed only
+    prompt_lengths: list[int] | None = None  # of the B texts: tokens at their begin that pooling leaves out
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -91,16 +92,30 @@ def _pad(rows: list[np.ndarray], pad_id: int) -> TokenBatch:
     input_ids, mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for index, row in enumerate(rows):
         input_ids[index, : len(row)], mask[index, : len(row)] = row, 1
-    return TokenBatch(torch.from_numpy(input_ids), lengths, attention_mask=torch.from_numpy(mask))
+    input_ids, prompt_lengths = _unmarked(input_ids, lambda marked: marked.sum(1))
+    return TokenBatch(
+        torch.from_numpy(input_ids), lengths, attention_mask=torch.from_numpy(mask), prompt_lengths=prompt_lengths
+    )
 
 
 def _pack(rows: list[np.ndarray]) -> TokenBatch:
     lengths = [len(row) for row in rows]
     positions = np.concatenate([np.arange(length) for length in lengths])
+    offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    ids, prompt_lengths = _unmarked(
+        np.concatenate(rows).astype(np.int64), lambda marked: np.add.reduceat(marked, offsets[:-1], dtype=np.int64)
+    )
     return TokenBatch(
-        torch.from_numpy(np.concatenate(rows).astype(np.int64))[None],
+        torch.from_numpy(ids)[None],
         lengths,
         position_ids=torch.from_numpy(positions)[None],
-        offsets=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        offsets=torch.from_numpy(offsets),
         places=torch.from_numpy(np.repeat(np.arange(len(rows)) * lengths[-1], lengths) + positions),
+        prompt_lengths=prompt_lengths,
     )
+
+
+def _unmarked(ids: np.ndarray, count: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, list[int] | None]:
+    """Ids without the marks of `TextTokenizer`, and how many marked ones each text has, where one has any."""
+    marked = ids < 0
+    return (np.where(marked, ~ids, ids), count(marked).tolist()) if marked.any() else (ids, None)

@@ -25,10 +25,9 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import open_location
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.embedder import EncodeOptions
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import load_encoder, save_encoder
-from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, score, step_of, write_evaluation, write_manifest
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
@@ -81,9 +80,7 @@ def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         checkpoint = None
         if distributed.rank() == 0:
-            model = spec.model
-            tokenizer = TextTokenizer(model.folder, model.settings, model.trust_remote_code).tokenizer
-            save_encoder(encoder, tokenizer, f"{scratch}/{MODEL_FOLDER}")
+            save_encoder(encoder, f"{scratch}/{MODEL_FOLDER}")
             save_evaluations(Path(scratch), found, found)
             StepNote(0).save(Path(scratch))
             write_manifest(Path(scratch), 0)
@@ -113,13 +110,12 @@ def _evaluate(
     bring_model(model.folder, model.copy)
     tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items() if name != "train"}
     encoder = load_encoder(model_folder, model.settings, trust_remote_code=model.trust_remote_code).to(device).eval()
-    tokenizer = TextTokenizer(model.folder, model.settings, model.trust_remote_code).tokenizer
-    options = EncodeOptions.for_device(encoder, tokenizer.pad_token_id)
+    options = EmbedOptions.for_device(encoder)
     options.max_rows = training["per_device_eval_batch_size"]
     fp16 = torch.float16 if training.get("fp16_full_eval") else None
     options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
-    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, options)
+    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, Embedder(encoder, options))
     if on_progress:
         evaluator.on_progress = on_progress
-    return encoder, evaluator.evaluate(encoder, spec.settings.temperature)
+    return encoder, evaluator.evaluate(spec.settings.temperature)

@@ -18,10 +18,9 @@ from rqa_ray.data.report import brief, check_golds
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.errors import InputError
 from rqa_ray.places import absolute, read_json
-from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.settings import INPUTS
@@ -39,7 +38,7 @@ class Setup:
 
     job: Job  # with its global batch size and data mode filled in
     plan: WorkerPlan
-    model: TokenizerSpec
+    model: ModelSpec
     blocks: dict[str, Blocks]  # corpus, eval, maybe test; train where it is resident
     stream: Stream | None  # train, where it is streamed
     num_rows: int  # of train: one for each question and gold passage
@@ -72,7 +71,7 @@ class Checked:
 
     job: Job  # with its global batch size filled in
     plan: WorkerPlan
-    model: TokenizerSpec
+    model: ModelSpec
     files: dict[str, list[str]]  # by input name
 
 
@@ -89,7 +88,8 @@ def check(job: Job) -> Checked:
     job.notes.extend([note] if note else [])
     check_output_dir(job, model_folder)
     check_report_to(job)
-    check_model(model_folder, encoder, job.settings.trust_remote_code)
+    model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
+    check_model(model)
     cluster = connect()
     plan = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, plan.num_workers)
@@ -105,7 +105,7 @@ def check(job: Job) -> Checked:
         print(note)
     if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
-    return Checked(job, plan, TokenizerSpec(model_folder, encoder, job.settings.trust_remote_code), files)
+    return Checked(job, plan, model, files)
 
 
 def check_report_to(job: Job) -> None:
@@ -154,7 +154,7 @@ def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int 
     return stream.serve(seed, runs_at_once * plan.num_workers * plan.cpus)
 
 
-def with_data_mode(job: Job, train_files: list[str], spec: TokenizerSpec, args_file: str) -> Job:
+def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file: str) -> Job:
     """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
     mode: Any = job.settings.data_mode
     if mode == "auto" and job.resume:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
+from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.settings import TrainSettings
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -22,7 +22,7 @@ class WorkerSpec:
     # What is trained.
     settings: TrainSettings
     training: dict[str, Any]  # transformers' TrainingArguments by name; the object is made in the worker
-    model: TokenizerSpec
+    model: ModelSpec
     blocks: dict[str, list]  # object references of the tokenized tables by input: corpus, eval, maybe test and train
     micro_batch: int = 0  # questions that meet in one loss, of all ranks
     windows: Any = None  # the plan and the store of training files that are streamed, in place of the train blocks

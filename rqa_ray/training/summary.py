@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import ALL_ARGS_FILE, inside, read_json, shown, with_suffix, write_json, write_whole
+from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import command
 from rqa_ray.training.job import Job
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
@@ -52,7 +52,7 @@ def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
 def write_files(
     staging: Path,
     job: Job,
-    model: TokenizerSpec,
+    model: ModelSpec,
     before: ModelState,
     best: ModelState,
     train: dict[str, Any],
@@ -119,7 +119,7 @@ Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and r
 """
 
 
-def model_card(job: Job, model: TokenizerSpec, before: ModelState, best: ModelState) -> ModelCard:
+def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState) -> ModelCard:
     """README.md of the model folder: what the base model's own card says of license and language is still true."""
     base, settings = Path(model.folder) / "README.md", job.settings
     known = ModelCard.load(base, ignore_metadata_errors=True).data if base.is_file() else ModelCardData()

@@ -14,9 +14,9 @@ from typing import Any
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.data.readers import Blocks
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, staged
+from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
@@ -87,7 +87,7 @@ def train(job: Job) -> TrainResult:
 def finish(
     job: Job,
     record: RunRecord,
-    model: TokenizerSpec,
+    model: ModelSpec,
     blocks: dict[str, Blocks],
     whole: list[stored.StoredCheckpoint],
     evaluations: list[tuple[int, dict[str, float]]],

@@ -57,7 +57,6 @@ class ContrastiveTrainer(Trainer):
         self,
         encoder: Encoder,
         loss: nn.Module,
-        tokenizer: Any,
         args: TrainingArguments,
         batches: GlobalBatches,
         evaluator: RetrievalEvaluator,
@@ -68,7 +67,6 @@ class ContrastiveTrainer(Trainer):
     ) -> None:
         """`loss` is one of `retriever/losses.py`, or alike: its `temperature` is that of `eval_loss`."""
         self.loss: Any = loss.to(args.device)
-        self.tokenizer = tokenizer
         self.batches = batches
         self.evaluator = evaluator
         self.trust_remote_code = trust_remote_code
@@ -162,7 +160,7 @@ class ContrastiveTrainer(Trainer):
         with self.interrupts.watch(True):
             temperature = self.loss.temperature  # a number, or what a parameter makes of it
             number = float(temperature.detach() if torch.is_tensor(temperature) else temperature)
-            return self.evaluator.evaluate(self.model, number)
+            return self.evaluator.evaluate(number)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of the eval questions. Test questions are ranked in the same pass; only step 0 logs them."""
@@ -210,7 +208,7 @@ class ContrastiveTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            save_encoder(self.model, self.tokenizer, str(Path(output_dir or self.args.output_dir) / MODEL_FOLDER))
+            save_encoder(self.model, str(Path(output_dir or self.args.output_dir) / MODEL_FOLDER))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -23,12 +23,12 @@ from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.places import open_location, shown
 from rqa_ray.ray_environment import forget_accelerate
-from rqa_ray.retriever.embedder import EncodeOptions
+from rqa_ray.retriever.agreement import check_against_sentence_transformers
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.retriever.losses import LOSSES
-from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
@@ -90,11 +90,13 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
     args = _training_arguments(spec, scratch, evaluates_first=not spec.before and checkpoint is None)
     bring_model(model.folder, model.copy)
     encoder = load_encoder(model.folder, model.settings, settings.dropout, settings.trust_remote_code)
+    if args.process_index == 0:
+        for note in check_against_sentence_transformers(encoder):
+            spec.mailbox.put.remote(spec.run, None, note)
     if encoder.can_pack and args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # these models use all of theirs
     if args.torch_compile:
         args = compile_transformer(encoder, args)
-    tokenizer = TextTokenizer(model.folder, model.settings, settings.trust_remote_code).tokenizer
     tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items()}
     rows: TrainingRows | WindowedRows
     if spec.windows:
@@ -107,13 +109,13 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         global_batch_size=spec.micro_batch,
         hard_neg_ratio=settings.hard_neg_ratio,
         seed=args.seed if args.data_seed is None else args.data_seed,
-        pad_id=tokenizer.pad_token_id or 0,
+        pad_id=encoder.tokenizer.pad_token_id,
         rank=args.process_index,
         world_size=args.world_size,
     )
     before = ForwardPlan.load(Path(checkpoint)) if checkpoint else None
     plan = plan_forward(settings, args, encoder, batches, before, spec.memory_sharers)
-    options = EncodeOptions(
+    options = EmbedOptions(
         batches.pad_id,
         plan.max_tokens,
         args.per_device_eval_batch_size,
@@ -125,10 +127,9 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
     trainer = ContrastiveTrainer(
         encoder,
         LOSSES[settings.contrastive_loss](settings.temperature),
-        tokenizer,
         args,
         batches.with_plan(plan),
-        RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, options),
+        RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, Embedder(encoder, options)),
         trust_remote_code=settings.trust_remote_code,
         evaluates_beside=spec.spare is not None,
     )

@@ -14,18 +14,17 @@ from rqa_ray.data.columns import Ragged
 from rqa_ray.data.rows import Corpus, Golds, Questions
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.embedder import EncodeOptions, encode
+from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import read_settings
-from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from tests.conftest import WORDS
 
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.token_tables import TokenizerSpec
+    from rqa_ray.retriever.encoder_settings import ModelSpec
 
-    return TokenizerSpec(tiny_model, read_settings(tiny_model, max_seq_length=40))
+    return ModelSpec(tiny_model, read_settings(tiny_model, max_seq_length=40))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def workers(ray_cluster):
 @pytest.fixture(scope="module")
 def questions(spec) -> Questions:
     texts = [" ".join(WORDS[i : i + 3]) for i in range(12)] * 6
-    rows = TextTokenizer(spec.folder, spec.settings).questions(texts)
+    rows = TextTokenizer.load(spec).questions(texts)
     import pyarrow as pa
 
     tokens = Ragged([pa.array([row.tolist() for row in rows], pa.list_(pa.int32()))], np.arange(len(rows)))
@@ -86,9 +85,7 @@ def encoded(plan, questions, spec, workers, tmp_path_factory) -> tuple[Embedding
 
 
 def encoded_here(spec, texts: list[str]) -> torch.Tensor:
-    encoder = load_encoder(spec.folder, spec.settings).eval()
-    rows = TextTokenizer(spec.folder, spec.settings).passages(texts)
-    return encode(encoder, rows, EncodeOptions(0, 200, packed=True))
+    return Embedder.load(spec).passages(texts)
 
 
 def test_the_distinct_passages_have_places_in_document_order(plan, documents):

@@ -16,13 +16,10 @@ from rqa_ray.corpus.search import Hit, Searcher, show
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
-from rqa_ray.retriever.embedder import EncodeOptions, encode
-from rqa_ray.retriever.encoder_settings import read_settings
-from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.retriever.embedder import Embedder
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "alpha beta pi"
@@ -30,7 +27,7 @@ QUESTION = "alpha beta pi"
 
 @pytest.fixture(scope="module")
 def model(tiny_model) -> Model:
-    return Model("tiny", TokenizerSpec(tiny_model, read_settings(tiny_model)))
+    return Model("tiny", ModelSpec(tiny_model, read_settings(tiny_model)))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +39,11 @@ def corpus(files) -> tuple[str, list[Document]]:
 @pytest.fixture(scope="module")
 def expected(model, corpus) -> list[tuple[float, str]]:
     """Score and source of all passages, best first, each encoded alone."""
-    encoder = load_encoder(model.spec.folder, model.spec.settings).eval()
-    tokenizer, options = TextTokenizer(model.spec.folder, model.spec.settings), EncodeOptions(0, 100)
-    asked = encode(encoder, tokenizer.questions([QUESTION]), options)[0]
+    embedder = Embedder.load(model.spec)
+    asked = embedder.questions([QUESTION])[0]
     found = []
     for document in corpus[1]:
-        score = float(encode(encoder, tokenizer.passages([document.fmt_content]), options)[0] @ asked)
+        score = float(embedder.passages([document.fmt_content])[0] @ asked)
         found.append((score, document.metadata["source"]))
     return sorted(found, reverse=True)
 
@@ -56,9 +52,7 @@ def expected(model, corpus) -> list[tuple[float, str]]:
 def saved(model, corpus, tmp_path_factory) -> EmbeddingFolder:
     """What jobs/embed.py writes."""
     path, documents = corpus
-    encoder = load_encoder(model.spec.folder, model.spec.settings).eval()
-    rows = TextTokenizer(model.spec.folder, model.spec.settings).passages([doc.fmt_content for doc in documents])
-    embeddings = encode(encoder, rows, EncodeOptions(0, 100))
+    embeddings = Embedder.load(model.spec).passages([document.fmt_content for document in documents])
     folder = EmbeddingFolder(str(tmp_path_factory.mktemp("saved")))
     shards = [Shard("passages-0", 0, 40), Shard("passages-1", 40, 20)]
     folder.start(
@@ -101,7 +95,7 @@ def test_saved_embeddings_answer_without_the_documents(model, saved, expected, h
 def test_saved_embeddings_beside_the_model_are_found(model, saved, corpus, expected, tmp_path):
     folder = shutil.copytree(model.spec.folder, tmp_path / "model")
     shutil.copytree(saved.location, folder / "embeddings")
-    here = Model("here", TokenizerSpec(str(folder), model.spec.settings))
+    here = Model("here", ModelSpec(str(folder), model.spec.settings))
     check(Searcher(here, [corpus[0]], None).search(QUESTION, 3), expected)
     assert "saved embeddings" in Searcher(here, None, None).source
 
@@ -111,7 +105,7 @@ def test_embeddings_of_something_else_are_refused_or_left_alone(model, saved, co
     other.write_text('{"page_content": "something else"}\n')
     with pytest.raises(InputError, match="its embeddings are of other documents"):
         Searcher(model, [str(other)], saved.location)
-    changed = Model("tiny", TokenizerSpec(model.spec.folder, read_settings(model.spec.folder, max_seq_length=9)))
+    changed = Model("tiny", ModelSpec(model.spec.folder, read_settings(model.spec.folder, max_seq_length=9)))
     with pytest.raises(InputError, match="of another model or other settings"):
         Searcher(changed, None, saved.location)
     with pytest.raises(InputError, match="no embeddings in it"):

@@ -1,5 +1,8 @@
 """Saved embeddings come back as they were, in document order, and a shard is whole or not there."""
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -89,3 +92,20 @@ def test_the_fingerprint_tells_weights_and_settings_apart(tiny_model, minilm):
     assert fingerprint(tiny_model, settings) == fingerprint(tiny_model, EncoderSettings())
     assert fingerprint(tiny_model, settings) != fingerprint(tiny_model, EncoderSettings(query_prefix="query: "))
     assert fingerprint(tiny_model, settings) != fingerprint(minilm, settings)
+
+
+def test_the_fingerprint_takes_the_weights_of_all_modules_and_no_results_beside_them(tiny_model, tmp_path):
+    folder, settings = shutil.copytree(tiny_model, tmp_path / "model"), EncoderSettings()
+    modules = [
+        {"path": path, "type": f"sentence_transformers.models.{path[2:]}"} for path in ("", "1_Pooling", "2_Dense")
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"one")
+    before = fingerprint(str(folder), settings)
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / "embeddings").mkdir()
+    (folder / "embeddings" / "passages-0.parquet").write_bytes(b"many")
+    assert fingerprint(str(folder), settings) == before
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"two")
+    assert fingerprint(str(folder), settings) != before

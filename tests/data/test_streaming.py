@@ -13,9 +13,9 @@ from rqa_ray.retriever.encoder_settings import read_settings
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.data.token_tables import TokenizerSpec
+    from rqa_ray.retriever.encoder_settings import ModelSpec
 
-    return TokenizerSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
+    return ModelSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=16))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from rqa_ray.evaluation import evaluator as evaluate
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES
 from rqa_ray.evaluation.results import SplitResult
-from rqa_ray.retriever.embedder import EncodeOptions
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
@@ -74,15 +74,15 @@ class World:
             result[split] = Questions.from_tables([table("questions", rows)])
         return result
 
-    def evaluator(self, max_tokens: int = 100, max_rows: int = 8) -> RetrievalEvaluator:
+    def evaluator(self, encoder: Encoder, max_tokens: int = 100, max_rows: int = 8) -> RetrievalEvaluator:
         return RetrievalEvaluator(
             self.corpus(),
             self.splits(),
-            EncodeOptions(0, max_tokens, max_rows),
+            Embedder(encoder, EmbedOptions(0, max_tokens, max_rows)),
         )
 
     def evaluate(self, encoder: Encoder, **options) -> dict[str, SplitResult]:
-        return self.evaluator(**options).evaluate(encoder, TEMPERATURE).splits
+        return self.evaluator(encoder, **options).evaluate(TEMPERATURE).splits
 
     def brute_force(self, encoder: Encoder) -> dict[str, SplitResult]:
         """Each text alone through the encoder; dot product; sort by (-score, place)."""
@@ -167,10 +167,10 @@ def test_the_result_does_not_depend_on_how_the_corpus_is_cut_into_blocks(tiny_mo
 
 def test_passages_of_one_text_are_encoded_once_and_ranked_in_document_order(tiny_model):
     world = World()
-    evaluator = world.evaluator()
+    evaluator = world.evaluator(load(tiny_model))
     done: list[tuple[int, int]] = []
     evaluator.on_progress = lambda *progress: done.append(progress)
-    found = evaluator.evaluate(load(tiny_model), TEMPERATURE).splits
+    found = evaluator.evaluate(TEMPERATURE).splits
     num_questions = len(world.questions["eval"]) + len(world.questions["test"])
     assert [total for _, total in done if total != num_questions][0] == done[-1][0] == 27  # 30 passages, 27 texts
     assert (num_questions, num_questions) in done
@@ -220,9 +220,9 @@ def test_the_mode_of_the_encoder_and_its_gradients_are_left_as_they_were(tiny_mo
 
 
 def test_mixed_precision_changes_scores_a_little(tiny_model, expected):
-    evaluator = World().evaluator()
-    evaluator.options.mixed_precision = torch.bfloat16
-    found = evaluator.evaluate(load(tiny_model), TEMPERATURE).splits
+    evaluator = World().evaluator(load(tiny_model))
+    evaluator.embedder.options.mixed_precision = torch.bfloat16
+    found = evaluator.evaluate(TEMPERATURE).splits
     difference = np.abs(found["eval"].scores - expected["eval"].scores).max()
     assert 1e-4 < difference < 0.1
     assert found["eval"].scores.dtype == np.float32

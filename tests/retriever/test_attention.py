@@ -5,14 +5,12 @@ import functools
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
 
 from rqa_ray.retriever import attention
 from rqa_ray.retriever.attention import MODEL_TYPES, bounds, packed_attention
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
-from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.token_batches import length_sorted_batches
+from tests.models import small_encoder
 from tests.retriever.test_token_batches import token_rows
 
 LENGTHS = [2, 3, 9, 9, 40]
@@ -125,34 +123,14 @@ def test_dropout_in_attention_keeps_the_expectation(token_batch):
     assert (mean - one_by_one(*inputs)).abs().mean() < 0.02
 
 
-SMALL = {
-    "vocab_size": 150,
-    "hidden_size": 32,
-    "dim": 32,  # distilbert's names
-    "hidden_dim": 64,
-    "n_layers": 2,
-    "n_heads": 4,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_size": 64,
-    "embedding_size": 32,
-    "max_position_embeddings": 500,
-    "pad_token_id": 1,
-    "initializer_range": 0.3,
-}
-
-
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(model_type):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **SMALL)
-    encoder = Encoder(AutoModel.from_config(config), EncoderSettings()).eval()
+def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(model_type, tmp_path):
+    encoder = small_encoder(tmp_path, model_type).eval()
     assert encoder.can_pack
     rows = token_rows([3, 9, 9, 40, 2, 400])
     found = []
     for packed in (False, True):
-        token_batches, order = length_sorted_batches(rows, 10_000, config.pad_token_id, packed)
+        token_batches, order = length_sorted_batches(rows, 10_000, encoder.transformer.config.pad_token_id, packed)
         encoder.zero_grad()
         embeddings = encoder(token_batches)[order]
         (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
@@ -164,12 +142,10 @@ def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_a_model_takes_packed_texts_in_bf16_with_dropout_in_attention(model_type):
-    torch.manual_seed(0)
+def test_a_model_takes_packed_texts_in_bf16_with_dropout_in_attention(model_type, tmp_path):
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-    config = AutoConfig.for_model(model_type, **SMALL, **dict.fromkeys(names, 0.1))
-    encoder = Encoder(AutoModel.from_config(config), EncoderSettings()).train()
-    token_batches, _ = length_sorted_batches(token_rows([3, 9, 9, 40]), 10_000, config.pad_token_id, packed=True)
+    encoder = small_encoder(tmp_path, model_type, **dict.fromkeys(names, 0.1)).train()
+    token_batches, _ = length_sorted_batches(token_rows([3, 9, 9, 40]), 10_000, 1, packed=True)
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = encoder(token_batches, [1])
     embeddings[:, 0].sum().backward()
@@ -177,7 +153,6 @@ def test_a_model_takes_packed_texts_in_bf16_with_dropout_in_attention(model_type
     assert all(gradient.isfinite().all() for gradient in gradients) and len(gradients) >= 20
 
 
-@pytest.mark.parametrize("model_type", ["mpnet", "modernbert"])
-def test_a_model_with_a_bias_or_a_window_is_padded(model_type):
-    config = AutoConfig.for_model(model_type, **SMALL)
-    assert not Encoder(AutoModel.from_config(config), EncoderSettings()).can_pack
+@pytest.mark.parametrize(("model_type", "more"), [("mpnet", {}), ("modernbert", {}), ("bert", {"is_decoder": True})])
+def test_a_model_with_a_bias_a_window_or_causal_attention_is_padded(model_type, more, tmp_path):
+    assert not small_encoder(tmp_path, model_type, **more).can_pack

@@ -1,15 +1,15 @@
-"""Encoding by several threads, and in bf16."""
+"""Texts and rows to embeddings, by several threads, and in bf16."""
 
 import pytest
 import torch
 
-from rqa_ray.retriever.embedder import EncodeOptions, encode
-from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
+from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
 from rqa_ray.retriever.folder import load_encoder
 from tests.retriever.test_token_batches import token_rows
 
 ROWS = token_rows([5, 1, 60, 33, 7, 7, 12, 2, 20, 41, 3, 9, 15, 60, 50, 44])
-OPTIONS = EncodeOptions(0, 70, packed=True)
+OPTIONS = EmbedOptions(0, 70, packed=True)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_embeddings_are_the_same_to_the_bit_for_any_number_of_threads(encoder, s
     for threads in (1, 2, 3):
         set_threads(threads)
         rows_done = []
-        found.append(encode(encoder, ROWS, OPTIONS, rows_done.append))
+        found.append(Embedder(encoder, OPTIONS).rows(ROWS, rows_done.append))
         assert sum(rows_done) == len(ROWS) and len(rows_done) > 5
         assert torch.get_num_threads() == threads
     assert found[0].std(0).mean() > 0.01
@@ -46,7 +46,7 @@ def test_what_a_thread_raises_is_raised_and_no_further_token_batch_is_begun(enco
 
     encoder.transformer.forward = forward
     with pytest.raises(ZeroDivisionError):
-        encode(encoder, ROWS, EncodeOptions(0, 1))  # a token batch a text
+        Embedder(encoder, EmbedOptions(0, 1)).rows(ROWS)  # a token batch a text
     assert len(begun) <= 4 < len(ROWS)
     assert torch.get_num_threads() == 2
 
@@ -54,6 +54,18 @@ def test_what_a_thread_raises_is_raised_and_no_further_token_batch_is_begun(enco
 def test_weights_in_bf16_change_embeddings_a_little(encoder, tiny_model):
     halves = load_encoder(tiny_model, EncoderSettings(), bf16=True).eval()
     assert {value.dtype for value in halves.parameters()} == {torch.bfloat16}
-    exact, found = (encode(one, ROWS, OPTIONS) for one in (encoder, halves))
+    exact, found = (Embedder(one, OPTIONS).rows(ROWS) for one in (encoder, halves))
     assert found.dtype == torch.float32
     assert 1e-5 < (found - exact).norm(dim=1).max() < 0.05
+
+
+def test_texts_become_embeddings_with_the_prefixes_of_a_model(tiny_model, tmp_path):
+    embedder = Embedder.load(tiny_model, "cpu")
+    (alone,) = embedder.passages(["a text"])
+    found = embedder.passages(["a longer text than that", "a text"])
+    assert found.dtype == torch.float32 and found.shape == (2, 32) and embedder.notes == []
+    torch.testing.assert_close(found[1], alone, rtol=0, atol=1e-6)
+    settings = EncoderSettings(max_seq_length=64, query_prefix="a ")
+    prefixed = Embedder.load(ModelSpec(tiny_model, settings), "cpu")
+    torch.testing.assert_close(prefixed.questions(["text"])[0], alone, rtol=0, atol=1e-6)
+    assert prefixed.questions([]).shape == (0, 32)

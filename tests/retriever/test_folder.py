@@ -1,6 +1,5 @@
 """Model folders: what sentence-transformers makes of ours, what we make of its, and what is refused."""
 
-import importlib
 import json
 import random
 import shutil
@@ -12,14 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules as st
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, T5Config, T5Model
 
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.encoder import POOLINGS, Encoder
-from rqa_ray.retriever.encoder_settings import EncoderSettings, read_settings
-from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
+from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
 from rqa_ray.retriever.folder import load_encoder, load_weights, save_encoder
+from rqa_ray.retriever.step import forward_backward
 from rqa_ray.retriever.token_batches import length_sorted_batches
-from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.retriever.tokenizer import check_model
+from tests.models import save_model, save_tokenizer, small_model
 
 
 @pytest.fixture(autouse=True)
@@ -35,182 +37,245 @@ def copy(tiny_model, tmp_path) -> Path:
 
 
 def texts() -> list[str]:
-    """100 texts: ordinary, empty, over-long, in other scripts, emoji."""
+    """Ordinary texts, an empty one, over-long ones, other scripts, emoji, capitals."""
     generator = random.Random(0)
 
     def words(number: int) -> str:
         return " ".join("".join(generator.choices(string.ascii_lowercase, k=5)) for _ in range(number))
 
-    odd = [
-        "",
-        " ",
-        "\n\t",
-        "?",
-        "Straße über Ärger",
-        "検索モデル",
-        "поиск документов",
-        "بحث",
-        "🙂🙃",
-        "a🙂b",
-        "x" * 500,
-    ]
-    long = [words(300), words(80)]
-    return odd + long + [words(generator.randint(1, 15)) + generator.choice(["", "?", "."]) for _ in range(87)]
+    odd = ["", " ", "\n\t", "?", "Straße über Ärger", "поиск документов", "🙂🙃", "a🙂b", "x" * 500, "UPPER Case"]
+    return [*odd, words(300), words(80), *(words(generator.randint(1, 15)) + "?" for _ in range(20))]
 
 
-def embed(encoder: Encoder, rows: list) -> torch.Tensor:
-    token_batches, order = length_sorted_batches(rows, 2000, pad_id=0)
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def train(embedder: Embedder) -> None:
+    """Two steps of SGD that push each embedding its own way."""
+    encoder = embedder.encoder.train()
+    rows = embedder.tokenizer.questions(texts()[-8:]) + embedder.tokenizer.passages(texts()[-8:])
+    optimizer = torch.optim.SGD([value for value in encoder.parameters() if value.requires_grad], lr=0.1)
+    away = torch.randn(len(rows), encoder.dimensions, generator=torch.Generator().manual_seed(2))
+    for _ in range(2):
+        token_batches, _ = length_sorted_batches(rows, 100, embedder.options.pad_id, embedder.options.packed)
+        seeds = range(len(token_batches))
+        forward_backward(encoder, token_batches, seeds, lambda found: (found * away).sum(), _backward, False)
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
     encoder.eval()
-    with torch.inference_mode():
-        return encoder(token_batches)[order]
 
 
-def save(encoder: Encoder, tokenizer: TextTokenizer, folder: Path) -> Path:
-    save_encoder(encoder, tokenizer.tokenizer, str(folder))
-    return folder
+def _backward(loss: torch.Tensor) -> None:
+    loss.backward()
 
 
-def assert_sentence_transformers_agrees(source: str, folder: Path, **flags) -> None:
-    """Embeds 100 texts as questions, as passages and without a prompt with what was loaded from `source` and saved."""
+def both(embedder: Embedder) -> torch.Tensor:
+    return torch.cat([embedder.questions(texts()), embedder.passages(texts())])
+
+
+def theirs(model: SentenceTransformer, settings: EncoderSettings, batch_size: int = 8) -> torch.Tensor:
+    """What sentence-transformers makes of questions and passages; of unit length, where they are cut, too."""
+    options: dict[str, Any] = {"convert_to_tensor": True, "batch_size": batch_size}
+    options["normalize_embeddings"] = settings.similarity == "cosine" and bool(settings.truncate_dim)
+    return torch.cat([encode(texts(), **options) for encode in (model.encode_query, model.encode_document)])
+
+
+def assert_agreement_before_and_after_training(source: str, saved: Path, **flags: Any) -> Embedder:
+    """Embeds as sentence-transformers does with the folder, is trained, and does so with what is saved then."""
     settings = read_settings(source, **flags)
-    encoder, tokenizer = load_encoder(source, settings), TextTokenizer(source, settings)
-    questions, passages = tokenizer.questions(texts()), tokenizer.passages(texts())
-    assert tokenizer.num_truncated > 2
-    ours = [embed(encoder, rows) for rows in (questions, passages)]
-
-    theirs = SentenceTransformer(str(save(encoder, tokenizer, folder)), device="cpu")
-    assert theirs.max_seq_length == settings.max_seq_length
-    assert theirs.similarity_fn_name == settings.similarity
-    found = [
-        theirs.encode_query(texts(), convert_to_tensor=True),
-        theirs.encode_document(texts(), convert_to_tensor=True),
-    ]
-    for our, their in zip(ours, found, strict=True):
-        assert our.std(0).mean() > 0.01
-        assert (our - their).abs().max() < 1e-5
-    some = slice(-10, None)
-    by_name = theirs.encode(texts()[some], prompt_name="query", convert_to_tensor=True)
-    assert (ours[0][some] - by_name).abs().max() < 1e-5
-    if settings.has_prefixes:
-        assert (ours[0] - ours[1]).abs().max() > 0.01  # the prefixes matter
-        assert (theirs.encode(texts()[some], convert_to_tensor=True) - ours[0][some]).abs().max() > 0.01
-    assert read_settings(str(folder)) == settings
+    embedder = Embedder(load_encoder(source, settings).eval())
+    before = both(embedder)
+    if not flags and (Path(source) / "modules.json").exists():
+        found = theirs(SentenceTransformer(source, device="cpu"), settings)
+        if settings.similarity == "cosine":
+            found = torch.nn.functional.normalize(found)
+        assert (before - found).abs().max() < 1e-5
+    train(embedder)
+    ours = both(embedder)
+    assert ours.std(0).mean() > 0.01 and (ours - before).abs().max() > 1e-3
+    save_encoder(embedder.encoder, str(saved))
+    opened = SentenceTransformer(str(saved), device="cpu")
+    assert (ours - theirs(opened, settings)).abs().max() < 1e-5
+    assert (ours[::7] - theirs(opened, settings, 1)[::7]).abs().max() < 1e-5
+    assert read_settings(str(saved)) == settings
+    assert opened.similarity_fn_name == settings.similarity and opened.max_seq_length == settings.max_seq_length
+    return embedder
 
 
+PROMPTS = {"query": "query: ", "document": "passage: ", "sts": "sts "}
+CASES: dict[str, dict[str, Any]] = {
+    **{mode: {"pooling_mode": mode} for mode in st.Pooling.POOLING_MODES},
+    "two modes": {"pooling_mode": ("cls", "mean")},
+    "dot": {"similarity_fn_name": "dot"},
+    "dot of unit vectors": {"similarity_fn_name": "dot", "normalize": True},
+    "normalize": {"normalize": True},
+    "dense": {"dense": True},
+    "dense and normalize": {"dense": True, "normalize": True, "pooling_mode": "cls"},
+    "dense and dot": {"dense": True, "similarity_fn_name": "dot", "prompts": PROMPTS},
+    "prompts": {"prompts": PROMPTS, "default_prompt_name": "sts"},
+    "prompts left out of the mean": {"prompts": PROMPTS, "include_prompt": False},
+    "prompts left out of the weighted mean": {
+        "prompts": PROMPTS,
+        "include_prompt": False,
+        "pooling_mode": ("weightedmean", "cls", "lasttoken", "max"),
+    },
+    "cut to 16 dimensions": {"truncate_dim": 16, "normalize": True},
+    "cut and dot": {"truncate_dim": 16, "similarity_fn_name": "dot", "normalize": True},
+    "lengths of questions and passages": {"query_length": 9, "document_length": 30, "prompts": PROMPTS},
+    "lower case": {"do_lower_case": True, "cased": True},
+    "layer norm and dropout": {"more": [st.LayerNorm(32), st.Dropout(0.3)]},
+    "in a subfolder": {"subfolder": True, "dense": True, "prompts": PROMPTS},
+}
+
+
+def sentence_transformers_folder(
+    source: str,
+    folder: Path,
+    *,
+    dense: bool = False,
+    normalize: bool = False,
+    subfolder: bool = False,
+    cased: bool = False,
+    more: list | None = None,
+    pooling_mode: Any = "mean",
+    include_prompt: bool = True,
+    query_length: int | None = None,
+    document_length: int | None = None,
+    do_lower_case: bool = False,
+    **options: Any,
+) -> str:
+    """A folder as sentence-transformers writes it; and as its versions before 0.4 did, with all in a subfolder."""
+    torch.manual_seed(1)
+    if cased:
+        source = shutil.copytree(source, f"{folder}-cased")
+        save_tokenizer(Path(source), do_lower_case=False)
+    transformer = st.Transformer(
+        source,
+        max_seq_length=40,
+        query_length=query_length,
+        document_length=document_length,
+        do_lower_case=do_lower_case,
+    )
+    pooling = st.Pooling(32, pooling_mode, include_prompt)
+    parts = [transformer, pooling, *(more or [])]
+    parts += [st.Dense(pooling.get_embedding_dimension(), 24)] if dense else []
+    parts += [st.Normalize()] if normalize else []
+    SentenceTransformer(modules=parts, device="cpu", **options).save(str(folder))
+    if do_lower_case:
+        change(folder / "sentence_bert_config.json", do_lower_case=True)
+    if subfolder:
+        inner = folder / "0_Transformer"
+        inner.mkdir()
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+                path.rename(inner / path.name)
+        modules = read(folder / "modules.json")
+        (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": inner.name}, *modules[1:]]))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_of_sentence_transformers_is_trained_and_keeps_all_its_settings(tiny_model, tmp_path, name):
+    source = sentence_transformers_folder(tiny_model, tmp_path / "theirs", **CASES[name])
+    saved = tmp_path / "saved"
+    assert_agreement_before_and_after_training(source, saved)
+    own, kept = (read(Path(folder) / "config_sentence_transformers.json") for folder in (source, saved))
+    assert kept == own
+    own, kept = ([read(Path(folder) / "modules.json")] for folder in (source, saved))
+    kinds, now = ([part["type"] for part in part_list[0]] for part_list in (own, kept))
+    is_appended = own and read_settings(source).normalize and not kinds[-1].endswith("Normalize")
+    assert now[: len(kinds)] == kinds and len(now) == len(kinds) + is_appended
+    for part in kept[0][1 : len(kinds)]:
+        files = [Path(folder) / part["path"] / "config.json" for folder in (source, saved)]
+        assert all(not file.exists() for file in files) or read(files[0]) == read(files[1])
+
+
+@pytest.mark.parametrize("pooling", ["last", "weightedmean"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_sentence_transformers_embeds_like_the_encoder_that_was_saved(tiny_model, tmp_path, pooling, similarity):
-    prefixes = {"query_prefix": "query: ", "passage_prefix": "passage: "} if similarity == "cosine" else {}
+def test_flags_make_the_modules_of_a_bare_encoder(tiny_model, tmp_path, pooling, similarity):
+    prefixes = {"query_prefix": "query: ", "passage_prefix": "passage: "}
     flags = {"pooling": pooling, "similarity": similarity, "max_seq_length": 48, **prefixes}
-    assert_sentence_transformers_agrees(tiny_model, tmp_path / "saved", **flags)
+    assert_agreement_before_and_after_training(tiny_model, tmp_path / "saved", **flags)
 
 
 def test_sentence_transformers_embeds_like_a_saved_minilm(minilm, tmp_path):
-    assert_sentence_transformers_agrees(minilm, tmp_path / "saved", query_prefix="query: ")
+    assert_agreement_before_and_after_training(minilm, tmp_path / "saved", query_prefix="query: ")
+
+
+def test_a_flag_overrides_the_pooling_and_the_prompts_of_a_folder(tiny_model, tmp_path):
+    options = {"prompts": {"query": "q: ", "passage": "p: "}, "normalize": True}
+    source = sentence_transformers_folder(tiny_model, tmp_path / "theirs", **options)
+    saved = tmp_path / "saved"
+    assert_agreement_before_and_after_training(source, saved, pooling="cls", similarity="dot", passage_prefix="")
+    assert read(saved / "config_sentence_transformers.json")["prompts"] == {
+        "query": "q: ",
+        "document": "",
+        "passage": "",
+    }
+    assert [part["type"].rsplit(".")[-1] for part in read(saved / "modules.json")] == ["Transformer", "Pooling"]
+    source = sentence_transformers_folder(tiny_model, tmp_path / "dense", dense=True)
+    settings = EncoderSettings("cls+mean", max_seq_length=40)
+    assert "its Dense module takes 32 numbers" in refusal(load_encoder, source, settings)
 
 
 def test_a_saved_encoder_loads_to_the_same_bits(tiny_model, tmp_path):
     settings = read_settings(tiny_model)
-    encoder, tokenizer = load_encoder(tiny_model, settings), TextTokenizer(tiny_model, settings)
+    encoder = load_encoder(tiny_model, settings)
     with torch.no_grad():
         for value in encoder.parameters():
             value.add_(0.01)
-    folder = str(save(encoder, tokenizer, tmp_path))
-    again, other = load_encoder(folder, settings), load_encoder(tiny_model, settings)
-    load_weights(other, folder)
+    save_encoder(encoder, str(tmp_path))
+    again, other = load_encoder(str(tmp_path), settings), load_encoder(tiny_model, settings)
+    load_weights(other, str(tmp_path))
     for name, value in encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], value) and torch.equal(other.state_dict()[name], value)
 
 
-def save_with_sentence_transformers(source: str, folder: Path, pooling="mean", normalize=True, **options) -> str:
-    try:
-        modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
-    except ImportError:  # before version 6
-        modules = importlib.import_module("sentence_transformers.models")
-    parts = [modules.Transformer(source, max_seq_length=40), modules.Pooling(32, pooling_mode=pooling)]
-    parts += [modules.Normalize()] if normalize else []
-    SentenceTransformer(modules=parts, device="cpu", **options).save(str(folder))
-    return str(folder)
+def test_a_model_with_only_a_transformer_in_its_modules_gets_a_pooling(copy, tmp_path):
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    (copy / "modules.json").write_text(json.dumps([module]))
+    embedder = Embedder(load_encoder(str(copy), read_settings(str(copy))))
+    assert [type(module).__name__ for module in embedder.encoder.model] == ["Transformer", "Pooling", "Normalize"]
 
 
-@pytest.mark.parametrize(
-    ("their_pooling", "pooling"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last"), ("max", "max")]
-)
-def test_what_sentence_transformers_saved_is_read_with_its_settings(tiny_model, tmp_path, their_pooling, pooling):
-    prompts = {"query": "q: ", "document": "d: "}
-    folder = save_with_sentence_transformers(
-        tiny_model, tmp_path, their_pooling, normalize=False, prompts=prompts, similarity_fn_name="dot"
-    )
-    assert read_settings(folder) == EncoderSettings(pooling, "dot", False, 40, "q: ", "d: ")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_model_without_padding_token_is_saved_so_that_it_encodes_batches(tmp_path, side):
+    source = tmp_path / "source"
+    save_model(source, GPT2Config(vocab_size=150, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    names = ["input_ids", "attention_mask"]  # as GPT-2's own: its model would take types of tokens
+    save_tokenizer(source, pad_token=None, eos_token="[SEP]", padding_side=side, model_input_names=names)
+    assert AutoTokenizer.from_pretrained(source).pad_token is None
+    saved = tmp_path / "saved"
+    assert_agreement_before_and_after_training(str(source), saved, pooling="lasttoken")
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("[SEP]", "right")
+    save_tokenizer(source, pad_token=None)
+    assert "neither a padding token nor one that ends" in refusal(load_encoder, str(source), EncoderSettings())
 
 
-def test_what_sentence_transformers_saved_gives_its_embeddings(tiny_model, tmp_path):
-    folder = save_with_sentence_transformers(tiny_model, tmp_path / "theirs", "max", prompts={"query": "q: "})
-    settings = read_settings(folder)
-    assert settings == EncoderSettings("max", "cosine", True, 40, "q: ", "")
-    rows = TextTokenizer(folder, settings).questions(texts())
-    theirs = SentenceTransformer(folder, device="cpu").encode_query(texts(), convert_to_tensor=True)
-    assert (embed(load_encoder(folder, settings), rows) - theirs).abs().max() < 1e-5
-    assert_sentence_transformers_agrees(folder, tmp_path / "ours")
+def test_of_a_t5_the_encoder_is_trained(tmp_path):
+    source = tmp_path / "source"
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    T5Model(T5Config(vocab_size=150, initializer_factor=3.0, **sizes)).save_pretrained(source)
+    save_tokenizer(source)
+    assert_agreement_before_and_after_training(str(source), tmp_path / "saved")
+    assert not [name for name in load_file(tmp_path / "saved" / "model.safetensors") if "decoder" in name]
 
 
-def test_unit_length_vectors_are_compared_by_cosine_even_where_the_folder_says_dot(tiny_model, tmp_path):
-    folder = save_with_sentence_transformers(tiny_model, tmp_path, similarity_fn_name="dot")
-    assert (read_settings(folder).similarity, read_settings(folder).normalize) == ("cosine", True)
-
-
-def test_a_model_in_a_subfolder_is_read_and_saved_at_the_top(tiny_model, tmp_path):
-    # The layout of sentence-transformers before 0.4.
-    old = tmp_path / "old"
-    shutil.copytree(tiny_model, old / "0_Transformer")
-    (old / "0_Transformer" / "sentence_bert_config.json").write_text('{"max_seq_length": 33}')
-    module = {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
-    (old / "modules.json").write_text(json.dumps([module]))
-    assert read_settings(str(old)).max_seq_length == 33
-    assert_sentence_transformers_agrees(str(old), tmp_path / "saved")
-
-
-def test_settings_default_to_the_folder_and_flags_override_them(tiny_model, minilm, tmp_path):
-    assert read_settings(tiny_model) == EncoderSettings("mean", "cosine", True, 64, "", "")
-    assert read_settings(minilm) == EncoderSettings("mean", "cosine", True, 256, "", "")
-    saved = EncoderSettings("cls", "dot", False, 20, "q: ", "p: ")
-    save(load_encoder(tiny_model, saved), TextTokenizer(tiny_model, saved), tmp_path)
-    assert read_settings(str(tmp_path)) == saved
-    flags: dict[str, Any] = {
-        "pooling": "max",
-        "similarity": "cosine",
-        "max_seq_length": 64,
-        "query_prefix": "",  # a prefix can be taken away
-        "passage_prefix": "x ",
-    }
-    assert read_settings(str(tmp_path), **flags) == EncoderSettings("max", "cosine", True, 64, "", "x ")
-
-
-def test_without_any_sentence_transformers_file_the_length_is_what_the_positions_allow(copy):
-    (copy / "sentence_bert_config.json").unlink()
-    assert read_settings(str(copy)).max_seq_length == 64
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
-    assert read_settings(str(copy)).max_seq_length == 512
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "roberta", "max_position_embeddings": 66}))
-    assert read_settings(str(copy), max_seq_length=64).max_seq_length == 64
-    with pytest.raises(InputError, match="takes at most 64 tokens"):
-        read_settings(str(copy), max_seq_length=65)
-
-
-def test_a_length_that_stands_for_no_limit_is_none(copy):
-    (copy / "sentence_bert_config.json").write_text("{}")
-    (copy / "modules.json").write_text("[]")
-    (copy / "tokenizer_config.json").write_text(json.dumps({"model_max_length": int(1e30)}))
-    config = json.loads((copy / "config.json").read_text())
-    del config["max_position_embeddings"]
-    (copy / "config.json").write_text(json.dumps(config))
-    assert read_settings(str(copy)).max_seq_length == 512
-
-
-def test_describe_is_one_line_with_the_prefixes_where_there_are_any():
-    assert EncoderSettings().describe() == "mean pooling, cosine similarity, up to 512 tokens"
-    assert EncoderSettings(query_prefix="q: ").describe().endswith("tokens, prefixes 'q: ' / ''")
+def test_a_checkpoint_without_pooler_weights_saves_no_random_ones(copy, tmp_path):
+    kept = {name: value for name, value in weights(copy).items() if not name.startswith("pooler.")}
+    assert len(kept) == len(weights(copy)) - 2
+    save_file(kept, copy / "model.safetensors", {"format": "pt"})
+    embedder = assert_agreement_before_and_after_training(str(copy), tmp_path / "saved")
+    assert weights(tmp_path / "saved").keys() == kept.keys()
+    load_weights(embedder.encoder, str(tmp_path / "saved"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -245,6 +310,15 @@ def test_weights_of_another_shape_are_refused(copy):
     assert str(copy) in message and "weights have another shape: embeddings.word_embeddings.weight" in message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(copy, value):
+    changed = weights(copy)
+    changed["encoder.layer.1.output.dense.weight"][3, 4] = value
+    save_file(changed, copy / "model.safetensors", {"format": "pt"})
+    message = refusal(load_encoder, str(copy), EncoderSettings())
+    assert "encoder.layer.1.output.dense.weight are not finite" in message
+
+
 @pytest.mark.parametrize("spoil", ["truncated", "absent"])
 def test_a_weights_file_that_is_no_weights_file_is_refused(copy, spoil):
     path = copy / "model.safetensors"
@@ -257,77 +331,42 @@ def test_a_weights_file_that_is_no_weights_file_is_refused(copy, spoil):
 
 def test_weights_of_another_kind_of_encoder_are_not_loaded_into_one(tiny_model, copy):
     encoder = load_encoder(tiny_model, EncoderSettings())
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    with pytest.raises(RuntimeError, match="layer.1"):
-        load_weights(encoder, str(copy))
+    change(copy / "config.json", num_hidden_layers=1)
+    assert "weights are of another model: model.0.model.encoder.layer.1" in refusal(load_weights, encoder, str(copy))
 
 
-def test_a_checkpoint_without_pooler_weights_saves_no_random_ones(copy, tmp_path):
-    kept = {name: value for name, value in weights(copy).items() if not name.startswith("pooler.")}
-    assert len(kept) == len(weights(copy)) - 2
-    save_file(kept, copy / "model.safetensors", {"format": "pt"})
-    settings = read_settings(str(copy))
-    encoder = load_encoder(str(copy), settings)
-    folder = save(encoder, TextTokenizer(str(copy), settings), tmp_path / "saved")
-    assert weights(folder).keys() == kept.keys()
-    load_weights(encoder, str(folder))
-    rows = TextTokenizer(str(folder), settings).passages(texts())
-    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts(), convert_to_tensor=True)
-    assert (embed(encoder, rows) - theirs).abs().max() < 1e-5
+def test_a_tokenizer_without_words_or_with_more_tokens_than_embeddings_is_refused(copy):
+    spec = ModelSpec(str(copy), read_settings(str(copy)))
+    check_model(spec)
+    number = len(AutoTokenizer.from_pretrained(copy))
+    change(copy / "config.json", vocab_size=number - 1)
+    expected = f"its tokenizer knows {number} tokens, but its model has embeddings for {number - 1}"
+    assert expected in refusal(check_model, spec)
+    for path in [*copy.glob("tokenizer*"), *copy.glob("vocab*")]:
+        path.unlink()
+    assert "its tokenizer knows no words" in refusal(check_model, spec)
 
 
-def test_a_folder_that_is_no_model_folder_is_refused(tmp_path):
-    assert "not a model folder" in refusal(read_settings, str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    assert "not a model folder" in refusal(read_settings, str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": ')
-    assert f"{tmp_path / 'config.json'}: not JSON" in refusal(read_settings, str(tmp_path))
+def test_a_head_computes_in_fp32_whatever_the_transformer_does(tiny_model, tmp_path):
+    source = sentence_transformers_folder(tiny_model, tmp_path / "theirs", dense=True)
+    encoder = load_encoder(source, read_settings(source), bf16=True).eval()
+    assert {value.dtype for value in encoder.head[1].parameters()} == {torch.float32}
+    assert {value.dtype for value in encoder.transformer.parameters()} == {torch.bfloat16}
+    exact = load_encoder(source, read_settings(source)).eval()
+    found, expected = (Embedder(one, EmbedOptions(0, 500)).questions(texts()) for one in (encoder, exact))
+    assert found.dtype == torch.float32 and 1e-5 < (found - expected).norm(dim=1).max() < 0.1
 
 
-def test_a_module_that_cannot_be_trained_here_is_refused(copy):
-    kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
-    modules = [{"idx": i, "path": "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
-    (copy / "modules.json").write_text(json.dumps(modules))
-    assert "has the module Dense" in refusal(read_settings, str(copy))
+def test_a_dropout_override_reaches_the_head_and_is_not_saved(tiny_model, tmp_path):
+    source = sentence_transformers_folder(tiny_model, tmp_path / "theirs", more=[st.Dropout(0.3)])
+    encoder = load_encoder(source, read_settings(source), dropout=0.0)
+    assert {part.p for part in encoder.modules() if isinstance(part, torch.nn.Dropout)} == {0.0}
+    save_encoder(encoder, str(tmp_path / "saved"))
+    assert read(tmp_path / "saved" / "2_Dropout" / "config.json") == {"dropout": 0.3}
+    assert AutoConfig.from_pretrained(tmp_path / "saved").hidden_dropout_prob == 0.1
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"pooling_mode": "weightedmean"},
-        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-        {"pooling_mode_mean_tokens": False},
-    ],
-)
-def test_a_pooling_that_is_none_of_ours_is_refused_unless_a_flag_chooses(copy, config):
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
-    (copy / "modules.json").write_text(json.dumps(modules))
-    (copy / "1_Pooling").mkdir()
-    (copy / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    assert "--pooling_type" in refusal(read_settings, str(copy))
-    assert read_settings(str(copy), pooling="cls").pooling == "cls"
-
-
-def test_a_length_beyond_the_models_positions_is_refused(tiny_model):
-    assert read_settings(tiny_model, max_seq_length=64).max_seq_length == 64
-    assert "takes at most 64 tokens" in refusal(read_settings, tiny_model, max_seq_length=65)
-
-
-def test_a_model_is_found_as_a_folder_or_as_a_package(tiny_model, minilm, monkeypatch):
-    assert find_model_folder(tiny_model) == tiny_model
-    monkeypatch.chdir(Path(tiny_model).parent)
-    assert find_model_folder(Path(tiny_model).name) == tiny_model
-    assert find_model_folder(f"./{Path(tiny_model).name}") == tiny_model
-    assert Path(minilm).name == "model" and (Path(minilm) / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize("name", ["/no/such/model", "./missing", "../missing", "~/missing-model", "a/b/c"])
-def test_a_path_that_is_missing_is_refused_without_asking_the_hub(name):
-    assert refusal(find_model_folder, name) == f"{name}: no such model folder"
-
-
-@pytest.mark.parametrize("name", ["no-such-org/no-such-model", "no-such-model", "bad name!", "json"])
-def test_a_name_that_the_hub_does_not_give_is_refused(name):
-    assert "neither a model folder nor a model that the hub gave" in refusal(find_model_folder, name)
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "mpnet", "modernbert", "electra", "eurobert"])
+def test_models_of_other_types_agree_too(tmp_path, model_type):
+    source = small_model(tmp_path / "source", model_type, num_key_value_heads=2, head_dim=8)
+    assert_agreement_before_and_after_training(source, tmp_path / "saved")

@@ -108,3 +108,12 @@ def test_a_packed_token_batch_of_many_short_texts_has_no_long_one():
 def test_no_rows_are_no_token_batches(packed):
     token_batches, order = length_sorted_batches([], 100, PAD, packed)
     assert token_batches == [] and order.tolist() == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_marked_tokens_are_counted_and_are_tokens_again(packed):
+    rows = [np.array([~7, ~8, 9, 1], np.int32), np.array([~7, 1], np.int32), np.array([5, 6, 1], np.int32)]
+    (token_batch,), order = length_sorted_batches(rows, 100, 0, packed)
+    assert [token_batch.prompt_lengths[place] for place in order] == [2, 1, 0]
+    assert sorted(token_batch.input_ids[token_batch.input_ids > 0].tolist()) == [1, 1, 1, 5, 6, 7, 7, 8, 9]
+    assert length_sorted_batches(rows[2:], 100, 0, packed)[0][0].prompt_lengths is None

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from tests.models import save_tokenizer
 
 
 @pytest.fixture
 def tokenizer(tiny_model) -> TextTokenizer:
-    return TextTokenizer(tiny_model, EncoderSettings(max_seq_length=8))
+    return TextTokenizer.load(ModelSpec(tiny_model, EncoderSettings(max_seq_length=8)))
 
 
 def words(tokenizer: TextTokenizer, row: np.ndarray) -> list[str]:
@@ -24,7 +25,7 @@ def test_rows_are_int32_with_special_tokens(tokenizer):
 
 def test_questions_and_passages_have_their_own_prefixes(tiny_model):
     settings = EncoderSettings(max_seq_length=16, query_prefix="q: ", passage_prefix="p: ")
-    tokenizer = TextTokenizer(tiny_model, settings)
+    tokenizer = TextTokenizer.load(ModelSpec(tiny_model, settings))
     (question,), (passage,) = tokenizer.questions(["x"]), tokenizer.passages(["x"])
     assert words(tokenizer, question) == ["[CLS]", "q", ":", "x", "[SEP]"]
     assert words(tokenizer, passage) == ["[CLS]", "p", ":", "x", "[SEP]"]
@@ -39,18 +40,16 @@ def test_only_texts_beyond_the_limit_are_cut_and_counted(tokenizer):
 
 
 def test_counts_add_up_over_calls_and_the_prefix_counts_as_text(tiny_model):
-    tokenizer = TextTokenizer(tiny_model, EncoderSettings(max_seq_length=8, query_prefix="q: "))
+    tokenizer = TextTokenizer.load(ModelSpec(tiny_model, EncoderSettings(max_seq_length=8, query_prefix="q: ")))
     tokenizer.passages(["a b c d e f"])
     tokenizer.questions(["a b c d e f", "a b c d"])
     assert (tokenizer.num_texts, tokenizer.num_truncated) == (3, 1)
 
 
-def test_the_end_is_cut_also_where_the_folder_says_the_start(tiny_model, tmp_path):
-    tokenizer = TextTokenizer(tiny_model, EncoderSettings(max_seq_length=4)).tokenizer
-    tokenizer.truncation_side = "left"
-    tokenizer.save_pretrained(tmp_path)
-    again = TextTokenizer(str(tmp_path), EncoderSettings(max_seq_length=4))
-    assert words(again, again.passages(["a b c"])[0]) == ["[CLS]", "a", "b", "[SEP]"]
+def test_the_start_is_cut_where_the_folder_says_so(tmp_path):
+    save_tokenizer(tmp_path, truncation_side="left")
+    tokenizer = TextTokenizer.load(ModelSpec(str(tmp_path), EncoderSettings(max_seq_length=4)))
+    assert words(tokenizer, tokenizer.passages(["a b c"])[0]) == ["[CLS]", "b", "c", "[SEP]"]
 
 
 def test_an_empty_text_is_its_special_tokens_and_no_texts_are_no_rows(tokenizer):
@@ -58,6 +57,35 @@ def test_an_empty_text_is_its_special_tokens_and_no_texts_are_no_rows(tokenizer)
     assert [words(tokenizer, row) for row in rows] == [["[CLS]", "[SEP]"]] * 2
     assert tokenizer.questions([]) == []
     assert (tokenizer.num_texts, tokenizer.num_truncated) == (2, 0)
+
+
+def test_tokens_of_a_prefix_that_is_not_pooled_are_marked(tiny_model):
+    settings = EncoderSettings(max_seq_length=6, query_prefix="q: ", include_prompt=False)
+    tokenizer = TextTokenizer.load(ModelSpec(tiny_model, settings))
+    plain, passage = tokenizer.passages(["q: ab"])[0], tokenizer.passages(["ab"])[0]
+    (question,) = tokenizer.questions(["ab"])
+    assert (question < 0).tolist() == [True, True, True, False, False, False]  # [CLS] q : a ##b [SEP]
+    assert np.where(question < 0, ~question, question).tolist() == plain.tolist()
+    assert (passage >= 0).all()
+
+
+def test_questions_and_passages_may_have_limits_of_their_own_and_be_lower_cased(tmp_path):
+    save_tokenizer(tmp_path, do_lower_case=False)
+    settings = EncoderSettings(max_seq_length=8, query_length=4, document_length=5, lower_case=True)
+    tokenizer = TextTokenizer.load(ModelSpec(str(tmp_path), settings))
+    assert words(tokenizer, tokenizer.questions(["A B C D"])[0]) == ["[CLS]", "a", "b", "[SEP]"]
+    assert words(tokenizer, tokenizer.passages(["a b c d"])[0]) == ["[CLS]", "a", "b", "c", "[SEP]"]
+
+
+@pytest.mark.parametrize("prefix", ["", "query: "])
+def test_rows_are_those_of_sentence_transformers(minilm, prefix):
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["", " a\n\tb ", "Straße", "検索 モデル", "🙂", "x" * 300, "word " * 400, "[CLS] <s> </s> [MASK]"]
+    tokenizer = TextTokenizer.load(ModelSpec(minilm, read_settings(minilm, query_prefix=prefix)))
+    model = SentenceTransformer(minilm, device="cpu", prompts={"query": prefix})
+    for row, text in zip(tokenizer.questions(texts), texts, strict=True):
+        assert row.tolist() == model.preprocess([text], prompt=prefix, task="query")["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\udc00\ud800", "a\x00b", "\U0001f600", "\u202e\ufeff"])
@@ -77,5 +105,5 @@ def test_the_tokenizer_of_a_model_in_a_subfolder_is_found(tiny_model, tmp_path):
         '[{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]'
     )
     (tmp_path / "0_Transformer").symlink_to(tiny_model)
-    tokenizer = TextTokenizer(str(tmp_path), EncoderSettings(max_seq_length=8))
+    tokenizer = TextTokenizer.load(ModelSpec(str(tmp_path), EncoderSettings(max_seq_length=8)))
     assert words(tokenizer, tokenizer.passages(["a"])[0]) == ["[CLS]", "a", "[SEP]"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import BertConfig, BertModel, TrainerCallback
+from transformers import BertConfig, TrainerCallback
 
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
@@ -17,15 +17,17 @@ from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever import candidates as candidates_module
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import Candidates
-from rqa_ray.retriever.embedder import EncodeOptions
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.builders import table
+from tests.models import save_model
 
 GLOBAL_BATCH, STEPS, VOCABULARY = 16, 10, 100
 MUTATIONS = ("factor W", "factor 1/W", "no mask", "mask before the gather", "detached gather")
@@ -142,6 +144,25 @@ def run(
         os._exit(0)
 
 
+def random_bert(folder: str) -> str:
+    """A model without dropout. Made before ranks start: transformers lets one rank of many save."""
+    model = Path(folder) / "model"
+    if model.exists():
+        return str(model)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    return save_model(model, config)
+
+
 def make_trainer(
     folder: str,
     hard_neg_ratio: float,
@@ -155,19 +176,7 @@ def make_trainer(
     **extra,
 ) -> ContrastiveTrainer:
     """One rank's trainer: a random BERT without dropout, SGD with learning rate 0.1, no clipping."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.2,
-    )
-    encoder = Encoder(BertModel(config), EncoderSettings(max_seq_length=64))
+    encoder = load_encoder(random_bert(folder), EncoderSettings(max_seq_length=64))
     own = {
         "output_dir": f"{folder}/scratch-{rank}",
         "max_steps": STEPS,
@@ -200,10 +209,10 @@ def make_trainer(
     evaluator = RetrievalEvaluator(
         Corpus.from_tables(data["corpus"]),
         {"eval": Questions.from_tables(data["eval"])},
-        EncodeOptions(0, 150, 8),
+        Embedder(encoder, EmbedOptions(0, 150, 8)),
     )
     loss = loss or InBatchContrastive(0.2)
-    trainer = ContrastiveTrainer(encoder, loss, None, args, batches, evaluator, callbacks=[recorder])
+    trainer = ContrastiveTrainer(encoder, loss, args, batches, evaluator, callbacks=[recorder])
     trainer._save_checkpoint = lambda *_: None  # the tiny model has no tokenizer to save
     return trainer
 

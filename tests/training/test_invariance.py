@@ -15,7 +15,7 @@ import torch.multiprocessing
 from tests.training import invariance
 
 # Ranks fork from one process that has imported torch: a rank starts in a second instead of six.
-multiprocessing.set_forkserver_preload(["tests.training.invariance"])
+multiprocessing.set_forkserver_preload(["tests.training.invariance", "sentence_transformers"])
 
 
 @functools.cache
@@ -28,6 +28,7 @@ def result(
     loss: str = "own",
 ) -> dict:
     with tempfile.TemporaryDirectory() as folder:
+        invariance.random_bert(folder)
         arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt")

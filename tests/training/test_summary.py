@@ -5,11 +5,10 @@ import json
 import numpy as np
 from huggingface_hub import ModelCard
 
-from rqa_ray.data.token_tables import TokenizerSpec
 from rqa_ray.evaluation.metrics import METRIC_NAMES
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
-from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.summary import ModelState, compare, model_card, print_summary, write_bad_records, write_files
 from tests.builders import asked_questions, documents
@@ -27,8 +26,8 @@ BEFORE = state(0, [[4, 3, 1, 2, 0], [0, 2, 4, 1, 3], [4, 3, 1, 0, 2]], 0.25)
 BEST = state(8, [[0, 2, 1, 3, 4], [3, 1, 4, 2, 0], [2, 0, 1, 3, 4]], 0.75)
 
 
-def model(folder, query_prefix: str = "") -> TokenizerSpec:
-    return TokenizerSpec(str(folder), EncoderSettings(query_prefix=query_prefix))
+def model(folder, query_prefix: str = "") -> ModelSpec:
+    return ModelSpec(str(folder), EncoderSettings(query_prefix=query_prefix))
 
 
 def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():

@@ -1,0 +1,34 @@
+"""sentence-transformers' Transformer, loaded strictly. Imported where a model is loaded, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentence_transformers.base.modules.transformer import Transformer
+from transformers import PreTrainedModel
+
+from rqa_ray.errors import InputError
+
+
+class StrictTransformer(Transformer):
+    """A Transformer that refuses weights which do not belong to its config, where transformers makes them up."""
+
+    def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """The transformers model.
+
+        Raises:
+            InputError: weights are missing, or have another shape.
+        """
+        loaded: Any = super()._load_model(
+            model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        model, info = loaded
+        missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+        if missing or info["mismatched_keys"]:
+            names = sorted(missing) or sorted(str(mismatch[0]) for mismatch in info["mismatched_keys"])
+            what = f"weights {'are missing' if missing else 'have another shape'}: {', '.join(names[:3])}"
+            raise InputError(f"{model_name_or_path}: {what}; pass a folder whose weights belong to its config.json")
+        if any(key.startswith("pooler.") for key in info["missing_keys"]):
+            model.pooler = None  # random weights would be saved as if they were the model's
+        self.__class__ = Transformer  # type: ignore[assignment]  # what modules.json names when it is saved
+        return model
