@@ -201,6 +201,8 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
         for line in failure.splitlines():
             if "running low on memory" in line:
                 return f"{line}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
+            if "InputError: " in line:  # what only a worker can find out, such as weights that are not finite
+                return line.rpartition("InputError: ")[2]
             if any(words in line for words in ("StorageError: ", ": no space left", ": could not be written for")):
                 return line.rpartition("StorageError: ")[2]
     if late and any("imed out" in failure for failure in failures.values()):
