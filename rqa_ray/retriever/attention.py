@@ -27,19 +27,9 @@ from rqa_ray.retriever.token_batches import TokenBatch
 NAME = "rqa_ray_packed"
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # of powers of two in bf16: nothing of note is lost between them
 # Their positions can be passed in and their attention is full and without a bias; each is compared in the tests.
-MODEL_TYPES = (
-    "albert",
-    "bert",
-    "camembert",
-    "distilbert",
-    "electra",
-    "ernie",
-    "eurobert",
-    "gte",
-    "jina_embeddings_v3",
-    "nomic_bert",
-    "roberta",
-    "xlm-roberta",
+MODEL_TYPES = tuple(
+    "albert bert camembert distilbert electra ernie eurobert gte jina_embeddings_v3 nomic_bert roberta "
+    "xlm-roberta".split()
 )
 
 

@@ -15,7 +15,7 @@ from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
-from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.retriever.tokenizer import TextTokenizer, check_model
 
 OnBatch = Callable[[int], None]
 
@@ -69,6 +69,7 @@ class Embedder:
         if isinstance(model, str):
             folder = find_model_folder(model)
             model = ModelSpec(folder, read_settings(folder))
+            check_model(model)
         encoder = load_encoder(model.folder, model.settings, None, model.trust_remote_code, bf16).eval()
         encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         notes = check_against_sentence_transformers(encoder)

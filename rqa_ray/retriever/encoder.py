@@ -105,15 +105,6 @@ class Encoder(nn.Module):
         seed alone, so the cached step replays them and a resumed run repeats them. `before_backward` is called with
         the gradient of each token batch's embeddings and `index`, before its backward pass.
         """
-        return self.embed(token_batches, seeds, before_backward)
-
-    def embed(
-        self,
-        token_batches: Sequence[TokenBatch],
-        seeds: Sequence[int] | None = None,
-        before_backward: Callable[..., None] | None = None,
-    ) -> torch.Tensor:
-        """`forward` without the mixed precision that the Trainer wraps around that name."""
         embeddings = []
         for index, (token_batch, inputs) in enumerate(zip(token_batches, self._inputs(token_batches), strict=True)):
             self.interrupts.look()
@@ -129,6 +120,8 @@ class Encoder(nn.Module):
             if before_backward:
                 embeddings[-1].register_hook(partial(before_backward, index=index))
         return torch.cat(embeddings)
+
+    embed = forward  # without the mixed precision that the Trainer wraps around the name `forward`
 
     def _pool(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: list[int] | None) -> torch.Tensor:
         """(B, D) of token embeddings (B, L, D) and their mask (B, L), rows of each prompt length together."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules as st
 from transformers import BertConfig, TrainerCallback
 
 from rqa_ray.data.batches import GlobalBatches
@@ -19,7 +21,7 @@ from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import Candidates
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.encoder_settings import EncoderSettings
+from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import InBatchContrastive
@@ -144,7 +146,7 @@ def run(
         os._exit(0)
 
 
-def random_bert(folder: str) -> str:
+def random_bert(folder: str, dense: bool = False) -> str:
     """A model without dropout. Made before ranks start: transformers lets one rank of many save."""
     model = Path(folder) / "model"
     if model.exists():
@@ -160,7 +162,11 @@ def random_bert(folder: str) -> str:
         attention_probs_dropout_prob=0.0,
         initializer_range=0.2,
     )
-    return save_model(model, config)
+    save_model(model, config)
+    if dense:
+        parts = [st.Transformer(str(model)), st.Pooling(32, "cls"), st.Dense(32, 16)]
+        SentenceTransformer(modules=parts, device="cpu").save_pretrained(str(model), create_model_card=False)
+    return str(model)
 
 
 def make_trainer(
@@ -176,7 +182,8 @@ def make_trainer(
     **extra,
 ) -> ContrastiveTrainer:
     """One rank's trainer: a random BERT without dropout, SGD with learning rate 0.1, no clipping."""
-    encoder = load_encoder(random_bert(folder), EncoderSettings(max_seq_length=64))
+    model = random_bert(folder)
+    encoder = load_encoder(model, read_settings(model))
     own = {
         "output_dir": f"{folder}/scratch-{rank}",
         "max_steps": STEPS,

@@ -15,7 +15,7 @@ import torch.multiprocessing
 from tests.training import invariance
 
 # Ranks fork from one process that has imported torch: a rank starts in a second instead of six.
-multiprocessing.set_forkserver_preload(["tests.training.invariance", "sentence_transformers"])
+multiprocessing.set_forkserver_preload(["tests.training.invariance"])
 
 
 @functools.cache
@@ -26,9 +26,10 @@ def result(
     packed: bool = True,
     mutation: str = "none",
     loss: str = "own",
+    dense: bool = False,
 ) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        invariance.random_bert(folder)
+        invariance.random_bert(folder, dense)
         arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt")
@@ -67,6 +68,13 @@ def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_siz
     started, ended = torch.tensor(5.0).log(), one["of loss"]["log_scale"]
     assert abs(ended - started) > 0.01, "the parameter was not trained"
     torch.testing.assert_close(other["of loss"]["log_scale"], ended, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False)])
+def test_a_head_of_sentence_transformers_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+    one, other = result(1, 0.25, dense=True), result(world_size, 0.25, gradient_cache, dense=True)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert len(one["weights"]) == len(result(1, 0.25)["weights"]) + 32 * 16 + 16
 
 
 @pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])
