@@ -5,7 +5,7 @@ import pytest
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.schema import Document, QARecord
 from rqa_ray.data.token_tables import to_table, train_rows
-from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 DOCUMENTS = [Document(f"text {number}", "", {"source": f"s{number}"}) for number in range(4)]
@@ -18,7 +18,7 @@ RECORDS = [
 
 @pytest.fixture
 def tokenizer(tiny_model) -> TextTokenizer:
-    return TextTokenizer(tiny_model, read_settings(tiny_model))
+    return TextTokenizer.load(ModelSpec(tiny_model, read_settings(tiny_model)))
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
