@@ -32,7 +32,8 @@ def load_encoder(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading is no long work
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    # Code that a folder asks for may lie in another repository.
+    options: dict[str, Any] = {"local_files_only": not trust_remote_code, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(str(transformer_folder(folder)), **options)
         own_dropout = {} if dropout is None else _dropout_of(config)
@@ -91,15 +92,16 @@ def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> An
     from rqa_ray.retriever.strict_transformer import StrictTransformer
 
     path = Path(folder) / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     model: Any
-    if path.is_file():
-        kind = json.loads(path.read_text(encoding="utf-8"))[0]["type"]
+    if modules:
+        kind = modules[0]["type"]
         # Where the folder brings code of its own, that code loads the weights.
         strict = {kind: StrictTransformer} if kind.startswith("sentence_transformers.") else {}
         model = SentenceTransformer._load_with_module_classes(folder, strict, device="cpu", **options)
     else:
         parts = {name: options[name] for name in ("model_kwargs", "config_kwargs")}
-        shared = {"local_files_only": True, "trust_remote_code": options["trust_remote_code"]}
+        shared = {name: options[name] for name in ("local_files_only", "trust_remote_code")}
         kwargs = {name: {**shared, **parts.get(name, {})} for name in (*parts, "processor_kwargs")}
         text, output = TRANSFORMER_TASK_DEFAULTS["feature-extraction"]
         transformer = StrictTransformer(folder, modality_config=text, module_output_name=output, **kwargs)
