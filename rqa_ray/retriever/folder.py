@@ -100,9 +100,9 @@ def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> An
         strict = {kind: StrictTransformer} if kind.startswith("sentence_transformers.") else {}
         model = SentenceTransformer._load_with_module_classes(folder, strict, device="cpu", **options)
     else:
-        parts = {name: options[name] for name in ("model_kwargs", "config_kwargs")}
         shared = {name: options[name] for name in ("local_files_only", "trust_remote_code")}
-        kwargs = {name: {**shared, **parts.get(name, {})} for name in (*parts, "processor_kwargs")}
+        names = ("model_kwargs", "config_kwargs", "processor_kwargs")
+        kwargs = {name: shared | options.get(name, {}) for name in names}
         text, output = TRANSFORMER_TASK_DEFAULTS["feature-extraction"]
         transformer = StrictTransformer(folder, modality_config=text, module_output_name=output, **kwargs)
         model = SentenceTransformer(modules=[transformer], device="cpu", local_files_only=True)
