@@ -118,7 +118,7 @@ class BatchSettings:
     )
     data_mode: Literal["auto", "resident", "streaming"] = setting(
         "auto",
-        "Training pairs, tokenised: all in Ray's object store (resident), or made a window at a time while training, "
+        "Training pairs, tokenized: all in Ray's object store (resident), or made a window at a time while training, "
         "in bounded memory (streaming). auto: resident where they fit.",
     )
 

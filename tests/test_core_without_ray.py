@@ -3,35 +3,7 @@
 import subprocess
 import sys
 
-NEED_RAY = {
-    "rqa_ray.benchmarks.through_ray",
-    "rqa_ray.cluster.connection",
-    "rqa_ray.cluster.nodes",
-    "rqa_ray.cluster.workers",
-    "rqa_ray.data.prepare",
-    "rqa_ray.data.readers",
-    "rqa_ray.data.streaming",
-    "rqa_ray.corpus.encode",
-    "rqa_ray.corpus.embed",
-    "rqa_ray.evaluation.evaluate",
-    "rqa_ray.training.checkpoints",
-    "rqa_ray.training.driver",
-    "rqa_ray.cluster.model_copies",
-    "rqa_ray.cluster.probe",
-    "rqa_ray.training.mailbox",
-    "rqa_ray.training.preflight",
-    "rqa_ray.training.report_callback",
-    "rqa_ray.training.run_record",
-    "rqa_ray.training.train",
-    "rqa_ray.training.setup",
-    "rqa_ray.training.uploads",
-    "rqa_ray.training.evaluation_worker",
-    "rqa_ray.training.worker",
-    "rqa_ray.tuning.models",
-    "rqa_ray.tuning.tune",
-    "rqa_ray.tuning.trial",
-    "rqa_ray.tuning.watch",
-}
+from tests.test_imports import MAP
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -54,7 +26,7 @@ def output_of(code: str) -> str:
 
 
 def test_those_modules_and_no_other_need_ray_to_be_imported():
-    assert set(output_of(IMPORT_ALL).split()) == NEED_RAY
+    assert set(output_of(IMPORT_ALL).split()) == {module for module, needs_ray in MAP.items() if needs_ray}
 
 
 def test_importing_the_package_imports_neither_torch_nor_ray():

@@ -1,7 +1,6 @@
-"""Imports go down only: between rooms in the order below, and between the files of a room without a circle."""
+"""Imports go from lower lines of the README's map to higher ones only, so that no two files need each other."""
 
 import ast
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,34 +8,27 @@ import pytest
 import rqa_ray
 
 ROOT = Path(rqa_ray.__file__).parent
-# From the ground up. The files at the top level of the package are rooms of one file.
-ROOMS = (
-    "ray_environment",
-    "errors",
-    "texts",
-    "progress",
-    "places",
-    "fields",
-    "settings",
-    "command_line",
-    "cluster",
-    "retriever",
-    "data",
-    "corpus",
-    "evaluation",
-    "reports",
-    "training",
-    "tuning",
-    "benchmarks",
-    "interface",
-)
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
 
 
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+def read_map() -> dict[str, bool]:
+    """Modules in the order of the README's map, and whether they are marked (Ray)."""
+    found, room = {}, ""
+    text = (ROOT.parent / "README.md").read_text()
+    for line in text.split("```\nrqa_ray/\n")[1].split("\njobs/")[0].splitlines():
+        name = line.split()[0]
+        if name.endswith("/"):
+            room = name.replace("/", ".")
+        else:
+            within = room if line.startswith("    ") else ""
+            found[f"rqa_ray.{within}{name.removesuffix('.py')}"] = line.endswith("(Ray)")
+    return found
 
 
-MODULES = {module_of(path): path for path in ROOT.rglob("*.py")}
+MAP = read_map()
 
 
 def imports_of(path: Path) -> set[str]:
@@ -47,38 +39,24 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {name for name in found if name in MODULES and name.count(".")} - {module_of(path)}
+    return found & MODULES.keys()
 
 
-def room_of(module: str) -> str:
-    return module.split(".")[1]
+def test_the_map_has_every_file_and_no_other():
+    assert set(MAP) == {module for module, path in MODULES.items() if path.name != "__init__.py"}
 
 
-ARROWS = {module: imports_of(path) for module, path in MODULES.items() if module != "rqa_ray"}
-
-
-def test_every_room_has_its_place():
-    assert {room_of(module) for module in ARROWS} == set(ROOMS)
-
-
-@pytest.mark.parametrize("module", sorted(ARROWS))
-def test_a_file_imports_from_its_own_room_and_from_rooms_below(module: str):
-    above = [other for other in ARROWS[module] if ROOMS.index(room_of(other)) > ROOMS.index(room_of(module))]
-    assert not above, f"{module} imports {', '.join(sorted(above))}"
-
-
-def test_no_files_import_each_other_in_a_circle():
-    files = {module: {other for other in others if other in ARROWS} for module, others in ARROWS.items()}
-    try:
-        TopologicalSorter(files).prepare()
-    except CycleError as error:
-        pytest.fail(" <- ".join(error.args[1]))
+@pytest.mark.parametrize("module", MAP)
+def test_a_file_imports_from_above_it_in_the_map(module: str):
+    order = list(MAP)
+    others = [other for other in imports_of(MODULES[module]) if other in MAP and other != module]
+    below = [other for other in others if order.index(other) > order.index(module)]
+    assert not below, f"{module} imports {', '.join(sorted(below))}"
 
 
 def test_init_files_are_empty_but_the_top_one():
-    assert [module for module, path in MODULES.items() if path.name == "__init__.py" and path.stat().st_size] == [
-        "rqa_ray"
-    ]
+    filled = [module for module, path in MODULES.items() if path.name == "__init__.py" and path.stat().st_size]
+    assert filled == ["rqa_ray"]
 
 
 def test_no_file_is_longer_than_a_reader_holds():

@@ -86,14 +86,14 @@ class Stopwatch:
     figures: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        self._synchronise()
+        self._synchronize()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.started_at = time.time()
         self.started = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
-        self._synchronise()
+        self._synchronize()
         wall, cpu = self.started
         self.figures |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -101,7 +101,7 @@ class Stopwatch:
             peak = torch.cuda.max_memory_allocated()
         self.figures["peak_memory_gb"] = peak / 1e9
 
-    def _synchronise(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 

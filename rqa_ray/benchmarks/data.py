@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
+from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
@@ -72,7 +72,7 @@ def run(settings: DataBenchmark) -> str:
             print(f"streaming {size} MB", file=sys.stderr)
             path = repeat(files, Path(scratch) / "train.jsonl", size * 10**6)
             memory[size] = in_a_process(stream, path, folder, encoder)
-    summary = summarise(results, OWN)
+    summary = summarize(results, OWN)
     report = {"settings": asdict(settings), "summary": summary, "rounds": results, "streaming": memory}
     write_json(Path(settings.output), report)
     return table(summary, memory)
@@ -118,27 +118,27 @@ def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
 
 def plain_loop(path: str, folder: str, settings: EncoderSettings) -> Figures:
-    """One process: parse 256 lines, tokenise their texts, keep the rows."""
-    tokenise = TextTokenizer.load(ModelSpec(folder, settings))
+    """One process: parse 256 lines, tokenize their texts, keep the rows."""
+    tokenize = TextTokenizer.load(ModelSpec(folder, settings))
     with open(path) as file:
-        _tokenise_lines(list(islice(file, WARM_UP_RECORDS)), tokenise)
+        _tokenize_lines(list(islice(file, WARM_UP_RECORDS)), tokenize)
 
     def read() -> list:
         rows = []
         with open(path) as file:
             while lines := list(islice(file, RECORDS_AT_ONCE)):
-                rows += _tokenise_lines(lines, tokenise)
+                rows += _tokenize_lines(lines, tokenize)
         return rows
 
     return _timed(path, read)
 
 
-def _tokenise_lines(lines: list[str], tokenise: TextTokenizer) -> list:
+def _tokenize_lines(lines: list[str], tokenize: TextTokenizer) -> list:
     records = [json.loads(line) for line in lines]
-    questions = tokenise.questions([question for record in records for question in record["questions"]])
+    questions = tokenize.questions([question for record in records for question in record["questions"]])
     documents = [document for record in records for document in record["gold_docs"] + record["hard_neg_docs"]]
     texts = [doc.get("fmt_content") or format_passage(doc["page_content"], doc["metadata"]) for doc in documents]
-    return [questions, tokenise.passages(texts)]
+    return [questions, tokenize.passages(texts)]
 
 
 def datasets_library(path: str, folder: str, settings: EncoderSettings) -> Figures:
@@ -146,10 +146,10 @@ def datasets_library(path: str, folder: str, settings: EncoderSettings) -> Figur
     import datasets
 
     datasets.disable_progress_bars()
-    tokenise = TextTokenizer.load(ModelSpec(folder, settings))
+    tokenize = TextTokenizer.load(ModelSpec(folder, settings))
 
     def tokens(batch: dict[str, list[str]]) -> dict[str, list]:
-        questions, passages = _tokenise_lines(batch["text"], tokenise)
+        questions, passages = _tokenize_lines(batch["text"], tokenize)
         return {"tokens": [*questions, *passages]}
 
     def read() -> None:

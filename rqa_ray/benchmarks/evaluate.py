@@ -17,7 +17,7 @@ import torch
 
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
 from rqa_ray.benchmarks.measure import matmul_peak, training_flops
-from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
+from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
 from rqa_ray.benchmarks.search import OWN_SEARCH, Search, save, search_table, searches
 from rqa_ray.benchmarks.train import write_report
 from rqa_ray.corpus.shards import ROWS_PER_BLOCK
@@ -87,7 +87,7 @@ def run(settings: EvaluationBenchmark) -> str:
         if settings.peer == "all":
             entries["sentence-transformers"] = evaluate_peer
         results |= in_turn(entries, task, settings.rounds)
-        summary = summarise({name: results[name] for name in entries}, OWN)
+        summary = summarize({name: results[name] for name in entries}, OWN)
         summaries |= summary
         tables.append(evaluation_table(summary, peak))
     if settings.search_passages:
@@ -103,7 +103,7 @@ def run(settings: EvaluationBenchmark) -> str:
             save(search)
             found = in_turn(searches(settings.peer == "all"), search, settings.rounds)
         results |= found
-        summary = summarise(found, OWN_SEARCH)
+        summary = summarize(found, OWN_SEARCH)
         summaries |= summary
         tables.append(search_table(summary))
     write_report(settings.output, asdict(settings), results, summaries)
@@ -144,7 +144,7 @@ def read_task(settings: EvaluationBenchmark) -> Task:
 
 
 def evaluate_own(task: Task) -> Figures:
-    """Tokenise, encode, search, metrics: what an evaluation of this project does, without Ray."""
+    """Tokenize, encode, search, metrics: what an evaluation of this project does, without Ray."""
     torch.set_num_threads(task.threads)
     settings = read_settings(task.model_folder, max_seq_length=task.max_seq_length)
     embedder = Embedder.load(ModelSpec(task.model_folder, settings), "cpu", task.bf16)

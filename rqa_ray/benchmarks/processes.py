@@ -17,7 +17,7 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return process.submit(function, *arguments).result()
 
 
-def summarise(results: dict[str, list[Figures]], own: str) -> dict[str, Figures]:
+def summarize(results: dict[str, list[Figures]], own: str) -> dict[str, Figures]:
     """Medians over the rounds by contender, and `times_slower`: the median of this project's ratio to it.
 
     A contender that ran out of memory has no rounds, and no figures.

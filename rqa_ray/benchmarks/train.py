@@ -23,7 +23,7 @@ import torch
 from rqa_ray.benchmarks import contenders
 from rqa_ray.benchmarks.contenders import OWN, Contender, Workload
 from rqa_ray.benchmarks.measure import matmul_peak, measure
-from rqa_ray.benchmarks.processes import Figures, in_a_process, summarise
+from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
@@ -75,7 +75,7 @@ def run(settings: TrainBenchmark) -> str:
     results = measure_all(
         workload, settings.rounds, settings.steps, settings.threads, peers, settings.through_ray or []
     )
-    summary = summarise(results, OWN)
+    summary = summarize(results, OWN)
     write_report(settings.output, asdict(settings), results, summary)
     return table(summary)
 
@@ -89,7 +89,7 @@ def read_workload(
     bf16: bool,
     **options: Any,
 ) -> Workload:
-    """The pairs of a training file, tokenised.
+    """The pairs of a training file, tokenized.
 
     Raises:
         InputError: the file or model is wrong, or has too few pairs for a batch.

@@ -2,7 +2,7 @@
 
 1. `plan_corpus` parses all documents: what is wrong with a line is said before anything is encoded, and
    the distinct passages are known, so that each has its position and shards are the same in every run.
-2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenise, actors encode and write a shard.
+2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenize, actors encode and write a shard.
    Shards that are there already are left out.
 3. `search` ranks: a task for each worker goes through its share of the shards, and the running top-k are merged.
 """
@@ -182,7 +182,7 @@ def _a_block_a_row() -> Iterator[None]:
 
 
 def _read_shards(batch: dict[str, np.ndarray], spec: ModelSpec, location: str, precision: str) -> Iterator[pa.Table]:
-    """The shards of a group that are not done, tokenised, a row each."""
+    """The shards of a group that are not done, tokenized, a row each."""
     bits = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8), count=int(batch["num_documents"][0]))
     kept = kept_documents(json.loads(str(batch["ranges"][0])), bits.astype(bool))
     bring_model(spec.folder, spec.copy)

@@ -1,4 +1,4 @@
-"""Which passages a corpus has and how it is cut into shards. Knows no Ray: tasks of `corpus_job.py` call it."""
+"""Which passages a corpus has and how it is cut into shards. Knows no Ray: tasks of `encode.py` call it."""
 
 from __future__ import annotations
 

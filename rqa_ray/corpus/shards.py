@@ -131,7 +131,7 @@ class EmbeddingFolder:
         precision: str = "fp32",
     ) -> None:
         """Writes a shard of (N, D) fp32 embeddings, whole or not at all."""
-        numbers, scales = _quantise(embeddings.cpu().numpy(), precision)
+        numbers, scales = _quantize(embeddings.cpu().numpy(), precision)
         dimensions = numbers.shape[1]
         columns = {
             "position": pa.array(np.arange(first, first + len(numbers))),
@@ -209,7 +209,7 @@ def _joined(blocks: list[Block]) -> Block:
     return Block(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _quantise(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _quantize(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:
     if precision != "int8":
         return embeddings.astype(PRECISIONS[precision].to_pandas_dtype()), None
     scales = np.maximum(np.abs(embeddings).max(axis=1), 1e-12) / 127  # of each row: its largest number is 127

@@ -16,7 +16,7 @@ from rqa_ray.reports.trials import FINISHED, Choices, Range, Trial, ranked
 from rqa_ray.texts import duration, short
 
 PAGE_FILE, PICTURE_FILE = "tune_report.html", "tune_report.png"
-WINNER_COLOUR, BASE_COLOUR = "#d62728", "#777777"
+WINNER_COLOR, BASE_COLOR = "#d62728", "#777777"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -89,30 +89,30 @@ def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metri
 
     shown = [trial for trial in trials if trial.best(metric)]
     bests = [trial.best(metric)[1] for trial in shown]  # type: ignore[index]
-    colours = ScalarMappable(Normalize(min(bests), max(bests)), "viridis")
+    colors = ScalarMappable(Normalize(min(bests), max(bests)), "viridis")
     quality = metric.rsplit("/", 1)[-1]
     figure = Figure(figsize=(12, 9), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic([["curves", "map"], ["parallel", "parallel"]])
-    _draw_curves(panels["curves"], shown, winner, bests, quality, colours)
-    _draw_map(panels["map"], shown, winner, space, bests, colours)
-    _draw_parallel(panels["parallel"], shown, winner, space, bests, quality, colours)
-    figure.colorbar(colours, ax=list(panels.values()), label=f"best {quality}", shrink=0.6)
+    _draw_curves(panels["curves"], shown, winner, bests, quality, colors)
+    _draw_map(panels["map"], shown, winner, space, bests, colors)
+    _draw_parallel(panels["parallel"], shown, winner, space, bests, quality, colors)
+    figure.colorbar(colors, ax=list(panels.values()), label=f"best {quality}", shrink=0.6)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
 
 
-def _draw_curves(axes: Any, shown: list[Trial], winner: Trial, bests: list[float], quality: str, colours: Any) -> None:
+def _draw_curves(axes: Any, shown: list[Trial], winner: Trial, bests: list[float], quality: str, colors: Any) -> None:
     for trial, best in zip(shown, bests, strict=True):
         places, values = zip(*trial.curve, strict=True)
-        style: dict[str, Any] = {"color": colours.to_rgba(best), "linewidth": 1.5, "zorder": 2}
+        style: dict[str, Any] = {"color": colors.to_rgba(best), "linewidth": 1.5, "zorder": 2}
         if trial is winner:
-            style = {"color": WINNER_COLOUR, "linewidth": 3, "zorder": 3, "label": f"winner, trial {trial.number}"}
+            style = {"color": WINNER_COLOR, "linewidth": 3, "zorder": 3, "label": f"winner, trial {trial.number}"}
         axes.plot(places, values, marker="o", markersize=4, **style)
         ended = "" if trial.state == FINISHED else " ×"
         _write(axes, f"{trial.number}{ended}", (places[-1], values[-1]), (5, 0))
-    axes.axhline(winner.curve[0][1], color=BASE_COLOUR, linestyle=":", label="pretrained model")
+    axes.axhline(winner.curve[0][1], color=BASE_COLOR, linestyle=":", label="pretrained model")
     axes.set(xlabel="questions seen", ylabel=quality, title="Each trial (× ended before its budget)")
     axes.margins(x=0.08)
     axes.legend(loc="best", fontsize=9)
@@ -124,7 +124,7 @@ def _draw_map(
     winner: Trial,
     space: Mapping[str, Choices | Range],
     bests: list[float],
-    colours: Any,
+    colors: Any,
 ) -> None:
     across = "learning_rate" if "learning_rate" in space else next(iter(space))
     others = [name for name in space if name != across]
@@ -133,8 +133,8 @@ def _draw_map(
     y = _Scale(space[down]) if down else None
     for trial, best in zip(shown, bests, strict=True):
         place = x.place(trial.values[across]), y.place(trial.values[down]) if y and down else best
-        edge = {"edgecolor": WINNER_COLOUR, "linewidth": 3} if trial is winner else {"edgecolor": "white"}
-        axes.scatter(*place, s=220, color=[colours.to_rgba(best)], zorder=2, **edge)
+        edge = {"edgecolor": WINNER_COLOR, "linewidth": 3} if trial is winner else {"edgecolor": "white"}
+        axes.scatter(*place, s=220, color=[colors.to_rgba(best)], zorder=2, **edge)
         _write(axes, str(trial.number), place, (11, 9))
     x.label(axes.xaxis)
     axes.set(xlabel=across, ylabel=down or "best", title=f"{across} x {down}" if down else across)
@@ -151,20 +151,20 @@ def _draw_parallel(
     space: Mapping[str, Choices | Range],
     bests: list[float],
     quality: str,
-    colours: Any,
+    colors: Any,
 ) -> None:
     scales = [_Scale(dimension) for dimension in space.values()]
     low, high = min(bests), max(bests)
     for trial, best in sorted(zip(shown, bests, strict=True), key=lambda pair: (pair[0] is winner, pair[1])):
         heights = [scale.share(trial.values[name]) for name, scale in zip(space, scales, strict=True)]
         heights.append((best - low) / (high - low) if high > low else 0.5)
-        colour, width = (WINNER_COLOUR, 3.0) if trial is winner else (colours.to_rgba(best), 1.5)
-        axes.plot(heights, color=colour, linewidth=width)
+        color, width = (WINNER_COLOR, 3.0) if trial is winner else (colors.to_rgba(best), 1.5)
+        axes.plot(heights, color=color, linewidth=width)
     for column, scale in enumerate(scales):
-        axes.axvline(column, color=BASE_COLOUR, linewidth=1)
+        axes.axvline(column, color=BASE_COLOR, linewidth=1)
         for value in scale.ticks():
             _write(axes, short(value), (column, scale.share(value)), (-5, 0), "right")
-    axes.axvline(len(scales), color=BASE_COLOUR, linewidth=1)
+    axes.axvline(len(scales), color=BASE_COLOR, linewidth=1)
     for share in (0.0, 0.5, 1.0):
         _write(axes, f"{low + share * (high - low):.3f}", (len(scales), share), (5, 0))
     axes.set_xticks(range(len(scales) + 1), [*space, f"best {quality}"])

@@ -6,7 +6,7 @@ Gradient caching (Gao et al. 2021, GradCache) bounds the memory by one token bat
 2. loss of the embeddings, and its gradient with respect to them (the cache);
 3. encode each token batch again, with the same dropout masks, and push its part of the cache through it.
 
-Both ways call the same loss, and both synchronise gradients over ranks once.
+Both ways call the same loss, and both synchronize gradients over ranks once.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def forward_backward(
     assert embeddings.grad is not None
     cache = embeddings.grad.split([len(part) for part in parts])
 
-    # (3) encode again, token batch by token batch; the last one synchronises, unless the caller accumulates gradients
+    # (3) encode again, token batch by token batch; the last one synchronizes, unless the caller accumulates gradients
     *earlier, last = zip(token_batches, seeds, cache, strict=True)
     with interrupts.part(device), _no_sync(model):
         for token_batch, seed, gradient in earlier:

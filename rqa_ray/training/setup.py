@@ -1,4 +1,4 @@
-"""What comes before any training: cluster, worker plan, tokenised data; from a parsed job, for one run or a search."""
+"""What comes before any training: cluster, worker plan, tokenized data; from a parsed job, for one run or a search."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def check_report_to(job: Job) -> None:
 
 
 def set_up(job: Job, args_file: str) -> Setup:
-    """Checks, then reads and tokenises; says what is odd about the data.
+    """Checks, then reads and tokenizes; says what is odd about the data.
 
     `args_file` in output_dir has the arguments of the run that is resumed.
 

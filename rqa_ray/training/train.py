@@ -1,7 +1,7 @@
 """One training run, from a parsed job to the files in output_dir.
 
-1. Set up: check, connect, plan the workers, read and tokenise (`setup.py`).
-2. Train on the workers (`fit.py`, `worker.py`).
+1. Set up: check, connect, plan the workers, read and tokenize (`setup.py`).
+2. Train on the workers (`driver.py`, `worker.py`).
 3. Take the best of the stored checkpoints, write model, results and predictions, print the summary.
 """
 

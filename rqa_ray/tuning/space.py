@@ -18,7 +18,7 @@ SHARED = {
     **dict.fromkeys(
         ("model_name_or_path", "model_revision", "max_seq_length", "query_prefix", "passage_prefix", "data_mode")
         + ("demo_size", "train_file", "eval_file", "test_file", "full_dataset_file_path", "prepared_path"),
-        "it changes the tokenised data, which all trials share; run a search for each",
+        "it changes the tokenized data, which all trials share; run a search for each",
     ),
     **dict.fromkeys(
         ("max_steps", "num_train_epochs", "eval_steps", "eval_strategy"),

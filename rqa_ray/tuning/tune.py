@@ -1,6 +1,6 @@
 """A search from its parsed command to the best model in output_dir.
 
-1. Set up as for one run; the data is tokenised once, the pretrained model evaluated once (`models.py`).
+1. Set up as for one run; the data is tokenized once, the pretrained model evaluated once (`models.py`).
 2. Ray Tune runs the trials (`trial.py`), each with the same budget (`budget.py`), while `watch.py` draws the table.
 3. The winner alone meets the test questions, and is left in output_dir; so are trials.csv, its config, the report.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rqa_ray.benchmarks import data
-from rqa_ray.benchmarks.processes import summarise
+from rqa_ray.benchmarks.processes import summarize
 from rqa_ray.data.records import read_records
 from rqa_ray.retriever.encoder_settings import read_settings
 
@@ -32,7 +32,7 @@ def test_the_plain_loop_reads_every_line(repeated, tiny_model) -> None:
 
 def test_ratios_are_those_of_a_round() -> None:
     slow, fast = ({"rate": rate, "lines_per_second": rate, "megabytes_per_second": 1.0} for rate in (10.0, 25.0))
-    summary = summarise({data.OWN: [fast, fast], "loop": [slow, slow]}, data.OWN)
+    summary = summarize({data.OWN: [fast, fast], "loop": [slow, slow]}, data.OWN)
     assert summary["loop"]["times_slower"] == 2.5
     memory = {125: {"peak_gb": 2.0, "counting_megabytes_per_second": 90.0, "questions_per_second": 1000.0}}
     lines = data.table(summary, memory).splitlines()

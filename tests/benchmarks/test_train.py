@@ -9,7 +9,7 @@ import torch
 
 from rqa_ray.benchmarks import contenders, measure, train
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
-from rqa_ray.benchmarks.processes import summarise
+from rqa_ray.benchmarks.processes import summarize
 from rqa_ray.benchmarks.train import read_workload, table, write_report
 from rqa_ray.errors import InputError
 
@@ -77,10 +77,10 @@ def figures(rate: float) -> dict[str, float]:
 
 def test_the_ratio_is_the_median_of_the_rounds_ratios(tmp_path) -> None:
     results = {OWN: [figures(3), figures(30), figures(4)], "peer": [figures(1), figures(10), figures(2)]}
-    summary = summarise(results, OWN)
+    summary = summarize(results, OWN)
     assert summary["peer"]["times_slower"] == 3 and summary[OWN]["times_slower"] == 1
     assert "| peer | 2.00 | 1.00 | 3.00 | 100% | 1 of 1 | 1.0 |" in table(summary)
-    assert "| peer | out of memory |" in table(summarise(results | {"peer": []}, OWN))
+    assert "| peer | out of memory |" in table(summarize(results | {"peer": []}, OWN))
     write_report(str(tmp_path / "report.json"), {"rounds": 3}, results, summary)
     assert json.loads((tmp_path / "report.json").read_text())["rounds"]["peer"] == results["peer"]
 
