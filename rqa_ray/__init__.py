@@ -21,3 +21,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'rqa_ray' has no attribute {name!r}")
     module = "rqa_ray.retriever.embedder" if name == "Embedder" else "rqa_ray.interface"
     return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]  # for completion in a notebook

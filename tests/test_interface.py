@@ -56,5 +56,6 @@ def test_nothing_ends_the_process(code, raised):
         raise SystemExit(code)
 
 
-def test_the_package_has_no_other_names():
+def test_the_package_offers_the_embedder_and_the_jobs_and_nothing_else():
+    assert set(rqa_ray.__all__) <= set(dir(rqa_ray)) and rqa_ray.Embedder.__name__ == "Embedder"
     assert not hasattr(rqa_ray, "retrain")

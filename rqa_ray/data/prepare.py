@@ -83,7 +83,8 @@ def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, 
     Raises:
         InputError: the first bad record, or an input without records.
     """
-    blocks = read_inputs(inputs, replace(spec, settings=replace(spec.settings, max_seq_length=NO_LIMIT)), skip_bad)
+    unlimited = replace(spec.settings, max_seq_length=NO_LIMIT, query_length=None, document_length=None)
+    blocks = read_inputs(inputs, replace(spec, settings=unlimited), skip_bad)
     survey = Survey.of({name: part.tables() for name, part in blocks.items()})
     lines = report.full(survey, spec.settings.max_seq_length)
     skipped = Skipped.of(part.skipped for part in blocks.values())

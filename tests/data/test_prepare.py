@@ -7,12 +7,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rqa_ray.command_line import parse
 from rqa_ray.data.records import read_records
 from rqa_ray.data.report import full
 from rqa_ray.data.rows import Corpus, TrainingRows
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
+from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.settings import PrepareSettings
 from rqa_ray.training.batch_sizes import input_files
 from rqa_ray.training.job import parse_job
 
@@ -21,8 +24,6 @@ FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
 @pytest.fixture(scope="module")
 def spec(ray_cluster, tiny_model):
-    from rqa_ray.retriever.encoder_settings import ModelSpec
-
     return ModelSpec(str(tiny_model), read_settings(str(tiny_model), max_seq_length=32))
 
 
@@ -33,11 +34,25 @@ def inputs(files) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def prepared(spec, inputs, tmp_path_factory) -> tuple[Path, list[str]]:
-    from rqa_ray.data.prepare import write_prepared
+def prepared(ray_cluster, tiny_model, files, tmp_path_factory) -> tuple[Path, list[str]]:
+    from rqa_ray.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("prepared") / "out"
-    return folder, write_prepared(inputs, folder, spec, skip_bad=False)
+    given = {"model": tiny_model, "max_seq_length": 64, "passage_prefix": "passage: ", "output_dir": folder}
+    return folder, prepare(parse(PrepareSettings, "prepare.py", {**files, **given}))
+
+
+def test_the_share_that_is_cut_is_that_of_training_with_the_prefix(prepared, inputs, tiny_model) -> None:
+    passages = [document.fmt_content for _, document in read_records(inputs["corpus"][0], "documents")]
+    cut = {}
+    for prefix in ("", "passage: "):
+        settings = read_settings(tiny_model, max_seq_length=64, passage_prefix=prefix)
+        tokenizer = TextTokenizer.load(ModelSpec(tiny_model, settings))
+        tokenizer.passages(passages)
+        cut[prefix] = tokenizer.num_truncated / tokenizer.num_texts
+    assert 0 < cut[""] < cut["passage: "] < 1
+    line = next(line for line in reversed(prepared[1]) if line.startswith("corpus "))
+    assert line.endswith(f"{cut['passage: ']:.1%}")
 
 
 def test_the_parquet_holds_the_records_of_the_files(prepared, inputs) -> None:
