@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from rqa_ray.command_line import parse
 from rqa_ray.corpus import search as ask
 from rqa_ray.corpus.model import Model
-from rqa_ray.corpus.search import Hit, Searcher, show
+from rqa_ray.corpus.search import Hit, Searcher, search, show
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
@@ -20,6 +21,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
+from rqa_ray.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "alpha beta pi"
@@ -142,15 +144,14 @@ def test_passages_are_shown_with_score_title_source_and_beginning():
     assert "\033[1mThe title\033[0m" in show([Hit(0.5, document)], highlight=True)
 
 
-def test_the_job_answers_without_ray_by_json_or_prompt(model, files):
+def test_the_job_answers_at_a_prompt_without_ray_what_it_answers_by_json(model, files):
     words = ["--model", model.spec.folder, "--document_path", files["full_dataset_file_path"], "--top_k", "2"]
-    code = f"import sys, runpy; sys.modules['ray'] = None; sys.argv = ['search.py', *{words!r}, *sys.argv[1:]]; "
-    code += f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'jobs/search.py')!r}, run_name='__main__')"
-    options = {"capture_output": True, "text": True, "timeout": 120}
-    once = subprocess.run([sys.executable, "-c", code, "--json", QUESTION], **options)
-    assert once.returncode == 0, once.stderr
-    found = json.loads(once.stdout)
+    asked = parse(SearchSettings, "search.py", [*words, QUESTION], free_word="question")
+    found = json.loads(search(asked).as_json())
     assert found["question"] == QUESTION and len(found["retrieved_docs"]) == 2
-    typed = subprocess.run([sys.executable, "-c", code], input=f"{QUESTION}\n\n", **options)
+    code = f"import sys, runpy; sys.modules['ray'] = None; sys.argv = ['search.py', *{words!r}]; "
+    code += f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'jobs/search.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code]
+    typed = subprocess.run(command, input=f"{QUESTION}\n\n", capture_output=True, text=True, timeout=120)
     assert typed.returncode == 0, typed.stderr
     assert found["retrieved_docs"][0]["metadata"]["source"] in typed.stdout and typed.stdout.count(" s)") == 1
