@@ -10,7 +10,7 @@ from rqa_ray.errors import InputError
 
 
 @dataclass
-class WorkerPlan:
+class Workers:
     """The training workers that a run asks for: `num_workers`, or `min_workers` up to so many as nodes come and go."""
 
     num_workers: int
@@ -29,9 +29,7 @@ class WorkerPlan:
         return f"{number} worker{'s' * (self.num_workers > 1)} with {worker} each"
 
 
-def plan_workers(
-    asked: tuple[int, int] | int | None, cpus_per_worker: int | None, use_cpu: bool = False
-) -> WorkerPlan:
+def plan_workers(asked: tuple[int, int] | int | None, cpus_per_worker: int | None, use_cpu: bool = False) -> Workers:
     """How many workers, with what; one for each GPU where there are GPUs. `asked` may be (at least, at most).
 
     Raises:
@@ -46,10 +44,10 @@ def plan_workers(
     # As large as the whole group can be; else, where nodes have still to join, as the smallest can.
     for needed in [num_workers, fewest] if fewest else [num_workers]:
         for cpus in sizes:
-            plan = WorkerPlan(num_workers, cpus, use_gpu, fewest)
-            if sum(_fits(node, plan.resources) for node in nodes + more) >= needed:
-                return plan
-    smallest = WorkerPlan(fewest or num_workers, cpus_per_worker or 1, use_gpu)
+            workers = Workers(num_workers, cpus, use_gpu, fewest)
+            if sum(_fits(node, workers.resources) for node in nodes + more) >= needed:
+                return workers
+    smallest = Workers(fewest or num_workers, cpus_per_worker or 1, use_gpu)
     most = sum(_fits(node, smallest.resources) for node in nodes + more)
     can_add = f", its autoscaler can add {_held(more)}" if more else ""
     raise InputError(
@@ -63,34 +61,34 @@ def _held(nodes: list[dict[str, float]]) -> str:
     return ", ".join(f"{number} x {kind}" if number > 1 else kind for kind, number in kinds.items())
 
 
-def max_concurrent(plan: WorkerPlan) -> int:
-    """How many runs of such a plan the nodes hold beside each other."""
-    return sum(_fits(node, plan.resources) for node in nodes_now() + nodes_to_come()) // plan.num_workers
+def max_concurrent(workers: Workers) -> int:
+    """How many runs with such workers the nodes hold beside each other."""
+    return sum(_fits(node, workers.resources) for node in nodes_now() + nodes_to_come()) // workers.num_workers
 
 
-def find_spare(plan: WorkerPlan) -> dict[str, int] | None:
+def find_spare(workers: Workers) -> dict[str, int] | None:
     """What a task beside the workers could have, as options of `ray.remote`; None where they leave nothing.
 
     A GPU where the workers have one each, else the CPUs that are left on one node.
     """
     nodes = sorted(nodes_now(), key=lambda node: node.get("CPU", 0), reverse=True)
-    left, best = plan.num_workers, None
+    left, best = workers.num_workers, None
     for node in nodes:
-        here = min(left, _fits(node, plan.resources))
+        here = min(left, _fits(node, workers.resources))
         left -= here
-        cpus = int(node.get("CPU", 0)) - here * plan.cpus
-        gpus = int(node.get("GPU", 0)) - here if plan.use_gpu else 0
-        if cpus >= 1 and (gpus >= 1 or not plan.use_gpu) and cpus > (best or {"num_cpus": 0})["num_cpus"]:
-            best = {"num_cpus": min(cpus, plan.cpus), "num_gpus": 1} if plan.use_gpu else {"num_cpus": cpus}
+        cpus = int(node.get("CPU", 0)) - here * workers.cpus
+        gpus = int(node.get("GPU", 0)) - here if workers.use_gpu else 0
+        if cpus >= 1 and (gpus >= 1 or not workers.use_gpu) and cpus > (best or {"num_cpus": 0})["num_cpus"]:
+            best = {"num_cpus": min(cpus, workers.cpus), "num_gpus": 1} if workers.use_gpu else {"num_cpus": cpus}
     return best
 
 
-def where_evaluated(plan: WorkerPlan, beside: dict[str, int] | None) -> str:
+def where_evaluated(workers: Workers, beside: dict[str, int] | None) -> str:
     """A line that says what `--async_eval` came to."""
     if beside:
         what = " and ".join(f"{number} {name[4:-1].upper()}" for name, number in beside.items())
         return f"evaluating beside training, with {what}; step 0 is evaluated before"
-    return f"note: --async_eval: {plan.describe()} leave no hardware free; evaluating in the loop"
+    return f"note: --async_eval: {workers.describe()} leave no hardware free; evaluating in the loop"
 
 
 def _fits(node: dict[str, float], resources: dict[str, float]) -> int:

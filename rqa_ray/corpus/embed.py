@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rqa_ray.cluster.connection import connect
-from rqa_ray.cluster.workers import WorkerPlan, plan_workers
+from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.corpus.encode import encode_corpus, plan_corpus
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
@@ -50,7 +50,7 @@ def encode_missing(
     manifest: dict[str, Any],
     model: Model,
     plan: CorpusPlan,
-    workers: WorkerPlan,
+    workers: Workers,
     questions: Sequence[pa.Table] = (),
     overwrite: bool = False,
 ) -> None:

@@ -28,7 +28,7 @@ import torch
 from ray.util.annotations import RayDeprecationWarning
 
 from rqa_ray.cluster.model_copies import bring_model, share_model
-from rqa_ray.cluster.workers import WorkerPlan
+from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.corpus.topk import RunningTopK, search_blocks
@@ -121,7 +121,7 @@ def encode_corpus(
     folder: EmbeddingFolder,
     questions: list[pa.Table],
     spec: ModelSpec,
-    workers: WorkerPlan,
+    workers: Workers,
     precision: str = "fp32",
     bf16: bool = False,
     on_shard: Callable[[str, int, float], None] = lambda name, num_rows, seconds: None,
@@ -233,7 +233,7 @@ def search(
     question_folder: EmbeddingFolder,
     questions: Sequence[str],
     k: int,
-    workers: WorkerPlan,
+    workers: Workers,
     normalize: bool,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Scores and positions (Q, K) of the question shards' best passages, and the seconds of the slowest worker."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rqa_ray.cluster.connection import connect
-from rqa_ray.cluster.workers import WorkerPlan, plan_workers
+from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.corpus.bm25 import Bm25, Hybrid
 from rqa_ray.corpus.embed import encode_missing, manifest_of
 from rqa_ray.corpus.encode import plan_corpus, question_shards, search
@@ -146,7 +146,7 @@ class Retrievers:
         self,
         settings: EvaluateSettings,
         model: Model,
-        workers: WorkerPlan,
+        workers: Workers,
         inputs: dict[str, list[str]],
         plan: CorpusPlan,
         asked: Mapping[str, AskedQuestions],

@@ -18,7 +18,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
-from rqa_ray.cluster.workers import WorkerPlan
+from rqa_ray.cluster.workers import Workers
 from rqa_ray.places import shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.texts import command
@@ -41,7 +41,7 @@ class Stopped(SystemExit):
 def torch_trainer(
     loop: Callable[[WorkerSpec], WorkerResult],
     spec: WorkerSpec,
-    plan: WorkerPlan,
+    workers: Workers,
     storage_path: str,
     name: str,
     max_failures: int = 0,
@@ -53,9 +53,9 @@ def torch_trainer(
         _run_loop,
         train_loop_config={"loop": loop, "spec": spec},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(plan.min_workers, plan.num_workers) if plan.min_workers else plan.num_workers,
-            use_gpu=plan.use_gpu,
-            resources_per_worker=plan.resources,
+            num_workers=(workers.min_workers, workers.num_workers) if workers.min_workers else workers.num_workers,
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.resources,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
@@ -91,7 +91,7 @@ class Outcome:
 def fit(
     loop: Callable[[WorkerSpec], WorkerResult],
     job: Job,
-    plan: WorkerPlan,
+    workers: Workers,
     spec: WorkerSpec,
     storage_path: str,
     name: str,
@@ -108,7 +108,7 @@ def fit(
     validation = None
     if spec.spare:
         validation = ValidationConfig(partial(evaluate_beside, spec=spec), ray_remote_kwargs=spec.spare)
-    trainer = torch_trainer(loop, spec, plan, storage_path, name, job.max_failures, validation_config=validation)
+    trainer = torch_trainer(loop, spec, workers, storage_path, name, job.max_failures, validation_config=validation)
     results: list[WorkerResult] = []
     errors: list[BaseException] = []
     signals: list[signal.Signals] = []
@@ -150,7 +150,7 @@ def fit(
             signal.signal(number, handler)
     if errors:
         code = STOP_EXIT_CODES[signals[0]] if signals else 1
-        _raise(errors[0], code, job, plan, mailbox, name, storage_path)
+        _raise(errors[0], code, job, workers, mailbox, name, storage_path)
     result = results[0]
     if result.failure:
         print(f"error: {result.failure}", file=sys.stderr)
@@ -160,11 +160,11 @@ def fit(
 
 
 def _raise(
-    error: BaseException, code: int, job: Job, plan: WorkerPlan, mailbox: Any, name: str, storage_path: str
+    error: BaseException, code: int, job: Job, workers: Workers, mailbox: Any, name: str, storage_path: str
 ) -> NoReturn:
     """Ends a run that Ray Train gave up."""
     if isinstance(error, WorkerGroupError):
-        late = ray.get(mailbox.missing.remote(name, plan.num_workers))
+        late = ray.get(mailbox.missing.remote(name, workers.num_workers))
         print(f"error: {reason_of(error, late)}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(code)
     if isinstance(error, ControllerError):  # Ray's own list of checkpoints lies in storage too

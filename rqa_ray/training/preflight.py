@@ -17,5 +17,5 @@ def preflight(job: Job) -> list[str]:
     """
     checked = check(with_local_output(job))
     counts = estimate(checked.files["train"])
-    _, lines = micro_batch_size(checked.job, checked.plan.num_workers, counts.num_rows, bool(counts.num_negatives))
+    _, lines = micro_batch_size(checked.job, checked.workers.num_workers, counts.num_rows, bool(counts.num_negatives))
     return [f"about {counts.num_rows:,} training rows, one for each question and gold passage", *lines]

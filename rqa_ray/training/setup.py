@@ -1,4 +1,4 @@
-"""What comes before any training: cluster, worker plan, tokenized data; from a parsed job, for one run or a search."""
+"""What comes before any training: checks, workers, tokenized data; from a parsed job, for one run or a search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
-from rqa_ray.cluster.workers import WorkerPlan, plan_workers
+from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.data.readers import Blocks, read_inputs
 from rqa_ray.data.report import brief, check_golds
 from rqa_ray.data.skipped import Skipped
@@ -37,7 +37,7 @@ class Setup:
     """A job that could start now."""
 
     job: Job  # with its global batch size and data mode filled in
-    plan: WorkerPlan
+    workers: Workers
     model: ModelSpec
     blocks: dict[str, Blocks]  # corpus, eval, maybe test; train where it is resident
     stream: Stream | None  # train, where it is streamed
@@ -54,8 +54,8 @@ class Setup:
             blocks={name: part.refs for name, part in self.blocks.items()},
             output_dir=absolute(self.job.location),
             working_dir=os.getcwd(),
-            num_cpus=self.plan.cpus,
-            use_gpu=self.plan.use_gpu,
+            num_cpus=self.workers.cpus,
+            use_gpu=self.workers.use_gpu,
             **more,
         )
 
@@ -70,7 +70,7 @@ class Checked:
     """A job whose arguments, files, model, workers and storage are right; nothing is read or written yet."""
 
     job: Job  # with its global batch size filled in
-    plan: WorkerPlan
+    workers: Workers
     model: ModelSpec
     files: dict[str, list[str]]  # by input name
 
@@ -91,21 +91,21 @@ def check(job: Job) -> Checked:
     model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
     check_model(model)
     cluster = connect()
-    plan = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
-    job = with_global_batch(job, plan.num_workers)
-    if job.training.get("fp16") and not plan.use_gpu:
+    workers = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
+    job = with_global_batch(job, workers.num_workers)
+    if job.training.get("fp16") and not workers.use_gpu:
         raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
     inputs = {INPUTS[name]: paths for name, paths in (files or {}).items()}
     seen = check_nodes(inputs, storage_of(job))
     if files is None:
         files = demo_files(job)
-    print(f"Ray: {cluster}; {plan.describe()}; {seen}")
+    print(f"Ray: {cluster}; {workers.describe()}; {seen}")
     print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
     for note in job.notes:
         print(note)
-    if job.training.get("bf16") and not plan.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
+    if job.training.get("bf16") and not workers.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
-    return Checked(job, plan, model, files)
+    return Checked(job, workers, model, files)
 
 
 def check_report_to(job: Job) -> None:
@@ -144,14 +144,14 @@ def set_up(job: Job, args_file: str) -> Setup:
     print("\n".join([*([stream.report()] if stream else []), *brief(survey, files)]))
     train = survey.train
     return Setup(
-        job, checked.plan, spec, blocks, stream, train.num_rows, bool(train.num_negatives), Skipped.of(skipped)
+        job, checked.workers, spec, blocks, stream, train.num_rows, bool(train.num_negatives), Skipped.of(skipped)
     )
 
 
-def serve_windows(stream: Stream, job: Job, plan: WorkerPlan, runs_at_once: int = 1) -> Any:
+def serve_windows(stream: Stream, job: Job, workers: Workers, runs_at_once: int = 1) -> Any:
     """The windows of one run over training files that are streamed; an actor of this process makes them."""
     seed = job.training.get("data_seed", job.training["seed"])
-    return stream.serve(seed, runs_at_once * plan.num_workers * plan.cpus)
+    return stream.serve(seed, runs_at_once * workers.num_workers * workers.cpus)
 
 
 def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file: str) -> Job:

@@ -54,21 +54,21 @@ def train(job: Job) -> TrainResult:
         Stopped: a signal ended the run after its state was saved.
     """
     setup = set_up(with_local_output(job), ALL_ARGS_FILE)
-    job, plan = setup.job, setup.plan
-    micro_batch, lines = micro_batch_size(job, plan.num_workers, setup.num_rows, setup.has_negatives)
+    job, workers = setup.job, setup.workers
+    micro_batch, lines = micro_batch_size(job, workers.num_workers, setup.num_rows, setup.has_negatives)
     print("\n".join(lines))
-    spare = find_spare(plan) if job.settings.async_eval else None
+    spare = find_spare(workers) if job.settings.async_eval else None
     if job.settings.async_eval:
-        print(where_evaluated(plan, spare))
+        print(where_evaluated(workers, spare))
     record = open_run(job)
     setup.write_bad_records()
     print(f"checkpoints in {record.storage_path}")
-    windows = serve_windows(setup.stream, job, plan) if setup.stream else None
+    windows = serve_windows(setup.stream, job, workers) if setup.stream else None
     spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, spare=spare)
     while True:
         try:
             spec = replace(spec, resume_from=record.resume_from)
-            outcome = fit(train_worker, job, plan, spec, record.storage_path, record.run_names[-1])
+            outcome = fit(train_worker, job, workers, spec, record.storage_path, record.run_names[-1])
             break
         except StorageAway as error:
             print(f"warning: {error}; waiting for it")

@@ -51,7 +51,7 @@ def evaluate(setup: Setup, job: Job, root: str, run: str, checkpoint: str | None
     """Evaluates a checkpoint, or the pretrained model, on all questions with all workers of a trial."""
     spec = setup.worker_spec(resume_from=checkpoint, phase=f"{phase}, texts")
     model = replace(spec.model, settings=encoder_settings(spec.model.folder, job.settings))
-    fit(evaluate_worker, job, setup.plan, replace(spec, settings=job.settings, model=model), root, run, False)
+    fit(evaluate_worker, job, setup.workers, replace(spec, settings=job.settings, model=model), root, run, False)
 
 
 def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> TrainResult:

@@ -22,7 +22,7 @@ import torch
 from pyarrow import fs
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from rqa_ray.cluster.workers import WorkerPlan
+from rqa_ray.cluster.workers import Workers
 from rqa_ray.data.streaming import Stream
 from rqa_ray.places import inside, open_location, shown
 from rqa_ray.retriever.encoder_settings import encoder_settings
@@ -46,7 +46,7 @@ class Shared:
 
     job: Job
     budget: Budget
-    plan: WorkerPlan
+    workers: Workers
     at_once: int  # trials
     spec: WorkerSpec
     stream: Stream | None
@@ -58,7 +58,7 @@ class Shared:
     @property
     def trains_in_process(self) -> bool:
         """Whether the process that Tune starts for a trial trains itself."""
-        return self.plan.num_workers == 1
+        return self.workers.num_workers == 1
 
     def trial_job(self, values: dict[str, Any]) -> Job:
         return self.budget.job_of(self.job, values)
@@ -76,13 +76,13 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     trial = ray.tune.get_context().get_trial_id()
-    job, plan = shared.trial_job(values), shared.plan
+    job, workers = shared.trial_job(values), shared.workers
     reports = Reports(shared.root, trial, shared.budget, shared.budget.batch_of(job), job)
     earlier = reports.newest()
     if earlier:
         ray.tune.report(reports.of(earlier.path, earlier.filesystem))  # Tune may have been killed before it knew
     before = shared.before[encoder_key(job)].evaluation()
-    micro_batch, _ = micro_batch_size(job, plan.num_workers, shared.budget.num_rows, shared.has_negatives)
+    micro_batch, _ = micro_batch_size(job, workers.num_workers, shared.budget.num_rows, shared.has_negatives)
     told = shared.spec
     logging_dir = inside(job.settings.logging_dir or inside(told.output_dir, TENSORBOARD_FOLDER), trial)
     name = job.training.get("run_name") or os.path.basename(shown(told.output_dir))
@@ -93,7 +93,7 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
         model=replace(told.model, settings=encoder_settings(told.model.folder, job.settings)),
         blocks={name: refs for name, refs in told.blocks.items() if name in IN_TRIAL},
         micro_batch=micro_batch,
-        windows=serve_windows(shared.stream, job, plan, shared.at_once) if shared.stream else None,
+        windows=serve_windows(shared.stream, job, workers, shared.at_once) if shared.stream else None,
         memory_sharers=shared.at_once,
         run=trial,
         mailbox=ray.get_actor(shared.mailbox),
@@ -104,7 +104,7 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
         result = train_worker(replace(spec, report=reports))
     else:
         callbacks = [ReportsOfWorkers(reports)]
-        trainer = torch_trainer(train_worker, spec, plan, shared.root, reports.attempt, callbacks=callbacks)
+        trainer = torch_trainer(train_worker, spec, workers, shared.root, reports.attempt, callbacks=callbacks)
         result = trainer.fit().return_value
     newest = reports.newest()
     last = reports.of(newest.path, newest.filesystem) if newest else reports.of_nothing(before.metrics)

@@ -21,7 +21,7 @@ from pyarrow import fs
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from rqa_ray.cluster.workers import WorkerPlan, max_concurrent
+from rqa_ray.cluster.workers import Workers, max_concurrent
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import absolute, inside, open_location, read_json, write_json
 from rqa_ray.reports.search_page import write_report
@@ -79,7 +79,7 @@ def tune(asked: Search) -> TuneResult:
         need_extra("--search_alg optuna", "optuna", "optuna")
     asked = replace(asked, job=with_local_output(asked.job))
     setup = set_up(asked.job, SEARCH_ARGS_FILE)
-    job, workers = setup.job, setup.plan
+    job, workers = setup.job, setup.workers
     plan = SearchPlan.of(asked, job, setup.num_rows)
     at_once = trials_at_once(settings.max_concurrent_trials, workers)
     lines = plan.describe_batches(workers.num_workers, setup.has_negatives)
@@ -95,7 +95,7 @@ def tune(asked: Search) -> TuneResult:
     shared = Shared(
         job=job,
         budget=plan.budget,
-        plan=workers,
+        workers=workers,
         at_once=at_once,
         spec=setup.worker_spec(),
         stream=setup.stream,
@@ -132,7 +132,7 @@ def tune(asked: Search) -> TuneResult:
     return TuneResult(leave_winner(setup, record, shared, order[0]), metric, order[0], trials)
 
 
-def trials_at_once(asked: str, workers: WorkerPlan) -> int:
+def trials_at_once(asked: str, workers: Workers) -> int:
     """How many trials run beside each other: as many as the cluster holds, or fewer where that was asked for."""
     fitting = max_concurrent(workers)
     if asked != "auto" and int(asked) > fitting:
@@ -178,7 +178,7 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
     Raises:
         Stopped: a signal ended the search.
     """
-    bundle = shared.plan.resources if shared.trains_in_process else DRIVER
+    bundle = shared.workers.resources if shared.trains_in_process else DRIVER
     trainable: Any = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, shared=shared), ray.tune.PlacementGroupFactory([bundle])
     )

@@ -57,9 +57,9 @@ def plan(ray_cluster, paths):
 
 @pytest.fixture(scope="module")
 def workers(ray_cluster):
-    from rqa_ray.cluster.workers import WorkerPlan
+    from rqa_ray.cluster.workers import Workers
 
-    return WorkerPlan(2, 1, False)
+    return Workers(2, 1, False)
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +166,11 @@ def test_shards_that_are_there_are_not_encoded_again(encoded, plan, questions, s
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers):
-    from rqa_ray.cluster.workers import WorkerPlan
+    from rqa_ray.cluster.workers import Workers
     from rqa_ray.corpus.encode import search
 
     folder, names = encoded
-    scores, positions, seconds = search(folder, folder, names, 50, WorkerPlan(num_workers, 1, False), normalize=True)
+    scores, positions, seconds = search(folder, folder, names, 50, Workers(num_workers, 1, False), normalize=True)
     asked = torch.cat([block.embeddings for block in folder.blocks(names)])
     topk = RunningTopK(72, 50)
     for block in folder.blocks([shard.name for shard in folder.shards]):
@@ -181,7 +181,7 @@ def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers)
 
 
 def test_planted_ties_rank_in_document_order_for_any_number_of_workers(ray_cluster, tmp_path):
-    from rqa_ray.cluster.workers import WorkerPlan
+    from rqa_ray.cluster.workers import Workers
     from rqa_ray.corpus.encode import search
 
     generator = torch.Generator().manual_seed(0)
@@ -198,7 +198,7 @@ def test_planted_ties_rank_in_document_order_for_any_number_of_workers(ray_clust
     exact = (asked.double()[:, None] * embeddings.double()).sum(2).float()
     expected = exact.argsort(dim=1, descending=True, stable=True)[:, :100]
     for num_workers in (1, 2, 4):
-        positions = search(folder, folder, ["questions-0"], 100, WorkerPlan(num_workers, 1, False), normalize=False)[1]
+        positions = search(folder, folder, ["questions-0"], 100, Workers(num_workers, 1, False), normalize=False)[1]
         assert np.array_equal(positions, expected.numpy())
 
 
