@@ -23,6 +23,7 @@ from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.places import open_location, shown
 from rqa_ray.ray_environment import forget_accelerate
+from rqa_ray.retriever import distributed
 from rqa_ray.retriever.agreement import check_against_sentence_transformers
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.folder import load_encoder
@@ -93,6 +94,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
     if args.process_index == 0:
         for note in check_against_sentence_transformers(encoder):
             spec.mailbox.put.remote(spec.run, None, note)
+    encoder.can_pack = not distributed.any_rank(not encoder.can_pack, args.device)  # what rank 0 has found
     if encoder.can_pack and args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # these models use all of theirs
     if args.torch_compile:
