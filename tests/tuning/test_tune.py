@@ -173,8 +173,10 @@ def test_optuna_searches_on_when_a_trial_is_killed_twice(ray_cluster, flags, tmp
             while not (found := trials_with_checkpoints(folder, f"{trial}.{attempt}")):
                 time.sleep(0.05)
             trial = found[0]
-            processes = [one for one in psutil.process_iter(["cmdline"]) if "ImplicitFunc" in str(one.info["cmdline"])]
-            newest = max(processes, key=lambda one: one.create_time())
+            own = {process.pid for process in psutil.Process().children(recursive=True)}  # not of another cluster here
+            processes = [process for process in psutil.process_iter(["cmdline"]) if process.pid in own]
+            trials = [process for process in processes if "ImplicitFunc" in str(process.info["cmdline"])]
+            newest = max(trials, key=lambda one: one.create_time())
             newest.kill()
             killed.append(newest.pid)
 
