@@ -17,7 +17,10 @@ from pyarrow import fs
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import absolute, in_temporary_copy, inside, open_location, refuse_temporary, shown
 from rqa_ray.training.job import Job
-from rqa_ray.training.summary import CHECKPOINTS_FOLDER
+
+RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
+CHECKPOINTS_FOLDER = "checkpoints"
+DEMO_FOLDER = "demo_data"
 
 
 def with_local_output(job: Job) -> Job:

@@ -14,12 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rqa_ray.errors import InputError
+from rqa_ray.cluster.probe import within_seconds
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import ALL_ARGS_FILE, absolute, inside, read_json, shown, within, write_json
 from rqa_ray.training import checkpoints as stored
-from rqa_ray.training import summary as outputs
 from rqa_ray.training.job import Job
-from rqa_ray.training.output_folder import delete_remote, push, storage_of
+from rqa_ray.training.output_folder import (
+    CHECKPOINTS_FOLDER,
+    DEMO_FOLDER,
+    RUN_FILE,
+    delete_remote,
+    push,
+    storage_of,
+)
+from rqa_ray.training.spec import TENSORBOARD_FOLDER
+from rqa_ray.training.summary import BAD_RECORDS_FILE
 
 
 @dataclass
@@ -40,7 +49,7 @@ class RunRecord:
     @classmethod
     def read(cls, job: Job) -> RunRecord | None:
         """The record in output_dir, None where there is none."""
-        kept = read_json(Path(job.output_dir) / outputs.RUN_FILE)
+        kept = read_json(Path(job.output_dir) / RUN_FILE)
         if kept is None:
             return None
         here = absolute(job.location)
@@ -56,7 +65,7 @@ class RunRecord:
         kept["location"] = shown(self.location)
         for name in ("storage_path", "resume_from"):
             kept[name] = kept[name] and (within(kept[name], self.location) or kept[name])
-        write_json(Path(output_dir) / outputs.RUN_FILE, kept)
+        write_json(Path(output_dir) / RUN_FILE, kept)
 
     def refuse_storage_of_others(self, job: Job) -> None:
         """Raises InputError where the checkpoints belong to the folder of which output_dir is a copy."""
@@ -73,7 +82,12 @@ def check_output_dir(job: Job, model_folder: str) -> None:
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {job.location}: is a file")
-    checkpoint = checkpoint_to_resume(job)
+    try:
+        checkpoint = within_seconds(lambda: checkpoint_to_resume(job), f"{job.resume_flag}: storage")
+    except InputError:
+        raise
+    except (OSError, ValueError, ImportError) as error:  # storage is away
+        raise InputError(f"{job.resume_flag}: its checkpoints cannot be read ({first_line(error)})") from None
     if job.resume and job.resume != "true" and checkpoint is None:
         raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
     differs = checkpoint.differs_from(model_folder) if checkpoint else ""
@@ -83,7 +97,7 @@ def check_output_dir(job: Job, model_folder: str) -> None:
             f"--model_name_or_path {job.settings.model_name_or_path} ({differs}); name the model that it began with"
         )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    in_use = found - {outputs.DEMO_FOLDER}  # written before the data was found to be wrong
+    in_use = found - {DEMO_FOLDER}  # written before the data was found to be wrong
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
             f"--output_dir {shown(job.location)}: is not empty; choose another, or go on with its run by "
@@ -147,10 +161,10 @@ def delete_run(job: Job, record: RunRecord) -> None:
         print(f"note: checkpoints in {shown(record.storage_path)} are left: they belong to {record.copy_of}")
     else:
         stored.delete_runs(record.storage_path, record.run_names)
-    folders = [outputs.TENSORBOARD_FOLDER, outputs.CHECKPOINTS_FOLDER]
+    folders = [TENSORBOARD_FOLDER, CHECKPOINTS_FOLDER]
     if not job.settings.demo_size:  # else just written anew
-        folders.append(outputs.DEMO_FOLDER)
-    files = [*record.files, outputs.BAD_RECORDS_FILE]
+        folders.append(DEMO_FOLDER)
+    files = [*record.files, BAD_RECORDS_FILE]
     for name in folders:
         shutil.rmtree(Path(job.output_dir) / name, ignore_errors=True)
     for name in files:

@@ -24,9 +24,6 @@ from rqa_ray.texts import command
 from rqa_ray.training.job import Job
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
 
-RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
-CHECKPOINTS_FOLDER = "checkpoints"
-DEMO_FOLDER = "demo_data"
 BAD_RECORDS_FILE = "bad_records.jsonl"
 
 
