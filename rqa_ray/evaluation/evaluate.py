@@ -87,7 +87,11 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     if settings.compare == []:
         settings = replace(settings, compare=[*RETRIEVERS])
     output = Path(settings.output_dir)
-    config = {name: value for name, value in asdict(settings).items() if value and name != "overwrite_output_dir"}
+    config = {
+        name: value
+        for name, value in asdict(settings).items()
+        if value not in (None, False) and name != "overwrite_output_dir"
+    }
     inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad=False)
     model = find_model(settings)
     check_output(output, config, settings.overwrite_output_dir)
@@ -96,6 +100,10 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         raise InputError(f"--weight_data_path {min(shared)}: is what is scored; name other questions")
     wanted = list(dict.fromkeys([settings.retriever_type, *(settings.compare or [])]))
     names = [name for name in wanted if name in RETRIEVERS]
+    for name in wanted:
+        if name not in RETRIEVERS and not (Path(name) / PREDICTIONS_FILE).is_file():
+            what = f"neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}"
+            raise InputError(f"--compare {name}: {what}")
     if {"bm25", "hybrid"} & set(names):
         need_extra("bm25 and hybrid", "bm25", "bm25s")
     cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
@@ -223,8 +231,6 @@ def read_predictions(location: str, asked: AskedQuestions) -> Result:
         InputError: there is none, or it is of other questions.
     """
     path = Path(location) / PREDICTIONS_FILE
-    if not path.is_file():
-        raise InputError(f"--compare {location}: neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}")
     questions, retrieved = [], []
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         record = json.loads(line)

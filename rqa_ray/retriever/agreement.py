@@ -55,7 +55,9 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
                 f"sentence-transformers too: together and alone differ by {apart:.2g} of their length"
             )
         return notes
-    except (RuntimeError, IndexError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a model's own code raises what it likes
         raise InputError(
             f"the model ({kind}) cannot embed a text: {first_line(error)}; choose another model"
         ) from None
@@ -69,9 +71,11 @@ def _theirs(encoder: Encoder, batch_size: int) -> torch.Tensor:
     options: dict[str, Any] = {"convert_to_tensor": True, "batch_size": batch_size, "show_progress_bar": False}
     options["normalize_embeddings"] = settings.similarity == "cosine"
     prompts = {"query": settings.query_prefix, "document": settings.passage_prefix}
-    return torch.cat(
-        [encoder.model.encode(TEXTS, prompt=prompt, task=task, **options) for task, prompt in prompts.items()]
-    )
+    bf16 = next(encoder.transformer.parameters()).dtype == torch.bfloat16
+    with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=bf16):  # the head's weights are in fp32
+        return torch.cat(
+            [encoder.model.encode(TEXTS, prompt=prompt, task=task, **options) for task, prompt in prompts.items()]
+        )
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ class EmbedOptions:
     """How rows are cut into token batches and computed."""
 
     pad_id: int
-    max_tokens_per_chunk: int
+    max_tokens: int
     max_rows: int | None = None
     packed: bool = False
     mixed_precision: torch.dtype | None = None
@@ -92,7 +92,7 @@ class Embedder:
         if not len(rows):
             return torch.empty(0, encoder.dimensions, device=device)
         token_batches, order = length_sorted_batches(
-            rows, options.max_tokens_per_chunk, options.pad_id, options.packed, options.max_rows
+            rows, options.max_tokens, options.pad_id, options.packed, options.max_rows
         )
         mixed = options.mixed_precision
 

@@ -25,7 +25,11 @@ POOLING_TYPES = ("last", *POOLING_FLAGS)  # of --pooling_type; last is LocalRQA'
 SIMILARITIES = ("cosine", "dot")
 # Modules that read what our forward pass does not give them: all layers, token ids, or a task.
 _UNTRAINABLE = {"Asym", "CNN", "LSTM", "MultiVectorMask", "Router", "WeightedLayerPooling", "WordWeights"}
-_TRANSFORMER_KEYS = {"processing_kwargs", "query_expansion", "tokenizer_name_or_path"}  # change inputs, not honored
+# They change the inputs or the model, and would be lost.
+_TRANSFORMER_KEYS = set(
+    "config_args config_kwargs model_args model_kwargs processing_kwargs processor_kwargs query_expansion "
+    "tokenizer_args tokenizer_name_or_path".split()
+)
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that does not say; long-context encoders take --max_seq_length
 _NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 where there is none

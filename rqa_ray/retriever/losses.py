@@ -1,19 +1,23 @@
 """Losses: the questions of this rank and the candidates of all ranks in, a scalar out.
 
-A loss is a module. It knows no rank and masks nothing itself: `Candidates` says what counts. It returns the *sum* over
-its questions, which the caller scales to the mean over the global batch. It may own parameters: they are trained,
-stored in checkpoints, and kept equal on all ranks. A new loss is a class here, and a line in `LOSSES`.
+A loss is a module that is made `of` the settings. It knows no rank, and leaves out what `Candidates.masked` says is no
+candidate. It returns the *sum* over its questions, which the caller scales to the mean over the global batch. Its
+`temperature` is that of `eval_loss`. It may own parameters: they are trained, stored in checkpoints, and kept equal on
+all ranks. A new loss is a class here, and a line in `LOSSES`.
 
 Shapes: n questions, C candidates, D dimensions.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import Candidates
+from rqa_ray.settings import LossSettings
 
 MAX_SCORES = 2**24  # of one block: 64 MiB, a few times
 
@@ -26,12 +30,17 @@ class InBatchContrastive(nn.Module):
         super().__init__()
         self.temperature = temperature
 
+    @classmethod
+    def of(cls, settings: LossSettings) -> InBatchContrastive:
+        """The loss that the settings ask for."""
+        return cls(settings.temperature)
+
     def forward(self, questions: torch.Tensor, candidates: Candidates) -> torch.Tensor:
         """The sum over the questions (n, D)."""
         return _SummedCrossEntropy.apply(questions.float(), candidates.embeddings, candidates, self.temperature)
 
 
-LOSSES: dict[str, type[InBatchContrastive]] = {"inbatch_contrastive": InBatchContrastive}  # by `--contrastive_loss`
+LOSSES: dict[str, Any] = {"inbatch_contrastive": InBatchContrastive}  # by `--contrastive_loss`
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -76,8 +85,15 @@ def mean_over_global_batch(summed: torch.Tensor, global_batch_size: int) -> torc
     return summed * distributed.world_size() / global_batch_size
 
 
+def start_alike(loss: nn.Module) -> None:
+    """Gives all ranks the first one's values of a loss's own parameters and buffers, as DDP does for the encoder's."""
+    with torch.no_grad():
+        for value in loss.state_dict().values():
+            value.copy_(distributed.gather(value[None])[0])
+
+
 def average_gradients(loss: nn.Module) -> None:
     """Gives all ranks the mean of their gradients of a loss's own parameters, as DDP does for the encoder's."""
     for parameter in loss.parameters():
-        if parameter.grad is not None:
-            parameter.grad = distributed.gather(parameter.grad[None]).mean(0)
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # unused on this rank
+        parameter.grad = distributed.gather(own[None]).mean(0)

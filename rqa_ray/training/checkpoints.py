@@ -21,7 +21,8 @@ from transformers.utils import CONFIG_NAME
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
-from rqa_ray.places import inside, open_location, read_json
+from rqa_ray.places import inside, open_location
+from rqa_ray.retriever.encoder_settings import model_config
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, STEP_FILE
 
 MANIFEST_FILE = "manifest.json"
@@ -68,7 +69,8 @@ class StoredCheckpoint:
     def evaluation(self) -> Evaluation:
         """What was found of the model at this step, in the loop or beside training."""
         beside = evaluation_folder(self.path, self.step)
-        folder = beside if is_file(self.filesystem, f"{beside}/{metrics_file(EVALUATION)}") else self.path
+        is_beside = _read_json(self.filesystem, f"{beside}/{metrics_file(EVALUATION)}") is not None
+        folder = beside if is_beside else self.path
         return self._load(folder, EVALUATION)
 
     def before(self) -> Evaluation:
@@ -82,7 +84,7 @@ class StoredCheckpoint:
         """How the checkpoint's model differs in kind or in a size from that of a folder, in words; empty if it may
         be the same."""
         own = _read_json(self.filesystem, f"{self.path}/{MODEL_FOLDER}/{CONFIG_NAME}") or {}
-        other = read_json(Path(model_folder) / CONFIG_NAME) or {}
+        other = model_config(model_folder)
         sizes = [name for name in own if type(own[name]) is int and not name.endswith("_token_id")]
         names = [name for name in ["model_type", *sizes] if name in own and name in other]
         return ", ".join(f"{name} {own[name]}, not {other[name]}" for name in names if own[name] != other[name])

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import ray.train
@@ -25,9 +26,9 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import open_location
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
-from rqa_ray.retriever.embedder import Embedder, EmbedOptions
+from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.retriever.folder import save_encoder
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, score, step_of, write_evaluation, write_manifest
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
@@ -109,13 +110,12 @@ def _evaluate(
     model, training = spec.model, spec.training
     bring_model(model.folder, model.copy)
     tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items() if name != "train"}
-    encoder = load_encoder(model_folder, model.settings, trust_remote_code=model.trust_remote_code).to(device).eval()
-    options = EmbedOptions.for_device(encoder)
-    options.max_rows = training["per_device_eval_batch_size"]
+    embedder = Embedder.load(replace(model, folder=model_folder), device)
+    embedder.options.max_rows = training["per_device_eval_batch_size"]
     fp16 = torch.float16 if training.get("fp16_full_eval") else None
-    options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
+    embedder.options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
-    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, Embedder(encoder, options))
+    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, embedder)
     if on_progress:
         evaluator.on_progress = on_progress
-    return encoder, evaluator.evaluate(spec.settings.temperature)
+    return embedder.encoder, evaluator.evaluate(spec.settings.temperature)

@@ -15,7 +15,7 @@ from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.data.readers import Blocks
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
-from rqa_ray.places import ALL_ARGS_FILE, staged
+from rqa_ray.places import ALL_ARGS_FILE, shown, staged
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
@@ -62,7 +62,7 @@ def train(job: Job) -> TrainResult:
         print(where_evaluated(workers, spare))
     record = open_run(job)
     setup.write_bad_records()
-    print(f"checkpoints in {record.storage_path}")
+    print(f"checkpoints in {shown(record.storage_path)}")
     windows = serve_windows(setup.stream, job, workers) if setup.stream else None
     spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, spare=spare)
     while True:

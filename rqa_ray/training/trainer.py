@@ -26,7 +26,7 @@ from rqa_ray.retriever.candidates import gather_candidates
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import load_weights, save_encoder
 from rqa_ray.retriever.interrupts import Interrupted, Interrupts
-from rqa_ray.retriever.losses import average_gradients, mean_over_global_batch
+from rqa_ray.retriever.losses import average_gradients, mean_over_global_batch, start_alike
 from rqa_ray.retriever.step import forward_backward
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, load_evaluation, save_evaluations
 from rqa_ray.training.schedule import Schedule
@@ -67,6 +67,7 @@ class ContrastiveTrainer(Trainer):
     ) -> None:
         """`loss` is one of `retriever/losses.py`, or alike: its `temperature` is that of `eval_loss`."""
         self.loss: Any = loss.to(args.device)
+        start_alike(self.loss)
         self.batches = batches
         self.evaluator = evaluator
         self.trust_remote_code = trust_remote_code

@@ -32,7 +32,7 @@ from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.retriever.losses import LOSSES
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.checkpoint_files import StepNote
-from rqa_ray.training.checkpoints import local_checkpoint, write_evaluation
+from rqa_ray.training.checkpoints import local_checkpoint, read_checkpoint, write_evaluation
 from rqa_ray.training.plan_forward import compile_transformer, plan_forward
 from rqa_ray.training.report_callback import PushLogs, ReportCallback
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
@@ -124,11 +124,12 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         plan.packed,
         torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
     )
+    torch.manual_seed(args.seed)  # of what a loss starts with
     splits: dict[str, Questions] = {}
     splits |= {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables}
     trainer = ContrastiveTrainer(
         encoder,
-        LOSSES[settings.contrastive_loss](settings.temperature),
+        LOSSES[settings.contrastive_loss].of(settings),
         args,
         batches.with_plan(plan),
         RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, Embedder(encoder, options)),
@@ -166,6 +167,9 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
 
 def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: str) -> None:
     """Makes the evaluation that a stop has put off, and stores it beside the checkpoint."""
+    stored = read_checkpoint(location)
+    if stored and stored.metrics:  # by an attempt before this one
+        return
     trainer._load_from_checkpoint(checkpoint)
     found = trainer.rank_questions()
     if trainer.args.process_index == 0:

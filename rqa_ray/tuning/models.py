@@ -51,7 +51,8 @@ def evaluate(setup: Setup, job: Job, root: str, run: str, checkpoint: str | None
     """Evaluates a checkpoint, or the pretrained model, on all questions with all workers of a trial."""
     spec = setup.worker_spec(resume_from=checkpoint, phase=f"{phase}, texts")
     model = replace(spec.model, settings=encoder_settings(spec.model.folder, job.settings))
-    fit(evaluate_worker, job, setup.workers, replace(spec, settings=job.settings, model=model), root, run, False)
+    spec = replace(spec, settings=job.settings, model=model)
+    fit(evaluate_worker, job, setup.workers, spec, root, run, saves_on_stop=False)
 
 
 def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> TrainResult:

@@ -23,7 +23,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from rqa_ray.cluster.workers import Workers, max_concurrent
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import absolute, inside, open_location, read_json, write_json
+from rqa_ray.places import absolute, inside, open_location, read_json, shown, write_json
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
 from rqa_ray.texts import html_table
@@ -87,7 +87,7 @@ def tune(asked: Search) -> TuneResult:
     record = open_search(asked, job)
     setup.write_bad_records()
     root = inside(record.storage_path, record.run_names[0])
-    print(f"checkpoints in {root}")
+    print(f"checkpoints in {shown(root)}")
 
     before = evaluate_pretrained(setup, plan.space, root)
     name = f"mailbox-{record.run_names[0]}"

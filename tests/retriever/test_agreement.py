@@ -1,6 +1,8 @@
 """What is said, and what is refused, where embeddings are not those of sentence-transformers."""
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules as st
 from transformers import GPT2Config
 
 from rqa_ray.errors import InputError
@@ -30,6 +32,14 @@ def test_padded_models_do_too(tmp_path, model_type):
 def test_settings_of_prompts_and_dimensions_and_weights_in_bf16_agree(tiny_model):
     settings = EncoderSettings("weightedmean", max_seq_length=30, query_prefix="q: ", passage_prefix="passage: ")
     encoder = load_encoder(tiny_model, settings, bf16=True)
+    assert check_against_sentence_transformers(encoder) == [] and encoder.can_pack
+
+
+def test_a_dense_module_agrees_where_the_weights_are_in_bf16(tiny_model, tmp_path):
+    transformer, pooling = st.Transformer(tiny_model, max_seq_length=30), st.Pooling(32, "mean")
+    folder = str(tmp_path / "dense")
+    SentenceTransformer(modules=[transformer, pooling, st.Dense(32, 24)], device="cpu").save(folder)
+    encoder = load_encoder(folder, EncoderSettings(max_seq_length=30), bf16=True)
     assert check_against_sentence_transformers(encoder) == [] and encoder.can_pack
 
 
