@@ -1,6 +1,6 @@
 """Whether two commits train alike, to the bit: a change that computes nothing new has to.
 
-    python tests/parity.py OLD_COMMIT [--only 1-worker,dropout-0.1 ...]
+    python tests/parity.py OLD_COMMIT [--only 1-worker dropout-0.1 ...]
 
 Each commit trains 3 steps of all-MiniLM-L6-v2 on Faire by its own `jobs/train.py`, in every combination of: 1 and 2
 workers, dropout 0 and 0.1, gradients cached or not, rows resident or streamed. Compared are the logged losses, the
@@ -102,7 +102,8 @@ def differences(old: dict, new: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="the commit to compare with")
-    parser.add_argument("--only", nargs="*", default=[], help="only combinations that have these words")
+    words = [name for named in CHOICES.values() for name in named]
+    parser.add_argument("--only", nargs="*", default=[], choices=words, help="only combinations that have these words")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "rqa_ray-parity")
     args = parser.parse_args()
     commit = subprocess.check_output(["git", "rev-parse", args.old], cwd=ROOT, text=True).strip()
