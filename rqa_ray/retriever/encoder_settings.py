@@ -21,7 +21,6 @@ POOLING_FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
-POOLING_TYPES = ("last", *POOLING_FLAGS)  # of --pooling_type; last is LocalRQA's name of lasttoken
 SIMILARITIES = ("cosine", "dot")
 # Modules that read what our forward pass does not give them: all layers, token ids, or a task.
 _UNTRAINABLE = {"Asym", "CNN", "LSTM", "MultiVectorMask", "Router", "WeightedLayerPooling", "WordWeights"}

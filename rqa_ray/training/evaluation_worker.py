@@ -107,13 +107,12 @@ def _evaluate(
     on_progress: OnProgress | None = None,
 ) -> tuple[Encoder, Evaluation]:
     torch.set_num_threads(num_threads)
-    model, training = spec.model, spec.training
+    model = spec.model
     bring_model(model.folder, model.copy)
     tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items() if name != "train"}
     embedder = Embedder.load(replace(model, folder=model_folder), device)
-    embedder.options.max_rows = training["per_device_eval_batch_size"]
-    fp16 = torch.float16 if training.get("fp16_full_eval") else None
-    embedder.options.mixed_precision = torch.bfloat16 if training.get("bf16_full_eval") else fp16
+    embedder.options.max_rows = spec.training["per_device_eval_batch_size"]
+    embedder.options.mixed_precision = spec.eval_precision
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
     evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, embedder)
     if on_progress:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import torch
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -42,6 +45,15 @@ class WorkerSpec:
     before: Evaluation = field(default_factory=Evaluation)  # of step 0, where it was made elsewhere
     report: Callable[..., None] | None = None  # in place of Ray Train's, where this is no worker of Ray Train
     phase: str = ""  # words of the progress line of an evaluation
+
+    @property
+    def eval_precision(self) -> torch.dtype | None:
+        """What an evaluation autocasts to, by transformers' `--bf16_full_eval` and `--fp16_full_eval`."""
+        import torch  # Ray Train's controller reads a spec, and has no other need of it
+
+        if self.training.get("bf16_full_eval"):
+            return torch.bfloat16
+        return torch.float16 if self.training.get("fp16_full_eval") else None
 
     @property
     def logging_location(self) -> str:

@@ -122,7 +122,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         plan.max_tokens,
         args.per_device_eval_batch_size,
         plan.packed,
-        torch.bfloat16 if args.bf16_full_eval else torch.float16 if args.fp16_full_eval else None,
+        spec.eval_precision,
     )
     torch.manual_seed(args.seed)  # of what a loss starts with
     splits: dict[str, Questions] = {}

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.encoder_settings import POOLING_TYPES, EncoderSettings, read_settings
+from rqa_ray.retriever.encoder_settings import POOLING_FLAGS, EncoderSettings, read_settings
 from rqa_ray.settings import Pooling
 
 
@@ -47,7 +47,7 @@ def refusal(folder: Path | str, **flags: Any) -> str:
 
 
 def test_the_flag_of_the_pooling_has_one_list_of_names():
-    assert set(get_args(Pooling)) == set(POOLING_TYPES)
+    assert set(get_args(Pooling)) == {"last", *POOLING_FLAGS}
 
 
 def test_settings_default_to_the_folder_and_flags_override_them(tiny_model, minilm):
