@@ -1,4 +1,4 @@
-"""Imports go from lower lines of the README's map to higher ones only, so that no two files need each other."""
+"""Imports go from lower lines of the map in rqa_ray/README.md to higher ones only, so that no two files need each other."""
 
 import ast
 from pathlib import Path
@@ -15,9 +15,9 @@ MODULES = {
 
 
 def read_map() -> dict[str, bool]:
-    """Modules in the order of the README's map, and whether they are marked (Ray)."""
+    """Modules in the order of the map in rqa_ray/README.md, and whether they are marked (Ray)."""
     found, room = {}, ""
-    text = (ROOT.parent / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     for line in text.split("```\nrqa_ray/\n")[1].split("\njobs/")[0].splitlines():
         name = line.split()[0]
         if name.endswith("/"):
