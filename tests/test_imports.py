@@ -1,4 +1,4 @@
-"""Imports go from lower lines of the map in rqa_ray/README.md to higher ones only, so that no two files need each other."""
+"""Imports go from lower lines of the map (rqa_ray/README.md) to higher ones only: no two files need each other."""
 
 import ast
 from pathlib import Path
