@@ -150,7 +150,7 @@ def search_block(
         raise ValueError("An embedding is not finite, so its passages cannot be ranked.")
     for part in question_slices(len(questions), len(passages)):
         scores = rounded_questions[part] @ rounded_passages.T
-        topk.add(scores, positions, part.start, error[part], functools.partial(_dot, questions[part], passages))
+        topk.add(scores, positions, part.start, error[part], functools.partial(pair_scores, questions[part], passages))
         if loss is not None:
             loss.add(scores, positions, part.start)
 
@@ -188,7 +188,7 @@ def search_blocks(
     return found[0]
 
 
-def _dot(questions: Tensor, passages: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def pair_scores(questions: Tensor, passages: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(C,) fp32 scores of pairs: summed in fp64, so that neither the order of summing nor the cut is seen in them."""
     step = max(1, NUMBERS_AT_ONCE // questions.shape[1])
     doubled = questions.double()
@@ -213,7 +213,7 @@ def _rounded(embeddings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _error_bound(questions: Tensor, lost_questions: Tensor, passages: Tensor, lost_passages: Tensor) -> Tensor:
-    """(Q,) how far the product of the rounded embeddings may be from `_dot`, before it is rounded to bf16.
+    """(Q,) how far the product of the rounded embeddings may be from `pair_scores`, before it is rounded to bf16.
 
     lost_questions (Q,), lost_passages (): norms of what rounding took off.
     Summing D products rounds by at most D * 2^-24 of the norms' product (Higham 2002, section 3.1), rounding the

@@ -1,0 +1,269 @@
+"""Which passages teach a question as hard negatives: candidates, filters, the draw. Knows no model and no Ray.
+
+The candidates of a question are the best passages of a dense model and of BM25, the two rankings interleaved. A
+candidate is dropped by the first filter that applies, in the order of `Verdict`. Of those left, the first ranks
+are the pool from which the negatives are drawn.
+
+Scores close to a gold's: the margin is relative to the gold's score, as NV-Retriever (de Souza P. Moreira et al. 2024)
+found best.
+
+Q questions (distinct wordings), K candidates of a ranking, M candidates of all questions, G golds of all questions.
+A position is a passage's place in the corpus, or of a gold that the corpus lacks one behind its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+from rqa_ray.corpus.near_duplicates import LIMIT, Signatures
+from rqa_ray.corpus.topk import pair_scores
+from rqa_ray.data.columns import concat, runs
+from rqa_ray.data.distinct import first_places
+from rqa_ray.data.passages import Negatives, PassageTable
+from rqa_ray.data.rows import Golds
+
+POOL = 4  # times num_negatives candidates are drawn from
+LEVEL_STEP, HIGHEST_LEVEL = 0.05, 1.5  # of the histogram of levels
+PAIRS_AT_ONCE = 1 << 14  # that are scored: 50 MB in fp64 at 384 dimensions
+QUESTIONS_AT_ONCE = 2_048  # whose candidates are filtered
+
+
+@dataclass(frozen=True)
+class MiningRules:
+    """How negatives are chosen."""
+
+    num_negatives: int = 8  # of a question, at most
+    margin: float = 0.95  # share of the lowest gold's score from which on a candidate is a suspect
+    depth: int = 100  # candidates of each ranking
+    seed: int = 42
+    round: int = 0
+
+    def limits(self, lowest: np.ndarray) -> np.ndarray:
+        """(Q,) fp64: the score from which on a candidate is a suspect, by the lowest gold's score (Q,).
+
+        Below a negative score too.
+        """
+        lowest = lowest.astype(np.float64)
+        return lowest - (1 - self.margin) * np.abs(lowest)
+
+
+@dataclass
+class Wordings:
+    """The questions that pairs of a question and a gold ask, each wording once, in the order of the input."""
+
+    keys: np.ndarray  # (Q,) `schema.question_key`
+    first: np.ndarray  # (Q,) the first pair that asks each
+    golds: Golds  # (Q,) of all pairs of a wording
+    of_pairs: np.ndarray  # (N,) the question of each pair
+
+    @classmethod
+    def of(cls, question_keys: np.ndarray, passage_ids: np.ndarray) -> Wordings:
+        """From the question keys and the golds (N,) of all pairs, in the order of the input."""
+        first = first_places(question_keys)
+        keys, order = question_keys[first], np.argsort(question_keys[first])
+        of_pairs = order[np.searchsorted(keys, question_keys, sorter=order)]
+        return cls(keys, first, Golds.of(question_keys, passage_ids).select(first), of_pairs)
+
+
+class Verdict(IntEnum):
+    """What becomes of a candidate; a filter that comes first counts."""
+
+    GOLD = 0  # of the question, in whatever line of the input
+    SAME_TEXT = 1  # as a gold
+    NEAR_DUPLICATE = 2  # of a gold
+    SUSPECT = 3  # its score is too close to the lowest gold's
+    SPARE = 4  # could be a negative, was not drawn
+    NEGATIVE = 5
+
+
+@dataclass
+class Candidates:
+    """Passages that questions may be taught, ragged: those of question i are offsets[i] to offsets[i + 1]."""
+
+    positions: np.ndarray  # (M,)
+    scores: np.ndarray  # (M,) fp32
+    dense_ranks: np.ndarray  # (M,) from 1 on, 0 where the dense model does not find it
+    bm25_ranks: np.ndarray  # (M,) likewise
+    offsets: np.ndarray  # (Q + 1,)
+
+    @classmethod
+    def united(cls, dense: tuple[np.ndarray, np.ndarray], bm25: tuple[np.ndarray, np.ndarray]) -> Candidates:
+        """Two rankings interleaved: ordered by the better rank of a passage, the dense one first among equals.
+
+        dense, bm25: positions (Q, K), best first, -1 where a ranking ends, and scores (Q, K) of the model that
+        decides. K is 0 of a ranking that is not wanted.
+        """
+        width = max(dense[0].shape[1], bm25[0].shape[1])
+        positions, scores = (
+            np.stack([_padded(one, width), _padded(other, width)], axis=2).reshape(len(one), -1)
+            for one, other in zip(dense, bm25, strict=True)
+        )
+        ranks = np.zeros((*positions.shape, 2), np.int32)
+        for number in (0, 1):
+            ranks[:, number::2, number] = np.arange(1, width + 1)
+        order = positions.argsort(axis=1, kind="stable")
+        ordered = np.take_along_axis(positions, order, axis=1)
+        rows, twins = np.nonzero((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0))
+        first, second = order[rows, twins], order[rows, twins + 1]
+        ranks[rows, first] += ranks[rows, second]
+        kept = positions >= 0
+        kept[rows, second] = False
+        ranks = ranks[kept]
+        return cls(positions[kept], scores[kept], ranks[:, 0], ranks[:, 1], _offsets(kept.sum(1)))
+
+    @property
+    def questions(self) -> np.ndarray:
+        """(M,) the question of each."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def where(self, kept: np.ndarray) -> Candidates:
+        """Those that are kept, by a mask (M,), in their order."""
+        counts = np.bincount(self.questions[kept], minlength=len(self.offsets) - 1)
+        ranks = self.dense_ranks[kept], self.bm25_ranks[kept]
+        return Candidates(self.positions[kept], self.scores[kept], *ranks, _offsets(counts))
+
+
+@dataclass
+class ScoredGolds:
+    """The golds of questions, ragged: those of question i are offsets[i] to offsets[i + 1], at least one."""
+
+    positions: np.ndarray  # (G,)
+    scores: np.ndarray  # (G,) fp32
+    offsets: np.ndarray  # (Q + 1,)
+
+    def lowest(self) -> np.ndarray:
+        """(Q,) the lowest score of each question's golds."""
+        return np.minimum.reduceat(self.scores, self.offsets[:-1]) if len(self.scores) else self.scores
+
+
+class PairScores:
+    """The scores of some pairs of a question and a passage, whose embeddings stream by; foldable over ranks.
+
+    scores: (N,) fp32 of the N pairs in the order given, -inf of those whose passage has not come by. Equal to those of
+    a search (`topk.py`) to the bit.
+    """
+
+    def __init__(self, questions: np.ndarray, positions: np.ndarray) -> None:
+        self._order = np.argsort(positions, kind="stable")
+        self._questions, self._positions = questions[self._order], positions[self._order]
+        self.scores = np.full(len(positions), -np.inf, np.float32)
+
+    def add(self, question_embeddings: torch.Tensor, positions: torch.Tensor, embeddings: torch.Tensor) -> None:
+        """Scores the pairs of a block of passages at positions (B,) with embeddings (B, D); all questions': (Q, D)."""
+        places = positions.cpu().numpy()
+        starts = np.searchsorted(self._positions, places)
+        counts = np.searchsorted(self._positions, places, side="right") - starts
+        pairs, columns = runs(starts, counts)[0], np.repeat(np.arange(len(places)), counts)
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            asked, rows = np.unique(self._questions[pairs[part]], return_inverse=True)
+            pair = [torch.from_numpy(numbers).to(embeddings.device) for numbers in (rows, columns[part])]
+            found = pair_scores(question_embeddings[torch.from_numpy(asked)].float(), embeddings.float(), *pair)
+            self.scores[self._order[pairs[part]]] = found.cpu().numpy()
+
+    def merge(self, scores: np.ndarray) -> None:
+        """Merges the `scores` of another rank, which has seen other passages."""
+        self.scores = np.maximum(self.scores, scores)
+
+
+@dataclass
+class Mined:
+    """What became of the candidates."""
+
+    candidates: Candidates
+    verdicts: np.ndarray  # (M,) of `Verdict`
+    lowest: np.ndarray  # (Q,) the lowest gold's score
+
+    def of(self, verdict: Verdict) -> Candidates:
+        """Those with a verdict, in their order."""
+        return self.candidates.where(self.verdicts == verdict)
+
+    def counts(self) -> dict[str, int]:
+        """Candidates by verdict."""
+        return {verdict.name.lower(): int((self.verdicts == verdict).sum()) for verdict in Verdict}
+
+    def levels(self, candidates: Candidates) -> np.ndarray:
+        """(M,) how close scores come to the lowest gold's: their ratio where that is positive, 1 where they are equal.
+
+        A candidate is a suspect from the level `MiningRules.margin` on.
+        """
+        lowest = self.lowest.astype(np.float64)[candidates.questions]
+        return 1 + (candidates.scores - lowest) / np.maximum(np.abs(lowest), 1e-9)
+
+    def histogram(self) -> np.ndarray:
+        """Candidates that passed all filters before the margin, by level: below 0, by LEVEL_STEP, above."""
+        passed = self.candidates.where(self.verdicts >= Verdict.SUSPECT)
+        edges = np.arange(round(HIGHEST_LEVEL / LEVEL_STEP) + 1) * LEVEL_STEP
+        places = np.searchsorted(edges, self.levels(passed), side="right")
+        return np.bincount(places, minlength=len(edges) + 1)
+
+    def negatives(self, table: PassageTable, ids: np.ndarray, questions: np.ndarray, round: int = 0) -> Negatives:
+        """The negatives of training pairs, each of which has those of its question (N,).
+
+        table: has the tokens of all passages. ids: passage ids by position.
+        """
+        drawn = self.of(Verdict.NEGATIVE)
+        places, offsets = runs(drawn.offsets[questions], np.diff(drawn.offsets)[questions])
+        return Negatives.of(table, ids[drawn.positions[places]], offsets, drawn.scores[places], round)
+
+
+def choose(
+    rules: MiningRules, keys: np.ndarray, candidates: Candidates, golds: ScoredGolds, texts: Signatures
+) -> Mined:
+    """Filters the candidates of questions, and draws their negatives.
+
+    keys: (Q,) `schema.question_key`, which seed the draw, so that a question has the same negatives whatever others
+    are mined with it. texts: of all positions.
+    """
+    lowest = golds.lowest()
+    verdicts = np.full(len(candidates.positions), Verdict.SPARE, np.int8)
+    for part in _slices(len(keys)):
+        offsets = candidates.offsets[part.start : part.stop + 1]
+        verdicts[offsets[0] : offsets[-1]] = _filtered(candidates, golds, texts, part)
+    close = candidates.scores >= rules.limits(lowest)[candidates.questions]
+    verdicts[close & (verdicts == Verdict.SPARE)] = Verdict.SUSPECT
+    verdicts[_drawn(rules, keys, candidates.offsets, verdicts)] = Verdict.NEGATIVE
+    return Mined(candidates, verdicts, lowest)
+
+
+def _filtered(candidates: Candidates, golds: ScoredGolds, texts: Signatures, part: slice) -> np.ndarray:
+    """The verdicts on the candidates of some questions, by comparing each with all golds of its question."""
+    places = slice(candidates.offsets[part.start], candidates.offsets[part.stop])
+    counts = np.diff(candidates.offsets)[part]
+    num_golds = np.repeat(np.diff(golds.offsets)[part], counts)
+    of_golds, _ = runs(np.repeat(golds.offsets[:-1][part], counts), num_golds)
+    numbers = np.repeat(np.arange(len(num_golds)), num_golds)  # of the candidate in each pair with a gold
+    positions, gold_positions = candidates.positions[places][numbers], golds.positions[of_golds]
+    verdicts = np.full(len(num_golds), Verdict.SPARE, np.int8)
+    verdicts[numbers[texts.contained(gold_positions, positions) >= LIMIT]] = Verdict.NEAR_DUPLICATE
+    verdicts[numbers[texts.exact[positions] == texts.exact[gold_positions]]] = Verdict.SAME_TEXT
+    verdicts[numbers[positions == gold_positions]] = Verdict.GOLD  # last, for it counts most
+    return verdicts
+
+
+def _drawn(rules: MiningRules, keys: np.ndarray, offsets: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
+    """Numbers of the candidates that are drawn as negatives."""
+    drawn = []
+    for key, start, stop in zip(keys.tolist(), offsets[:-1], offsets[1:], strict=True):
+        pool = start + np.flatnonzero(verdicts[start:stop] == Verdict.SPARE)[: POOL * rules.num_negatives]
+        generator = np.random.default_rng([rules.seed, rules.round, key % 2**64])
+        drawn.append(pool[np.sort(generator.permutation(len(pool))[: rules.num_negatives])])
+    return concat(drawn)
+
+
+def _slices(num_questions: int) -> Iterator[slice]:
+    for start in range(0, num_questions, QUESTIONS_AT_ONCE):
+        yield slice(start, min(start + QUESTIONS_AT_ONCE, num_questions))
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _padded(ranking: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(ranking, ((0, 0), (0, width - ranking.shape[1])), constant_values=-1)
