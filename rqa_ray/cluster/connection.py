@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster of the environment, else a private local one."""
+"""Connects to a Ray cluster, or starts a private one on this machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from rqa_ray.errors import InputError, first_line
 
 
 def connect() -> str:
-    """Connects to the cluster of RAY_ADDRESS (set in jobs), else starts a private local one; says which."""
+    """Connects to the cluster that RAY_ADDRESS names, or starts a private one; returns a line that says which."""
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        if not address:  # nothing will be preempted here, and the watcher is a process of its own
+        if not address:  # no node will be taken away here, and the watcher would be one more process
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # The dashboard stays on: Ray Train's cleaner asks it, else a stopped run's workers are never freed.
+        # The dashboard stays on: Ray Train asks it which workers to free after a stopped run, and frees none without
+        # it.
         local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:
@@ -36,7 +37,7 @@ def connect() -> str:
                 raise InputError(f"{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one") from None
             if "timed out during startup" not in str(error):
                 raise
-            ray.shutdown()  # Ray gives its node 30 s, which a busy machine may take to load it the first time
+            ray.shutdown()  # Ray waits 30 s for its node; a busy machine may need longer to load Ray the first time
             ray.init(**options)
     if threading.current_thread() is threading.main_thread():  # Ray's own handler exits with 15
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -49,7 +50,7 @@ def connect() -> str:
 
 
 def why_refused(address: str, error: Exception) -> str:
-    """What is wrong with RAY_ADDRESS, and what to do."""
+    """Returns a line that says what is wrong with RAY_ADDRESS and what to do."""
     if address.startswith(("http://", "https://")):
         wrong = "is where `ray job submit` sends jobs"
         return f"RAY_ADDRESS={address}: {wrong}; submit this job, or unset RAY_ADDRESS to run on this machine"
@@ -58,5 +59,5 @@ def why_refused(address: str, error: Exception) -> str:
 
 
 def has_other_nodes() -> bool:
-    """Whether work may run on another node than this one, now or later."""
+    """Returns whether work may run on another node than this one, now or later."""
     return len(nodes_now()) > 1 or bool(os.environ.get("RAY_ADDRESS"))

@@ -1,6 +1,6 @@
-"""The model's folder on every node: one that lacks it, or joins later, gets the driver's, at the same path.
+"""Copies the model's folder to nodes that do not have it, at the same path as on the driver.
 
-A hub model is downloaded where the driver runs, and clusters have more nodes than that.
+A model from the hub is downloaded on the driver's node only. Nodes that join later need the folder too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rqa_ray.cluster.connection import has_other_nodes
 
 
 def share_model(folder: str) -> ray.ObjectRef | None:
-    """A copy of a model folder in the object store; None on a cluster that has and will have one node."""
+    """Puts a copy of a model folder into Ray's object store; returns None where all work runs on this node."""
     if not has_other_nodes():
         return None
     files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
@@ -24,7 +24,10 @@ def share_model(folder: str) -> ray.ObjectRef | None:
 
 
 def bring_model(folder: str, copy: ray.ObjectRef | None) -> None:
-    """Writes the copy to the folder where this node does not have it; of two writers at once the first one wins."""
+    """Writes the copy to `folder` if this node does not have it.
+
+    If two processes write at once, the first one wins.
+    """
     if copy is None or (os.path.isdir(folder) and os.listdir(folder)):
         return
     staging = Path(f"{folder.rstrip('/')}.{secrets.token_hex(4)}.tmp")
@@ -33,7 +36,7 @@ def bring_model(folder: str, copy: ray.ObjectRef | None) -> None:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(content)
         try:
-            staging.rename(folder)  # an empty folder is replaced
+            staging.rename(folder)  # replaces an empty folder
         except OSError:
             if not os.path.isdir(folder) or not os.listdir(folder):
                 raise

@@ -1,6 +1,6 @@
-"""The nodes of the cluster: those that are there, and those that its autoscaler may still add.
+"""Lists the nodes of the cluster: those that are up, and those that its autoscaler may still start.
 
-The autoscaler publishes no limits, so its own config is read, on the head.
+The autoscaler does not publish its limits, so this file reads the autoscaler's own configuration on the head node.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import ray
 import yaml
 from ray.exceptions import GetTimeoutError, RayError
 
-MANY_NODES = 64  # of a type whose number is not limited
+MANY_NODES = 64  # assumed for a type of node without a limit
 TIMEOUT_SECONDS = 30.0
 
 
 def nodes_now() -> list[dict[str, float]]:
-    """The resources of each node that is there."""
+    """Returns the resources of each node that is up."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def nodes_to_come() -> list[dict[str, float]]:
-    """The resources of each node that the autoscaler may still add; none where there is no autoscaler."""
-    if not os.environ.get("RAY_ADDRESS"):  # a private cluster
+    """Returns the resources of each node that the autoscaler may still start; empty where there is no autoscaler."""
+    if not os.environ.get("RAY_ADDRESS"):  # a private cluster has no autoscaler
         return []
     more: list[dict[str, float]] = []
     for kind in _node_types(ray.get_runtime_context().gcs_address):
@@ -38,7 +38,7 @@ def nodes_to_come() -> list[dict[str, float]]:
 
 @lru_cache
 def _node_types(gcs_address: str) -> list[dict[str, Any]]:
-    """Resources and greatest number of each type of node."""
+    """Returns the resources and the largest number of each type of node."""
     reported = ray._private.state.state.get_cluster_config()
     if reported and reported.node_group_configs:
         return [
@@ -49,7 +49,7 @@ def _node_types(gcs_address: str) -> list[dict[str, Any]]:
         config = ray.get(on_head(_autoscaling_config).remote(), timeout=TIMEOUT_SECONDS)
     except (RayError, GetTimeoutError):
         return []
-    total = config["max_workers"] if config else 0  # of all types together
+    total = config["max_workers"] if config else 0  # the limit for all types together
     return [
         {
             "resources": {name: float(amount) for name, amount in kind.get("resources", {}).items()},
@@ -60,8 +60,9 @@ def _node_types(gcs_address: str) -> list[dict[str, Any]]:
 
 
 def _autoscaling_config() -> dict[str, Any] | None:
-    """On the head: the file that this cluster's autoscaler was started with, or KubeRay's resource."""
-    address = f"--gcs-address={ray.get_runtime_context().gcs_address}"  # other clusters may share the machine
+    """Reads, on the head, the file that the autoscaler was started with, or KubeRay's resource."""
+    # because another cluster may run on the same machine
+    address = f"--gcs-address={ray.get_runtime_context().gcs_address}"
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if address in words and any(word.endswith("monitor.py") for word in words):

@@ -1,6 +1,6 @@
-"""What would fail later, found in seconds: every node is asked before anything is read, trained or left behind.
+"""Checks all nodes before a job starts, so that what would fail later is found in seconds.
 
-Storage is written and read back by all nodes, each input is looked for on each, versions are compared.
+Every node writes to the storage and reads from it, looks for each input file, and tells its versions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from rqa_ray.errors import InputError, first_line, last_line
 from rqa_ray.places import open_location, shown
 
 TIMEOUT_SECONDS = 20.0
-PATIENCE_SECONDS = 300.0  # that storage may be away
+PATIENCE_SECONDS = 300.0  # how long storage may be away
 WAIT_SECONDS = 2.0  # between two attempts
-FILES_LOOKED_FOR = 100  # of each input
+FILES_LOOKED_FOR = 100  # files of each input that a node looks for
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "rqa_ray")
 
 
 def check_nodes(inputs: dict[str, list[str]], storage_path: str) -> str:
-    """Checks storage from here, and all nodes of a cluster; returns a line that says what was seen.
+    """Checks storage, inputs and versions on every node of the cluster; returns a line that says what was checked.
 
-    `inputs` are files by flag.
+    `inputs` maps each flag to its files.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: names the first thing that is wrong.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     token = secrets.token_hex(4)
@@ -65,10 +65,10 @@ def check_nodes(inputs: dict[str, list[str]], storage_path: str) -> str:
 
 
 def wait_for_storage(storage_path: str) -> None:
-    """Returns when storage can be written again.
+    """Waits until storage can be written again.
 
     Raises:
-        InputError: it cannot after 5 minutes.
+        InputError: storage cannot be written after 5 minutes.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -85,7 +85,11 @@ def wait_for_storage(storage_path: str) -> None:
 
 
 def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> dict[str, Any]:
-    """What one node has: `versions`, `problem` (the first input that it cannot read), `storage` (what is wrong)."""
+    """Returns what one node sees.
+
+    `versions` are its packages, `problem` is the first input that it cannot read, `storage` says what is wrong with
+    storage.
+    """
     problem = None
     for flag, paths in inputs.items():
         for path in paths[:FILES_LOOKED_FOR]:
@@ -97,13 +101,13 @@ def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> 
             storage = "what the driver has written there is not seen"
         else:
             _write(filesystem, f"{root}/{_probe_file(token)}.{secrets.token_hex(4)}")
-    except Exception as error:  # of any file system
+    except Exception as error:  # each file system raises its own kinds
         storage = first_line(error)
     return {"versions": versions(), "problem": problem, "storage": storage}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that have to be the same on all nodes."""
+    """Returns the versions of Python and of the packages that have to be equal on all nodes."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -112,10 +116,10 @@ def versions() -> dict[str, str]:
 
 
 def within_seconds(work: Callable[[], Any], what: str) -> Any:
-    """The result of work that may hang, such as a storage that does not answer.
+    """Returns the result of work that may hang, such as a call to a storage that does not answer.
 
     Raises:
-        InputError: it took too long; `what` is to blame.
+        InputError: the work took too long; the line begins with `what`.
     """
     result: dict[str, Any] = {}
 
@@ -151,7 +155,10 @@ def _compare(name: str, seen: dict[str, Any], own: dict[str, str], storage_path:
 
 @contextlib.contextmanager
 def _written(storage_path: str, token: str) -> Iterator[None]:
-    """A file in storage while the nodes look for it; leaves nothing behind, nor folders that were not there."""
+    """Keeps a file in storage while the nodes look for it.
+
+    Removes it afterwards, with the folders that were made for it.
+    """
     flag = f"--storage_path {shown(storage_path)}"
     missing = None
     if "://" not in storage_path:
@@ -180,7 +187,7 @@ def _written(storage_path: str, token: str) -> Iterator[None]:
 
 
 def _remove(missing: Path | None) -> None:
-    """Removes an empty folder with the empty ones in it."""
+    """Removes an empty folder and the empty folders in it."""
     if missing and missing.is_dir():
         for folder, _, _ in os.walk(missing, topdown=False):
             os.rmdir(folder)
@@ -203,6 +210,6 @@ def _unreadable(path: str, what: str) -> str | None:
         filesystem, inner = open_location(path)
         with filesystem.open_input_stream(inner) as file:
             file.read(1)
-    except Exception as error:  # of any file system
+    except Exception as error:  # each file system raises its own kinds
         return f"{what}: cannot be read ({first_line(error)})"
     return None

@@ -1,4 +1,4 @@
-"""Which training workers a cluster can hold, now or when it has grown."""
+"""Plans which training workers the nodes of a cluster can hold, now or after it has grown."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rqa_ray.errors import InputError
 
 @dataclass
 class Workers:
-    """The training workers that a run asks for: `num_workers`, or `min_workers` up to so many as nodes come and go."""
+    """The training workers of a run: `num_workers` of them, or as few as `min_workers` while nodes are missing."""
 
     num_workers: int
     cpus: int
     use_gpu: bool
-    min_workers: int = 0  # 0: the number is fixed
+    min_workers: int = 0  # 0 where the number is fixed
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of one worker."""
+        """Resources of one worker."""
         return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
 
     def describe(self) -> str:
@@ -30,10 +30,12 @@ class Workers:
 
 
 def plan_workers(asked: tuple[int, int] | int | None, cpus_per_worker: int | None, use_cpu: bool = False) -> Workers:
-    """How many workers, with what; one for each GPU where there are GPUs. `asked` may be (at least, at most).
+    """Chooses the number of workers and their resources: one worker for each GPU where there are GPUs.
+
+    `asked` is a number of workers, or (fewest, most).
 
     Raises:
-        InputError: the nodes can never hold them, those that the autoscaler may add included.
+        InputError: the nodes can never hold the workers, even with all nodes that the autoscaler may start.
     """
     nodes, more = nodes_now(), nodes_to_come()
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
@@ -41,7 +43,8 @@ def plan_workers(asked: tuple[int, int] | int | None, cpus_per_worker: int | Non
     fewest, num_workers = asked if isinstance(asked, tuple) else (0, asked or (max(1, num_gpus) if use_gpu else 1))
     largest = max(int(node.get("CPU", 0)) for node in nodes + more)
     sizes = [cpus_per_worker] if cpus_per_worker else range(largest, 0, -1)
-    # As large as the whole group can be; else, where nodes have still to join, as the smallest can.
+    # The most CPUs with which all workers fit. While nodes have still to join, the most CPUs with which the fewest
+    # workers fit.
     for needed in [num_workers, fewest] if fewest else [num_workers]:
         for cpus in sizes:
             workers = Workers(num_workers, cpus, use_gpu, fewest)
@@ -62,14 +65,16 @@ def _held(nodes: list[dict[str, float]]) -> str:
 
 
 def max_concurrent(workers: Workers) -> int:
-    """How many runs with such workers the nodes hold beside each other."""
+    """Returns how many runs with such workers fit on the nodes at the same time."""
     return sum(_fits(node, workers.resources) for node in nodes_now() + nodes_to_come()) // workers.num_workers
 
 
 def find_spare(workers: Workers) -> dict[str, int] | None:
-    """What a task beside the workers could have, as options of `ray.remote`; None where they leave nothing.
+    """Returns the resources that the workers leave free for one task, as options of `ray.remote`.
 
-    A GPU where the workers have one each, else the CPUs that are left on one node.
+    None if there are none.
+
+    The task gets a GPU where each worker has one, else the free CPUs of one node.
     """
     nodes = sorted(nodes_now(), key=lambda node: node.get("CPU", 0), reverse=True)
     left, best = workers.num_workers, None
@@ -84,7 +89,7 @@ def find_spare(workers: Workers) -> dict[str, int] | None:
 
 
 def where_evaluated(workers: Workers, beside: dict[str, int] | None) -> str:
-    """A line that says what `--async_eval` came to."""
+    """Returns a line that says where `--async_eval` evaluates."""
     if beside:
         what = " and ".join(f"{number} {name[4:-1].upper()}" for name, number in beside.items())
         return f"evaluating beside training, with {what}; step 0 is evaluated before"

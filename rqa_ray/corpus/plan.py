@@ -1,4 +1,7 @@
-"""Which passages a corpus has and how it is cut into shards. Knows no Ray: tasks of `encode.py` call it."""
+"""Plans how a corpus is cut into shards: which passages it has, and which files each task reads.
+
+This file does not import Ray; the tasks of `encode.py` call it.
+"""
 
 from __future__ import annotations
 
@@ -16,36 +19,37 @@ from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_size
 
-RANGE_BYTES = 32 * 2**20  # of a group, about
-SHARDS = 64  # of a corpus, about: what a kill loses is at most one for each worker
-FEWEST_ROWS, MOST_ROWS = 64, 8_192  # of a shard
+RANGE_BYTES = 32 * 2**20  # about how much one task reads
+SHARDS = 64  # about how many; a killed job loses at most one for each worker
+FEWEST_ROWS, MOST_ROWS = 64, 8_192  # rows of one shard
 
-Range = tuple[str, int, int | None]  # path, start and end, as `record_ranges` gives them
+Range = tuple[str, int, int | None]  # path, start and end, as in `record_ranges`
 
 
 class Group(NamedTuple):
-    """Ranges of files that one task reads, and the shards that they hold."""
+    """Ranges of files that one task reads, and the shards that it writes."""
 
     ranges: list[Range]
-    keep: np.ndarray  # (documents,) bool: not a duplicate
+    keep: np.ndarray  # (documents,) bool: true for the first document of each passage
     shards: list[Shard]
 
 
 def rows_per_shard(num_rows: int) -> int:
-    """Of so many rows."""
+    """Returns how many rows a shard gets when the corpus has `num_rows` rows."""
     return min(max(-(-num_rows // SHARDS), FEWEST_ROWS), MOST_ROWS)
 
 
 class CorpusPlan:
-    """The distinct passages of the document files in document order, and how they are cut into shards.
+    """The distinct passages of the document files, in document order, and how they are cut into shards.
 
-    passage_ids: (P,) int64. digest: of their texts. num_documents: with duplicates.
+    `passage_ids` is (P,) int64, `digest` a hash of their texts, `num_documents` the number of documents with
+    duplicates.
     """
 
     def __init__(
         self, ranges: Sequence[list[Range]], ids: Sequence[np.ndarray], text_hashes: Sequence[np.ndarray]
     ) -> None:
-        """Parallel lists of groups: their ranges, and the passage ids and text hashes of all their documents."""
+        """Makes the plan from lists with one entry for each group: ranges, ids and text hashes of all documents."""
         every = np.concatenate(ids)
         keep = np.zeros(len(every), bool)
         keep[first_places(every)] = True
@@ -63,22 +67,22 @@ class CorpusPlan:
 
     @property
     def shards(self) -> list[Shard]:
-        """Of all groups."""
+        """The shards of all groups."""
         return [shard for group in self.groups for shard in group.shards]
 
     def describe(self) -> str:
-        """A line for the user."""
+        """Returns a line for the user."""
         number = len(self.passage_ids)
         return f"corpus {describe_corpus(number, self.num_documents - number)}"
 
     def documents(self) -> Iterator[Document]:
-        """The distinct passages, read again."""
+        """Reads the files again and yields the distinct passages."""
         for group in self.groups:
             yield from kept_documents(group.ranges, group.keep)
 
 
 def group_ranges(files: list[str]) -> list[list[Range]]:
-    """Ranges of files, small ones together, each group about as large as a task should read."""
+    """Groups ranges of files, so that each group is about as large as one task should read."""
     groups: list[list[Range]] = [[]]
     size = 0
     for path in files:
@@ -93,7 +97,7 @@ def group_ranges(files: list[str]) -> list[list[Range]]:
 
 
 def read_documents(ranges: Sequence[Range]) -> Iterator[Document | str]:
-    """The documents of a group; a string says what is wrong with one."""
+    """Yields the documents of a group; a string in place of a document says what is wrong with it."""
     for path, start, end in ranges:
         for _, record in read_records(path, "documents", start, end):
             assert isinstance(record, (Document, str))
@@ -101,10 +105,10 @@ def read_documents(ranges: Sequence[Range]) -> Iterator[Document | str]:
 
 
 def kept_documents(ranges: Sequence[Range], keep: np.ndarray) -> Iterator[Document]:
-    """The documents of a group that are no duplicates.
+    """Yields the documents of a group without duplicates.
 
     Raises:
-        InputError: there are others than when the plan was made.
+        InputError: the files have changed since the plan was made.
     """
     wanted = iter(keep)
     changed = InputError(f"{ranges[0][0]}: it, or a file behind it, changed while it was read")

@@ -1,11 +1,13 @@
-"""Saved embeddings: a folder, or a URI, of Parquet files, each a shard of the corpus in document order.
+"""Reads and writes saved embeddings: a folder or URI of Parquet files, each one shard of the corpus in document order.
 
-A shard has a row for each distinct passage: `position` (its place in document order), `passage_id`, `document` (JSON)
-and `embedding`, a fixed-size list of fp32, fp16 or int8 numbers; of int8 with the row's `scale`, which multiplies
-them. A shard is there when it is whole. `manifest.json` says what the embeddings are of; `shards.jsonl` gets a line
-when a shard has been encoded.
+A shard has one row for each distinct passage: `position` (its place in document order), `passage_id`, `document`
+(JSON) and `embedding`, a list of fixed length of fp32, fp16 or int8 numbers. Rows of int8 also have a `scale`, which
+multiplies the numbers.
 
-N passages of a shard or block, D dimensions.
+A shard file is complete as soon as it exists. `manifest.json` says which model and corpus the embeddings belong to.
+`shards.jsonl` gets one line for each shard when it has been encoded.
+
+Shapes: N passages in a shard or block, D dimensions.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
 
 MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
-EMBEDDINGS_FOLDER = "embeddings"  # in the folder of a model or of an evaluation
+EMBEDDINGS_FOLDER = "embeddings"  # name of the folder inside a model's or an evaluation's folder
 PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
 ROWS_PER_BLOCK = 16_384
-# Of the folder of a transformer: what decides embeddings.
+# Files in a transformer's folder that change its embeddings.
 MODEL_FILES = (
     "config.json",
     "*token*.json",
@@ -47,7 +49,7 @@ MODEL_FILES = (
 
 
 class Shard(NamedTuple):
-    """Passages at positions from `first` to `first` + `rows`."""
+    """The passages at positions `first` to `first + rows`, without the last."""
 
     name: str
     first: int
@@ -55,22 +57,23 @@ class Shard(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Embeddings of N passages."""
+    """Embeddings of N passages, in memory."""
 
     positions: torch.Tensor  # (N,) int64
     embeddings: torch.Tensor  # (N, D) fp32
 
 
 class EmbeddingFolder:
-    """The shards at a location, and what they are of."""
+    """The shards at a location, with their manifest."""
 
     def __init__(self, location: str) -> None:
-        self.location = location if "://" in location else os.path.abspath(location)  # for workers elsewhere
+        # absolute, because workers run in other folders
+        self.location = location if "://" in location else os.path.abspath(location)
         self.filesystem, self.path = open_location(location)
         self._manifest: dict[str, Any] | None = None
 
     def manifest(self) -> dict[str, Any] | None:
-        """What was written by `start`; None where nothing was."""
+        """Returns what `start` wrote; None where nothing was written."""
         path = f"{self.path}/{MANIFEST_FILE}"
         if self._manifest is None and self.filesystem.get_file_info(path).type == fs.FileType.File:
             with self.filesystem.open_input_stream(path) as file:
@@ -83,7 +86,7 @@ class EmbeddingFolder:
         self._manifest = manifest
 
     def clear(self) -> None:
-        """Deletes the shards and what is said of them."""
+        """Deletes all shards, the manifest and the log."""
         self._manifest = None
         for name in [MANIFEST_FILE, LOG_FILE, *(f"{name}.parquet" for name in self.done())]:
             if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
@@ -93,27 +96,27 @@ class EmbeddingFolder:
 
     @property
     def shards(self) -> list[Shard]:
-        """All of them, those that are not there yet too."""
+        """All shards of the corpus, also those that are not written yet."""
         return [Shard(*shard) for shard in (self.manifest() or {"shards": []})["shards"]]
 
     def done(self) -> set[str]:
-        """Names of the files that are there."""
+        """Returns the names of the shards that are written."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {item.base_name.removesuffix(".parquet") for item in found if item.base_name.endswith(".parquet")}
 
     def is_complete(self) -> bool:
-        """Whether there are embeddings of all passages."""
+        """Returns whether all shards are written."""
         return bool(self.shards) and {shard.name for shard in self.shards} <= self.done()
 
     def log(self, name: str, num_rows: int, seconds: float) -> None:
-        """Appends to the list of encoded shards, where the file system can append."""
+        """Adds a line about an encoded shard to the log, where the file system can append to files."""
         if isinstance(self.filesystem, fs.LocalFileSystem):
             line = {"shard": name, "rows": num_rows, "seconds": round(seconds, 3), "time": time.time()}
             with open(f"{self.path}/{LOG_FILE}", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def logged_seconds(self, names: Sequence[str]) -> float:
-        """What encoding some shards took, as far as it was logged."""
+        """Returns how long the encoding of some shards took, as far as it was logged (seconds)."""
         path = Path(self.path) / LOG_FILE
         if not isinstance(self.filesystem, fs.LocalFileSystem) or not path.is_file():
             return 0.0
@@ -130,7 +133,7 @@ class EmbeddingFolder:
         embeddings: torch.Tensor,
         precision: str = "fp32",
     ) -> None:
-        """Writes a shard of (N, D) fp32 embeddings, whole or not at all."""
+        """Writes a shard of (N, D) fp32 embeddings; the file appears only when it is complete."""
         numbers, scales = _quantize(embeddings.cpu().numpy(), precision)
         dimensions = numbers.shape[1]
         columns = {
@@ -144,7 +147,7 @@ class EmbeddingFolder:
         sink = pa.BufferOutputStream()
         compression = {name: "none" for name in columns} | {"document": "zstd"}
         compression.pop("embedding")
-        # Parquet has no bytes but four for each, most of them 0.
+        # Parquet stores an int8 number in four bytes, most of them 0, so compression pays.
         compression["embedding.list.element"] = "zstd" if precision == "int8" else "none"
         pq.write_table(pa.table(columns), sink, compression=compression, use_dictionary=False, write_statistics=False)
         self._write(f"{name}.parquet", sink.getvalue())
@@ -153,12 +156,15 @@ class EmbeddingFolder:
         self.filesystem.create_dir(self.path, recursive=True)
         if isinstance(self.filesystem, fs.LocalFileSystem):
             write_whole(Path(self.path) / name, content)
-        else:  # buckets show a file when it is whole
+        else:  # a bucket shows a file only when it is complete
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
                 file.write(content)
 
     def blocks(self, names: Sequence[str], normalize: bool = False) -> Iterator[Block]:
-        """The embeddings of some shards, in their order, in blocks of some thousand; of unit length if `normalize`."""
+        """Yields the embeddings of some shards in order, in blocks of about 16,000 passages.
+
+        With `normalize`, embeddings of fp16 and int8 get unit length.
+        """
         held: list[Block] = []
         for name in names:
             held.append(self._read(name, normalize))
@@ -186,7 +192,7 @@ class EmbeddingFolder:
             return parquet.read(columns=names)
 
     def documents(self, positions: np.ndarray) -> dict[int, dict[str, Any]]:
-        """The documents at some positions."""
+        """Returns the documents at some positions."""
         wanted = np.unique(positions)
         found: dict[int, dict[str, Any]] = {}
         for shard in self.shards:
@@ -198,7 +204,7 @@ class EmbeddingFolder:
         return found
 
     def passage_ids(self) -> np.ndarray:
-        """(P,) ids of all passages, in document order."""
+        """Returns (P,) the ids of all passages, in document order."""
         parts = [self._table(shard.name, ["passage_id"])["passage_id"].to_numpy() for shard in self.shards]
         return np.concatenate(parts)
 
@@ -212,14 +218,15 @@ def _joined(blocks: list[Block]) -> Block:
 def _quantize(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.ndarray | None]:
     if precision != "int8":
         return embeddings.astype(PRECISIONS[precision].to_pandas_dtype()), None
-    scales = np.maximum(np.abs(embeddings).max(axis=1), 1e-12) / 127  # of each row: its largest number is 127
+    # one scale for each row, so that the row's largest number becomes 127
+    scales = np.maximum(np.abs(embeddings).max(axis=1), 1e-12) / 127
     return np.round(embeddings / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
 def fingerprint(model_folder: str, settings: EncoderSettings) -> str:
-    """Hash of a model's settings and of all files of its modules that decide embeddings: models with one are the same.
+    """Returns a hash of a model's settings and weights; models with the same hash give the same embeddings.
 
-    What lies beside them (results, checkpoints, embeddings) is not looked at.
+    Only files that change embeddings count. Results, checkpoints and embeddings in the same folder do not.
     """
     digest = hashlib.blake2b(json.dumps(vars(settings), sort_keys=True).encode(), digest_size=16)
     root, (transformer, *others) = Path(model_folder), module_folders(model_folder)

@@ -1,13 +1,20 @@
-"""Attention over texts that lie one after the other in a token batch, so that no token is padding.
+"""Computes attention over texts that are packed one after the other in a token batch, without padding between them.
 
-Registered in transformers' attention interface; a forward call without the bounds of texts is transformers' own SDPA.
-On CUDA one kernel of torch's takes all texts: FlashAttention (Dao 2023), in fp32 and on GPUs before Ampere the
-memory-efficient one. A nested tensor's SDPA calls the same two, but takes longer to call them than they take. On CPUs
-runs of texts of equal length are attended to together; where there is dropout by an own function, since torch's leaves
-the fused kernel, computes in fp32 and keeps four values a probability; and in bf16, where the fused kernel takes
-longer, its backward two to five times (with AMX only its backward: there evaluation takes the fused one).
+The function is registered in transformers' attention interface. A call that does not say where the texts begin gets
+transformers' own SDPA.
 
-Shapes: H heads, T tokens of the token batch, n texts of L tokens in a run, d dimensions of a head.
+On CUDA, one kernel of torch attends to all texts at once: FlashAttention (Dao 2023), or the memory-efficient kernel in
+fp32 and on GPUs before Ampere. SDPA over a nested tensor would call the same kernels, but its overhead is larger than
+the time of the kernels.
+
+On CPUs, texts of equal length are attended to together. Torch's fused kernel computes them, with two exceptions, for
+which `_Attention` is faster:
+
+* with dropout, torch leaves the fused kernel, computes in fp32 and keeps four values for each probability;
+* in bf16, the fused kernel is slower, and its backward pass takes two to five times as long. With AMX its forward
+  pass is the faster one, so evaluation uses the fused kernel there.
+
+Shapes: H heads, T tokens in the token batch, n texts of L tokens with the same length, d dimensions of a head.
 """
 
 import math
@@ -25,8 +32,9 @@ from rqa_ray.retriever.dropout import apply_mask, keep_mask
 from rqa_ray.retriever.token_batches import TokenBatch
 
 NAME = "rqa_ray_packed"
-SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # of powers of two in bf16: nothing of note is lost between them
-# Their positions can be passed in and their attention is full and without a bias; each is compared in the tests.
+SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # sums of powers of two in bf16 that are still exact enough
+# These models take positions as an argument, and their attention is full and has no bias. A test compares each of
+# them.
 MODEL_TYPES = tuple(
     "albert bert camembert distilbert electra ernie eurobert gte jina_embeddings_v3 nomic_bert roberta "
     "xlm-roberta".split()
@@ -34,7 +42,7 @@ MODEL_TYPES = tuple(
 
 
 def bounds(token_batch: TokenBatch) -> dict[str, Any]:
-    """The arguments by which `packed_attention` knows the texts of a packed token batch, on its device."""
+    """Returns the arguments that tell `packed_attention` where the texts of a packed token batch begin."""
     device = token_batch.input_ids.device
     if device.type == "cpu":
         return {"text_lengths": token_batch.lengths}
@@ -46,13 +54,13 @@ def bounds(token_batch: TokenBatch) -> dict[str, Any]:
 
 
 def has_flash(device: torch.device) -> bool:
-    """Whether torch's FlashAttention runs on a device, in bf16 and fp16."""
+    """Returns whether torch's FlashAttention runs on a device, in bf16 and fp16."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @cache
 def has_amx() -> bool:
-    """Whether the CPU multiplies matrices of bf16 tile by tile; False where torch is too old to tell."""
+    """Returns whether the CPU multiplies bf16 matrices with AMX; False where torch is too old to tell."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16"))
 
@@ -71,18 +79,19 @@ def packed_attention(
     use_flash: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(1, T, H, d) from query, key and value (1, H, T, d): every text attends to itself.
+    """Returns (1, T, H, d) from query, key and value (1, H, T, d); every text attends to itself only.
 
-    text_lengths: of n texts, ascending (tokens). Or text_offsets: (n + 1,) int32, where the texts begin.
+    The texts are given by `text_lengths` (n lengths in tokens, ascending) or by `text_offsets` ((n + 1,) int32, the
+    places where the texts begin).
     """
     if text_lengths is None and text_offsets is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if torch.is_autocast_enabled(query.device.type):  # rotary positions leave query and key in fp32
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions turn query and key into fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (part.to(dtype) for part in (query, key, value))
-    groups = query.shape[1] // key.shape[1]  # of query heads that share a key and a value
+    groups = query.shape[1] // key.shape[1]  # query heads that share one key and one value
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if text_lengths is not None:
         return _run_by_run(query[0], key[0], value[0], text_lengths, dropout, scaling), None
@@ -99,7 +108,7 @@ def _at_once(
     dropout: float,
     scale: float | None,
 ) -> torch.Tensor:
-    """(1, T, H, d) from (1, H, T, d)."""
+    """Attends to all texts in one kernel of the GPU: (1, T, H, d) from (1, H, T, d)."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     texts = offsets, offsets, longest, longest
     if use_flash and query.dtype != torch.float32:
@@ -117,7 +126,7 @@ def _run_by_run(
     dropout: float,
     scale: float | None,
 ) -> torch.Tensor:
-    """(1, T, H, d) from (H, T, d)."""
+    """Attends to each run of texts of equal length, on a CPU: (1, T, H, d) from (H, T, d)."""
     attended, start = [], 0
     for length, texts in groupby(lengths):
         stop = start + length * len(list(texts))
@@ -133,7 +142,7 @@ def _run_by_run(
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention with dropout of the probabilities; query, key and value (n, H, L, d)."""
+    """Softmax attention with dropout of the probabilities, and its gradient; query, key and value are (n, H, L, d)."""
 
     @staticmethod
     def forward(ctx, query, key, value, dropout, scale):
@@ -156,16 +165,18 @@ class _Attention(torch.autograd.Function):
 
 
 def _softmax(query: torch.Tensor, key: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Probabilities (n, H, L, L) and, where they are not divided yet, the sums to divide by (n, H, L, 1)."""
+    """Returns weights (n, H, L, L) and the sums (n, H, L, 1) to divide them by, or None where they are divided."""
     if query.dtype == torch.bfloat16:
-        # Subtracting a row's maximum only keeps the powers in range, and takes torch longer than they do. The sums
-        # tell whether there was need; between the largest and bf16's range lies 2^16, for the values to be weighted.
+        # Softmax subtracts each row's maximum to keep the powers in range, and torch takes longer for the maximum than
+        # for the powers. The sums tell whether the powers were in range without it. LARGEST_SUM is 2^16 below the
+        # largest number of bf16, which leaves room to multiply by the values.
         weights = torch.matmul(query * (scale * math.log2(math.e)), key.transpose(2, 3)).exp2_()
         sums = weights.sum(dim=3, keepdim=True)
         least, most = sums.aminmax()
         if least > SMALLEST_SUM and most < LARGEST_SUM:
             return weights, sums
-    return torch.matmul(query * scale, key.transpose(2, 3)).softmax(dim=3), None  # computed in fp32 whatever the type
+    # torch computes the softmax in fp32 for every type
+    return torch.matmul(query * scale, key.transpose(2, 3)).softmax(dim=3), None
 
 
 def _divided(values: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""Dropout on CPUs with masks that cost a tenth: torch's `bernoulli_` takes a fifth of a training step there.
+"""Dropout for CPUs, with masks that cost a tenth of torch's: `bernoulli_` takes a fifth of a training step on CPUs.
 
-A mask compares 16 random bits an element with a threshold, so a probability is right to 1/131,072, and what is kept is
-scaled by the exact share that is kept. The bits are numpy's SFC64, seeded from torch's generator at every call:
-whoever restores torch's random state (a token batch's seed, gradient checkpointing) gets the same mask again.
+A mask compares 16 random bits for each element with a threshold. So the probability of dropout is exact to 1/131,072.
+The kept values are divided by the share that is really kept.
+
+The random bits come from numpy's SFC64 generator, which is seeded from torch's generator at every call. Code that
+restores torch's random state (the seed of a token batch, gradient checkpointing) therefore gets the same mask again.
 """
 
 from typing import Any
@@ -13,13 +15,16 @@ from torch import nn
 
 
 def keep_mask(shape: torch.Size, probability: float) -> torch.Tensor:
-    """uint8 of a shape: 1 where dropout keeps, 0 with the probability."""
+    """Returns a random uint8 mask of a shape: 0 with the probability of dropout, else 1."""
     bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-shape.numel() // 4)).view(np.uint16)
     return torch.from_numpy((bits[: shape.numel()] >= _threshold(probability)).view(np.uint8)).view(shape)
 
 
 def apply_mask(values: torch.Tensor, kept: torch.Tensor, probability: float) -> torch.Tensor:
-    """The kept values, scaled so that their expectation is the value; the gradient of that takes the same way."""
+    """Returns the values that the mask keeps, scaled so that their expectation is unchanged.
+
+    The gradient is masked alike.
+    """
     return kept.to(values.dtype).mul_(values).mul_(2**16 / (2**16 - _threshold(probability)))
 
 
@@ -28,7 +33,7 @@ def _threshold(probability: float) -> int:
 
 
 class FastDropout(nn.Dropout):
-    """`nn.Dropout`, on CPUs faster; elsewhere it is that."""
+    """`nn.Dropout` with a faster mask on CPUs; on other devices it is `nn.Dropout`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
@@ -37,6 +42,8 @@ class FastDropout(nn.Dropout):
 
 
 class _Dropout(torch.autograd.Function):
+    """Dropout with `keep_mask`, forward and backward."""
+
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, probability: float) -> torch.Tensor:
         kept = keep_mask(values.shape, probability)
@@ -50,7 +57,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def replace_dropout(module: nn.Module) -> None:
-    """Makes every `nn.Dropout` of a module a `FastDropout`, in place."""
+    """Replaces every `nn.Dropout` in a module by a `FastDropout`, in place."""
     for name, child in module.named_children():
         if type(child) is nn.Dropout:
             setattr(module, name, FastDropout(child.p))

@@ -1,6 +1,6 @@
-"""Token rows cut into token batches, the unit of a forward pass: rows of like length, at most so many tokens.
+"""Cuts token rows into token batches: what one forward pass computes, a group of texts of similar length.
 
-A token batch is packed (text after text, no padding; see `attention.py`) or padded to its longest text.
+A token batch is packed (one text after the other, without padding; see `attention.py`) or padded to its longest text.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-MAX_SPREAD = 4  # pooling unfolds a packed token batch to (texts, longest): so many times its budget of tokens, at most
+# pooling unfolds a packed token batch to (texts, longest text): at most this many times the budget of tokens
+MAX_SPREAD = 4
 
 
 @dataclass
 class TokenBatch:
-    """B texts of T tokens together, the longest of L tokens."""
+    """The input of one forward pass: B texts with T tokens in sum, the longest text with L tokens."""
 
-    input_ids: torch.Tensor  # (1, T) packed, (B, L) padded
-    lengths: list[int]  # of the B texts, ascending (tokens)
-    attention_mask: torch.Tensor | None = None  # (B, L), padded only
-    position_ids: torch.Tensor | None = None  # (1, T) place in its text, packed only
-    offsets: torch.Tensor | None = None  # (B + 1,) int32, where the texts begin, packed only
-    places: torch.Tensor | None = None  # (T,) of the tokens in a padded (B * L), packed only
-    prompt_lengths: list[int] | None = None  # of the B texts: tokens at their begin that pooling leaves out
+    input_ids: torch.Tensor  # (1, T) if packed, (B, L) if padded
+    lengths: list[int]  # lengths of the B texts, ascending (tokens)
+    attention_mask: torch.Tensor | None = None  # (B, L), only if padded
+    position_ids: torch.Tensor | None = None  # (1, T) the place of each token in its text, only if packed
+    offsets: torch.Tensor | None = None  # (B + 1,) int32, where the texts begin, only if packed
+    places: torch.Tensor | None = None  # (T,) the place of each token in a padded (B * L), only if packed
+    prompt_lengths: list[int] | None = None  # for each text, how many tokens at its start pooling leaves out
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are computed on, padding included."""
+        """Number of tokens that the forward pass computes, padding included."""
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same token batch with its tensors on a device."""
+        """Returns the same token batch with its tensors on a device."""
         moved = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
         }
@@ -45,10 +46,12 @@ class TokenBatch:
 def length_sorted_batches(
     rows: Sequence[np.ndarray], max_tokens: int, pad_id: int, packed: bool = False, max_rows: int | None = None
 ) -> tuple[list[TokenBatch], torch.Tensor]:
-    """Cuts token rows into token batches of rows of like length, at most `max_tokens` tokens with padding.
+    """Cuts token rows into token batches of similar lengths, with at most `max_tokens` tokens each (with padding).
 
-    The token batch of the longest rows comes first, so that what it needs of memory does for the others. A token batch
-    has at least one row. Also returns `order` (rows,): `batch_rows[order]` are the rows as they were given.
+    A single row that is longer gets a token batch of its own. The token batch with the longest rows comes first: the
+    memory that it needs is enough for all others.
+
+    Also returns `order` (rows,), which restores the order of the input: `batch_rows[order]` are the rows as given.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     by_length = np.argsort(lengths, kind="stable")
@@ -61,13 +64,15 @@ def length_sorted_batches(
 
 
 def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> list[int]:
-    """Where to cut sorted lengths (N,) so that the computed tokens are fewest, a token batch costing 5% of its budget.
+    """Finds where to cut sorted lengths (N,) so that the number of computed tokens is smallest.
 
-    Exact, by dynamic programming over the end of the last token batch: filling one by one pads 5% more in Faire.
+    Each token batch counts as 5% of its budget of tokens, so that there are not too many. The result is exact, by
+    dynamic programming over the end of the last token batch. Filling one token batch after the other pads 5% more on
+    Faire.
     """
     tokens_before = np.concatenate([[0], np.cumsum(lengths)])
-    cost = np.zeros(len(lengths) + 1)  # of the best cut of the first so many rows
-    last = np.zeros(len(lengths) + 1, dtype=np.int64)  # where its last token batch begins
+    cost = np.zeros(len(lengths) + 1)  # cost[i]: of the best cut of the first i rows
+    last = np.zeros(len(lengths) + 1, dtype=np.int64)  # last[i]: where the last token batch of that cut begins
     for end in range(1, len(lengths) + 1):
         longest = max(int(lengths[end - 1]), 1)
         if packed:
@@ -88,7 +93,7 @@ def _cuts(lengths: np.ndarray, max_tokens: int, max_rows: int, packed: bool) -> 
 
 def _pad(rows: list[np.ndarray], pad_id: int) -> TokenBatch:
     lengths = [len(row) for row in rows]
-    shape = (len(rows), lengths[-1])  # sorted: the last row is the longest
+    shape = (len(rows), lengths[-1])  # the rows are sorted, so the last one is the longest
     input_ids, mask = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for index, row in enumerate(rows):
         input_ids[index, : len(row)], mask[index, : len(row)] = row, 1
@@ -116,6 +121,9 @@ def _pack(rows: list[np.ndarray]) -> TokenBatch:
 
 
 def _unmarked(ids: np.ndarray, count: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, list[int] | None]:
-    """Ids without the marks of `TextTokenizer`, and how many marked ones each text has, where one has any."""
+    """Removes `TextTokenizer`'s marks of prefix tokens, and counts the marked tokens of each text.
+
+    Returns None in place of the counts if no token is marked.
+    """
     marked = ids < 0
     return (np.where(marked, ~ids, ids), count(marked).tolist()) if marked.any() else (ids, None)

@@ -1,4 +1,7 @@
-"""Runs a loop on Ray Train's workers: in a thread, while the main thread draws the progress line and takes signals."""
+"""Runs the training workers from the driver.
+
+Ray Train runs in a thread. The main thread draws the progress line and takes signals.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,12 @@ from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.uploads import StorageAway, is_full
 
 POLL_SECONDS = 0.5
-RESIZE_SECONDS = 20.0  # between two looks for nodes that more workers could have
+RESIZE_SECONDS = 20.0  # between two looks for new nodes that could hold more workers
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Stopped(SystemExit):
-    """The run was stopped by a signal, its state saved; `code` is the exit code."""
+    """Raised after a signal stopped the run and its state was saved; `code` is the exit code of the process."""
 
 
 def torch_trainer(
@@ -47,7 +50,7 @@ def torch_trainer(
     max_failures: int = 0,
     **options: Any,
 ) -> TorchTrainer:
-    """Ray Train's trainer that runs `loop` on the planned workers, and keeps the best checkpoints and the newest."""
+    """Builds Ray Train's trainer, which runs `loop` on the workers and keeps the best and the newest checkpoints."""
     callbacks = options.pop("callbacks", None)
     return TorchTrainer(
         _run_loop,
@@ -76,16 +79,16 @@ def torch_trainer(
 
 
 def _run_loop(config: dict[str, Any]) -> WorkerResult:
-    """In a worker: Ray Train hands over a dict."""
+    """Calls the loop in a worker, with the dict that Ray Train hands to it."""
     return config["loop"](config["spec"])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of the workers ended."""
+    """The result of a run of the workers."""
 
     result: WorkerResult
-    stopped_by: signal.Signals | None  # the signal that stopped it
+    stopped_by: signal.Signals | None  # the signal that stopped the run, if any
 
 
 def fit(
@@ -97,11 +100,11 @@ def fit(
     name: str,
     saves_on_stop: bool = True,
 ) -> Outcome:
-    """Runs the workers to their end. Without `saves_on_stop` a signal ends all at once.
+    """Runs the workers to their end. Without `saves_on_stop`, a signal ends the run at once.
 
     Raises:
-        SystemExit: a worker failed, or storage is full; with code 1, or that of a signal that came before.
-        StorageAway: storage does not answer.
+        SystemExit: a worker failed, or storage is full; the code is 1, or the code of a signal that came before.
+        StorageAway: the storage does not answer.
     """
     mailbox = new_mailbox()
     spec = replace(spec, mailbox=mailbox, run=name)
@@ -116,7 +119,7 @@ def fit(
     def run() -> None:
         try:
             results.append(trainer.fit().return_value)
-        except BaseException as error:  # handed to the main thread, which raises it
+        except BaseException as error:  # the main thread raises it
             errors.append(error)
 
     def on_signal(number: int, _: Any) -> None:
@@ -127,7 +130,7 @@ def fit(
             raise Stopped(STOP_EXIT_CODES[signal.Signals(number)])
         signals.append(signal.Signals(number))
 
-    # Train would install its own handler on the main thread, which aborts without saving.
+    # On the main thread, Ray Train would install its own signal handler, which ends the run without saving.
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     handlers = {number: signal.signal(number, on_signal) for number in STOP_EXIT_CODES}
     show = ProgressLine()
@@ -136,7 +139,7 @@ def fit(
         asked = has_begun = False
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            if signals and not has_begun:  # nothing to save
+            if signals and not has_begun:  # nothing is trained yet, so there is nothing to save
                 stop_message(job, 0, signals[0])
             if signals and not asked:
                 asked = True
@@ -155,19 +158,19 @@ def fit(
     if result.failure:
         print(f"error: {result.failure}", file=sys.stderr)
         raise SystemExit(1)
-    # A signal may come when the run has ended.
+    # A signal that came after the end of the run did not stop it.
     return Outcome(result, signals[0] if signals and result.stopped else None)
 
 
 def _raise(
     error: BaseException, code: int, job: Job, workers: Workers, mailbox: Any, name: str, storage_path: str
 ) -> NoReturn:
-    """Ends a run that Ray Train gave up."""
+    """Ends the program after Ray Train gave up, with one line on stderr where the reason is known."""
     if isinstance(error, WorkerGroupError):
         late = ray.get(mailbox.missing.remote(name, workers.num_workers))
         print(f"error: {reason_of(error, late)}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(code)
-    if isinstance(error, ControllerError):  # Ray's own list of checkpoints lies in storage too
+    if isinstance(error, ControllerError):  # Ray writes its own list of checkpoints to storage too
         failure, place = error.controller_failure, shown(storage_path)
         if is_full(failure):
             print(f"error: {place}: no space left ({failure})\n{how_to_go_on(job)}", file=sys.stderr)
@@ -178,7 +181,7 @@ def _raise(
 
 
 def draw(show: ProgressLine, mailbox: Any, job: Job) -> bool:
-    """Shows the newest record and prints the workers' notes; returns whether there is a record."""
+    """Draws the progress line and prints the workers' notes; returns whether a worker has reported progress."""
     try:
         records, notes = ray.get(mailbox.take.remote(), timeout=5)
     except RayError:
@@ -192,16 +195,16 @@ def draw(show: ProgressLine, mailbox: Any, job: Job) -> bool:
 
 
 def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
-    """What the workers died of: the one line that counts where it is known, else Ray's page about it.
+    """Returns why the workers failed: one line where the reason is known, else Ray's report.
 
-    `late` are ranks that others waited for in a collective.
+    `late` are the ranks for which others waited in a collective.
     """
     failures = {rank: str(failure) for rank, failure in sorted(error.worker_failures.items())}
     for failure in failures.values():
         for line in failure.splitlines():
             if "running low on memory" in line:
                 return f"{line}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
-            if "InputError: " in line:  # what only a worker can find out, such as weights that are not finite
+            if "InputError: " in line:  # only a worker can find these, such as weights that are not finite
                 return line.rpartition("InputError: ")[2]
             if any(words in line for words in ("StorageError: ", ": no space left", ": could not be written for")):
                 return line.rpartition("StorageError: ")[2]
@@ -212,14 +215,14 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
 
 
 def stop_message(job: Job, step: int, stopped_by: signal.Signals) -> NoReturn:
-    """Says how to go on, and raises Stopped."""
+    """Prints how to resume the run, and raises Stopped."""
     done = f"after step {step}, state saved" if step else "before the first step"
     print(f"stopped {done}; {how_to_go_on(job)}")
     raise Stopped(STOP_EXIT_CODES[stopped_by])
 
 
 def how_to_go_on(job: Job) -> str:
-    """The command that resumes this run, or the argument where a program has called it."""
+    """Returns the command that resumes this run, or the keyword argument where the run was started from Python."""
     resume_words = job.resume_flag.split()
     if not job.command:
         return f"go on in {shown(job.location)} with {resume_words[0].lstrip('-')}=True"

@@ -1,4 +1,4 @@
-"""When a run evaluates and saves, and which of that is done: the one owner of both."""
+"""Decides after which steps a run evaluates and saves, and remembers which evaluations and checkpoints are made."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from rqa_ray.evaluation.results import Evaluation
 
 
 class Schedule(TrainerCallback):
-    """Saving follows evaluation, step 0 and the last step are evaluated, and a stop puts an evaluation off.
+    """Tells the Trainer when to evaluate and to save, as one of its callbacks.
 
-    With `evaluates_beside` what is saved is evaluated later, by a task beside training.
+    Every evaluation is followed by a checkpoint. Step 0 and the last step are always evaluated. When the run is
+    stopped, the evaluation that is due is put off to the resumed run.
+
+    With `evaluates_beside`, a task beside training evaluates the checkpoints, and the loop evaluates step 0 only.
     """
 
     def __init__(self, evaluates_beside: bool = False) -> None:
         self.evaluates_beside = evaluates_beside
-        self.before = Evaluation()  # of step 0, the pretrained model
-        self.evaluated_step = -1  # its evaluation is made, or left to the task beside training
+        self.before = Evaluation()  # the evaluation of step 0, which is the pretrained model's
+        self.evaluated_step = -1  # the last step that was evaluated, or left to the task beside training
         self.saved_step = -1
-        self.beside_step = -1  # its checkpoint is to be evaluated beside training
-        self.pending_step = -1  # a stop has put its evaluation off
+        self.beside_step = -1  # the last step whose checkpoint the task beside training evaluates
+        self.pending_step = -1  # the step whose evaluation a stop has put off
 
     def is_evaluated_here(self, step: int) -> bool:
-        """Whether the evaluation of a step was made in the loop."""
+        """Returns whether the training loop itself evaluated a step."""
         return self.evaluated_step == step != self.beside_step
 
     def put_off(self, step: int, control) -> None:
-        """Saves, and leaves the evaluation that is due at this step to the run that goes on."""
+        """Makes the run save now, and leaves the evaluation that is due at this step to the resumed run."""
         if control.should_evaluate or self.beside_step == step:
             self.pending_step, self.evaluated_step, self.beside_step = step, -1, -1
             control.should_evaluate, control.should_save = False, True
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.before and not state.log_history:  # step 0 was evaluated elsewhere
+        if self.before and not state.log_history:  # another process has evaluated step 0
             state.log_history.append({**self.before.metrics, "epoch": 0.0, "step": 0})
 
     def on_evaluate(self, args, state, control, **kwargs):
@@ -53,7 +56,7 @@ class Schedule(TrainerCallback):
         self._save_and_evaluate(state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Also called when a stop broke off in the middle of an epoch, whose end it then is not.
+        # The Trainer also calls this when a stop ends the loop in the middle of an epoch, which is no end of an epoch.
         is_end = not (control.should_training_stop and state.epoch % 1)
         control.should_evaluate &= is_end and self.evaluated_step != state.global_step
         self._save_and_evaluate(state, control)
@@ -66,8 +69,9 @@ class Schedule(TrainerCallback):
 
 
 def evaluations_due(step: int, max_steps: int, fraction: float) -> int:
-    """How many evaluations are due by a step: the m-th at the step nearest to m x `fraction` of all.
+    """Returns how many evaluations are due by a step.
 
-    Of a number of steps that the fraction does not divide, the Trainer would make an interval and fewer evaluations.
+    The m-th evaluation is due at the step nearest to m x `fraction` x `max_steps`. The Trainer would round the
+    fraction to a whole number of steps, and so evaluate less often than asked.
     """
     return int((step + 0.5) / (fraction * max_steps) + 1e-9)

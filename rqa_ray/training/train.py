@@ -1,8 +1,8 @@
-"""One training run, from a parsed job to the files in output_dir.
+"""Makes one training run, from a parsed job to the files in output_dir.
 
-1. Set up: check, connect, plan the workers, read and tokenize (`setup.py`).
+1. Set up: check the job, connect to Ray, plan the workers, read and tokenize the files (`setup.py`).
 2. Train on the workers (`driver.py`, `worker.py`).
-3. Take the best of the stored checkpoints, write model, results and predictions, print the summary.
+3. Take the best of the stored checkpoints, write the model, results and predictions, and print the summary.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from rqa_ray.training.uploads import StorageAway
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run has achieved, and where it is."""
+    """The result of a training run: its metrics, and the place of its model."""
 
-    output_dir: str  # a folder or URI: the best model, results and predictions
-    best_step: int  # 0: the pretrained model, which no evaluated step was better than
-    before: dict[str, float]  # metrics of the pretrained model by full name
-    metrics: dict[str, float]  # of the model in output_dir
+    output_dir: str  # folder or URI of the best model, the results and the predictions
+    best_step: int  # 0 if no evaluated step was better than the pretrained model
+    before: dict[str, float]  # metrics of the pretrained model, by full name
+    metrics: dict[str, float]  # metrics of the model in output_dir, by full name
 
     def _repr_html_(self) -> str:
         rows = [[name, self.before.get(name, ""), value] for name, value in self.metrics.items()]
@@ -47,11 +47,11 @@ class TrainResult:
 
 
 def train(job: Job) -> TrainResult:
-    """Runs a training job to its end and prints what it achieved.
+    """Runs a training job to its end and prints the result.
 
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written.
-        Stopped: a signal ended the run after its state was saved.
+        Stopped: a signal ended the run, and its state is saved.
     """
     setup = set_up(with_local_output(job), ALL_ARGS_FILE)
     job, workers = setup.job, setup.workers
@@ -96,7 +96,7 @@ def finish(
 ) -> TrainResult:
     """Writes output_dir from the best of the stored checkpoints of a run, and prints the summary.
 
-    `evaluations` are those made beside training: steps and metrics.
+    `evaluations` are the steps and metrics of the evaluations that were made beside training.
     """
     best_stored = stored.best_checkpoint(whole, job.training["metric_for_best_model"])
     before = summary.ModelState(0, best_stored.before())

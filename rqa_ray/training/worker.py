@@ -1,4 +1,4 @@
-"""What one training worker of Ray Train does: take the blocks, train, hand back the numbers."""
+"""Runs one training worker of Ray Train: fetches the data, trains, returns the result."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.trainer import ContrastiveTrainer, NonFiniteLossError
 from rqa_ray.training.uploads import StorageError, Uploads, is_full
 
-# How gloo and nccl say that this rank waited for others.
+# The words with which gloo and nccl say that a rank waited for others.
 WAITED_IN_VAIN = ("imed out", "onnection closed", "onnection reset")
 
 
 def train_worker(spec: WorkerSpec) -> WorkerResult:
-    """Trains on this rank."""
+    """Trains on this rank and returns its result."""
     _be_quiet()
     forget_accelerate()
     torch.set_num_threads(spec.num_cpus)
@@ -62,13 +62,13 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
         try:
             if checkpoint and spec.resume_from and note.evaluation_pending:
                 _make_up_evaluation(trainer, checkpoint, spec.resume_from)
-            if checkpoint and trainer.is_finished(checkpoint):  # killed after its last checkpoint
+            if checkpoint and trainer.is_finished(checkpoint):  # the run was killed after its last checkpoint
                 return WorkerResult(trainer.state.global_step)
             metrics, failure = trainer.train(resume_from_checkpoint=checkpoint).metrics, None
         except Interrupted:
             report.stopped, metrics, failure = True, {}, None
             trainer.save_interrupted()
-        except NonFiniteLossError as error:  # on all ranks together; a restart by Ray would meet it again
+        except NonFiniteLossError as error:  # all ranks raise it together, and a restart would fail at the same step
             metrics, failure = {}, str(error)
         except Exception as error:
             if is_full(error):
@@ -78,15 +78,15 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
             raise
         finally:
             if isinstance(reports, Uploads):
-                reports.wait()  # before the folder of the local checkpoints is deleted
+                reports.wait()  # the local checkpoints are deleted after this block
         if spec.spare:
             report.send(phase="waiting for the last evaluation", total=0)
-        step = max(trainer.state.global_step, note.step)  # a stop may come before the state is loaded
+        step = max(trainer.state.global_step, note.step)  # a stop may come before the Trainer has loaded the state
         return WorkerResult(step, report.stopped, failure, metrics)
 
 
 def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> ContrastiveTrainer:
-    """The trainer of this rank. It works in the folder `scratch`; `checkpoint` is the folder that it resumes from."""
+    """Builds the trainer of this rank. The trainer writes into `scratch`, and resumes from the folder `checkpoint`."""
     settings, model = spec.settings, spec.model
     args = _training_arguments(spec, scratch, evaluates_first=not spec.before and checkpoint is None)
     bring_model(model.folder, model.copy)
@@ -94,9 +94,9 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
     if args.process_index == 0:
         for note in check_against_sentence_transformers(encoder):
             spec.mailbox.put.remote(spec.run, None, note)
-    encoder.can_pack = not distributed.any_rank(not encoder.can_pack, args.device)  # what rank 0 has found
+    encoder.can_pack = not distributed.any_rank(not encoder.can_pack, args.device)  # rank 0 has checked the model
     if encoder.can_pack and args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # these models use all of theirs
+        args.ddp_find_unused_parameters = False  # these models use all of their parameters
     if args.torch_compile:
         args = compile_transformer(encoder, args)
     tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items()}
@@ -124,7 +124,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         plan.packed,
         spec.eval_precision,
     )
-    torch.manual_seed(args.seed)  # of what a loss starts with
+    torch.manual_seed(args.seed)  # for the initial values of a loss's own parameters
     splits: dict[str, Questions] = {}
     splits |= {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables}
     trainer = ContrastiveTrainer(
@@ -141,7 +141,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
 
 
 def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: StepNote, scratch: str) -> ReportCallback:
-    """Lets the trainer report its checkpoints and its progress, and tells the driver that this rank has begun."""
+    """Connects the trainer to Ray and to the driver, and tells the driver that this rank has started."""
     args, mailbox = trainer.args, spec.mailbox
     watches_preemption = not spec.report and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
     questions_per_step = spec.micro_batch * args.gradient_accumulation_steps
@@ -168,7 +168,7 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
 def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: str) -> None:
     """Makes the evaluation that a stop has put off, and stores it beside the checkpoint."""
     stored = read_checkpoint(location)
-    if stored and stored.metrics:  # by an attempt before this one
+    if stored and stored.metrics:  # an earlier attempt has made it
         return
     trainer._load_from_checkpoint(checkpoint)
     found = trainer.rank_questions()
@@ -178,6 +178,7 @@ def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: 
 
 
 def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:
+    """Builds the real TrainingArguments of this worker from the plain values of the spec."""
     settings, location = spec.settings, spec.logging_location
     world_size = 1 if spec.report else ray.train.get_context().get_world_size()
     for value, variable in (
@@ -193,18 +194,19 @@ def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -
         "run_name": spec.training.get("run_name") or os.path.basename(shown(spec.output_dir)),
         "use_cpu": not spec.use_gpu,
         "disable_tqdm": True,
-        # For samples per second: what each worker really has.
+        # The Trainer computes samples per second from it.
         "per_device_train_batch_size": -(-spec.micro_batch // world_size),
-        "eval_on_start": evaluates_first,  # else it would run after every resume
-        "save_strategy": "no",  # the Schedule saves
-        "save_total_limit": None,  # of stored checkpoints: the worker's own is deleted when it is stored
+        "eval_on_start": evaluates_first,  # the Trainer would evaluate after every resume too
+        "save_strategy": "no",  # the Schedule decides when to save
+        "save_total_limit": None,  # it limits stored checkpoints; the worker deletes its own copy after storing it
         "logging_nan_inf_filter": False,
-        "ddp_broadcast_buffers": False,  # ranks may forward unequal numbers of token batches
+        "ddp_broadcast_buffers": False,  # ranks may have different numbers of forward passes
     }
     return RetrieverTrainingArguments(**(spec.training | own))
 
 
 def _be_quiet() -> None:
+    """Silences warnings of transformers and accelerate that mean nothing to the user."""
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
