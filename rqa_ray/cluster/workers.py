@@ -72,7 +72,7 @@ def max_concurrent(workers: Workers) -> int:
 def find_spare(workers: Workers) -> dict[str, int] | None:
     """Returns the resources that the workers leave free for one task, as options of `ray.remote`.
 
-    None if there are none.
+    Returns None if the workers leave nothing free.
 
     The task gets a GPU where each worker has one, else the free CPUs of one node.
     """

@@ -1,4 +1,4 @@
-"""Whether an encoder embeds as sentence-transformers does with the same weights: looked at before it is used."""
+"""Checks that an encoder gives the same embeddings as sentence-transformers, before the encoder is used."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from rqa_ray.retriever.tokenizer import TextTokenizer
 
 _WORDS = "which person in the old city by the river wrote a book about whales and how many pages does it have".split()
 TEXTS = ["", "Hi", *(" ".join(itertools.islice(itertools.cycle(_WORDS), number)) for number in (3, 17, 41))]
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # as a share of an embedding's length
+# largest allowed distance, as a share of the embedding's length
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
-    """Embeds five texts as questions and as passages, alone and together, here and by sentence-transformers.
+    """Embeds five texts as questions and as passages, with this encoder and with sentence-transformers, and compares.
 
-    Where packed token batches differ from what sentence-transformers makes of each text alone, `can_pack` is taken
-    from the encoder. Returns warnings, a line each.
+    If only packed token batches differ, the function sets `can_pack` to False, so that texts are padded. Returns
+    warnings, one line each.
 
     Raises:
-        InputError: padded token batches differ too, so that another model would be trained than the one that is saved;
-            or a text cannot be embedded.
+        InputError: padded token batches differ too, so the saved model would not be the trained one; or the model
+            cannot embed a text.
     """
     was_training, settings, notes = encoder.training, encoder.settings, []
     kind, dtype = encoder.transformer.config.model_type, next(encoder.transformer.parameters()).dtype
@@ -57,7 +58,7 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
         return notes
     except InputError:
         raise
-    except Exception as error:  # a model's own code raises what it likes
+    except Exception as error:  # the model may bring its own code, which raises any kind
         raise InputError(
             f"the model ({kind}) cannot embed a text: {first_line(error)}; choose another model"
         ) from None
@@ -66,13 +67,14 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
 
 
 def _theirs(encoder: Encoder, batch_size: int) -> torch.Tensor:
-    """(10, D) by sentence-transformers; of unit length where we make it so after cutting dimensions."""
+    """Returns (10, D) embeddings by sentence-transformers, with unit length where the encoder makes unit length."""
     settings = encoder.settings
     options: dict[str, Any] = {"convert_to_tensor": True, "batch_size": batch_size, "show_progress_bar": False}
     options["normalize_embeddings"] = settings.similarity == "cosine"
     prompts = {"query": settings.query_prefix, "document": settings.passage_prefix}
     bf16 = next(encoder.transformer.parameters()).dtype == torch.bfloat16
-    with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=bf16):  # the head's weights are in fp32
+    # because the head's weights are in fp32
+    with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=bf16):
         return torch.cat(
             [encoder.model.encode(TEXTS, prompt=prompt, task=task, **options) for task, prompt in prompts.items()]
         )
@@ -80,7 +82,7 @@ def _theirs(encoder: Encoder, batch_size: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def _own(encoder: Encoder, rows: list, packed: bool = False) -> torch.Tensor:
-    """(rows, D) of token rows together."""
+    """Returns (rows, D) embeddings by this encoder, all rows together."""
     device = next(encoder.parameters()).device
     pad_id = encoder.tokenizer.pad_token_id
     token_batches, order = length_sorted_batches(rows, 100_000, pad_id, packed)
@@ -88,5 +90,5 @@ def _own(encoder: Encoder, rows: list, packed: bool = False) -> torch.Tensor:
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest distance of two embeddings of a text, as a share of the expected one's length."""
+    """Returns the largest distance between two embeddings of a text, as a share of the expected embedding's length."""
     return ((found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-6)).max().item()

@@ -1,7 +1,7 @@
-"""The passages that a question is compared with: those of all ranks, gathered, with what says which of them count.
+"""Gathers the passages of all ranks as candidates for each question, and says which of them count as negatives.
 
-Shapes: n questions and m passages on this rank (the first n passages are the questions' own, hard negatives and
-padding rows follow), W ranks, C = W * m candidates, D dimensions, g gold ids a question.
+Shapes: n questions and m passages on this rank, W ranks, C = W * m candidates, D dimensions, g gold ids per question.
+The first n passages are the questions' own; hard negatives and padding rows follow.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from rqa_ray.retriever import distributed
 
 @dataclass(frozen=True)
 class Candidates:
-    """The C passages of all ranks, as the loss of this rank's n questions sees them."""
+    """The C passages of all ranks, as the loss of this rank's n questions needs them."""
 
-    embeddings: torch.Tensor  # (C, D) fp32; their gradients flow back to the ranks that they came from
-    ids: torch.Tensor  # (C,) int64 identities
+    embeddings: torch.Tensor  # (C, D) fp32; gradients flow back to the ranks that the passages came from
+    ids: torch.Tensor  # (C,) int64 passage ids
     is_candidate: torch.Tensor  # (C,) bool, false for padding rows
-    labels: torch.Tensor  # (n,) the column of each question's own passage
-    gold_ids: torch.Tensor  # (n, g) int64, all golds of each question, short rows filled with a repeated gold
+    labels: torch.Tensor  # (n,) column of each question's own passage
+    gold_ids: torch.Tensor  # (n, g) int64, all golds of each question; short rows repeat a gold
     teacher_scores: torch.Tensor | None = None  # (n, C), NaN where the teacher has not scored the pair
 
     def masked(self, rows: slice = slice(None)) -> torch.Tensor:
-        """(rows, C) bool: the columns that are no negative of these questions, nor their own passage."""
+        """Returns (rows, C) bool: true where a column is neither a negative of the question nor its own passage."""
         return false_negatives(self.ids, self.is_candidate, self.gold_ids[rows], self.labels[rows])
 
 
 def gather_candidates(
     passages: torch.Tensor, passage_ids: torch.Tensor, is_passage: torch.Tensor, gold_ids: torch.Tensor
 ) -> Candidates:
-    """The passages of all ranks, in one collective. The number m has to be equal on all ranks.
+    """Gathers the passages of all ranks in one collective. The number m has to be the same on all ranks.
 
     Args:
         passages: (m, D) embeddings, m >= n.
-        passage_ids: (m,) int64 identities.
+        passage_ids: (m,) int64.
         is_passage: (m,) bool, false for padding rows.
         gold_ids: (n, g) int64.
     """
@@ -50,8 +50,8 @@ def gather_candidates(
 def false_negatives(
     candidate_ids: torch.Tensor, is_candidate: torch.Tensor, gold_ids: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """(n, C) bool: columns that are padding, or a gold of the row's question other than its own label's column."""
+    """Returns (n, C) bool: true where a column is padding, or another gold of the question."""
     masked = (~is_candidate).repeat(len(gold_ids), 1)
-    for column in gold_ids.unbind(dim=1):  # a loop over g keeps the memory at one (n, C) mask
+    for column in gold_ids.unbind(dim=1):  # a loop over g, so that memory holds only one (n, C) mask
         masked |= candidate_ids[None, :] == column[:, None]
     return masked.scatter_(1, labels[:, None], False)

@@ -1,21 +1,24 @@
-"""Rank, world size and the gather that keeps gradients; the identity where there is no process group."""
+"""Rank, number of ranks, and the gather that keeps gradients.
+
+Without a process group, all functions work for one rank.
+"""
 
 import torch
 import torch.distributed as dist
 
 
 def is_distributed() -> bool:
-    """Whether a process group of more than one rank is there; decided at each call."""
+    """Returns whether there is a process group with more than one rank; asked anew at each call."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
-    """Rank of this process, 0 without a process group."""
+    """Returns the rank of this process, 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
+    """Returns the number of ranks, 1 without a process group."""
     return dist.get_world_size() if is_distributed() else 1
 
 
@@ -29,10 +32,10 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_with_gradient(tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`gather` of fp32 rows (R, D) and their int64 ids (R, n), in one collective.
+    """Gathers fp32 rows (R, D) and their int64 numbers (R, n) of all ranks, in one collective.
 
-    Its backward returns to each rank the gradient of its own rows, summed over all ranks. The shape of the idea is
-    lightly's `GatherLayer`; only collectives that gloo and nccl both have are used.
+    The backward pass returns to each rank the gradient of its own rows, summed over all ranks. The idea is from
+    lightly's `GatherLayer`. Only collectives that both gloo and nccl have are used.
     """
     return _GatherWithGradient.apply(tensor, ids) if is_distributed() else (tensor, ids)
 
@@ -41,7 +44,7 @@ class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.num_rows = len(tensor)
-        # As int32, so that no bits of an id are read as a number that a copy might change.
+        # As int32, because copying the bits of an id as floating-point numbers might change them.
         parts = [tensor.contiguous().view(torch.int32), ids.contiguous().view(torch.int32)]
         widths = [part.shape[1] for part in parts]
         values, numbers = gather(torch.cat(parts, dim=1)).split(widths, dim=1)
@@ -57,12 +60,12 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether the flag is set on any rank; the same answer on all ranks."""
+    """Returns whether a flag is set on any rank; the answer is the same on all ranks."""
     return any_ranks([flag], device)[0]
 
 
 def any_ranks(flags: list[bool], device: torch.device | str = "cpu") -> list[bool]:
-    """`any_rank` of several flags, in one collective."""
+    """Does `any_rank` for several flags, in one collective."""
     if not is_distributed():
         return flags
     values = torch.tensor(flags, dtype=torch.float32, device=device)

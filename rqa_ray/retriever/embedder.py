@@ -1,4 +1,4 @@
-"""The one embedder: texts, or token rows, to embeddings without a graph, in token batches that suit the device."""
+"""Embeds texts or token rows without a graph: the one embedder of training, jobs and notebooks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rqa_ray.retriever.tokenizer import TextTokenizer, check_model
 
 OnBatch = Callable[[int], None]
 
-# Where more makes nothing faster: on CPUs the activations fall out of the cache, GPUs are busy.
+# More tokens make nothing faster: on CPUs the activations leave the cache, and GPUs are busy already.
 TOKENS_PER_BATCH = {"cpu": 2_000, "cuda": 32_768}
-MOST_BATCHES_AT_A_TIME = 4  # on CPUs; Python's part of the work, some 5%, is done by one thread at a time
+MOST_BATCHES_AT_A_TIME = 4  # on CPUs, where Python's part of the work (about 5%) runs in one thread at a time
 
 
 @dataclass
 class EmbedOptions:
-    """How rows are cut into token batches and computed."""
+    """How rows are cut into token batches, and in which precision they are computed."""
 
     pad_id: int
     max_tokens: int
@@ -36,16 +36,16 @@ class EmbedOptions:
 
     @classmethod
     def for_device(cls, encoder: Encoder) -> EmbedOptions:
-        """What suits the device that the encoder is on."""
+        """Returns the options that suit the device of the encoder."""
         device = next(encoder.parameters()).device
         max_tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
         return cls(encoder.tokenizer.pad_token_id, max_tokens, packed=encoder.packs_here)
 
 
 class Embedder:
-    """Questions, passages or token rows to embeddings (n, D) in fp32, in their order, on the encoder's device.
+    """Turns questions, passages or token rows into (n, D) fp32 embeddings, in order, on the encoder's device.
 
-    `notes` are warnings for the user, a line each.
+    `notes` are warnings for the user, one line each.
 
         embedder = Embedder.load("intfloat/e5-base-v2")
         scores = embedder.questions(["who wrote it?"]) @ embedder.passages(["A book by Melville.", "A city."]).T
@@ -59,12 +59,13 @@ class Embedder:
 
     @classmethod
     def load(cls, model: str | ModelSpec, device: str | torch.device | None = None, bf16: bool = False) -> Embedder:
-        """The embedder of a model: a folder, an installed package, a hub name, or a folder with its settings.
+        """Loads the embedder of a model: a folder, an installed package, a hub name, or a `ModelSpec`.
 
-        The device is a GPU where there is one. With `bf16` the weights are in bf16.
+        The embedder runs on a GPU where there is one. With `bf16`, the weights are in bf16.
 
         Raises:
-            InputError: there is no such model, it cannot be used, or it embeds otherwise than sentence-transformers.
+            InputError: there is no such model, the model cannot be used, or its embeddings differ from those of
+                sentence-transformers.
         """
         if isinstance(model, str):
             folder = find_model_folder(model)
@@ -78,15 +79,18 @@ class Embedder:
         return embedder
 
     def questions(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
-        """(n, D) of n questions, with the model's query prefix."""
+        """Returns (n, D) embeddings of n questions, with the model's query prefix."""
         return self.rows(self.tokenizer.questions(texts), on_batch)
 
     def passages(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
-        """(n, D) of n passages, with the model's passage prefix."""
+        """Returns (n, D) embeddings of n passages, with the model's passage prefix."""
         return self.rows(self.tokenizer.passages(texts), on_batch)
 
     def rows(self, rows: Sequence[np.ndarray], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
-        """(n, D) of n token rows; `on_batch` gets the number of rows of each token batch that is done."""
+        """Returns (n, D) embeddings of n token rows.
+
+        Calls `on_batch` with the number of rows of each finished token batch.
+        """
         encoder, options = self.encoder, self.options
         device = next(encoder.parameters()).device
         if not len(rows):
@@ -101,7 +105,7 @@ class Embedder:
                 return encoder.embed([token_batch.to(device)])
 
         parts = []
-        in_threads = device.type == "cpu" and not encoder.is_compiled  # torch compiles in one thread
+        in_threads = device.type == "cpu" and not encoder.is_compiled  # torch.compile works in one thread
         for part in _in_threads(embed, token_batches) if in_threads else map(embed, token_batches):
             parts.append(part)
             on_batch(len(part))
@@ -111,7 +115,10 @@ class Embedder:
 def _in_threads(
     embed: Callable[[TokenBatch], torch.Tensor], token_batches: list[TokenBatch]
 ) -> Iterator[torch.Tensor]:
-    """A token batch a thread: its operations are too small to share, and a result depends on no number of threads."""
+    """Computes one token batch in each thread, because the operations of a token batch are too small to share.
+
+    The result does not depend on the number of threads.
+    """
     threads = torch.get_num_threads()
     at_a_time = min(threads, MOST_BATCHES_AT_A_TIME)
     if at_a_time == 1 or len(token_batches) <= at_a_time:
@@ -122,4 +129,4 @@ def _in_threads(
         yield from pool.map(embed, token_batches)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # what threads set becomes the default of those that come
+        torch.set_num_threads(threads)  # a thread's setting becomes the default of later threads

@@ -1,9 +1,9 @@
-"""The encoder: a SentenceTransformer, over whose transformer our packed forward pass runs.
+"""The encoder: a SentenceTransformer whose transformer runs our forward pass over token batches without padding.
 
-The modules after the transformer (pooling, Dense, Normalize ...) are its head: sentence-transformers' own, called on
-the unpacked token embeddings of a token batch.
+The modules after the transformer (pooling, Dense, Normalize ...) are its head. They are sentence-transformers' own
+modules, called on the unpacked token embeddings of a token batch.
 
-Shapes: B texts in a token batch, L tokens of its longest text, D dimensions.
+Shapes: B texts in a token batch, L tokens in its longest text, D dimensions.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from rqa_ray.retriever.encoder_settings import POSITION_OFFSETS, EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
-if TYPE_CHECKING:  # imported where a model is loaded, and by no process that loads none
+if TYPE_CHECKING:  # only processes that load a model import it
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
 
 def unpack(packed: torch.Tensor, token_batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, T, D) of a packed token batch as (B, L, D), and the mask (B, L) that says which are tokens."""
+    """Unpacks the tokens (1, T, D) of a packed token batch to (B, L, D).
+
+    Also returns the mask (B, L) of real tokens.
+    """
     assert token_batch.places is not None
     shape = len(token_batch), token_batch.lengths[-1]
     tokens = packed.new_zeros(shape[0] * shape[1], packed.shape[-1]).index_copy(0, token_batch.places, packed[0])
@@ -43,9 +46,12 @@ def unpack(packed: torch.Tensor, token_batch: TokenBatch) -> tuple[torch.Tensor,
 
 
 class Encoder(nn.Module):
-    """Token batches to embeddings. One forward over a list of token batches, so that DDP sees one forward a step."""
+    """Turns token batches into embeddings.
 
-    own_dropout: dict[str, float]  # what an override replaced in the transformer's config
+    One call takes a list of token batches, so that DDP sees one call a step.
+    """
+
+    own_dropout: dict[str, float]  # the dropout of the transformer's config that `--dropout` replaced
 
     def __init__(self, model: SentenceTransformer, settings: EncoderSettings) -> None:
         super().__init__()
@@ -56,17 +62,19 @@ class Encoder(nn.Module):
         self.is_compiled = False
         transformer = self.transformer
         if getattr(transformer, "pooler", None) is not None:
-            # Kept, so that the saved folder has the keys that it came with; unused, so DDP must not wait for it.
+            # The pooler stays, so that the saved folder has all of its keys. Nothing uses it, so DDP must not wait for
+            # its gradient.
             transformer.pooler.requires_grad_(False)
         replace_dropout(model)
         for module in self.head:
-            module.float()  # it computes in fp32 whatever the transformer does
+            module.float()  # the head computes in fp32, also where the transformer does not
         config: Any = transformer.config
         is_known = config.model_type in attention.MODEL_TYPES and type(transformer).__module__.startswith(
             "transformers."
         )
-        # A decoder of one of these kinds attends to the left alone.
-        self.can_pack = is_known and not getattr(config, "is_decoder", False)  # whether it takes packed token batches
+        # A decoder attends to earlier tokens only, which packed attention does not do.
+        # whether the encoder takes packed token batches
+        self.can_pack = is_known and not getattr(config, "is_decoder", False)
         if self.can_pack:
             transformer.set_attn_implementation(attention.NAME)
         self.first_position = config.pad_token_id + 1 if config.model_type in POSITION_OFFSETS else 0
@@ -88,7 +96,7 @@ class Encoder(nn.Module):
 
     @property
     def dimensions(self) -> int:
-        """D of the embeddings."""
+        """Number of dimensions (D) of the embeddings."""
         dimensions = self.model.get_embedding_dimension()
         assert dimensions is not None
         return min(dimensions, self.settings.truncate_dim or dimensions)
@@ -99,11 +107,11 @@ class Encoder(nn.Module):
         seeds: Sequence[int] | None = None,
         before_backward: Callable[..., None] | None = None,
     ) -> torch.Tensor:
-        """(rows, D) fp32 embeddings of all rows of all token batches, in order.
+        """Returns (rows, D) fp32 embeddings of all rows of all token batches, in order.
 
-        With `seeds`, one for each token batch, the random state is set before each: its dropout masks depend on the
-        seed alone, so the cached step replays them and a resumed run repeats them. `before_backward` is called with
-        the gradient of each token batch's embeddings and `index`, before its backward pass.
+        `seeds` has one seed for each token batch, which is set before its forward pass. The dropout masks depend on
+        this seed alone, so gradient caching repeats them, and so does a resumed run. `before_backward` is called
+        before the backward pass of each token batch, with the gradient of its embeddings and its `index`.
         """
         embeddings = []
         for index, (token_batch, inputs) in enumerate(zip(token_batches, self._inputs(token_batches), strict=True)):
@@ -121,10 +129,13 @@ class Encoder(nn.Module):
                 embeddings[-1].register_hook(partial(before_backward, index=index))
         return torch.cat(embeddings)
 
-    embed = forward  # without the mixed precision that the Trainer wraps around the name `forward`
+    embed = forward  # the Trainer adds mixed precision to `forward`, and not to this name
 
     def _pool(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_lengths: list[int] | None) -> torch.Tensor:
-        """(B, D) of token embeddings (B, L, D) and their mask (B, L), rows of each prompt length together."""
+        """Returns (B, D) from token embeddings (B, L, D) and their mask (B, L).
+
+        Pools rows of the same prompt length together.
+        """
         lengths = sorted(set(prompt_lengths or [0]))
         if len(lengths) == 1:
             return self._head(tokens, mask, lengths[0])
@@ -134,7 +145,7 @@ class Encoder(nn.Module):
         return torch.cat(parts)[torch.cat(groups).argsort()]
 
     def _head(self, tokens: torch.Tensor, mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
-        """(B, D) fp32 of rows whose first `prompt_length` tokens are left out of pooling."""
+        """Returns (B, D) fp32 embeddings; pooling leaves out the first `prompt_length` tokens of each row."""
         features: dict[str, Any] = {"token_embeddings": tokens, "attention_mask": mask, "prompt_length": prompt_length}
         with torch.autocast(tokens.device.type, enabled=False):
             for module in self.head:
@@ -147,9 +158,9 @@ class Encoder(nn.Module):
         return embeddings
 
     def _inputs(self, token_batches: Sequence[TokenBatch]) -> Iterator[dict[str, Any]]:
-        """The transformer's arguments for each token batch."""
+        """Yields the transformer's arguments for each token batch."""
         if token_batches and token_batches[0].attention_mask is None:
-            # Looked up for all token batches at once: each look-up has a gradient of the size of the vocabulary.
+            # One look-up for all token batches, because each look-up has a gradient of the size of the vocabulary.
             vectors = self.transformer.get_input_embeddings()(
                 torch.cat([token_batch.input_ids for token_batch in token_batches], dim=1)
             )
@@ -165,16 +176,19 @@ class Encoder(nn.Module):
             )
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """The hook by which `--gradient_checkpointing` reaches the transformer."""
+        """Turns on activation checkpointing in the transformer.
+
+        The Trainer calls it for `--gradient_checkpointing`.
+        """
         self.transformer.activation_checkpointing_enable(**kwargs)
 
     @property
     def packs_here(self) -> bool:
-        """Whether it takes packed token batches on this device; measured on GPUs."""
+        """Whether the encoder takes packed token batches on its device; GPUs are tried out."""
         return self.can_pack and (next(self.parameters()).device.type == "cpu" or self.packing_works())
 
     def packing_works(self) -> bool:
-        """Whether packed token batches give the embeddings of padded ones on this device, with and without a graph."""
+        """Tries out whether packed token batches give the same embeddings as padded ones on this device."""
         device = next(self.parameters()).device
         rows = [np.arange(5, 5 + length) % 100 for length in (7, 20, 64)]
         was_training = self.training
@@ -191,7 +205,7 @@ class Encoder(nn.Module):
             return bool(nn.functional.cosine_similarity(found, expected).min() > 0.999)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # no kernel for this device, type or head size
+        except RuntimeError as error:  # torch has no kernel for this device, type or head size
             logger.warning("texts are padded: packed ones do not run on %s (%s)", device, first_line(error))
             return False
         finally:
@@ -199,7 +213,7 @@ class Encoder(nn.Module):
             self.train(was_training)
 
     def graph_bytes(self, token_batch: TokenBatch) -> int:
-        """Memory that autograd keeps of a token batch until its backward pass (bytes): measured, by a forward pass."""
+        """Measures how much memory autograd keeps between the forward and backward pass of a token batch (bytes)."""
         kept = {}
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
 
@@ -210,5 +224,5 @@ class Encoder(nn.Module):
 
         with saved_tensors_hooks(note, lambda tensor: tensor):
             embeddings = self.embed([token_batch], [0])
-        del embeddings  # the graph lived until here, so that no storage was given away and counted twice
+        del embeddings  # the graph had to live until here: else freed memory would be used again and counted twice
         return sum(size for address, size in kept.items() if address not in parameters)

@@ -1,4 +1,4 @@
-"""The local folder of a model that its user names: a folder, an installed package, or a hub name."""
+"""Finds the local folder of a model by its name: a folder, an installed package, or a hub name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rqa_ray.errors import InputError, first_line
 
 
 def find_model_folder(name: str, revision: str | None = None) -> str:
-    """Local folder of a model: a folder, an installed package that carries one in `model/`, or a hub name.
+    """Returns the local folder of a model: a folder, an installed package with a `model/` folder, or a hub name.
 
     Raises:
-        InputError: there is no model of that name, or it cannot be reached.
+        InputError: there is no model of that name, or the hub cannot be reached.
     """
     folder = Path(name).expanduser()
     if folder.exists():
@@ -38,6 +38,6 @@ def _download(name: str, revision: str | None) -> str:
         if not list(Path(folder).rglob("*.safetensors")):
             folder = snapshot_download(name, revision=revision, ignore_patterns=unwanted)
         return folder
-    except Exception as error:  # the hub client raises a dozen kinds, from bad names to no network
+    except Exception as error:  # the hub client raises many kinds, from bad names to no network
         reason = first_line(error)[:150]
         raise InputError(f"{name}: neither a model folder nor a model that the hub gave ({reason})") from None

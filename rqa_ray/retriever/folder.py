@@ -1,7 +1,7 @@
-"""The one reader and writer of model folders, by sentence-transformers; weights are loaded strictly.
+"""Reads and writes model folders with sentence-transformers, and refuses weights that do not fit exactly.
 
-A folder is a sentence-transformers model, or a bare Hugging Face encoder, which gets a pooling here. What is written
-is a sentence-transformers model with all settings that came with it.
+The input is the folder of a sentence-transformers model, or of a bare Hugging Face encoder, which gets a pooling. The
+output is the folder of a sentence-transformers model with all settings of the input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def load_encoder(
     trust_remote_code: bool = False,
     bf16: bool = False,
 ) -> Encoder:
-    """The encoder of a folder, in fp32 or bf16 on the CPU, in training mode; `dropout` overrides the model's own.
+    """Loads the encoder of a folder on the CPU, in fp32 or bf16, in training mode.
+
+    `dropout` overrides the model's own.
 
     Raises:
         InputError: weights are missing, not finite or of another shape, or the folder cannot be loaded.
@@ -31,8 +33,8 @@ def load_encoder(
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # loading is no long work
-    # Code that a folder asks for may lie in another repository.
+    logging.disable_progress_bar()  # loading takes only a moment
+    # The code that a folder asks for may be in another repository.
     options: dict[str, Any] = {"local_files_only": not trust_remote_code, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(str(transformer_folder(folder)), **options)
@@ -46,7 +48,7 @@ def load_encoder(
         _apply(settings, model, folder)
     except InputError:
         raise
-    except Exception as error:  # several libraries read the folder, each with errors of its own
+    except Exception as error:  # several libraries read the folder, each with its own kinds of errors
         raise InputError(f"{folder}: the model cannot be loaded: {first_line(error)}") from None
     encoder = Encoder(model, settings).train()
     encoder.own_dropout = own_dropout
@@ -58,10 +60,10 @@ def load_encoder(
 
 
 def load_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False) -> None:
-    """Copies the weights of a saved folder into an encoder of the same kind; strict.
+    """Copies the weights of a saved folder into an encoder of the same kind; names and shapes have to be the same.
 
     Raises:
-        InputError: the weights are not this encoder's.
+        InputError: the weights belong to another encoder.
     """
     saved = load_encoder(folder, encoder.settings, trust_remote_code=trust_remote_code).state_dict()
     own = encoder.state_dict()
@@ -73,9 +75,9 @@ def load_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False)
 
 
 def save_encoder(encoder: Encoder, folder: str) -> None:
-    """Writes weights, tokenizer and settings so that `SentenceTransformer(folder)` gives the same embeddings."""
+    """Writes weights, tokenizer and settings, so that `SentenceTransformer(folder)` gives the same embeddings."""
     config, used = encoder.transformer.config, {}
-    for name, value in encoder.own_dropout.items():  # the run's dropout is no property of the model
+    for name, value in encoder.own_dropout.items():  # the dropout of this run does not belong to the model
         used[name] = getattr(config, name)
         setattr(config, name, value)
     encoder.model.save_pretrained(folder, create_model_card=False)
@@ -84,7 +86,7 @@ def save_encoder(encoder: Encoder, folder: str) -> None:
 
 
 def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> Any:
-    """The SentenceTransformer of a folder; a transformer without modules around it gets a pooling."""
+    """Opens the SentenceTransformer of a folder; adds a pooling to a bare transformer."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_DEFAULTS
     from sentence_transformers.sentence_transformer.modules import Pooling
@@ -96,7 +98,7 @@ def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> An
     model: Any
     if modules:
         kind = modules[0]["type"]
-        # Where the folder brings code of its own, that code loads the weights.
+        # If the folder brings its own code, that code loads the weights.
         strict = {kind: StrictTransformer} if kind.startswith("sentence_transformers.") else {}
         model = SentenceTransformer._load_with_module_classes(folder, strict, device="cpu", **options)
     else:
@@ -112,7 +114,7 @@ def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> An
 
 
 def _apply(settings: EncoderSettings, model: Any, folder: str) -> None:
-    """Makes a SentenceTransformer what the settings say, where they override what its folder says."""
+    """Changes a SentenceTransformer to what the settings say."""
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
     for place, own in enumerate(model):
@@ -132,18 +134,19 @@ def _apply(settings: EncoderSettings, model: Any, folder: str) -> None:
     model.max_seq_length = settings.max_seq_length
     model[0].query_length, model[0].document_length = settings.query_length, settings.document_length
     if settings.lower_case:
-        model[0].config_keys = [*model[0].config_keys, "do_lower_case"]  # else it would not be saved
+        model[0].config_keys = [*model[0].config_keys, "do_lower_case"]  # so that the setting is saved
     model.prompts |= {"query": settings.query_prefix, "document": settings.passage_prefix}
-    if not settings.passage_prefix:  # else these would be read as the prefix that was taken away
+    if not settings.passage_prefix:  # else sentence-transformers would take one of these as the prefix
         model.prompts |= {name: "" for name in ("passage", "corpus") if name in model.prompts}
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"{folder}: its tokenizer has neither a padding token nor one that ends texts")
-        tokenizer.pad_token = tokenizer.eos_token  # as users of such models do; a batch could not be padded
+        # without a padding token no batch could be padded; users of such models do the same
+        tokenizer.pad_token = tokenizer.eos_token
     if hasattr(model[0].model, "wpe") or hasattr(model[0].model, "positions_embed"):
-        # GPT-2's positions count from the left end, padding included.
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # of these two the second is saved
+        # GPT-2 counts positions from the left end, padding included.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # only the second of these is saved
 
 
 def _modes(settings: EncoderSettings) -> str | tuple[str, ...]:
@@ -152,7 +155,7 @@ def _modes(settings: EncoderSettings) -> str | tuple[str, ...]:
 
 
 def _dropout_of(config: Any) -> dict[str, float]:
-    """Every dropout probability of a config."""
+    """Returns every dropout probability of a config, by name."""
     return {
         name: value
         for name, value in vars(config).items()

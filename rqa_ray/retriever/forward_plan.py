@@ -1,4 +1,4 @@
-"""How the texts of a batch go through the model: a plan that is made once, and used again on resume."""
+"""Says how the texts of a batch go through the model: a plan that is made once, stored, and used again on resume."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PLAN_FILE = "forward_plan.json"  # in a checkpoint: the same plan gives the same bits
+PLAN_FILE = "forward_plan.json"  # in a checkpoint, so that a resumed run gives the same bits
 
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """What is chosen by measuring, where the user leaves it open."""
+    """The settings of a forward pass: measured before training, unless the user sets them."""
 
-    max_tokens: int  # of a token batch
-    packed: bool = False  # whether its texts lie one after the other, without padding
-    gradient_cache: bool = False  # whether the graph of a whole batch would not fit in memory
-    world_size: int = 1  # for which it was made: other shares of the batch need other memory
+    max_tokens: int  # largest number of tokens in a token batch
+    packed: bool = False  # whether texts are packed one after the other, without padding
+    gradient_cache: bool = False  # whether gradients are cached, because the graph of a batch does not fit in memory
+    world_size: int = 1  # number of ranks that the plan was made for; other shares of the batch need other memory
 
     def describe(self) -> str:
-        """One line for the start of a run."""
+        """Returns one line about the plan for the start of a run."""
         padding = "no padding" if self.packed else "padded to their longest text"
         caching = "with" if self.gradient_cache else "without"
         return f"at most {self.max_tokens:,} tokens a forward pass, {padding}; {caching} gradient caching"
@@ -30,5 +30,5 @@ class ForwardPlan:
 
     @classmethod
     def load(cls, folder: Path) -> ForwardPlan:
-        """The plan of a checkpoint."""
+        """Reads the plan of a checkpoint."""
         return cls(**json.loads((folder / PLAN_FILE).read_text()))

@@ -1,8 +1,9 @@
-"""Giving up the work in hand, on all ranks together, so that a stop need not wait for a long step or evaluation.
+"""Lets all ranks give up their work together after a stop, so that a stop does not wait for a long step or evaluation.
 
-A rank looks for a stop between token batches. It may not just leave: the others would wait for it in the next
-collective. So each part of the work (encoding a batch, its backward pass, a share of the corpus) ends with one
-agreement, to which a rank that saw the stop goes at once. Which parts are watched has to be the same on all ranks.
+A rank looks for a stop between token batches. The rank cannot simply leave, because the other ranks would wait for it
+in the next collective. So each part of the work (encoding a batch, its backward pass, a share of the corpus) ends with
+one agreement of all ranks. A rank that has seen the stop goes to this agreement at once. All ranks have to watch the
+same parts.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from rqa_ray.retriever import distributed
 
 
 class Interrupted(Exception):
-    """A stop was asked for, and all ranks have given up the work in hand."""
+    """Raised on all ranks after a stop, when they have given up their work."""
 
 
 class _Seen(Exception):
-    """This rank has seen the stop; caught where the part ends."""
+    """Raised where this rank sees the stop; `Interrupts.part` catches it."""
 
 
 class Interrupts:
-    """Looks for a stop while `watching`; else costs nothing."""
+    """Looks for a stop while `watching` is true; costs nothing while it is false."""
 
     def __init__(self) -> None:
         self.is_asked: Callable[[], bool] = lambda: False
         self.watching = False
-        self.worked = 0.0  # seconds in parts, the waiting for other ranks left out
+        self.worked = 0.0  # seconds of work in all parts, without the time spent waiting for other ranks
 
     def look(self) -> None:
-        """Between token batches: leaves the part."""
+        """Leaves the part if a stop was asked for; called between token batches."""
         if self.watching and self.is_asked():
             raise _Seen
 
     @contextmanager
     def part(self, device: torch.device | str = "cpu") -> Iterator[None]:
-        """A part of the work, between two collectives.
+        """Wraps a part of the work between two collectives.
 
         Raises:
-            Interrupted: on all ranks, where any of them has seen a stop.
+            Interrupted: on all ranks, if any rank has seen a stop.
         """
         seen, started = False, time.perf_counter()
         try:
@@ -55,7 +56,7 @@ class Interrupts:
 
     @contextmanager
     def watch(self, watching: bool) -> Iterator[None]:
-        """Work that is watched, or that the ranks have agreed to finish."""
+        """Sets `watching` for a block; without it, the ranks finish the block after a stop."""
         before, self.watching = self.watching, watching
         try:
             yield
@@ -63,10 +64,13 @@ class Interrupts:
             self.watching = before
 
     def before_backward(self, gradient: torch.Tensor, index: int) -> None:
-        """As a hook on the embeddings of token batch `index`: autograd takes the last first, and DDP reduces with 0.
+        """Looks for a stop before the backward pass of token batch `index`; a hook on its embeddings.
+
+        Autograd takes the last token batch first. DDP averages the gradients in the backward pass of token batch 0, so
+        all ranks agree before it.
 
         Raises:
-            Interrupted: as `part`.
+            Interrupted: as in `part`.
         """
         if self.watching:
             seen = self.is_asked()

@@ -1,9 +1,9 @@
-"""Losses: the questions of this rank and the candidates of all ranks in, a scalar out.
+"""Losses: functions of this rank's questions and all ranks' candidates that return a scalar.
 
-A loss is a module that is made `of` the settings. It knows no rank, and leaves out what `Candidates.masked` says is no
-candidate. It returns the *sum* over its questions, which the caller scales to the mean over the global batch. Its
-`temperature` is that of `eval_loss`. It may own parameters: they are trained, stored in checkpoints, and kept equal on
-all ranks. A new loss is a class here, and a line in `LOSSES`.
+A loss is a module that the class method `of` makes from the settings. It does not know ranks. It leaves out the
+columns that `Candidates.masked` marks. It returns the *sum* over its questions, which the caller scales to the mean
+over the global batch. It has a `temperature`, which `eval_loss` uses too. It may own parameters: they are trained,
+stored in checkpoints, and kept equal on all ranks. A new loss is a class in this file and an entry of `LOSSES`.
 
 Shapes: n questions, C candidates, D dimensions.
 """
@@ -19,11 +19,11 @@ from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import Candidates
 from rqa_ray.settings import LossSettings
 
-MAX_SCORES = 2**24  # of one block: 64 MiB, a few times
+MAX_SCORES = 2**24  # scores in one block: 64 MiB, held a few times
 
 
 class InBatchContrastive(nn.Module):
-    """Cross-entropy of each question against the candidates (InfoNCE, van den Oord et al. 2018)."""
+    """Cross-entropy of each question against all candidates (InfoNCE, van den Oord et al. 2018)."""
 
     def __init__(self, temperature: float) -> None:
         """temperature: divides the scores."""
@@ -32,11 +32,11 @@ class InBatchContrastive(nn.Module):
 
     @classmethod
     def of(cls, settings: LossSettings) -> InBatchContrastive:
-        """The loss that the settings ask for."""
+        """Makes the loss that the settings ask for."""
         return cls(settings.temperature)
 
     def forward(self, questions: torch.Tensor, candidates: Candidates) -> torch.Tensor:
-        """The sum over the questions (n, D)."""
+        """Returns the sum over the questions (n, D)."""
         return _SummedCrossEntropy.apply(questions.float(), candidates.embeddings, candidates, self.temperature)
 
 
@@ -44,10 +44,10 @@ LOSSES: dict[str, Any] = {"inbatch_contrastive": InBatchContrastive}  # by `--co
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over the questions, in blocks of rows of the score matrix.
+    """Cross-entropy summed over the questions, computed in blocks of rows of the score matrix.
 
-    The forward pass computes the gradients too, while it has the scores of a block: the memory is one block, whatever
-    the batch. The idea is Liger Kernel's fused linear cross-entropy (Hsu et al. 2024).
+    The forward pass also computes the gradients, while it has the scores of a block. So memory holds one block,
+    whatever the batch size. The idea is from Liger Kernel's fused linear cross-entropy (Hsu et al. 2024).
     """
 
     @staticmethod
@@ -62,7 +62,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             scores.masked_fill_(candidates.masked(block), float("-inf"))
             log_shares = scores.log_softmax(dim=1)
             total -= log_shares.gather(1, own).sum()
-            # d total / d scores: the softmax, less one at the label
+            # d total / d scores: the softmax, minus one at the label
             gradient = log_shares.exp_().scatter_add_(1, own, -torch.ones_like(own, dtype=scores.dtype))
             gradient.div_(temperature)
             of_questions[block] = gradient @ embeddings
@@ -77,23 +77,24 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def mean_over_global_batch(summed: torch.Tensor, global_batch_size: int) -> torch.Tensor:
-    """A local sum, scaled so that the mean over ranks is the mean over the global batch.
+    """Scales a rank's sum, so that the mean over ranks is the mean over the global batch.
 
-    DDP takes the mean over ranks of the gradients, and the gather sums them. So loss and gradient equal those of one
-    process, whatever the number of questions on a rank.
+    DDP averages the gradients over ranks, and the gather sums them. So loss and gradient equal those of one process,
+    for any number of questions on a rank.
     """
     return summed * distributed.world_size() / global_batch_size
 
 
 def start_alike(loss: nn.Module) -> None:
-    """Gives all ranks the first one's values of a loss's own parameters and buffers, as DDP does for the encoder's."""
+    """Copies the first rank's parameters and buffers of a loss to all ranks, as DDP does for the encoder."""
     with torch.no_grad():
         for value in loss.state_dict().values():
             value.copy_(distributed.gather(value[None])[0])
 
 
 def average_gradients(loss: nn.Module) -> None:
-    """Gives all ranks the mean of their gradients of a loss's own parameters, as DDP does for the encoder's."""
+    """Averages the gradients of a loss's own parameters over all ranks, as DDP does for the encoder."""
     for parameter in loss.parameters():
-        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # unused on this rank
+        # this rank may not have used the parameter
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = distributed.gather(own[None]).mean(0)

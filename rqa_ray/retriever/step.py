@@ -1,12 +1,12 @@
-"""Forward and backward of one batch: in one pass while its graph fits in memory, else by gradient caching.
+"""Computes the forward and backward pass of one batch: at once if its graph fits in memory, else by gradient caching.
 
-Gradient caching (Gao et al. 2021, GradCache) bounds the memory by one token batch and gives the same gradient:
+Gradient caching (Gao et al. 2021, GradCache) needs the memory of one token batch and gives the same gradient:
 
-1. encode all token batches without a graph;
-2. loss of the embeddings, and its gradient with respect to them (the cache);
-3. encode each token batch again, with the same dropout masks, and push its part of the cache through it.
+1. Encode all token batches without a graph.
+2. Compute the loss of the embeddings, and its gradient with respect to the embeddings (the cache).
+3. Encode each token batch again, with the same dropout masks, and push its part of the cache through it.
 
-Both ways call the same loss, and both synchronize gradients over ranks once.
+Both ways call the same loss, and both average gradients over ranks once.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ def forward_backward(
     """Adds the gradient of the loss to the parameters and returns the loss, detached.
 
     Args:
-        model: the encoder, wrapped by DDP or not; every forward goes through it.
+        model: the encoder, wrapped by DDP or not; every forward pass goes through it.
         seeds: one for each token batch, for its dropout masks.
-        loss_of: embeddings (rows, D) to a scalar; may communicate, once a batch.
+        loss_of: maps embeddings (rows, D) to a scalar; may communicate, once a batch.
         backward: the Trainer's backward, which scales the loss in fp16.
-        interrupts: those of the encoder.
+        interrupts: the encoder's `interrupts`.
 
     Raises:
-        Interrupted: on all ranks; the gradients are of no use then.
+        Interrupted: on all ranks; the gradients must not be used.
     """
     interrupts = interrupts or Interrupts()
     device = token_batches[0].input_ids.device

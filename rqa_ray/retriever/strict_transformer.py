@@ -1,4 +1,4 @@
-"""sentence-transformers' Transformer, loaded strictly. Imported where a model is loaded, and nowhere else."""
+"""A Transformer module that refuses missing weights. Only code that loads a model imports this file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rqa_ray.errors import InputError
 
 
 class StrictTransformer(Transformer):
-    """A Transformer that refuses weights which do not belong to its config, where transformers makes them up."""
+    """sentence-transformers' Transformer, but missing weights raise an error: transformers would draw random ones."""
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        """The transformers model.
+        """Loads the transformers model.
 
         Raises:
             InputError: weights are missing, or have another shape.
@@ -29,6 +29,6 @@ class StrictTransformer(Transformer):
             what = f"weights {'are missing' if missing else 'have another shape'}: {', '.join(names[:3])}"
             raise InputError(f"{model_name_or_path}: {what}; pass a folder whose weights belong to its config.json")
         if any(key.startswith("pooler.") for key in info["missing_keys"]):
-            model.pooler = None  # random weights would be saved as if they were the model's
+            model.pooler = None  # else random weights would be saved as the model's own
         self.__class__ = Transformer  # type: ignore[assignment]  # what modules.json names when it is saved
         return model

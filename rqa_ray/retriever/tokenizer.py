@@ -1,4 +1,4 @@
-"""Texts to token rows: the one place where prefixes, special tokens and the length limit are applied."""
+"""Turns texts into token rows: the one place that applies prefixes, special tokens and the length limit."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rqa_ray.texts import as_utf8
 class TextTokenizer:
     """Tokenizes questions and passages as sentence-transformers does with the encoder settings.
 
-    Rows come back as int32 arrays with special tokens, cut at the limit of tokens. A token that pooling has to leave
-    out, since it belongs to a prefix, is the complement of its id (`~id`, below 0). `num_truncated` counts the texts
-    that were longer, `num_texts` all of them.
+    The result are int32 rows with special tokens, cut at the limit. Where pooling leaves out the tokens of a prefix,
+    their ids are stored as complements (`~id`, below 0). `num_texts` counts all texts, `num_truncated` those that were
+    cut.
     """
 
     def __init__(self, tokenizer: Any, settings: EncoderSettings) -> None:
-        """`tokenizer` is transformers', made ready by `load` or `folder.load_encoder`."""
+        """Takes a tokenizer of transformers that `load` or `folder.load_encoder` has prepared."""
         self.tokenizer, self.settings = tokenizer, settings
         self.num_truncated = 0
         self.num_texts = 0
 
     @classmethod
     def load(cls, spec: ModelSpec) -> TextTokenizer:
-        """The tokenizer of a model folder; needs neither torch nor sentence-transformers."""
+        """Loads the tokenizer of a model folder; imports neither torch nor sentence-transformers."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
@@ -39,11 +39,11 @@ class TextTokenizer:
         return cls(tokenizer, spec.settings)
 
     def questions(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token rows of questions, with the query prefix."""
+        """Returns the token rows of questions, with the query prefix."""
         return self._rows(texts, self.settings.query_prefix, self.settings.query_length)
 
     def passages(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token rows of passages, with the passage prefix."""
+        """Returns the token rows of passages, with the passage prefix."""
         return self._rows(texts, self.settings.passage_prefix, self.settings.document_length)
 
     def _rows(self, texts: Sequence[str], prefix: str, length: int | None) -> list[np.ndarray]:
@@ -64,7 +64,7 @@ class TextTokenizer:
         return rows
 
     def _prefix_length(self, prefix: str) -> int:
-        """Tokens of a prefix, without a special one at its end; as sentence-transformers counts them."""
+        """Counts the tokens of a prefix as sentence-transformers does, without a special token at its end."""
         (row,) = self._tokenize([prefix], self.settings.max_seq_length)["input_ids"]
         return len(row) - (row[-1] in self.tokenizer.all_special_ids)
 
@@ -75,7 +75,7 @@ class TextTokenizer:
 
 
 def _lower_case(tokenizer: Any) -> None:
-    """What sentence-transformers' `do_lower_case` does."""
+    """Makes a tokenizer turn texts into lower case, as sentence-transformers' `do_lower_case` does."""
     from tokenizers.normalizers import Lowercase, Sequence
 
     backend = tokenizer.backend_tokenizer
@@ -83,7 +83,7 @@ def _lower_case(tokenizer: Any) -> None:
 
 
 def check_model(spec: ModelSpec) -> None:
-    """Raises InputError where a model folder has no tokenizer or no weights, or more tokens than embeddings."""
+    """Raises InputError if a model folder has no tokenizer, no weights, or more tokens than embeddings."""
     folder = transformer_folder(spec.folder)
     if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
         raise InputError(f"{spec.folder}: not a model folder, it has no *.safetensors or pytorch_model.bin")
@@ -91,7 +91,8 @@ def check_model(spec: ModelSpec) -> None:
         tokenizer = TextTokenizer.load(spec).tokenizer
     except Exception as error:  # transformers raises many kinds
         raise InputError(f"{spec.folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up where there are no files
+    # transformers makes up an empty tokenizer if the files are missing
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{spec.folder}: its tokenizer knows no words; tokenizer.json or the vocabulary is missing")
     embeddings = model_config(spec.folder).get("vocab_size")
     if embeddings and len(tokenizer) > embeddings:
@@ -102,7 +103,7 @@ def check_model(spec: ModelSpec) -> None:
 
 
 def prefix_note(name: str, settings: EncoderSettings) -> str | None:
-    """A warning where a model of that name was trained with prefixes and has none."""
+    """Returns a warning if models of that name are trained with prefixes and none is set; else None."""
     wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
     for family, flags in wanted.items():
         if family in name.lower().replace("/", "-").split("-") and not settings.has_prefixes:
