@@ -1,11 +1,13 @@
-"""Global batches: the same rows at the same step for any number of ranks, dealt to ranks and cut into token batches.
+"""Makes global batches: the same rows at the same step for any number of ranks, shared among ranks as token batches.
 
-1. Epoch e's order is a permutation seeded by (seed, e), or where the rows do not fit in memory one in windows
-   (`windows.py`); the epochs follow each other without a gap, so rows left over at the end of one open the next.
-   Batch b is the b-th run of G rows: an index, not a replay.
-2. Hard negatives of the batch are drawn by a generator seeded by (seed, b) and, after the first, by their round.
-3. Questions (with their passages) and hard negatives are sorted by length and dealt to ranks in turn, there and back.
-4. A rank's texts are cut into length-sorted token batches.
+1. The order of the rows in epoch e is a permutation seeded by (seed, e). If the rows do not fit in memory, the
+   permutation goes by windows (`windows.py`). Epochs follow each other without a gap: rows left over at the end of one
+   epoch begin the next batch. Batch b is the b-th run of G rows, so any batch can be made directly.
+2. Hard negatives of the batch are drawn by a generator that is seeded by (seed, b) and, after the first round of hard
+   negatives, by the round.
+3. Questions (with their passages) and hard negatives are sorted by length and dealt to the ranks in turn, back and
+   forth.
+4. The texts of a rank are cut into token batches of similar length.
 """
 
 from __future__ import annotations
@@ -26,25 +28,26 @@ from rqa_ray.data.windows import WindowedRows
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
-UNPLANNED = ForwardPlan(1_000)  # of batches that are looked at before there is a plan
+UNPLANNED = ForwardPlan(1_000)  # the plan of batches that are made before a plan is chosen
 
 
 @dataclass
 class RankBatch:
-    """One rank's part of a global batch: n questions, m passages (n positives, hard negatives, padding)."""
+    """One rank's share of a global batch: n questions and m passages (n positives, hard negatives, then padding)."""
 
     token_batches: list[TokenBatch]
-    order: torch.Tensor  # (n + texts of passages,): rows of the token batches as questions, then passages
+    # (n + texts of passages,) puts the rows of the token batches in order: questions, then passages
+    order: torch.Tensor
     num_questions: int
     passage_ids: torch.Tensor  # (m,)
-    is_passage: torch.Tensor  # (m,) false for padding rows
+    is_passage: torch.Tensor  # (m,) bool, false for padding rows
     gold_ids: torch.Tensor  # (n, g)
     global_batch_size: int
     index: int
-    rows: np.ndarray  # (n,) row numbers, for messages
+    rows: np.ndarray  # (n,) numbers of the rows, for messages
 
     def to(self, device: torch.device) -> RankBatch:
-        """The same batch with its tensors on a device."""
+        """Returns the same batch with its tensors on a device."""
         self.token_batches = [token_batch.to(device) for token_batch in self.token_batches]
         for name in ("order", "passage_ids", "is_passage", "gold_ids"):
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
@@ -52,11 +55,11 @@ class RankBatch:
 
 
 class ShuffledRows:
-    """Rows that are all in memory, in the order of the epochs."""
+    """Training rows that are all in memory, in the order of the epochs."""
 
     def __init__(self, rows: TrainingRows, seed: int) -> None:
         self.rows, self.seed = rows, seed
-        self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may straddle two epochs
+        self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may contain rows of two epochs
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,16 +68,16 @@ class ShuffledRows:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
 
     def take(self, first: int, count: int) -> tuple[TrainingRows, np.ndarray]:
-        """Rows, and which of them (count,) are at some consecutive places of the order."""
+        """Returns rows, and which of them (count,) are at consecutive places of the order."""
         epochs, within = np.divmod(first + np.arange(count), len(self.rows))
         parts = [self._permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
         return self.rows, np.concatenate(parts)
 
 
 class GlobalBatches(Dataset):
-    """`batches[b]` is this rank's part of global batch b; any b, in any order, always the same.
+    """The global batches of a run: `batches[b]` is this rank's share of batch b, the same at each call.
 
-    While batch b is in use, b + 1 is made in a thread, so that the step does not wait for it.
+    While batch b is in use, a thread makes batch b + 1, so that the step does not wait for it.
     """
 
     def __init__(
@@ -96,30 +99,31 @@ class GlobalBatches(Dataset):
         self.seed = seed
         self.pad_id, self.plan = pad_id, plan
         self.rank, self.world_size = rank, world_size
-        self._negatives: Negatives | None = None  # in place of those that the rows bring
+        self._negatives: Negatives | None = None  # replaces the hard negatives that the rows bring
         self._thread = ThreadPoolExecutor(1)
-        self._ahead: dict[int, Future[RankBatch]] = {}  # the next batch
+        self._ahead: dict[int, Future[RankBatch]] = {}  # the batch that a thread is making
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def with_plan(self, plan: ForwardPlan) -> GlobalBatches:
-        """The same batches, cut into other token batches."""
+        """Returns the same batches, cut into token batches by another plan."""
         other = copy.copy(self)
         other.plan, other._ahead = plan, {}
         return other
 
     def take(self, batch: int) -> tuple[TrainingRows, np.ndarray]:
-        """Rows, and which of them (G,) are a global batch."""
+        """Returns rows, and which of them (G,) are in a global batch."""
         return self.rows.take(batch * self.global_batch_size, self.global_batch_size)
 
     def set_negatives(self, negatives: Negatives) -> None:
-        """Puts other hard negatives in the place of all pairs', from the next batch on that is asked for.
+        """Replaces the hard negatives of all pairs, from the next batch on.
 
-        Pairs are numbered in the order of the input, for rows in windows too. A batch made ahead is made again.
+        Pairs are numbered in the order of the input, also where rows come in windows. A batch that was made ahead is
+        made again.
 
         Raises:
-            ValueError: they are of another number of pairs.
+            ValueError: the hard negatives are for another number of pairs.
         """
         if negatives.num_pairs != len(self.rows):
             raise ValueError(f"hard negatives of {negatives.num_pairs:,} pairs, where there are {len(self.rows):,}")
@@ -127,11 +131,11 @@ class GlobalBatches(Dataset):
         self._ahead, self._negatives = {}, negatives
 
     def negatives_of(self, rows: TrainingRows, numbers: np.ndarray) -> tuple[Negatives, np.ndarray]:
-        """Hard negatives, and the pairs in them that some rows are."""
+        """Returns the hard negatives, and the numbers of the pairs of some rows in them."""
         return (self._negatives, rows.pairs[numbers]) if self._negatives else (rows.negatives, numbers)
 
     def draw_negatives(self, batch: int) -> np.ndarray:
-        """Numbers of the hard negatives of a global batch: distinct passages, none a gold of the batch."""
+        """Draws the numbers of a global batch's hard negatives: distinct passages, none of which is its gold."""
         if self.num_negatives == 0:
             return np.zeros(0, dtype=np.int64)
         rows, numbers = self.take(batch)
@@ -149,7 +153,7 @@ class GlobalBatches(Dataset):
         return future.result()
 
     def make(self, batch: int) -> RankBatch:
-        """This rank's part of a global batch: a function of its number."""
+        """Makes this rank's share of a global batch; the result depends on its number alone."""
         rows, numbers = self.take(batch)
         negatives, _ = self.negatives_of(rows, numbers)
         drawn = self.draw_negatives(batch)
@@ -162,7 +166,7 @@ class GlobalBatches(Dataset):
         texts += [negatives.tokens(number) for number in mine_negatives]
         token_batches, order = length_sorted_batches(texts, self.plan.max_tokens, self.pad_id, self.plan.packed)
 
-        # The gather needs as many passages from every rank: the most that a rank can be dealt.
+        # The gather needs the same number of passages from every rank: the largest number that a rank can get.
         num_passages = -(-len(numbers) // self.world_size) + -(-self.num_negatives // self.world_size)
         ids = np.concatenate([rows.passage_ids[mine], negatives.ids[mine_negatives]])
         padding = num_passages - len(ids)
@@ -182,14 +186,14 @@ class GlobalBatches(Dataset):
 
 
 def deal(items: np.ndarray, lengths: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """A rank's share of items sorted by (length, number), dealt there and back: even in items and in tokens."""
+    """Returns a rank's share of items sorted by (length, number): dealt back and forth, so that shares are equal."""
     ordered = items[np.lexsort([items, lengths])]
     turn = np.arange(len(items)) % (2 * world_size)
     return ordered[np.where(turn < world_size, turn, 2 * world_size - 1 - turn) == rank]
 
 
 class EpochBatches(Sampler):
-    """Numbers of an epoch's batches, as `transformers.Trainer` counts epochs: each in a list, a batch of one index."""
+    """The batch numbers of an epoch, as `transformers.Trainer` counts epochs: for each batch a list of one index."""
 
     def __init__(self, batches: GlobalBatches, gradient_accumulation_steps: int) -> None:
         per_step = batches.global_batch_size * gradient_accumulation_steps
@@ -208,7 +212,7 @@ class EpochBatches(Sampler):
 
 
 class BatchLoader(DataLoader):
-    """A DataLoader that knows its epoch: the Trainer sets it before each pass, and skips by index on resume."""
+    """A DataLoader that knows its epoch: the Trainer sets it before each pass, and skips by index after a resume."""
 
     def __init__(self, batches: GlobalBatches, gradient_accumulation_steps: int) -> None:
         self.epoch_batches = EpochBatches(batches, gradient_accumulation_steps)

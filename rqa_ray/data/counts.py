@@ -1,4 +1,4 @@
-"""How much there is in training files, counted record by record: in all of them, or in a sample of the first."""
+"""Counts what is in training files, record by record: in all files, or in a sample of the first records."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives
 
 @dataclass
 class Counts:
-    """Of training files, or of a part of one."""
+    """Numbers of training files, or of a part of one file."""
 
-    num_rows: int = 0  # pairs: one for each question and gold passage
+    num_rows: int = 0  # pairs of a question and a gold passage
     num_questions: int = 0
-    num_empty: int = 0  # questions, left out
-    num_chats: int = 0  # rows that have a chat history, which is not used
-    num_negatives: int = 0  # of the records
-    smallest_gold: int = LARGEST_ID  # passage ids
+    num_empty: int = 0  # empty questions, which are left out
+    num_chats: int = 0  # rows with a chat history, which is not used
+    num_negatives: int = 0  # hard negatives of all records
+    smallest_gold: int = LARGEST_ID  # the smallest and the largest passage id of a gold
     largest_gold: int = -LARGEST_ID
 
     def add(self, record: QARecord) -> None:
-        """Counts one more."""
+        """Counts one more record."""
         rows = len(record.questions) * len(record.gold_docs)
         self.num_rows += rows
         self.num_questions += len(record.questions)
@@ -40,7 +40,7 @@ class Counts:
 
     @classmethod
     def of(cls, parts: list[Counts]) -> Counts:
-        """All of them together."""
+        """Adds up several counts."""
         sums = {name: sum(getattr(part, name) for part in parts) for name in NUMBERS}
         smallest = min((part.smallest_gold for part in parts), default=LARGEST_ID)
         largest = max((part.largest_gold for part in parts), default=-LARGEST_ID)
@@ -48,7 +48,7 @@ class Counts:
 
     @property
     def has_one_gold(self) -> bool:
-        """Whether all questions have one and the same gold passage."""
+        """Whether all questions have the same single gold passage."""
         return self.num_rows > 0 and self.smallest_gold == self.largest_gold
 
 
@@ -56,13 +56,13 @@ class Counts:
 class Sample:
     """The first good records of training files."""
 
-    records: list[tuple[int, QARecord]] = field(default_factory=list)  # with their lines
+    records: list[tuple[int, QARecord]] = field(default_factory=list)  # line and record
     counts: Counts = field(default_factory=Counts)
-    num_bytes: int = 0  # of their text as JSON
+    num_bytes: int = 0  # bytes of their text as JSON
 
     @classmethod
     def of(cls, files: list[str]) -> Sample:
-        """Reads them from the first file."""
+        """Reads the sample from the first file."""
         sample = cls()
         for line, record in read_records(files[0], "questions"):
             if isinstance(record, QARecord):
@@ -76,7 +76,7 @@ class Sample:
 
 
 def estimate(files: list[str]) -> Counts:
-    """About how many rows there are, and whether there are hard negatives, from a sample."""
+    """Estimates from a sample how many rows there are, and whether there are hard negatives."""
     sample = Sample.of(files)
     times = sum(map(text_bytes, files)) / max(sample.num_bytes, 1)
     return Counts(num_rows=round(sample.counts.num_rows * times), num_negatives=sample.counts.num_negatives)

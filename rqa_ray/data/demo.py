@@ -1,12 +1,13 @@
-"""The built-in question -> passage set, made from the Python standard library of the running interpreter.
+"""Makes the built-in set of questions and passages from the Python standard library of the running interpreter.
 
-1. Read: every function, method and class with a docstring, found with `ast` in the installed sources (no tests).
-   Its question is the docstring's first sentence, its passage the source lines with all docstrings taken out.
-2. Clean: leave out questions and passages that are not unique, and passages that hold their own question.
-3. Split by source file, so that train, eval and test share none.
+1. Read: find every function, method and class with a docstring, with `ast`, in the installed sources without tests.
+   The question is the first sentence of the docstring. The passage is the source code without any docstrings.
+2. Clean: leave out questions and passages that are not unique, and passages that contain their own question.
+3. Split by source file, so that train, eval and test share no file.
 4. Write the first pairs of each split, in a seeded order, and the corpus: all four files or none.
 
-No text is kept in the repository. Every order comes from hashes of relative paths, never from the file system.
+The repository contains none of these texts. Every order comes from hashes of relative paths, never from the file
+system.
 """
 
 import ast
@@ -26,13 +27,14 @@ from pathlib import Path
 
 from rqa_ray.errors import InputError
 
-HELD_OUT_SHARE = 0.12  # of all pairs, for eval and for test, each rounded up to whole files; the rest is train
-LARGE_FILE_SHARE = 0.02  # of all pairs; larger files go to train, for one of them would be most of eval or test
+HELD_OUT_SHARE = 0.12  # share of all pairs for eval, and for test, each rounded up to whole files; the rest is train
+# share of all pairs; larger files go to train, because one of them would fill most of eval or test
+LARGE_FILE_SHARE = 0.02
 MIN_WORDS, MAX_QUESTION_CHARS = 4, 300
 # Tests, programs, bundled wheels, and folders that differ from machine to machine.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages"}
 
-# A sentence ends before white space and what can open the next one; not after "e.g." or an initial.
+# A sentence ends before white space and a character that can begin the next one; not after "e.g." or an initial.
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\b[A-Z])[.!?]['\")]*(?=\s+[^\sa-z]|$)")
 # The prose of a docstring stops at a blank line, a list, an example, a field list or an underline.
 PROSE_END = re.compile(r"\n\s*(?=\n|[-*+o]\s|\(?\d+[.)]\s|>>>|[:@]\w+|\.\.\s|[-=~]{3})")
@@ -52,7 +54,10 @@ class Pair:
 
     @property
     def document(self) -> dict:
-        """As in the data contract; the passage alone is embedded, for its name would give the answer away."""
+        """The passage as a document of the data contract.
+
+        The name is not embedded, because it would give the answer away.
+        """
         metadata = {"source": f"{self.file}:{self.line}", "title": self.name}
         return {"page_content": self.passage, "fmt_content": self.passage, "metadata": metadata}
 
@@ -60,10 +65,13 @@ class Pair:
 def write_demo(
     folder: Path, num_train: int, num_eval: int, num_test: int, max_chars: int = 600, seed: int = 0
 ) -> dict[str, Path]:
-    """Write train, eval, test and documents.jsonl; return their paths under the names of the train job's flags.
+    """Writes train, eval, test and documents.jsonl; returns their paths by the names of the train job's flags.
 
-    Passages are cut to `max_chars` characters (about three to a token). The corpus is the passages of all questions.
-    A smaller split is the beginning of a larger one with the same seed. InputError when there are too few pairs.
+    Passages are cut to `max_chars` characters (about three for each token). The corpus contains the passages of all
+    questions. A smaller split is the beginning of a larger split with the same seed.
+
+    Raises:
+        InputError: there are too few pairs.
     """
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     pairs = read_pairs(stdlib, max_chars)
@@ -77,7 +85,8 @@ def write_demo(
             raise InputError(f"{name} {size}: this Python's standard library has 1 to {len(splits[split])}")
     chosen = {split: splits[split][:size] for split, size in sizes.items()}
 
-    # In an order of its own: search breaks ties by document order, and the splits' order has the evaluated ones first.
+    # In another order than the splits: search breaks ties by document order, and the splits begin with the evaluated
+    # pairs.
     corpus = in_seeded_order([pair for split in sizes for pair in chosen[split]], f"corpus {seed}")
 
     files: dict[str, list[dict]] = {"documents.jsonl": [pair.document for pair in corpus]}
@@ -93,7 +102,7 @@ def write_demo(
 
 @functools.lru_cache(maxsize=2)
 def read_pairs(stdlib: Path, max_chars: int) -> tuple[Pair, ...]:
-    """All clean pairs below `stdlib`, in no order: no question or passage twice, none that holds its own question."""
+    """Returns all clean pairs below `stdlib`, unordered: no text twice, and no passage that contains its question."""
     if max_chars < 1:
         raise InputError(f"max_chars={max_chars}: passages need at least 1 character")
     found: list[Pair] = []
@@ -113,13 +122,13 @@ def read_pairs(stdlib: Path, max_chars: int) -> tuple[Pair, ...]:
 
 def read_file(path: Path, file: str, max_chars: int) -> Iterator[Pair]:
     try:
-        with tokenize.open(path) as stream:  # in the encoding that the file itself declares
+        with tokenize.open(path) as stream:  # in the encoding that the file declares
             text = stream.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old sources
             found = list(definitions(ast.parse(text)))
     except (OSError, SyntaxError, ValueError):
-        return  # not this Python's own code, or broken: no pairs in it
+        return  # a file that is broken, or for another Python, has no pairs
     lines = without_docstrings(text, [node for _, node in found])
     for name, node in found:
         question = first_sentence(ast.get_docstring(node) or "")
@@ -130,7 +139,10 @@ def read_file(path: Path, file: str, max_chars: int) -> Iterator[Pair]:
 
 
 def definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Definition]]:
-    """All definitions below `node`, with qualified names. They are statements, so expressions are not searched."""
+    """Yields all definitions below `node` with qualified names.
+
+    Definitions are statements, so expressions are skipped.
+    """
     for block in ("body", "orelse", "finalbody", "handlers", "cases"):
         for child in getattr(node, block, ()):
             named = isinstance(child, Definition)
@@ -140,7 +152,7 @@ def definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Definiti
 
 
 def has_body(node: Definition) -> bool:
-    """Whether anything is left beside docstring, `...` and `pass`."""
+    """Returns whether anything is left beside docstring, `...` and `pass`."""
     return any(
         not isinstance(item, ast.Pass) and not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
         for item in node.body
@@ -148,8 +160,8 @@ def has_body(node: Definition) -> bool:
 
 
 def without_docstrings(text: str, nodes: Iterable[Definition]) -> list[bytes]:
-    """The lines of `text` with the docstrings of `nodes` cut out; lines that this leaves blank stay as b""."""
-    lines = text.encode().splitlines(keepends=True)  # bytes: ast counts its columns in them
+    """Returns the lines of `text` without the docstrings of `nodes`; lines that become blank stay as b""."""
+    lines = text.encode().splitlines(keepends=True)  # as bytes, because ast counts columns in bytes
     for node in nodes:
         if ast.get_docstring(node, clean=False) is not None:
             doc = node.body[0]
@@ -160,7 +172,7 @@ def without_docstrings(text: str, nodes: Iterable[Definition]) -> list[bytes]:
 
 
 def first_sentence(docstring: str) -> str:
-    """The first sentence on one line, or "" where it makes no question."""
+    """Returns the first sentence on one line, or "" if it makes no question."""
     prose = " ".join(PROSE_END.split(docstring.strip(), maxsplit=1)[0].split())
     end = SENTENCE_END.search(prose)
     sentence = prose[: end.end()] if end else prose
@@ -169,7 +181,7 @@ def first_sentence(docstring: str) -> str:
 
 
 def split_by_file(pairs: Iterable[Pair], seed: int) -> dict[str, list[Pair]]:
-    """Whole files in the order of their hashes: to test until it has its share, then to eval, all others to train."""
+    """Splits whole files in the order of their hashes: first test gets its share, then eval, then train the rest."""
     by_file: dict[str, list[Pair]] = {}
     for pair in (ordered := in_seeded_order(pairs, seed)):
         by_file.setdefault(pair.file, []).append(pair)
@@ -190,12 +202,12 @@ def seeded_hash(text: str, seed: int | str) -> bytes:
 
 
 def folded(text: str) -> str:
-    """Without case, white space or full stop: what makes two questions, or two passages, the same."""
+    """Returns a text without case, white space and full stop: texts with the same result count as the same."""
     return " ".join(text.casefold().split()).rstrip(".!?")
 
 
 def write_together(folder: Path, files: dict[str, list[dict]]) -> None:
-    """Write JSON lines into a temporary folder beside their places, and move them when all are whole."""
+    """Writes JSON lines into a temporary folder, and moves the files to their places when all are complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as partial:

@@ -1,7 +1,7 @@
-"""Passages that come again, of which the first counts: the one place that decides so, whatever reads a corpus.
+"""Decides which document counts when several have the same passage id: the first one, for every reader of a corpus.
 
-Passages of one identity are one passage. Where their embedded texts differ they clash: the identity says less than the
-data means, and what training, search and metrics count would be wrong.
+Documents with one id are one passage. If their embedded texts differ, the documents clash: the id then says less than
+the data means, and training, search and metrics would count wrong.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SHOWN_CHARS = 60
 
 
 def first_places(ids: np.ndarray) -> np.ndarray:
-    """Where each passage comes first, ascending, from the ids (N,) of all documents in document order."""
+    """Returns where each passage comes first, ascending, from the ids (N,) of all documents in document order."""
     return np.sort(np.unique(ids, return_index=True)[1])
 
 
 def read_distinct(files: list[str], skip_bad: bool = False) -> Iterator[Document]:
-    """The distinct passages of document files, in document order.
+    """Yields the distinct passages of document files, in document order.
 
     Raises:
-        InputError: the first bad record, or a passage that clashes; with `skip_bad` they are left out.
+        InputError: a bad record, or a passage that clashes; with `skip_bad` these are left out.
     """
-    seen: dict[int, int] = {}  # hash of the embedded text by id
+    seen: dict[int, int] = {}  # by id, the hash of the embedded text
     for document in good_records(files, "documents", skip_bad):
         number, digest = document.passage_id, text_hash(document.fmt_content)
         if number not in seen:
@@ -40,21 +40,21 @@ def read_distinct(files: list[str], skip_bad: bool = False) -> Iterator[Document
 
 
 def clashing(ids: np.ndarray, text_hashes: np.ndarray) -> np.ndarray:
-    """Ids of the passages that come with several embedded texts, from parallel arrays."""
+    """Returns the ids of passages with several embedded texts, from parallel arrays."""
     order = np.lexsort([text_hashes, ids])
     ids, text_hashes = ids[order], text_hashes[order]
     return np.unique(ids[1:][(ids[1:] == ids[:-1]) & (text_hashes[1:] != text_hashes[:-1])])
 
 
 def refuse_clashes(ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str) -> None:
-    """Raises InputError where passages of files of `documents` or `questions` clash; shows two that do."""
+    """Raises InputError if passages in files of `documents` or `questions` clash; the message shows two texts."""
     found = clashing(ids, text_hashes)
     if len(found):
         raise InputError(describe_clash(files, kind, int(found[0])))
 
 
 def describe_clash(files: list[str], kind: str, passage_id: int) -> str:
-    """A line that shows two embedded texts of one passage, from where they begin to differ; reads the files again."""
+    """Reads the files again; returns a line with two embedded texts of a passage, from where they begin to differ."""
     found: dict[str, str] = {}
     for path in files:
         for line, record in read_records(path, kind):

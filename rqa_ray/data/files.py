@@ -1,4 +1,4 @@
-"""Input files: finding them from what the user named, and reading their lines; local paths and any URI of pyarrow."""
+"""Finds the input files that the user names and reads their lines, from local paths and any URI of pyarrow."""
 
 import glob
 import io
@@ -14,20 +14,20 @@ from rqa_ray.places import file_size, open_file, open_random_access
 
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
-MAX_LINE_BYTES = 2**28  # of one record; what has no line breaks would fill the memory
-UNCOMPRESSED = 4  # times the size of a compressed file
+MAX_LINE_BYTES = 2**28  # longest line; a file without line breaks would fill the memory
+UNCOMPRESSED = 4  # assumed size of the text, as a multiple of the compressed file
 SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
 
 
 def find_files(names: Iterable[str], argument: str) -> list[str]:
-    """Absolute paths or URIs of the files that each name (a file, a glob, a folder, a URI) stands for.
+    """Returns absolute paths or URIs of the files that each name (a file, a glob, a folder, a URI) stands for.
 
-    In the order of the names, sorted within one; a folder stands for the files in it and below it that can be read,
-    a file that several names stand for comes once. Names that begin with `_` or `.` (`_delta_log/`, `_SUCCESS`) are
-    other programs' notes on the data: neither a folder nor a glob stands for them, unless it spells such a name.
+    The order is that of the names, and sorted within one name. A folder stands for all files in and below it that can
+    be read. A file with several names comes once. Names that begin with `_` or `.` (`_delta_log/`, `_SUCCESS`) are
+    other programs' notes on the data: folders and globs leave them out, unless the glob itself spells such a name.
 
     Raises:
-        InputError: there is none, or a suffix is unknown; `argument` is the flag to blame.
+        InputError: there is no file, or its suffix is unknown; the message names the flag `argument`.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -67,7 +67,7 @@ def _find_remote(uri: str, argument: str) -> list[str]:
             root = path.rstrip("/")
             items = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
             inner = [item.path[len(root) :] for item in items if item.is_file]
-        else:  # a glob, or nothing; what is found begins as the pattern does, up to the first part that has magic
+        else:  # a glob, or nothing; found paths begin like the pattern, up to its first part with wildcards
             parts = path.split("/")
             fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
             root, base = "/".join(parts[:fixed]), "/".join(base.split("/")[: fixed - len(parts) or None])
@@ -84,7 +84,7 @@ def _find_remote(uri: str, argument: str) -> list[str]:
 
 
 def _readable(inner: list[str], name: str, argument: str) -> list[str]:
-    """Of paths within a folder those of data with a known suffix, sorted."""
+    """Returns, sorted, the paths in a folder that are data and have a known suffix."""
     kept = sorted(item for item in inner if item.endswith(SUFFIXES) and not _notes(item))
     if not kept:
         raise InputError(f"--{argument} {name}: a folder without {', '.join(SUFFIXES)} files")
@@ -92,27 +92,30 @@ def _readable(inner: list[str], name: str, argument: str) -> list[str]:
 
 
 def _notes(path: str) -> list[str]:
-    """The names in a path that are of no data."""
+    """Returns the parts of a path that are other programs' notes."""
     return [name for name in path.split("/") if name.startswith(("_", ".")) and name.strip(".")]
 
 
 def _is_data(match: str, pattern: str) -> bool:
-    """Whether a glob that found a path stands for it."""
+    """Returns whether a path that a glob found is data."""
     return set(_notes(match)) <= set(_notes(pattern)) or any(glob.has_magic(name) for name in _notes(pattern))
 
 
 def has_suffix(path: str, *suffixes: str) -> bool:
-    """Whether a path, or a URI without its query, ends in one of the suffixes."""
+    """Returns whether a path, or a URI without its query, ends in one of the suffixes."""
     return (path.partition("?")[0] if "://" in path else path).endswith(suffixes)
 
 
 def text_bytes(path: str) -> int:
-    """About how many bytes of text a file has."""
+    """Estimates how many bytes of text a file has."""
     return file_size(path) * (1 if has_suffix(path, *LINES) else UNCOMPRESSED)
 
 
 def byte_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
-    """(start, end) of the parts of a file that are read side by side: of plain large ones, else (0, None)."""
+    """Returns (start, end) of the parts of a file that are read in parallel.
+
+    (0, None) for small or compressed files.
+    """
     if not has_suffix(path, *LINES):
         return [(0, None)]
     size = file_size(path)
@@ -122,8 +125,8 @@ def byte_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
 
 
 def lines_before(path: str, start: int) -> int:
-    """The number of lines that begin before the first line of a range of bytes."""
-    count = int(start > 0)  # the last of them ends at or behind the byte before the range
+    """Counts the lines that begin before the first line of a range of bytes."""
+    count = int(start > 0)  # the last of them ends at the byte before the range, or later
     with open_random_access(path) as file:
         while file.tell() < start - 1:
             count += file.read(min(2**20, start - 1 - file.tell())).count(b"\n")
@@ -131,14 +134,15 @@ def lines_before(path: str, start: int) -> int:
 
 
 def read_lines(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of the lines that begin within a range of bytes and are not blank, without a byte-order mark.
+    """Yields (number, bytes) of the lines that begin within a range of bytes, without blank lines and byte-order mark.
 
-    Lines are numbered from `start` + 1 on: in a whole file as a person counts them, in a range so that the numbers of
-    all ranges are in the order of the file. A line above `MAX_LINE_BYTES` comes cut to one byte more than that.
+    Lines are numbered from `start` + 1. In a whole file this is how people count lines. In a range, it puts the
+    numbers of all ranges in the order of the file. A line longer than `MAX_LINE_BYTES` is cut to one byte more than
+    that.
     """
     place = start
     with open_file(path) if end is None else io.BufferedReader(open_random_access(path)) as file:
-        if start:  # leave out the rest of a line that began before
+        if start:  # skip the rest of a line that began before the range
             file.seek(start - 1)
             place -= 1
             while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):

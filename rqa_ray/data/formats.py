@@ -1,6 +1,6 @@
-"""The forms of records that are read: how each is recognized, and how its values become questions and passages.
+"""Recognizes the form of a record by its keys, and turns its values into questions and passages.
 
-A new form is one entry of `FORMATS`. Its records are then read, counted, tokenized and trained on like all others.
+A new form is one entry of `FORMATS`. Its records are read, counted, tokenized and trained on like all others.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import Any
 
 from rqa_ray.data.schema import IDENTITY, Document, QARecord
 
-MAX_QUESTIONS = 100_000  # of one passage
+MAX_QUESTIONS = 100_000  # questions of one passage
 HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 NOUNS = {"documents": "document", "questions": "record"}
 
 
 class RecordError(ValueError):
-    """One record is not what the data contract asks for; the message says what was found, without the place."""
+    """Raised for one bad record; the message says what was found, but not where."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One form of record: an object with all of its keys (and maybe others) is of it."""
+    """One form of record: objects with all of its keys have this form, whatever other keys they have."""
 
     name: str
     keys: tuple[str, ...]
-    parse: Callable[[dict[str, Any]], Any]  # to a QARecord or a Document; raises RecordError
+    parse: Callable[[dict[str, Any]], Any]  # returns a QARecord or a Document; raises RecordError
 
 
 def parse_document(value: Any) -> Document:
-    """A Document from an object of a known form.
+    """Makes a Document from an object of a known form.
 
     Raises:
-        RecordError: it is of none, or a field is of the wrong type.
+        RecordError: the object has no known form, or a field has the wrong type.
     """
     return _parse(value, "documents")
 
 
 def parse_qa_record(value: Any) -> QARecord:
-    """A QARecord from an object of a known form.
+    """Makes a QARecord from an object of a known form.
 
     Raises:
-        RecordError: it is of none, or a field is missing or of the wrong type.
+        RecordError: the object has no known form, or a field is missing or has the wrong type.
     """
     return _parse(value, "questions")
 
@@ -62,9 +62,9 @@ def _parse(value: Any, kind: str) -> Any:
 
 
 def _full_document(value: dict[str, Any]) -> Document:
-    """`{"page_content", "fmt_content", "metadata"}`: LocalRQA's and langchain's."""
+    """Reads `{"page_content", "fmt_content", "metadata"}`, the form of LocalRQA and langchain."""
     metadata = value.get("metadata") or {}
-    if isinstance(metadata, str):  # as Parquet keeps what differs from row to row
+    if isinstance(metadata, str):  # in Parquet, metadata that differs from row to row is JSON in a string
         try:
             metadata = parse_json(metadata)
         except RecordError:
@@ -73,7 +73,7 @@ def _full_document(value: dict[str, Any]) -> Document:
 
 
 def _raw_document(value: dict[str, Any]) -> Document:
-    """`{"text", "source", "title", ...}`, BEIR's `_id` among the rest."""
+    """Reads `{"text", "source", "title", ...}`, also with BEIR's `_id`."""
     return _document(value["text"], "", {key: item for key, item in value.items() if key != "text"})
 
 
@@ -84,24 +84,24 @@ def _document(content: Any, formatted: Any, metadata: Any) -> Document:
     if not isinstance(metadata, dict):
         raise RecordError(f"`metadata` has to be an object, found {_kind(metadata)}")
     for name in IDENTITY:
-        if isinstance(metadata.get(name), (list, dict)):  # it would be embedded as Python writes it
+        if isinstance(metadata.get(name), (list, dict)):  # it would be embedded in Python's notation
             raise RecordError(f"`{name}` has to be text or a number, found {_kind(metadata[name])}")
     try:
         written = json.dumps(metadata, default=_text_of)
-    except TypeError as error:  # of keys, which a map of Parquet may have of any type
+    except TypeError as error:  # a map in Parquet may have keys of any type
         raise RecordError(f"`metadata` has to be JSON ({error})") from None
     return Document(content, formatted, parse_json(written))
 
 
 def _text_of(value: Any) -> str:
-    """What is no JSON but has one text that says it; Parquet holds such values."""
+    """Returns the text of a value that JSON does not have, such as a date; Parquet contains such values."""
     if isinstance(value, HAS_TEXT_FORM):
         return str(value)
     raise RecordError(f"`metadata` has to be JSON, found a value of type {type(value).__name__}")
 
 
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
-    """`{"gold_docs": [...], "hard_neg_docs": [...], "hard_neg_scores": [...]}` and questions: LocalRQA's."""
+    """Reads LocalRQA's form: questions, and `{"gold_docs": [], "hard_neg_docs": [], "hard_neg_scores": []}`."""
     strangers = (
         [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
     )
@@ -135,7 +135,7 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     )
 
 
-# By kind of file; a record is of the first form whose keys it has.
+# By kind of file. A record has the first form whose keys it has.
 FORMATS: dict[str, list[Format]] = {
     "documents": [
         Format("LocalRQA", ("page_content",), _full_document),
@@ -149,10 +149,10 @@ FORMATS: dict[str, list[Format]] = {
 
 
 def parse_json(line: str) -> Any:
-    """The JSON value of one line; NaN, by which pandas writes a missing value, is null.
+    """Parses the JSON value of one line. NaN is null, because pandas writes a missing value as NaN.
 
     Raises:
-        RecordError: it is not JSON, as no other number is that is not finite.
+        RecordError: the line is not JSON, or contains another number that is not finite.
     """
     try:
         return json.loads(line, parse_constant=_constant)

@@ -1,6 +1,6 @@
-"""Passages named by id: the table of their tokens, and the hard negatives that pairs name from it.
+"""Holds passages by id: a table with their tokens, and the hard negatives that pairs name from this table.
 
-P is the number of passages of a table, N of pairs, M of the hard negatives of all pairs.
+P is the number of passages in a table, N the number of pairs, M the number of hard negatives of all pairs.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from rqa_ray.data.columns import Ragged, runs
 
 @dataclass
 class PassageTable:
-    """Distinct passages. A pair names its passages by id; their tokens stand here, each once."""
+    """Distinct passages with their tokens.
+
+    Pairs name passages by id, so the tokens of each passage are stored once.
+    """
 
     ids: np.ndarray  # (P,) sorted
     tokens: Ragged  # (P,)
 
     @classmethod
     def of(cls, ids: np.ndarray, tokens: Ragged) -> PassageTable:
-        """From parallel ids and token rows: of an id that comes again, the first."""
+        """Makes a table from parallel ids and token rows; of several rows with one id, the first counts."""
         distinct, first = np.unique(ids, return_index=True)
         return cls(distinct, tokens.take(first))
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Which row each id is.
+        """Returns the row of each id.
 
         Raises:
-            KeyError: an id is of no passage of this table.
+            KeyError: the table has no passage with one of the ids.
         """
         missing = ids[~np.isin(ids, self.ids)]
         if len(missing):
@@ -41,14 +44,14 @@ class PassageTable:
 class Negatives:
     """The hard negatives of all pairs, one pair after the other.
 
-    A round is one set of them: round 0 is what the files bring, a later one takes its place while training.
+    A round is one set of hard negatives. Round 0 comes from the files; a later round replaces it during training.
     """
 
-    passages: PassageTable  # that has their tokens: the pairs' own, or a corpus
+    passages: PassageTable  # the table with their tokens: the pairs' own, or a corpus
     ids: np.ndarray  # (M,)
-    rows: np.ndarray  # (M,) of the table
-    offsets: np.ndarray  # (N + 1,): those of pair i are offsets[i] to offsets[i + 1]
-    scores: np.ndarray | None = None  # (M,) a teacher's, NaN where it gave none
+    rows: np.ndarray  # (M,) rows in the table
+    offsets: np.ndarray  # (N + 1,): pair i has the hard negatives from offsets[i] to offsets[i + 1]
+    scores: np.ndarray | None = None  # (M,) scores of a teacher, NaN where there is none
     round: int = 0
 
     @classmethod
@@ -60,7 +63,7 @@ class Negatives:
         scores: np.ndarray | None = None,
         round: int = 0,
     ) -> Negatives:
-        """From ids that are in the table (`PassageTable.rows_of` raises KeyError for one that is not)."""
+        """Makes hard negatives from ids in the table; `PassageTable.rows_of` raises KeyError for other ids."""
         return cls(passages, ids, passages.rows_of(ids), offsets, scores, round)
 
     @property
@@ -68,13 +71,13 @@ class Negatives:
         return len(self.offsets) - 1
 
     def of_pairs(self, pairs: np.ndarray) -> np.ndarray:
-        """Numbers of the hard negatives of some pairs, one pair after the other."""
+        """Returns the numbers of the hard negatives of some pairs, one pair after the other."""
         return runs(self.offsets[pairs], self.offsets[pairs + 1] - self.offsets[pairs])[0]
 
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """Tokens of some of them."""
+        """Returns how many tokens some hard negatives have."""
         return self.passages.tokens.lengths[self.rows[numbers]]
 
     def tokens(self, number: int) -> np.ndarray:
-        """The token row of one."""
+        """Returns the token row of one hard negative."""
         return self.passages.tokens[self.rows[number]]

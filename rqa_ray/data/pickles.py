@@ -1,9 +1,9 @@
-"""The restricted unpickler: reads a document database (`documents.pkl`) without running anything the file asks for.
+"""Reads a document database (`documents.pkl`) with an unpickler that runs nothing the file asks for.
 
-A pickle is a program that may call any function. Here a name in the file is looked up in one fixed table by exact
-(module, name), never imported, and stands for an inert class of this module: the Documents of LocalRQA and langchain
-become bags that hold their state, and the two helpers that old protocols need check their arguments. Every other name,
-persistent ids and extension codes are refused, and nothing of them runs. What comes out is str, dict and plain JSON.
+A pickle is a program that may call any function. This unpickler imports nothing. It looks up each (module, name) of
+the file in one fixed table of inert classes: the Documents of LocalRQA and langchain become bags that hold their
+state, and the two helper functions of old protocols check their arguments. Every other name, persistent ids and
+extension codes are refused. The result contains only str, dict and plain JSON.
 """
 
 import io
@@ -17,7 +17,7 @@ from rqa_ray.errors import InputError
 _DOCUMENT_MODULES = (
     "local_rqa.schema.document",
     "open_rqa.schema.document",  # LocalRQA before its renaming
-    "langchain.docstore.document",  # langchain's Document moved: one line for each module that ever defined it
+    "langchain.docstore.document",  # langchain moved its Document: one line for each module that has defined it
     "langchain.schema",
     "langchain.schema.document",
     "langchain_core.schema.document",
@@ -33,12 +33,14 @@ _CONVERT = (
 
 
 def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
-    """The documents of a pickled list of Documents, or of dicts with page_content, in the order of the file.
+    """Returns the documents of a pickled list of Documents, or of dicts with page_content, in the order of the file.
 
-    Returns one `{"page_content": str, "fmt_content": str, "metadata": dict}` a document: fmt_content is "" and
-    metadata is {} where the document has none; metadata can be written as JSON. Reads the whole stream into memory.
-    Raises InputError, and nothing else, with one line that starts with `name`: the file asks for anything but a
-    Document, is damaged, or does not hold what is described above.
+    Each document is `{"page_content": str, "fmt_content": str, "metadata": dict}`. Missing fmt_content is "", missing
+    metadata is {}, and metadata can be written as JSON. The whole stream is read into memory.
+
+    Raises:
+        InputError: the file asks for anything but a Document, is damaged, or has another content. It is one line that
+            starts with `name`; no other error is raised.
     """
     try:
         data = stream.read(MAX_BYTES + 1)
@@ -50,7 +52,7 @@ def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
         content = _DocumentUnpickler(io.BytesIO(data), name).load()
     except InputError:
         raise
-    except Exception as error:  # Damaged bytes make an unpickler raise nearly anything, gzip and memory included.
+    except Exception as error:  # Damaged bytes make an unpickler raise nearly any error, also of gzip and memory.
         found = f"{type(error).__name__}: {error}"[:200]
         _refuse(name, f"cannot be read as a pickle ({found}); copy the file again or {_CONVERT}", error)
     if not isinstance(content, (list, tuple)):
@@ -59,7 +61,7 @@ def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
 
 
 class _Document:
-    """Stands for every Document class: keeps the state it is given and does nothing with it."""
+    """Stands for every Document class: holds its state and does nothing with it."""
 
     __slots__ = ("state",)
     state: Any
@@ -69,7 +71,10 @@ class _Document:
 
 
 class _Helper:
-    """A callable of old protocols. It is a class with `__setstate__`, so that BUILD cannot write attributes on it."""
+    """A helper function of old protocols.
+
+    It is a class with `__setstate__`, so that BUILD cannot write attributes on it.
+    """
 
     __slots__ = ()
 
@@ -78,7 +83,10 @@ class _Helper:
 
 
 class _Reconstructor(_Helper):
-    """`copyreg._reconstructor`, by which protocols 0 and 1 make an object: here an empty record and nothing else."""
+    """Stands for `copyreg._reconstructor`, with which protocols 0 and 1 make an object.
+
+    Makes an empty `_Document` only.
+    """
 
     def __new__(cls, *args: Any) -> Any:
         if len(args) != 3 or args[0] is not _Document or args[1] is not object or args[2] is not None:
@@ -87,7 +95,7 @@ class _Reconstructor(_Helper):
 
 
 class _Set(_Helper):
-    """`set`, which protocols below 4 call by name; pydantic keeps the names of the fields in one."""
+    """Stands for `set`, which protocols below 4 call by name; pydantic keeps the names of fields in a set."""
 
     def __new__(cls, *args: Any) -> Any:
         if len(args) != 1 or type(args[0]) is not list:
@@ -108,7 +116,7 @@ _ALLOWED: dict[tuple[str, str], type] = {
 
 
 class _DocumentUnpickler(pickle.Unpickler):
-    """Knows the names of `_ALLOWED` and no others. `super().find_class`, which imports, is never called."""
+    """Knows only the names in `_ALLOWED`. It never calls `super().find_class`, which would import."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         super().__init__(stream)
@@ -125,11 +133,12 @@ class _DocumentUnpickler(pickle.Unpickler):
 
 
 def _check_opcodes(data: bytes, name: str) -> None:
-    """Reads the opcodes without running them, and stops what `find_class` cannot see.
+    """Reads the opcodes without running them, and refuses what `find_class` cannot see.
 
-    Raises InputError for an extension code (the unpickler takes it from a cache of the process, past `find_class`) and
-    for bytes after the end, which are documents that would be lost; ValueError for a file that is cut or is no pickle
-    and for a memo index that one flipped bit made so large that the table for it would fill the machine's memory.
+    Raises:
+        InputError: an extension code, which the unpickler would look up past `find_class`; or bytes after the end,
+            which would be documents that are lost.
+        ValueError: the file is cut or no pickle, or a memo index is so large that its table would fill the memory.
     """
     end = 0
     for opcode, argument, position in pickletools.genops(data):
@@ -144,12 +153,12 @@ def _check_opcodes(data: bytes, name: str) -> None:
 
 
 def _raw_record(item: Any, index: int, name: str) -> dict[str, Any]:
-    """The three fields of one item. Raises InputError, with the index, for what is no document."""
+    """Returns the three fields of one item; raises InputError with the index if the item is no document."""
     fields = item
     if isinstance(item, _Document):
         fields = getattr(item, "state", None)
         if isinstance(fields, dict):
-            fields = fields.get("__dict__", fields)  # Both generations of pydantic put the fields one level deeper.
+            fields = fields.get("__dict__", fields)  # Both versions of pydantic put the fields one level deeper.
     if not isinstance(fields, dict):
         found = "a Document without fields" if isinstance(item, _Document) else f"of type {type(item).__name__}"
         _refuse(name, f"item {index} is {found}, expected a Document or a dict with page_content; {_CONVERT}")
@@ -171,5 +180,5 @@ def _raw_record(item: Any, index: int, name: str) -> dict[str, Any]:
 
 
 def _refuse(name: str, what: str, cause: Exception | None = None) -> NoReturn:
-    """Raises InputError as one printable line, whatever bytes the file put into its names."""
+    """Raises InputError as one printable line, whatever bytes the file has in its names."""
     raise InputError("".join(c if c.isprintable() else " " for c in f"{name}: {what}")) from cause

@@ -1,8 +1,9 @@
-"""Documents and question files to validated, deduplicated, hashed Parquet that `jobs/train.py --prepared_path` takes.
+"""Writes documents and question files as checked Parquet without duplicates, for `jobs/train.py --prepared_path`.
 
-One file an input: `train`, `eval`, `test` (a record a row: questions, gold_docs, gold_ids, hard_neg_docs,
-hard_negative_ids, hard_neg_scores) and `corpus` (a distinct passage a row: passage_id, page_content, fmt_content,
-metadata as JSON). Order and records are those of the input: training makes the same global batches from either.
+Each input becomes one file. `train`, `eval` and `test` have one row for each record: questions, gold_docs, gold_ids,
+hard_neg_docs, hard_negative_ids, hard_neg_scores. `corpus` has one row for each distinct passage: passage_id,
+page_content, fmt_content, metadata as JSON. Order and records are those of the input, so training makes the same
+global batches.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rqa_ray.settings import INPUTS, PrepareSettings
 from rqa_ray.texts import as_utf8
 
 ROWS_PER_GROUP = 1_000
-NO_LIMIT = 1_000_000  # tokens: the survey wants the whole length
+NO_LIMIT = 1_000_000  # tokens, because the survey shows full lengths
 _DOCUMENT = [("page_content", pa.string()), ("fmt_content", pa.string()), ("metadata", pa.string())]
 _DOCUMENTS = pa.list_(pa.struct(_DOCUMENT))
 _IDS = pa.list_(pa.int64())
@@ -56,9 +57,9 @@ SCHEMAS = {
 
 
 def prepare(settings: PrepareSettings) -> list[str]:
-    """Checks the files of a training run and writes them as Parquet; returns what is to know of the data.
+    """Checks the files of a training run and writes them as Parquet; returns lines about the data.
 
-    Tokens are counted as training on the same model with the same settings counts them.
+    Tokens are counted as training counts them with the same model and settings.
 
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written.
@@ -78,10 +79,10 @@ def prepare(settings: PrepareSettings) -> list[str]:
 
 
 def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, skip_bad: bool) -> list[str]:
-    """Writes the inputs (names to files) to a folder, whole or not at all; returns what is to know of the data.
+    """Writes the inputs (files by name) to a folder, all or nothing; returns lines about the data.
 
     Raises:
-        InputError: the first bad record, or an input without records.
+        InputError: a bad record, or an input without records.
     """
     unlimited = replace(spec.settings, max_seq_length=NO_LIMIT, query_length=None, document_length=None)
     blocks = read_inputs(inputs, replace(spec, settings=unlimited), skip_bad)
@@ -105,7 +106,7 @@ def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, 
 
 
 def write(files: list[str], kind: str, path: Path, skip_bad: bool) -> None:
-    """The good records of some files as one Parquet file; of documents the distinct ones."""
+    """Writes the good records of some files as one Parquet file; of documents, only the distinct ones."""
     schema, rows = SCHEMAS[kind], _passages(files, skip_bad) if kind == "documents" else _records(files, skip_bad)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
@@ -119,7 +120,7 @@ def _passages(files: list[str], skip_bad: bool) -> Iterator[dict[str, Any]]:
 
 def _records(files: list[str], skip_bad: bool) -> Iterator[dict[str, Any]]:
     for record in good_records(files, "questions", skip_bad):
-        if record.questions:  # else all of them are empty
+        if record.questions:  # else all questions of the record are empty
             yield {
                 "questions": [as_utf8(question) for question in record.questions],
                 "gold_docs": [_columns(document) for document in record.gold_docs],

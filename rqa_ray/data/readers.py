@@ -1,9 +1,9 @@
-"""Files to tokenized blocks with Ray Data: parse, flatten to one row per question and gold passage, tokenize, once.
+"""Reads files with Ray Data: parses them, makes one row for each question and gold passage, and tokenizes it once.
 
-Each file, or range of a large one, is one task; its lines stream through in batches and leave as Arrow blocks in the
-object store, which workers map without a copy (`rows.py`). Lines are parsed as text, since metadata is free-form and
-differs from line to line. A bad line comes back as data, in the column `problem`, and the driver raises it as one
-line; or, where it is to be skipped, in `skipped`.
+Each file, or each range of a large file, is one task. Its rows leave in batches as Arrow blocks in the object store,
+which workers map without a copy (`rows.py`). Lines are parsed as text, because metadata differs from line to line. The
+task returns a bad line as data, in the column `problem`, and the driver raises one line about it. If bad lines are to
+be skipped, they are in the column `skipped`.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from rqa_ray.data.token_tables import (
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import ModelSpec
 
-RANGE_BYTES = 32 * 2**20  # of one task
+RANGE_BYTES = 32 * 2**20  # what one task reads
 RECORDS_AT_ONCE = 256
-# Columns that stay in the object store; the others are counted here.
+# Columns that stay in the object store. The driver gets the other columns.
 LARGE = ("question", "question_tokens", "gold_doc", "new_passage_tokens", "hard_negative_scores", "tokens", "document")
 
 
 @dataclass
 class Blocks:
-    """One input, read: its blocks in the object store."""
+    """One input that was read: its blocks in the object store."""
 
     refs: list[ray.ObjectRef]
-    small: list[pa.Table]  # the blocks without texts and tokens, here
-    skipped: Skipped  # the bad records of all files
+    small: list[pa.Table]  # on the driver: the blocks without texts and tokens
+    skipped: Skipped  # bad records of all files that were skipped
 
     def tables(self) -> list[pa.Table]:
-        """The whole blocks."""
+        """Returns the whole blocks."""
         return fetch_tables(self.refs)
 
 
 def fetch_tables(refs: list[ray.ObjectRef]) -> list[pa.Table]:
-    """The blocks that are not empty; on their own node mapped without a copy."""
+    """Returns the blocks that are not empty; blocks on this node are mapped without a copy."""
     return [table for table in ray.get(refs) if len(table)]
 
 
 def read_inputs(inputs: dict[str, list[str]], spec: ModelSpec, skip_bad: bool = False) -> dict[str, Blocks]:
-    """Reads `train`, `eval`, `test` and `corpus` (names to files) side by side.
+    """Reads `train`, `eval`, `test` and `corpus` (files by name) in parallel.
 
     Raises:
-        InputError: the first bad line of an input, two passages that clash (`distinct.py`), or an input without
-            records; with `skip_bad` only where no record of a file, or of a range of it, is right.
+        InputError: a bad line, two passages that clash (`distinct.py`), or an input without records. With `skip_bad`,
+            a bad line is an error only if its file, or range of a file, has no good one.
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
         read = functools.partial(_read, spec=spec, skip_bad=skip_bad)
@@ -90,7 +90,7 @@ def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool) -> Block
     found = found.select(["file", "line", "problem", "skipped"])
     found = found.sort_by([("file", "ascending"), ("line", "ascending")])
     without = set(range(len(files))) - set(found["file"].to_pylist())
-    if without:  # a large file of blank lines; a small one has said so itself
+    if without:  # a large file of blank lines; for a small file the task has said so
         raise InputError(f"{files[min(without)]}: no records in it")
     problems = found["problem"].drop_null()
     if len(problems):
@@ -106,7 +106,10 @@ def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool) -> Block
 
 
 def _read_file(batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool) -> Iterator[pa.Table]:
-    """A file or a range of it to tables of one schema; stops at the first bad record, and returns it as `problem`."""
+    """Reads a file, or a range of it, into tables of one schema.
+
+    Stops at the first bad record and returns `problem`.
+    """
     path, file = str(batch["path"][0]), int(batch["file"][0])
     start, end = int(batch["start"][0]), int(batch["end"][0])
     bring_model(spec.folder, spec.copy)
@@ -116,7 +119,7 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_ba
     to_rows = to_rows or functools.partial(train_rows, named=set())
     records = read_records(path, "documents" if kind == "corpus" else "questions", start, None if end < 0 else end)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
-    held: list[dict[str, Any]] = []  # one batch of rows; the file's counts go with its last one
+    held: list[dict[str, Any]] = []  # one batch of rows; the last batch brings the counts of the file
     while not problem:
         good: list[tuple[int, Any]] = []
         seen = 0
@@ -124,7 +127,7 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_ba
             seen += 1
             if not isinstance(record, str):
                 good.append((line, record))
-            elif skip_bad and line:  # line 0: the file as a whole
+            elif skip_bad and line:  # line 0 means the whole file
                 skipped.add(record, path)
             else:
                 problem = record

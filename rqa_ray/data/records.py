@@ -1,4 +1,4 @@
-"""Files to records, one after the other; a bad record comes back as data."""
+"""Reads the records of files, one after the other; returns a bad record as data."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,9 +16,10 @@ from rqa_ray.places import open_file, open_random_access
 
 
 def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
-    """(start, end) of the parts of a file that are read side by side, each `range_bytes` or a little more.
+    """Returns (start, end) of the parts of a file that are read in parallel, each of `range_bytes` or a little more.
 
-    Bytes of JSONL, row numbers of Parquet (whole row groups); (0, None) for a file that has only one part.
+    The unit is bytes for JSONL and row numbers for Parquet (whole row groups). A file with only one part has (0,
+    None).
     """
     if not has_suffix(path, ".parquet"):
         return byte_ranges(path, range_bytes)
@@ -26,7 +27,7 @@ def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
         with open_random_access(path) as file:
             metadata = pq.ParquetFile(file).metadata
             groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    except (OSError, pa.ArrowException):  # said when it is read
+    except (OSError, pa.ArrowException):  # reading the file will say so
         return [(0, None)]
     ranges, start, end, size = [], 0, 0, 0
     for group in groups:
@@ -41,11 +42,11 @@ def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
 def read_records(
     path: str, kind: str, start: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, Document | QARecord | str]]:
-    """(line, record) of a file of `questions` or `documents`; a string for a record says what is wrong there.
+    """Yields (line, record) of a file of `questions` or `documents`; a string in place of a record says what is wrong.
 
-    Blank lines are skipped. A pickle's lines are the numbers of its documents, those of Parquet of its rows. Of a
-    range (`record_ranges`) the lines are numbered as `files.read_lines` does; what is said of a line counts from the
-    file's beginning.
+    Blank lines are skipped. In a pickle, the line is the number of the document; in Parquet, the number of the row. In
+    a range (`record_ranges`), lines are numbered as in `files.read_lines`, but messages count from the beginning of
+    the file.
     """
     parse = parse_document if kind == "documents" else parse_qa_record
     is_pickle, is_parquet = (has_suffix(path, suffix) for suffix in (".pkl", ".parquet"))
@@ -55,7 +56,7 @@ def read_records(
     read: Callable[..., Iterator[tuple[int, Any]]]
     read = _pickled_documents if is_pickle else _parquet_rows if is_parquet else read_lines
     try:
-        before = None  # counted where something is wrong
+        before = None  # only counted if something is wrong
         for number, value in read(path, start, end):
             record: Document | QARecord | str
             try:
@@ -71,17 +72,17 @@ def read_records(
                     before = lines_before(path, start) if read is read_lines else start
                 record = f"{path}:{before + number - start}: {record}"
             yield number, record
-    except InputError as error:  # of a pickle
+    except InputError as error:  # a pickle raises for the whole file
         yield 0, str(error)
     except (OSError, EOFError, pa.ArrowException) as error:
         yield 0, f"{path}: cannot be read ({first_line(error)})"
 
 
 def good_records(files: list[str], kind: str, skip_bad: bool = False) -> Iterator[Any]:
-    """The records of files of `questions` (QARecord) or `documents` (Document), one after the other.
+    """Yields the records of files of `questions` (QARecord) or `documents` (Document), one after the other.
 
     Raises:
-        InputError: the first bad one; with `skip_bad`, of who has said already what is wrong with them, none.
+        InputError: a bad record. With `skip_bad`, bad records are left out, because the caller has reported them.
     """
     for path in files:
         for _, record in read_records(path, kind):
@@ -103,7 +104,7 @@ def _pickled_documents(path: str, start: int, end: int | None) -> Iterator[tuple
 
 
 def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, row) of the row groups that begin within a range of rows."""
+    """Yields (row number from 1, row) of the row groups that begin within a range of rows."""
     with open_random_access(path) as opened:
         file = pq.ParquetFile(opened)
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
@@ -119,10 +120,10 @@ def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int,
 
 
 def _plain(value: Any) -> Any:
-    """A value of Parquet as JSON would give it, but for those that have no form in JSON.
+    """Returns a value of Parquet as JSON would have it; values that JSON does not have stay.
 
-    One schema for all rows fills what a record lacks with nulls, pandas with NaN: they are left out of objects. Text
-    may be kept as bytes.
+    Parquet has one schema for all rows: it fills missing fields with nulls, and pandas with NaN. These are left out of
+    objects. Bytes are decoded to text.
     """
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items() if item is not None and item == item}
@@ -132,13 +133,13 @@ def _plain(value: Any) -> Any:
 
 
 def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> None:
-    """Reads the first record of each file: a file of another kind, or an empty one, is found before Ray starts.
+    """Reads the first record of each file, to find a file of another kind or an empty file before Ray starts.
 
     Raises:
-        InputError: what is wrong with it; with `skip_bad` only where no record is right.
+        InputError: the first record is wrong; with `skip_bad`, only if no record of a file is good.
     """
     for path in files:
-        if has_suffix(path, ".pkl"):  # read whole or not at all
+        if has_suffix(path, ".pkl"):  # a pickle can only be read whole
             continue
         first, problem = None, f"{path}: no records in it"
         for _, first in read_records(path, kind):
@@ -149,7 +150,7 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
 
 
 def find_inputs(given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool) -> dict[str, list[str]]:
-    """Files by input name, from what was given by which flag; their beginnings are right."""
+    """Finds the files of each input from the flag and its value, and checks how they begin."""
     files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
     for name, paths in files.items():
         check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)

@@ -1,4 +1,4 @@
-"""What a person should know of the data, as lines: `brief` before training, `full` of jobs/prepare.py."""
+"""Writes lines about the data: `brief` before training, `full` for jobs/prepare.py."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rqa_ray.data.schema import Document, QARecord
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
 
-LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the histogram's columns (tokens)
+LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the columns of the histogram (tokens)
 BATCH_SIZES = (64, 256, 1024)
-SEARCHED_DOCUMENTS = 100_000  # for the text of a gold that is missing
+SEARCHED_DOCUMENTS = 100_000  # documents that are searched for the text of a missing gold
 
 
 def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bool) -> None:
-    """Refuses data that can show or teach nothing.
+    """Refuses data that cannot be evaluated or trained on.
 
     Raises:
-        InputError: no gold passage of the evaluation is in the corpus, or the training questions have one gold between
-            them and no hard negatives to tell it from.
+        InputError: no gold passage of the evaluation is in the corpus; or all training questions have the same gold,
+            and there are no hard negatives.
     """
     evaluated = survey.splits.get("eval")
     if evaluated and len(survey.missing["eval"]) == len(np.unique(evaluated.golds)):
@@ -37,7 +37,10 @@ def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bo
 
 
 def brief(survey: Survey, files: dict[str, list[str]]) -> list[str]:
-    """What is there and what is odd, said before training; `files` are those of the inputs, by name."""
+    """Returns lines about what the data has and what is odd, for the start of a run.
+
+    `files` are the inputs by name.
+    """
     counted = []
     for name, split in survey.splits.items():
         several = split.num_wordings_with_several_golds
@@ -65,7 +68,7 @@ def brief(survey: Survey, files: dict[str, list[str]]) -> list[str]:
 
 
 def describe_corpus(num_passages: int, num_duplicates: int) -> str:
-    """How many passages it has."""
+    """Returns how many passages the corpus has."""
     left_out = f" ({num_duplicates:,} duplicate{'s' * (num_duplicates > 1)} left out)" if num_duplicates else ""
     return f"{num_passages:,} passages{left_out}"
 
@@ -75,7 +78,7 @@ def _empty(count: int) -> list[str]:
 
 
 def _missing_one(survey: Survey, files: dict[str, list[str]], split: str) -> str:
-    """The first gold of a split that is missing from the corpus, beside a passage of the corpus that has its text."""
+    """Returns a line with a gold that the corpus lacks, beside the passage of the corpus that has its text."""
     missing = set(survey.missing[split].tolist())
     questions = ((path, *found) for path in files.get(split, []) for found in read_records(path, "questions"))
     for path, line, record in questions:
@@ -93,7 +96,7 @@ def _missing_one(survey: Survey, files: dict[str, list[str]], split: str) -> str
 
 
 def full(survey: Survey, max_seq_length: int) -> list[str]:
-    """All that is known of prepared data; its texts were read without a limit on their length."""
+    """Returns all that is known about prepared data; its texts were tokenized at full length."""
     train = survey.splits["train"]
     lines = [f"{'':10}{'lines':>9}{'questions':>11}{'golds':>9}{'not in corpus':>15}{'wordings repeated':>19}"]
     for name, split in survey.splits.items():

@@ -1,4 +1,4 @@
-"""Tokenized data as workers hold it: training pairs, an evaluation's questions, a corpus; from blocks (`columns.py`).
+"""Tokenized data in the form that workers use: training pairs, evaluation questions, a corpus; made from Arrow blocks.
 
 N is the number of rows.
 """
@@ -18,25 +18,25 @@ from rqa_ray.data.passages import Negatives, PassageTable
 
 @dataclass
 class TrainingRows:
-    """The pairs: one row for each question and gold passage, which names its passages by id."""
+    """The training pairs: one row for each question and gold passage, which names its passages by id."""
 
     questions: Ragged  # token rows
-    passage_ids: np.ndarray  # (N,) of the golds
+    passage_ids: np.ndarray  # (N,) ids of the golds
     golds: Golds
-    table: PassageTable  # of all golds and of the hard negatives that the files bring
+    table: PassageTable  # all golds and all hard negatives of the files
     negatives: Negatives
-    pairs: np.ndarray  # (N,) number of each pair in the order of the whole input
+    pairs: np.ndarray  # (N,) the number of each pair in the order of the whole input
 
     def __post_init__(self) -> None:
-        self.passages = self.table.tokens.take(self.table.rows_of(self.passage_ids))  # (N,) token rows of the golds
+        self.passages = self.table.tokens.take(self.table.rows_of(self.passage_ids))  # (N,) the golds' token rows
 
     @classmethod
     def from_tables(
         cls, tables: Sequence[pa.Table], order: np.ndarray | None = None, pairs: np.ndarray | None = None
     ) -> TrainingRows:
-        """Rows in input order, or in another, from blocks of `token_tables.SCHEMAS["train"]`.
+        """Makes rows from blocks of `token_tables.SCHEMAS["train"]`, in the order of the input or in another order.
 
-        `pairs` are the numbers of the rows in the whole input, of which the blocks may be a part.
+        `pairs` are the numbers of the rows in the whole input, if the blocks are only a part of it.
         """
         first = input_order(tables)
         order = first if order is None else order
@@ -62,14 +62,14 @@ class TrainingRows:
 
 @dataclass
 class Golds(Sequence):
-    """Golds of each row: the union over all rows whose question has the same wording."""
+    """The golds of each row: the golds of all rows whose question has the same wording."""
 
     ids: np.ndarray
     offsets: np.ndarray  # (N + 1,)
 
     @classmethod
     def of(cls, question_keys: np.ndarray, passage_ids: np.ndarray) -> Golds:
-        """Unions from parallel arrays (N,) of question keys and gold passage ids; sorted within a row."""
+        """Makes golds from parallel arrays (N,) of question keys and gold passage ids; sorted within each row."""
         pairs = np.unique(np.stack([question_keys, passage_ids], axis=1), axis=0)
         keys, first, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
         group = np.searchsorted(keys, question_keys)
@@ -83,14 +83,14 @@ class Golds(Sequence):
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
     def select(self, rows: np.ndarray) -> Golds:
-        """The golds of some rows, in their order."""
+        """Returns the golds of some rows, in their order."""
         places, offsets = runs(self.offsets[rows], np.diff(self.offsets)[rows])
         return Golds(self.ids[places], offsets)
 
 
 @dataclass
 class Questions:
-    """The questions of an evaluation file, one for each time that one is asked in it."""
+    """The questions of an evaluation file; a question that the file asks twice is here twice."""
 
     tokens: Ragged
     golds: Golds
@@ -112,7 +112,7 @@ class Corpus:
 
     passage_ids: np.ndarray  # (P,)
     tokens: Ragged  # (U,) texts, U <= P
-    text_of: np.ndarray  # (P,) which text a passage has
+    text_of: np.ndarray  # (P,) the number of each passage's text
 
     @classmethod
     def from_tables(cls, tables: Sequence[pa.Table]) -> Corpus:
@@ -129,17 +129,17 @@ class Corpus:
 
 
 def first_of_question(tables: Sequence[pa.Table], order: np.ndarray) -> np.ndarray:
-    """Places in `order` at which another question begins: a question with several golds has several rows."""
+    """Returns the places in `order` where another question begins; a question with several golds has several rows."""
     place = np.stack([column(tables, name)[order] for name in ("file", "line", "question_item")], axis=1)
     return np.flatnonzero(np.concatenate([[True], np.any(place[1:] != place[:-1], axis=1)]))
 
 
 def distinct_documents(tables: Sequence[pa.Table]) -> np.ndarray:
-    """Numbers of the rows to keep, in document order: of a passage that comes twice, the first."""
+    """Returns the numbers of the rows to keep, in document order: the first row of each passage."""
     order = input_order(tables)
     return order[first_places(column(tables, "passage_id")[order])]
 
 
 def _values(tables: Sequence[pa.Table], name: str) -> np.ndarray:
-    """The inner values that `inner_places` counts; NaN for a null."""
+    """Returns the inner values that `inner_places` counts; NaN for a null."""
     return concat([array.values.to_numpy(zero_copy_only=False) for array in arrays(tables, name)])

@@ -1,20 +1,20 @@
-"""The records of the data contract, and who a passage is.
+"""The records of the data contract, and the id of a passage.
 
-A passage is identified by (`metadata.source`, `page_content`), hashed to 64 bits, so that the same passage is the same
-passage in every file, batch, rank and metric. Where there is no source, `_id` takes its place, else the title: many
-passages of a data set may have no text but their title.
+The id is a 64-bit hash of (`metadata.source`, `page_content`), so a passage has the same id in every file, batch, rank
+and metric. If there is no source, `_id` takes its place, else the title: in some data sets, many passages have no text
+but their title.
 """
 
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-IDENTITY = ("source", "_id", "title")  # the first of them in the metadata, with the content, says who a passage is
+IDENTITY = ("source", "_id", "title")  # the first of these in the metadata and the content make the passage's id
 
 
 @dataclass
 class Document:
-    """A passage: `fmt_content` is the text that is embedded, `page_content` and its `origin` are its identity."""
+    """A passage: `fmt_content` is the text that is embedded; `page_content` and `origin` make the id."""
 
     page_content: str
     fmt_content: str = ""
@@ -26,17 +26,17 @@ class Document:
 
     @property
     def passage_id(self) -> int:
-        """Signed 64-bit identity of the passage."""
+        """Signed 64-bit id of the passage."""
         return passage_id(self.origin, self.page_content)
 
     @property
     def origin(self) -> Any:
-        """The source, else the id, else the title; None where there is none of them."""
+        """The source, else the `_id`, else the title; None if there is none of them."""
         found = (self.metadata.get(name) for name in IDENTITY)
         return next((value for value in found if value not in (None, "")), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON, without a `fmt_content` that reading it again would rebuild."""
+        """Returns the record as JSON; leaves out a `fmt_content` that reading would build again."""
         record: dict[str, Any] = {"page_content": self.page_content, "metadata": self.metadata}
         if self.fmt_content != format_passage(self.page_content, self.metadata):
             record["fmt_content"] = self.fmt_content
@@ -45,14 +45,14 @@ class Document:
 
 @dataclass
 class QARecord:
-    """One line of a question file: questions, the passages that answer them, and some that only look right."""
+    """One line of a question file: questions, passages that answer them, and hard negatives."""
 
     questions: list[str]
     gold_docs: list[Document]
     hard_neg_docs: list[Document]
-    hard_neg_scores: list[float] | None = None  # a teacher's, one for each of `hard_neg_docs`
+    hard_neg_scores: list[float] | None = None  # scores of a teacher, one for each of `hard_neg_docs`
     has_chat_history: bool = False
-    num_empty_questions: int = 0  # left out of `questions`
+    num_empty_questions: int = 0  # empty questions, which are not in `questions`
 
     @property
     def passages(self) -> list[Document]:
@@ -61,7 +61,7 @@ class QARecord:
 
 
 def format_passage(page_content: str, metadata: dict[str, Any]) -> str:
-    """The embedded text of a passage that brings none: source, title and content (LocalRQA's format)."""
+    """Builds the embedded text of a passage from source, title and content (LocalRQA's format)."""
     lines = [
         f"{label}: {metadata[key]}\n" for label, key in (("Source", "source"), ("Title", "title")) if metadata.get(key)
     ]
@@ -69,17 +69,17 @@ def format_passage(page_content: str, metadata: dict[str, Any]) -> str:
 
 
 def passage_id(origin: Any, page_content: str) -> int:
-    """Signed 64-bit hash of (origin, page_content); a missing origin counts as empty."""
+    """Returns the signed 64-bit hash of (origin, page_content); a missing origin counts as empty."""
     return _hash64(f"{'' if origin is None else origin}\0{page_content}")
 
 
 def text_hash(text: str) -> int:
-    """Signed 64-bit hash of an embedded text."""
+    """Returns the signed 64-bit hash of an embedded text."""
     return passage_id(None, text)
 
 
 def question_key(question: str) -> int:
-    """Signed 64-bit hash of a question's wording, case and white space folded."""
+    """Returns the signed 64-bit hash of a question's wording, without case and white space."""
     return _hash64(" ".join(question.split()).casefold())
 
 

@@ -1,4 +1,4 @@
-"""Bad records that are left out and counted, where --on_bad_record skip asks for that."""
+"""Counts bad records that are left out because of `--on_bad_record skip`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CLASHES = "passages with another embedded text than the first of their identity,
 
 @dataclass
 class Skipped:
-    """Bad records that were left out: the first ones as lines, and how many of each kind."""
+    """Bad records that were left out: lines about the first ones, and how many there are of each kind."""
 
     first: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
 
     def add(self, problem: str, path: str) -> None:
-        """Counts one; its kind is what is said behind the place, without the details."""
+        """Counts one bad record; its kind is the message without place and details."""
         kind = re.split(r" \(|, |: ", problem.removeprefix(path).lstrip(":0123456789 "), maxsplit=1)[0]
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         if len(self.first) < SKIPPED_LISTED:
@@ -32,10 +32,10 @@ class Skipped:
     def add_clashes(
         self, ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str, skip_bad: bool
     ) -> None:
-        """Counts the passages, of parallel arrays, that have several embedded texts.
+        """Counts the passages with several embedded texts, from parallel arrays.
 
         Raises:
-            InputError: there is one, and it is not to be skipped; the line shows two of its texts.
+            InputError: there is such a passage, and bad records are not skipped; the line shows two of its texts.
         """
         found = clashing(ids, text_hashes)
         if len(found):
@@ -45,12 +45,12 @@ class Skipped:
             self.first, self.kinds[CLASHES] = [*self.first, problem][-SKIPPED_LISTED:], len(found)
 
     def counts(self) -> str:
-        """The kinds with their numbers, the most frequent first."""
+        """Kinds and their numbers, the most frequent kind first."""
         return ", ".join(f"{kind} {count:,}" for kind, count in sorted(self.kinds.items(), key=lambda item: -item[1]))
 
     @classmethod
     def of(cls, parts: Iterable[Skipped]) -> Skipped:
-        """All of them together."""
+        """Adds up several parts."""
         together = cls()
         for part in parts:
             together.first = [*together.first, *part.first][:SKIPPED_LISTED]

@@ -1,9 +1,9 @@
-"""Training files that do not fit in memory: counted once, then tokenized again and again, a window at a time.
+"""Streams training files that do not fit in memory: counts them once, then tokenizes one window at a time.
 
-1. `open_stream` parses all training files before training: what is wrong with a line is said then, not at step 10,000,
-   and the number of rows in each part of a file is known.
-2. While workers train, `WindowStore` has the windows that they are about to need made by Ray tasks, and keeps the
-   few that are in use in the object store. Its workers map them without a copy.
+1. `open_stream` parses all training files before training. So a bad line is reported at the start and not at step
+   10,000, and the number of rows in each part of a file is known.
+2. While workers train, Ray tasks make the windows that come next for the `WindowStore`. The store keeps the few
+   windows in use in the object store, where workers map them without a copy.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from rqa_ray.retriever.encoder_settings import ModelSpec
 
 SMALLEST_PART = 2**14
 LARGEST_PART = 4 * WINDOW_BYTES
-LOOKED_AT_BYTES = 2**30  # of text, for passages that clash: what is held of them here takes some MB
-RESIDENT_SHARE = 0.4  # of a node's object store
+LOOKED_AT_BYTES = 2**30  # of text that is checked for passages that clash; the check holds a few MB
+RESIDENT_SHARE = 0.4  # share of a node's object store that training rows may take
 WINDOWS_AHEAD, WINDOWS_KEPT = 2, 5
 
 
@@ -45,49 +45,49 @@ class Stream:
     """The training files, counted."""
 
     parts: list[Part]
-    num_rows: np.ndarray  # (P,) of the parts: one for each question and gold passage
+    num_rows: np.ndarray  # (P,) rows in each part: one for each question and gold passage
     counts: Counts
     skipped: Skipped
-    window_bytes: int  # of text, whose rows are about `WINDOW_BYTES`
+    window_bytes: int  # text of one window; its rows take about `WINDOW_BYTES`
     spec: ModelSpec
 
     def report(self) -> str:
-        """A line for the user."""
+        """Returns a line for the user."""
         return (
             f"data: train {self.counts.num_questions:,} questions, streamed: tokenized anew in every epoch, shuffled "
             f"in windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of files"
         )
 
     def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
-        """The order of the rows, and the store that workers fetch its windows from."""
+        """Returns the order of the rows, and the store from which workers fetch windows."""
         free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
         plan = WindowPlan(self.parts, self.num_rows, seed, self.window_bytes)
-        # A task that asks for a CPU where workers hold them all would wait for ever.
+        # A task that asks for a CPU would wait for ever if the workers hold all CPUs.
         return plan, WindowStore.remote(plan, self.spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
 
 
 def is_too_large(files: list[str], spec: ModelSpec) -> bool:
-    """Whether the tokenized rows of training files would take more of the object store than they should."""
+    """Returns whether the tokenized rows of training files would take too much of the object store."""
     tokenized = expansion(files, spec) * sum(text_bytes(path) for path in files)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenized > RESIDENT_SHARE * min(stores)
 
 
 def expansion(files: list[str], spec: ModelSpec) -> float:
-    """Bytes of tokenized rows for a byte of text, measured on the first records.
+    """Measures on the first records how many bytes of rows one byte of text becomes.
 
-    A record with many questions and golds makes a row for each two of them, so rows can be larger than the file.
+    A record makes one row for each of its questions and each of its golds, so rows can be larger than the file.
     """
     sample = Sample.of(files)
     return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)
 
 
 def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> Stream:
-    """Parses all training files, a group of parts a task, and counts what is in them.
+    """Parses all training files and counts their rows; one task parses a group of parts.
 
     Raises:
-        InputError: the first bad line; passages that clash (above a GB of text looked for among a share of them); a
-            file without records, or too large to be read in one piece where it has to.
+        InputError: a bad line; passages that clash (in files larger than 1 GB, only a share of them is checked); a
+            file without records; or a file that has to be read at once and is too large for it.
     """
     times = max(1.0, expansion(files, spec))
     part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))
@@ -123,7 +123,7 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
     ranges = record_ranges(path, part_bytes)
     for start, end in ranges:
         num_bytes = size
-        if end is not None:  # rows of Parquet: their share of the file
+        if end is not None:  # rows of Parquet: the same share of the file's bytes
             num_bytes = size * (end - start) // (ranges[-1][1] or 1) if is_parquet else end - start
         if num_bytes > LARGEST_PART:
             raise InputError(
@@ -148,7 +148,7 @@ def _count(batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int) -> Iter
 
 def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int) -> pa.Table:
     counts, skipped, problem = Counts(), Skipped(), None
-    texts: set[tuple[int, int]] = set()  # passage ids and text hashes, of one id in `looked_at`
+    texts: set[tuple[int, int]] = set()  # passage ids and text hashes; of all ids, one in `looked_at` is checked
     for line, record in read_records(part.path, "questions", part.start, part.end):
         if isinstance(record, QARecord):
             counts.add(record)
@@ -166,14 +166,14 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int) -> pa.T
 
 @ray.remote(num_cpus=0)
 class WindowStore:
-    """Has windows made ahead of the workers, and keeps those in use: any window, at any time, always the same."""
+    """Lets Ray tasks make windows ahead of the workers, and keeps the windows in use; a window is always the same."""
 
     def __init__(self, plan: WindowPlan, spec: ModelSpec, num_cpus: int) -> None:
         self._plan, self._spec, self._num_cpus = plan, spec, num_cpus
-        self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # the least recently used first
+        self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # in the order of their last use
 
     def window(self, epoch: int, window: int) -> list[ray.ObjectRef]:
-        """A window's tokenized table, in a list so that it is not fetched here."""
+        """Returns a window's tokenized table; it is in a list, so that Ray does not fetch it here."""
         wanted = [(epoch, window)]
         for _ in range(WINDOWS_AHEAD):
             last, number = wanted[-1]
@@ -210,5 +210,5 @@ def _read_window(parts: list[Part], expected: int, spec: ModelSpec) -> pa.Table:
 
 
 def fetcher(store: Any) -> Callable[[int, int], pa.Table]:
-    """What `WindowedRows` fetches a window with, in a worker."""
+    """Returns the function with which `WindowedRows` fetches a window in a worker."""
     return lambda epoch, window: ray.get(ray.get(store.window.remote(epoch, window))[0])

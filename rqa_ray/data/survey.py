@@ -1,6 +1,6 @@
-"""The numbers of a data set: counts, overlaps of the splits, lengths, false negatives; lines of them: `report.py`.
+"""Computes the numbers of a data set: counts, overlaps of splits, lengths, false negatives (`report.py` prints them).
 
-From the blocks that training uses. Their small columns are enough for all numbers but the lengths of texts.
+The numbers come from the blocks that training uses. Their small columns are enough for all but the lengths of texts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Split:
     """One question file: its R rows are the pairs of a question and one of its golds."""
 
     counts: Counts
-    share_cut: float  # of the texts
-    places: np.ndarray  # (3, R) file, line, and which question of the line
-    questions: np.ndarray  # (R,) which question a row belongs to
-    keys: np.ndarray  # (R,) wordings
+    share_cut: float  # share of texts that are cut at the limit of tokens
+    places: np.ndarray  # (3, R) file, line, and number of the question in the line
+    questions: np.ndarray  # (R,) number of the row's question
+    keys: np.ndarray  # (R,) hashes of the questions' wordings
     golds: np.ndarray  # (R,) passage ids
     negatives: np.ndarray  # passage ids of all hard negatives
     question_lengths: np.ndarray  # (questions,) tokens; empty where the blocks have no tokens
@@ -55,30 +55,30 @@ class Split:
 
     @property
     def num_lines(self) -> int:
-        """Records that have a question."""
+        """Number of records with a question."""
         return np.unique(self.places[:2], axis=1).shape[1]
 
     @property
     def num_wordings_with_several_golds(self) -> int:
-        """Wordings, each counted once however often it is asked."""
+        """Number of wordings with several golds; a wording that is asked often counts once."""
         keys = np.unique(np.stack([self.keys, self.golds]), axis=1)[0]
         return int((np.unique(keys, return_counts=True)[1] > 1).sum())
 
     @property
     def num_wordings_repeated(self) -> int:
-        """Wordings that several questions have."""
+        """Number of wordings that several questions have."""
         keys = np.unique(np.stack([self.keys, self.questions]), axis=1)[0]
         return int((np.unique(keys, return_counts=True)[1] > 1).sum())
 
     def num_questions_with(self, passage_ids: np.ndarray) -> int:
-        """Questions of which some gold is among the passages."""
+        """Returns how many questions have a gold among the passages."""
         return len(np.unique(self.questions[np.isin(self.golds, passage_ids)]))
 
     def false_negative_share(self, batch_size: int) -> float:
-        """Expected share of questions that meet their own passage as a negative in a random batch of rows.
+        """Returns the expected share of questions in a random batch that meet their own passage as a negative.
 
-        Exact: of the other N - 1 rows, c hold the passage; a batch draws B - 1 of them. The product is the chance that
-        none of the c is drawn, C(N - 1 - c, B - 1) / C(N - 1, B - 1).
+        The result is exact. Of the other N - 1 rows, c hold the passage; a batch draws B - 1 of them. The product is
+        the probability that the batch draws none of the c rows, C(N - 1 - c, B - 1) / C(N - 1, B - 1).
         """
         rows_of_passage = np.unique(self.golds, return_counts=True)[1]
         others, drawn = len(self.golds) - 1, min(batch_size, len(self.golds)) - 1
@@ -88,16 +88,16 @@ class Split:
 
 @dataclass
 class Survey:
-    """A data set: its splits, and P distinct passages of D documents."""
+    """The numbers of a data set: its splits, and P distinct passages of D documents."""
 
-    splits: dict[str, Split]  # train (where it is not streamed), eval, maybe test
+    splits: dict[str, Split]  # train (unless it is streamed), eval, and test if there is one
     passage_ids: np.ndarray  # (P,) sorted
     num_documents: int
-    share_cut: float  # of the passages
+    share_cut: float  # share of passages that are cut at the limit of tokens
     passage_lengths: np.ndarray  # (P,) tokens; empty where the blocks have no tokens
-    num_other_texts: int  # passages of train whose embedded text is another one in the corpus
-    streamed: Counts | None = None  # of train, where it is
-    missing: dict[str, np.ndarray] = field(init=False)  # by split: golds that are not in the corpus
+    num_other_texts: int  # passages of train with another embedded text in the corpus
+    streamed: Counts | None = None  # counts of train, if it is streamed
+    missing: dict[str, np.ndarray] = field(init=False)  # golds that are not in the corpus, by split
 
     def __post_init__(self) -> None:
         golds = {name: np.unique(split.golds) for name, split in self.splits.items()}
@@ -105,7 +105,7 @@ class Survey:
 
     @classmethod
     def of(cls, tables: Mapping[str, list[pa.Table]], streamed: Counts | None = None) -> Survey:
-        """From the blocks of `corpus` and the splits, all columns of them or the small ones."""
+        """Makes the survey from the blocks of `corpus` and the splits, with all columns or only the small ones."""
         corpus = tables["corpus"]
         ids = column(corpus, "passage_id")
         distinct, first = np.unique(ids, return_index=True)
@@ -122,23 +122,23 @@ class Survey:
 
     @property
     def train(self) -> Counts:
-        """Of the training questions, wherever they are."""
+        """Numbers of the training questions, streamed or not."""
         return self.streamed or self.splits["train"].counts
 
 
 def _share_cut(tables: list[pa.Table]) -> float:
-    """Of the texts that were tokenized."""
+    """Returns the share of tokenized texts that were cut."""
     cut, texts = (int(column(tables, name).sum()) for name in ("num_truncated", "num_texts"))
     return cut / max(texts, 1)
 
 
 def _lengths(tables: list[pa.Table], name: str, rows: np.ndarray) -> np.ndarray:
-    """Tokens of some rows; empty where the blocks have no tokens."""
+    """Returns the number of tokens of some rows; empty if the blocks have no tokens."""
     return list_lengths(tables, name)[rows] if name in tables[0].column_names else np.zeros(0, np.int64)
 
 
 def _num_other_texts(train: list[pa.Table], ids: np.ndarray, text_hashes: np.ndarray) -> int:
-    """Of a corpus of distinct ids (P,) and their text hashes: how many have another text in training blocks."""
+    """Counts corpus passages, given by ids (P,) and text hashes, that have another text in the training blocks."""
     own, own_hashes = (inner(train, f"new_passage_{name}") for name in ("ids", "hashes"))
     is_there = np.isin(own, ids)
     there = np.searchsorted(ids, own[is_there])

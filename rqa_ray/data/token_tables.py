@@ -1,8 +1,8 @@
-"""Parsed records to rows of token ids, in the columns that `rows.py` reads: one row per question and gold passage.
+"""Turns parsed records into rows of token ids, in the columns that `rows.py` reads: one row per question and gold.
 
-A training row names its passages by id; the row that is the first of its task to name one brings its tokens.
+A training row names its passages by id. The first row of a task that names a passage also brings its tokens.
 
-Knows no Ray: tasks of `readers.py` and `streaming.py` call it.
+This file does not import Ray; the tasks of `readers.py` and `streaming.py` call it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.texts import as_utf8
 
 TOKENS = pa.list_(pa.int32())
-Records = list[tuple[int, QARecord]]  # with their lines
+Records = list[tuple[int, QARecord]]  # line and record
 
-# Where a row comes from, and what was counted in its file (in one row of it, 0 in the others).
+# Where a row comes from, and the counts of its file (in one row of the file, 0 in the others).
 _COMMON = [
     ("file", pa.int32()),
     ("line", pa.int64()),
@@ -33,7 +33,7 @@ _COMMON = [
     ("num_texts", pa.int32()),
     ("num_truncated", pa.int32()),
     ("num_empty_questions", pa.int32()),
-    ("skipped", pa.string()),  # JSON of a Skipped
+    ("skipped", pa.string()),  # a Skipped as JSON
 ]
 _QUESTION = [
     *_COMMON,
@@ -48,10 +48,10 @@ SCHEMAS = {
         [
             *_QUESTION,
             ("hard_negative_ids", pa.list_(pa.int64())),
-            ("hard_negative_scores", pa.list_(pa.float32())),  # a teacher's; null where there are none
-            # The passages that no earlier row of its task has named: each is there once, beside the pairs.
+            ("hard_negative_scores", pa.list_(pa.float32())),  # scores of a teacher; null if there are none
+            # The passages that no earlier row of the task has named, each once.
             ("new_passage_ids", pa.list_(pa.int64())),
-            ("new_passage_hashes", pa.list_(pa.int64())),  # of their embedded texts
+            ("new_passage_hashes", pa.list_(pa.int64())),  # hashes of the embedded texts
             ("new_passage_tokens", pa.list_(TOKENS)),
         ]
     ),
@@ -69,7 +69,7 @@ SCHEMAS = {
 
 
 def to_table(rows: list[dict[str, Any]], kind: str) -> pa.Table:
-    """A block of rows; of a row the columns of the schema are kept, those that it lacks are null."""
+    """Makes a block of rows; keeps the columns of the schema and fills missing ones with null."""
     schema = SCHEMAS[kind]
     return pa.table(
         {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in schema.names}
@@ -82,7 +82,7 @@ def _cached_tokenizer(spec: ModelSpec) -> TextTokenizer:
 
 
 def make_tokenizer(spec: ModelSpec) -> TextTokenizer:
-    """The tokenizer of a spec; a process keeps the last one."""
+    """Returns the tokenizer of a model; each process keeps the last one."""
     return _cached_tokenizer(replace(spec, copy=None))
 
 
@@ -90,9 +90,12 @@ Named = set[tuple[int, int]]  # passage ids and text hashes
 
 
 def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list[dict[str, Any]]:
-    """Rows of `train`. `named` are the passages that the task's earlier rows have brought; it grows."""
+    """Returns rows of `train`. `named` are the passages that earlier rows of the task have brought.
+
+    The function adds to it.
+    """
     questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
-    new: list[dict[tuple[int, int], str]] = []  # of each record: texts of the passages that it is the first to name
+    new: list[dict[tuple[int, int], str]] = []  # for each record, the texts of the passages that it names first
     for _, record in records:
         texts = {(doc.passage_id, text_hash(doc.fmt_content)): doc.fmt_content for doc in record.passages}
         new.append({key: text for key, text in texts.items() if key not in named} if record.questions else {})
@@ -114,14 +117,14 @@ def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list
 
 
 def question_rows(records: Records, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
-    """Rows of `questions`, with the question and its gold document as a person reads them."""
+    """Returns rows of `questions`, with the question and its gold document as people read them."""
     questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
     rows = [row for line, record in records for row in _pairs(line, record, questions)]
     return [row | {"gold_doc": json.dumps(row["gold"].to_dict())} for row in rows]
 
 
 def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """One row per question and gold passage of a record."""
+    """Yields one row for each question and gold passage of a record."""
     for number, question in enumerate(record.questions):
         for gold_number, gold in enumerate(record.gold_docs):
             yield {
@@ -138,7 +141,7 @@ def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Ite
 
 
 def document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
-    """Rows of `corpus`."""
+    """Returns rows of `corpus`."""
     passages = _once(tokenizer.passages, [document.fmt_content for _, document in records])
     return [
         {
@@ -154,6 +157,6 @@ def document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer)
 
 
 def _once(tokenize: Callable[[list[str]], list[np.ndarray]], texts: list[str]) -> dict[str, np.ndarray]:
-    """Token rows by text; a text that comes often is tokenized once."""
+    """Returns token rows by text; a text that occurs often is tokenized once."""
     distinct = list(dict.fromkeys(texts))
     return dict(zip(distinct, tokenize(distinct), strict=True))

@@ -1,11 +1,12 @@
-"""The order of training rows that do not fit in memory: a shuffle in windows, each a mix of many places of the files.
+"""Orders training rows that do not fit in memory: a shuffle in windows, each mixed from many places of the files.
 
-The files are cut into small parts whose rows were counted. Epoch e is a permutation of the parts, seeded by (seed, e)
-and cut into windows of like size; a window's rows are shuffled by (seed, e, window). So a file that is
-sorted by source makes no batches of one source, one window after the other is all that has to be in memory, and which
-rows a batch has follows from its number: for any number of ranks, and after a resume without a row repeated or
-skipped. The two levels are those of tf.data and WebDataset (shuffled shards, shuffle buffer), without the buffer's
-dependence on what was read before.
+The files are cut into small parts, whose rows were counted. Epoch e is a permutation of the parts, seeded by (seed, e)
+and cut into windows of similar size. The rows of a window are shuffled by (seed, e, window). So a file that is sorted
+by source makes no batch of one source, and memory holds one window at a time. The rows of a batch follow from its
+number, for any number of ranks, and a resumed run repeats or skips no row.
+
+tf.data and WebDataset have the same two levels (shuffled shards, a shuffle buffer), but their buffer depends on what
+was read before.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import pyarrow as pa
 from rqa_ray.data.columns import input_order, runs
 from rqa_ray.data.rows import TrainingRows
 
-WINDOW_BYTES = 64 * 2**20  # about what a window's tokenized rows take
-PART_BYTES = 2**18  # a window mixes 256 of them
+WINDOW_BYTES = 64 * 2**20  # about the memory of a window's tokenized rows
+PART_BYTES = 2**18  # 256 parts make a window
 
 
 class Part(NamedTuple):
@@ -31,55 +32,55 @@ class Part(NamedTuple):
     file: int
     path: str
     start: int
-    end: int | None  # None: to the end of the file
+    end: int | None  # None for the end of the file
     num_bytes: int
 
 
 @dataclass
 class EpochPlan:
-    """One epoch: which parts its windows have, and at which row they begin."""
+    """The windows of one epoch: their parts, and the row at which each begins."""
 
-    parts: list[np.ndarray]  # numbers of the parts of each window
+    parts: list[np.ndarray]  # for each window, the numbers of its parts
     starts: np.ndarray  # (windows + 1,) the first row of each window, and the number of all rows
 
 
 class WindowPlan:
-    """The windows of every epoch, from the parts in input order and their numbers of rows (P,)."""
+    """The windows of every epoch, made from the parts in input order and their numbers of rows (P,)."""
 
     def __init__(self, parts: list[Part], num_rows: np.ndarray, seed: int, window_bytes: int) -> None:
         self.parts, self.num_rows, self.seed = parts, num_rows, seed
         self._num_bytes = np.array([part.num_bytes for part in parts])
         self._num_windows = max(1, -(-int(self._num_bytes.sum()) // window_bytes))
-        self._starts = np.cumsum([0, *num_rows])  # of the parts, in the order of the input
+        self._starts = np.cumsum([0, *num_rows])  # first row of each part, in the order of the input
         self._epochs: dict[int, EpochPlan] = {}
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch; it and its neighbours are kept, since a batch may straddle two."""
+        """Returns the plan of an epoch; the last two are kept, because a batch may contain rows of two epochs."""
         plan = self._epochs.get(epoch) or self._plan(epoch)
         self._epochs = {other: kept for other, kept in self._epochs.items() if abs(other - epoch) == 1} | {epoch: plan}
         return plan
 
     def _plan(self, epoch: int) -> EpochPlan:
         order = np.random.default_rng([self.seed, epoch, 2]).permutation(len(self.parts))
-        ends = np.cumsum(self._num_bytes[order])  # cut where the bytes are shared out evenly: no small last window
+        ends = np.cumsum(self._num_bytes[order])  # windows of equal bytes, so that the last one is not small
         cuts = np.searchsorted(ends, np.arange(1, self._num_windows) * (ends[-1] / self._num_windows))
         parts = [part for part in np.split(order, np.unique(cuts)) if self.num_rows[part].sum()]
         return EpochPlan(parts, np.cumsum([0, *(self.num_rows[part].sum() for part in parts)]))
 
     def numbers(self, epoch: int, window: int) -> np.ndarray:
-        """Numbers of a window's rows among all rows, in the order of the input."""
+        """Returns the numbers of a window's rows among all rows, in the order of the input."""
         parts = np.sort(self.epoch(epoch).parts[window])
         return runs(self._starts[parts], self.num_rows[parts])[0]
 
     def shuffle(self, epoch: int, window: int, count: int) -> np.ndarray:
-        """(count,) the order of a window's rows."""
+        """Returns (count,) the shuffled order of a window's rows."""
         return np.random.default_rng([self.seed, epoch, 3, window]).permutation(count)
 
 
 class WindowedRows:
-    """All rows of a plan as `GlobalBatches` takes them; `fetch(epoch, window)` gives a window's tokenized table.
+    """All rows of a plan, in the form that `GlobalBatches` takes; `fetch(epoch, window)` returns a window's table.
 
-    Golds of a question are the union over the windows that a batch is in, not over all files.
+    The golds of a question are its golds in the windows of the batch, not in all files.
     """
 
     def __init__(self, plan: WindowPlan, fetch: Callable[[int, int], pa.Table]) -> None:
@@ -91,7 +92,7 @@ class WindowedRows:
         return self._size
 
     def take(self, first: int, count: int) -> tuple[TrainingRows, np.ndarray]:
-        """Rows, and which of them (count,) are at some consecutive places of the order."""
+        """Returns rows, and which of them (count,) are at consecutive places of the order."""
         windows, place, begin = [], first, -1
         while place < first + count:
             epoch, within = divmod(place, len(self))

@@ -1,6 +1,6 @@
-"""What belongs to a model beside its weights, as the sentence-transformers files of its folder say it.
+"""Reads what belongs to a model besides its weights from the sentence-transformers files of its folder.
 
-Read as plain JSON, so that processes which only tokenize need neither torch nor sentence-transformers.
+The files are read as plain JSON. So a process that only tokenizes needs neither torch nor sentence-transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 from rqa_ray.errors import InputError
 
-# sentence-transformers' names of its poolings, and how its versions before 6 wrote them, in the order of its output.
+# sentence-transformers' names of poolings, in the order of its output, each with the flag that versions before 6
+# wrote.
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
@@ -22,17 +23,17 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 SIMILARITIES = ("cosine", "dot")
-# Modules that read what our forward pass does not give them: all layers, token ids, or a task.
+# Modules that need inputs which our forward pass does not make: all layers, token ids, or a task.
 _UNTRAINABLE = {"Asym", "CNN", "LSTM", "MultiVectorMask", "Router", "WeightedLayerPooling", "WordWeights"}
-# They change the inputs or the model, and would be lost.
+# Keys that change the inputs or the model, and that we cannot keep.
 _TRANSFORMER_KEYS = set(
     "config_args config_kwargs model_args model_kwargs processing_kwargs processor_kwargs query_expansion "
     "tokenizer_args tokenizer_name_or_path".split()
 )
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
-_DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that does not say; long-context encoders take --max_seq_length
-_NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 where there is none
-# Their positions start behind the padding index.
+_DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that names no length; encoders with a long context take --max_seq_length
+_NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 for no limit
+# Models whose positions start behind the padding index.
 POSITION_OFFSETS = set(
     "camembert data2vec-text esm ibert lilt longformer luke mpnet roberta roberta-prelayernorm xlm-roberta "
     "xlm-roberta-xl xmod".split()
@@ -41,22 +42,22 @@ POSITION_OFFSETS = set(
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What belongs to a model beside its weights, and is saved with it."""
+    """What belongs to a model besides its weights, and is saved with it."""
 
-    pooling: str = "mean"  # a name of POOLING_FLAGS; with + between them several, whose results are joined
+    pooling: str = "mean"  # a name in POOLING_FLAGS, or several with + between them, whose results are concatenated
     similarity: str = "cosine"
-    normalize: bool = True  # whether the last module makes unit length
+    normalize: bool = True  # whether the last module scales embeddings to unit length
     max_seq_length: int = _DEFAULT_MAX_SEQ_LENGTH  # tokens
     query_prefix: str = ""
     passage_prefix: str = ""
-    query_length: int | None = None  # of questions, in place of max_seq_length (tokens)
-    document_length: int | None = None  # of passages
-    include_prompt: bool = True  # whether the tokens of prefixes are pooled
+    query_length: int | None = None  # limit for questions, in place of max_seq_length (tokens)
+    document_length: int | None = None  # limit for passages (tokens)
+    include_prompt: bool = True  # whether pooling counts the tokens of prefixes
     lower_case: bool = False
-    truncate_dim: int | None = None  # embeddings are cut to so many dimensions
+    truncate_dim: int | None = None  # embeddings are cut to this number of dimensions
 
     def describe(self) -> str:
-        """One line for the start of a run."""
+        """Returns one line about the settings for the start of a run."""
         pooling = {"lasttoken": "last token"}.get(self.pooling, self.pooling)
         cut = f", cut to {self.truncate_dim} dimensions" if self.truncate_dim else ""
         prefixes = f", prefixes {self.query_prefix!r} / {self.passage_prefix!r}" if self.has_prefixes else ""
@@ -74,12 +75,12 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model folder and how its model is used: what a process needs to tokenize or to embed."""
+    """A model folder with its settings: what a process needs to tokenize or to embed."""
 
     folder: str
     settings: EncoderSettings
     trust_remote_code: bool = False
-    copy: Any = None  # of the folder, for nodes that lack it: `model_copies.bring_model`
+    copy: Any = None  # copy of the folder for nodes without it, see `model_copies.bring_model`
 
 
 def read_settings(
@@ -91,14 +92,16 @@ def read_settings(
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
 ) -> EncoderSettings:
-    """Settings of a model folder: what its sentence-transformers files say, overridden by what is given.
+    """Reads the settings of a model folder from its sentence-transformers files.
 
-    Prefixes are the prompts that `encode_query` and `encode_document` are documented to use: `query`, and the first of
-    `document`, `passage` and `corpus` that has a text.
+    Arguments that are given override them.
+
+    The prefixes are the prompts that sentence-transformers documents for `encode_query` and `encode_document`:
+    `query`, and the first of `document`, `passage` and `corpus` that has a text.
 
     Raises:
-        InputError: not a model folder, one with settings or modules that are not honored here, or a length that the
-            model cannot take.
+        InputError: the folder is no model folder, it has settings or modules that are not supported, or the model
+            cannot take the length.
     """
     root, config = Path(folder), model_config(folder)
     modules = _read_json(root / "modules.json", [])
@@ -126,7 +129,7 @@ def read_settings(
     return EncoderSettings(
         pooling="lasttoken" if pooling == "last" else pooling or _pooling(folder, config, modules, pooling_config),
         similarity=similarity,
-        # A dot product that the user chose in place of the folder's cosine is one of vectors of any length.
+        # If the user replaces the folder's cosine by a dot product, vectors may have any length.
         normalize=similarity == "cosine" or (own_similarity == "dot" and kinds[-1:] == ["Normalize"]),
         max_seq_length=limit,
         query_prefix=query_prefix,
@@ -139,7 +142,7 @@ def read_settings(
 
 
 def model_config(folder: str) -> dict[str, Any]:
-    """The transformer's `config.json`; InputError where there is none."""
+    """Reads the transformer's `config.json`; raises InputError if there is none."""
     config = _read_json(transformer_folder(folder) / "config.json", None)
     if not isinstance(config, dict) or not config.get("model_type"):
         raise InputError(f"{folder}: not a model folder, it has no config.json with a model_type; pass one that has")
@@ -147,12 +150,12 @@ def model_config(folder: str) -> dict[str, Any]:
 
 
 def transformer_folder(folder: str) -> Path:
-    """Where the transformer and its tokenizer are: the folder itself, or a subfolder in models of before 2021."""
+    """Returns the folder of the transformer and its tokenizer: a subfolder in models before 2021, else `folder`."""
     return next(iter(module_folders(folder)))
 
 
 def module_folders(folder: str) -> list[Path]:
-    """The folders of a model's modules, the transformer's first."""
+    """Returns the folders of a model's modules, the transformer's first."""
     modules = _read_json(Path(folder) / "modules.json", [])
     return [Path(folder) / (module.get("path") or "") for module in modules] or [Path(folder)]
 
@@ -162,7 +165,7 @@ def _kind(module: dict[str, Any]) -> str:
 
 
 def _transformer_settings(folder: str) -> list[Path]:
-    """`sentence_bert_config.json`, which early versions named after the kind of model."""
+    """Finds `sentence_bert_config.json`; early versions put the kind of model into this name."""
     return sorted(transformer_folder(folder).glob("sentence_*_config.json"))
 
 
@@ -188,7 +191,10 @@ def _refuse_what_is_not_honored(
 
 
 def _pooling(folder: str, config: dict, modules: list[dict], pooling: dict[str, Any]) -> str:
-    """The pooling of a folder. A bare causal language model pools its last token, as in sentence-transformers."""
+    """Returns the pooling of a folder.
+
+    A bare causal language model pools its last token, as in sentence-transformers.
+    """
     mode = pooling.get("pooling_mode")
     chosen = [mode] if isinstance(mode, str) else mode
     chosen = chosen or [name for name, flag in POOLING_FLAGS.items() if pooling.get(flag)]
@@ -200,9 +206,9 @@ def _pooling(folder: str, config: dict, modules: list[dict], pooling: dict[str, 
 
 
 def _positions(config: dict[str, Any]) -> int | None:
-    """The most tokens that a model has positions for; None where there is no such number."""
+    """Returns how many tokens a model has positions for; None where it has no such limit."""
     kind, positions = config["model_type"], config.get("max_position_embeddings")
-    if kind.startswith(("gpt", "openai-gpt", "ctrl", "codegen")):  # T5 writes n_positions, and has no such limit
+    if kind.startswith(("gpt", "openai-gpt", "ctrl", "codegen")):  # T5 writes n_positions too, but has no such limit
         positions = positions or config.get("n_positions")
     if positions and kind in POSITION_OFFSETS:
         padding = config.get("pad_token_id")
@@ -217,7 +223,8 @@ def _max_seq_length(folder: str, config: dict, transformer: dict, asked: int | N
             raise InputError(f"--max_seq_length {asked}: {folder} takes at most {positions} tokens")
         return asked
     own = transformer.get("max_seq_length")
-    if own is None and (Path(folder) / "modules.json").exists():  # sentence-transformers 6 keeps it in the tokenizer
+    # sentence-transformers 6 keeps the limit in the tokenizer
+    if own is None and (Path(folder) / "modules.json").exists():
         own = _read_json(transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
     if not own or own > _NO_LIMIT:
         own = _DEFAULT_MAX_SEQ_LENGTH
@@ -234,7 +241,10 @@ def _read_json(path: Path, default: Any) -> Any:
 
 
 def encoder_settings(folder: str, flags: Any) -> EncoderSettings:
-    """The settings of a model folder, overridden by the flags of that name (`pooling_type` ...) that are given."""
+    """Reads the settings of a model folder.
+
+    The flags `pooling_type`, `similarity` and so on override them where given.
+    """
     return read_settings(
         folder,
         pooling=flags.pooling_type,
