@@ -1,9 +1,9 @@
-"""The lexical baseline, BM25 through bm25s, and its fusion with an embedding model; both in one process's memory.
+"""BM25 (with bm25s) and its fusion with embeddings; both hold the whole corpus in the memory of one process.
 
-Fusion: the scores of either are made comparable by z-scores over the whole corpus, question by question, and added
-with a weight.
+The fusion adds two scores with a weight. The scores are first made comparable by z-scores over the whole corpus,
+question by question.
 
-q questions of a slice, P passages, D dimensions.
+Shapes: q questions of a slice, P passages, D dimensions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rqa_ray.corpus.topk import RunningTopK, question_slices
 
 
 class Bm25:
-    """BM25 (Lucene's, k1 1.5, b 0.75) over texts, English stop words left out: the defaults of bm25s."""
+    """BM25 with the defaults of bm25s: Lucene's variant, k1 1.5, b 0.75, without English stop words."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         import bm25s
@@ -28,13 +28,13 @@ class Bm25:
         self.num_passages = len(texts)
 
     def scores(self, questions: Sequence[str]) -> torch.Tensor:
-        """(q, P) fp32."""
-        blank = np.zeros(self.num_passages, np.float32)  # of a question without words
+        """Returns (q, P) fp32 scores."""
+        blank = np.zeros(self.num_passages, np.float32)  # the scores of a question without words
         tokens = self._tokenize(list(questions), return_ids=False, show_progress=False)
         return torch.from_numpy(np.stack([self._index.get_scores(row) if row else blank for row in tokens]))
 
     def rank(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and positions (Q, k), best first."""
+        """Returns scores and positions (Q, k), best first."""
         topk = RunningTopK(len(questions), min(k, self.num_passages))
         for part in question_slices(len(questions), self.num_passages):
             topk.add(self.scores(questions[part]), torch.arange(self.num_passages), part.start)
@@ -43,16 +43,19 @@ class Bm25:
 
 
 class Hybrid:
-    """BM25 and embeddings of the same passages together."""
+    """The fusion of BM25 and embeddings of the same passages."""
 
     def __init__(self, bm25: Bm25, passages: torch.Tensor) -> None:
-        """passages: (P, D) embeddings in document order."""
+        """Takes embeddings (P, D) of the passages in document order."""
         self.bm25, self.passages = bm25, passages
 
     def rank(
         self, questions: Sequence[str], embeddings: torch.Tensor, weights: Sequence[float], k: int
     ) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-        """By weight of the embeddings' z-scores, the rest BM25's: scores and positions (Q, k), best first."""
+        """Returns scores and positions (Q, k), best first.
+
+        `weight` is the share of the embeddings' z-scores, the rest is BM25's.
+        """
         number = self.bm25.num_passages
         best = {weight: RunningTopK(len(questions), min(k, number)) for weight in weights}
         for part in question_slices(len(questions), number):

@@ -1,6 +1,8 @@
-"""The loss against the whole corpus, which streams by in blocks; foldable over blocks and over ranks in any order.
+"""Computes the loss of questions against the whole corpus, block by block.
 
-Q questions, N passages of a block, G pairs of a question and one of its golds.
+States of blocks and ranks merge in any order.
+
+Shapes: Q questions, N passages of a block, G pairs of a question and one of its golds.
 """
 
 from collections.abc import Sequence
@@ -11,17 +13,18 @@ from torch import Tensor
 
 
 class CorpusLoss:
-    """Cross-entropy of each question against the whole corpus, the question's other golds masked.
+    """Cross-entropy of each question against the whole corpus; other golds of the question are masked.
 
-    With lse the logsumexp of score / temperature over all passages that are no gold of the question, the loss of a
-    gold of score s is logaddexp(s / temperature, lse) - s / temperature. State, foldable over ranks:
+    Let lse be the logsumexp of score / temperature over all passages that are no gold of the question. A gold with
+    score s then has the loss logaddexp(s / temperature, lse) - s / temperature. The state is:
 
     lse: (Q,) float64, -inf before the first passage.
+
     gold_scores: (G,) float32, -inf for a gold that has not been added.
     """
 
     def __init__(self, gold_positions: Sequence[Sequence[int] | np.ndarray], temperature: float, device="cpu"):
-        """gold_positions: for each question the positions of its golds; a repeated one counts once."""
+        """Takes the positions of each question's golds; a repeated position counts once."""
         golds = [np.unique(np.asarray(row, dtype=np.int64)) for row in gold_positions]
         counts = np.array([len(row) for row in golds], dtype=np.int64)
         flat = np.concatenate([np.empty(0, dtype=np.int64), *golds])
@@ -35,7 +38,7 @@ class CorpusLoss:
         self.gold_scores = torch.full((len(flat),), -torch.inf, device=device)
 
     def add(self, scores: Tensor, positions: Tensor, first_question: int = 0) -> None:
-        """Add the scores (q, N) of the q questions from `first_question` on with the passages at positions (N,)."""
+        """Adds the scores (q, N) of q questions from `first_question` on, for the passages at positions (N,)."""
         if not scores.numel():
             return
         rows = slice(first_question, first_question + len(scores))
@@ -48,19 +51,22 @@ class CorpusLoss:
 
         logits = scores / self.temperature
         logits[cells] = -torch.inf
-        # torch.logsumexp takes three times as long. The clamp keeps -inf - -inf from becoming NaN: all may be golds.
+        # This is logsumexp; torch.logsumexp takes three times as long. If all passages are golds, the clamp keeps -inf
+        # - -inf from becoming NaN.
         top = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
         sums = logits.sub_(top).exp_().sum(dim=1).double()
-        # fp32 is exact enough within a block; the running sum over many blocks is where float64 is needed.
+        # fp32 is exact enough within a block; the running sum over many blocks needs float64.
         self.lse[rows] = torch.logaddexp(self.lse[rows], sums.log() + top.squeeze(1))
 
     def merge(self, lse: Tensor, gold_scores: Tensor) -> None:
-        """Merge the state of another rank, which has seen other passages."""
+        """Merges the state of another rank, which has seen other passages."""
         self.lse = torch.logaddexp(self.lse, lse)
         self.gold_scores = torch.maximum(self.gold_scores, gold_scores)
 
     def result(self, rows: slice = slice(None)) -> float | None:
-        """The mean over the questions `rows` of the mean over the question's golds; None when none of these was added.
+        """Returns the mean over the questions `rows` of the mean over their golds.
+
+        None if none of the golds was added.
 
         A gold that was never added does not count.
         """

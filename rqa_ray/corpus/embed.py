@@ -1,4 +1,4 @@
-"""A corpus to a folder of embeddings: plan, go on where an earlier run stopped, encode with a progress line."""
+"""Embeds a corpus into a folder; a second run encodes only the shards that are missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IDENTITY = {
 
 
 def manifest_of(model: Model, files: list[str], plan: CorpusPlan, precision: str, bf16: bool) -> dict[str, Any]:
-    """What embeddings are of."""
+    """Returns the manifest: which model, files and settings the embeddings belong to."""
     return {
         "model": model.name,
         "settings": vars(model.spec.settings),
@@ -54,10 +54,10 @@ def encode_missing(
     questions: Sequence[pa.Table] = (),
     overwrite: bool = False,
 ) -> None:
-    """Encodes what is missing in a folder, and question shards, which have a folder of their own.
+    """Encodes the shards that are missing in a folder, and question shards, which have their own folder.
 
     Raises:
-        InputError: the folder has embeddings of something else.
+        InputError: the folder has embeddings of another model, corpus or setting.
     """
     earlier = folder.manifest()
     differ = [what for key, what in IDENTITY.items() if earlier and earlier.get(key) != manifest[key]]
@@ -69,7 +69,7 @@ def encode_missing(
     if not earlier or differ:
         folder.clear()
         folder.start(manifest)
-    elif earlier["documents"] != manifest["documents"]:  # the same texts in files that were moved or written again
+    elif earlier["documents"] != manifest["documents"]:  # the same texts, in files that were moved or written again
         folder.start(manifest)
     meter = _Meter(plan, folder.done())
     if meter.found:
@@ -88,7 +88,7 @@ def encode_missing(
 
 @dataclass
 class _Meter:
-    """Counts shards for the progress line."""
+    """Counts finished shards for the progress line."""
 
     plan: CorpusPlan
     done: set[str]
@@ -106,14 +106,17 @@ class _Meter:
 
 
 def check_index(location: str) -> None:
-    """Raises InputError where no index could be written."""
+    """Raises InputError if a FAISS index could not be written."""
     need_extra("--index", "index", "faiss")
     if "://" in location:
         raise InputError(f"--index: cannot be written to {location}; embed to a folder")
 
 
 def write_index(folder: EmbeddingFolder) -> str:
-    """A FAISS index (exact, inner product) of all embeddings by passage id, in the folder; returns its path."""
+    """Writes an exact FAISS index (inner product) of all embeddings by passage id into the folder.
+
+    Returns its path.
+    """
     import faiss
 
     ids, start = folder.passage_ids(), 0
@@ -130,10 +133,10 @@ def write_index(folder: EmbeddingFolder) -> str:
 
 
 def embed(settings: EmbedSettings) -> list[str]:
-    """Embeds a corpus; returns what was written, for a person.
+    """Embeds a corpus; returns lines that say what was written.
 
     Raises:
-        InputError: what the user gave is wrong; nothing was written.
+        InputError: the user's input is wrong; nothing was written.
     """
     refuse_temporary(settings.output_dir)
     if settings.index:

@@ -1,10 +1,10 @@
-"""A corpus of any size to saved embeddings, and questions to rankings, over a whole cluster; restartable by shard.
+"""Encodes a corpus of any size and ranks it for questions, on a whole cluster; restarts shard by shard.
 
-1. `plan_corpus` parses all documents: what is wrong with a line is said before anything is encoded, and
-   the distinct passages are known, so that each has its position and shards are the same in every run.
-2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenize, actors encode and write a shard.
-   Shards that are there already are left out.
-3. `search` ranks: a task for each worker goes through its share of the shards, and the running top-k are merged.
+1. `plan_corpus` parses all documents. So a bad line is reported before anything is encoded, the position of every
+   distinct passage is known, and every run cuts the same shards.
+2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenize, actors encode and write shards.
+   Shards that exist are left out.
+3. `search` ranks: one task for each worker searches its share of the shards, and the running top-k are merged.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec
 
-QUESTIONS_AT_ONCE = 65_536  # 52 MB of top-100 each
-READER_CPUS = 0.5  # of a task that reads; encoders leave it free
+QUESTIONS_AT_ONCE = 65_536  # the best 100 of each take 52 MB
+READER_CPUS = 0.5  # CPUs of a task that reads; encoders leave them free
 IDS_SCHEMA = pa.schema(
     [
         ("group", pa.int64()),
@@ -65,10 +65,10 @@ SHARD_SCHEMA = pa.schema(
 
 
 def plan_corpus(files: list[str]) -> CorpusPlan:
-    """Parses all documents.
+    """Parses all documents and plans the shards.
 
     Raises:
-        InputError: the first bad line, or files without documents.
+        InputError: a bad line, or files without documents.
     """
     groups = group_ranges(files)
     items = [{"group": number, "ranges": json.dumps(ranges)} for number, ranges in enumerate(groups)]
@@ -99,7 +99,7 @@ def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
 
 
 def question_shards(questions: Questions, folder: EmbeddingFolder, encoder: str = "") -> list[pa.Table]:
-    """The token rows of questions, cut as shards of a folder, named after their content and what encodes them."""
+    """Returns the token rows of questions as shards, named after their content and their encoder."""
     rows = rows_per_shard(len(questions))
     tables = []
     for start in range(0, len(questions), rows):
@@ -126,9 +126,9 @@ def encode_corpus(
     bf16: bool = False,
     on_shard: Callable[[str, int, float], None] = lambda name, num_rows, seconds: None,
 ) -> None:
-    """Encodes and writes the shards of the corpus that are missing in a folder, and those of `question_shards`.
+    """Encodes and writes the shards that a folder lacks, and those of `question_shards`.
 
-    `on_shard` gets the name, the number of texts and the seconds of each shard that was encoded.
+    `on_shard` is called with the name, the number of texts and the seconds of each encoded shard.
 
     Raises:
         InputError: the model's weights cannot be loaded.
@@ -149,7 +149,7 @@ def encode_corpus(
             to_rows = {"spec": spec, "location": folder.location, "precision": precision}
             corpus = ray.data.from_items(items, override_num_blocks=len(items))
             parts.append(corpus.map_batches(_read_shards, batch_size=1, num_cpus=READER_CPUS, fn_kwargs=to_rows))
-        together = parts[0].union(*parts[1:]) if parts[1:] else parts[0]  # Ray has no union of one
+        together = parts[0].union(*parts[1:]) if parts[1:] else parts[0]  # Ray cannot unite a single data set
         encoded = together.map_batches(
             ShardEncoder,
             batch_size=1,
@@ -158,7 +158,8 @@ def encode_corpus(
             num_cpus=workers.cpus - READER_CPUS,
             num_gpus=1 if workers.use_gpu else 0,
             fn_constructor_args=(spec, bf16, workers.cpus, workers.use_gpu),
-            # Ray writes an error line about any actor that may restart; here the same command goes on instead.
+            # Ray writes an error line about any actor that may restart; here the user runs the same command again
+            # instead.
             **({} if os.environ.get("RAY_ADDRESS") else {"max_restarts": 0}),
         )
     for row in encoded.iter_rows():
@@ -170,11 +171,11 @@ def encode_corpus(
 
 @contextmanager
 def _a_block_a_row() -> Iterator[None]:
-    """A shard is a row, and each is to reach an encoder by itself: Ray Data would wait for 128 MB of them."""
+    """Makes Ray Data pass on each row by itself, because a row is a shard: Ray Data would wait for 128 MB of rows."""
     context = ray.data.DataContext.get_current()
     before, context.target_max_block_size = context.target_max_block_size, 1
     try:
-        with warnings.catch_warnings():  # `max_restarts` has no other way in until Ray 2.64
+        with warnings.catch_warnings():  # before Ray 2.64, `max_restarts` can be set in no other way
             warnings.simplefilter("ignore", RayDeprecationWarning)
             yield
     finally:
@@ -182,7 +183,7 @@ def _a_block_a_row() -> Iterator[None]:
 
 
 def _read_shards(batch: dict[str, np.ndarray], spec: ModelSpec, location: str, precision: str) -> Iterator[pa.Table]:
-    """The shards of a group that are not done, tokenized, a row each."""
+    """Yields the shards of a group that are missing, tokenized, one shard in each row."""
     bits = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8), count=int(batch["num_documents"][0]))
     kept = kept_documents(json.loads(str(batch["ranges"][0])), bits.astype(bool))
     bring_model(spec.folder, spec.copy)
@@ -195,7 +196,7 @@ def _read_shards(batch: dict[str, np.ndarray], spec: ModelSpec, location: str, p
         shard["passage_ids"] = [document.passage_id for document in documents]
         shard["documents"] = [json.dumps(document.to_dict()) for document in documents]
         yield _one_row({**shard, "tokens": tokenizer.passages([document.fmt_content for document in documents])})
-    next(kept, None)  # what is behind the last shard has to be nothing
+    next(kept, None)  # checks that no document follows the last shard
 
 
 class ShardEncoder:
@@ -207,14 +208,14 @@ class ShardEncoder:
         self.problem = ""
         try:
             self.embedder = Embedder.load(spec, "cuda" if use_gpu else "cpu", bf16)
-        except InputError as error:  # Ray would print a page about an actor that raises
+        except InputError as error:  # Ray would print a page about the error of an actor
             self.problem = str(error)
             return
         for note in self.embedder.notes:
-            print(note)  # Ray shows it
+            print(note)  # Ray shows what an actor prints
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Location, name, number of texts and seconds of the shard, a row; or a problem."""
+        """Returns a row with location, name, number of texts and seconds of the shard, or with a problem."""
         (shard,) = batch.select(["location", "precision", "name", "first"]).to_pylist()
         tokens, seconds = batch["tokens"][0].values, 0.0
         if not self.problem:
@@ -236,7 +237,7 @@ def search(
     workers: Workers,
     normalize: bool,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Scores and positions (Q, K) of the question shards' best passages, and the seconds of the slowest worker."""
+    """Returns scores and positions (Q, K) of the best passages, and the seconds of the slowest worker."""
     names = [shard.name for shard in folder.shards]
     shares = [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
     resources = {"num_cpus": workers.cpus, "num_gpus": 1 if workers.use_gpu else 0}
@@ -254,7 +255,7 @@ def search(
 def _search_share(
     names: list[str], location: str, questions: np.ndarray, k: int, cpus: int, use_gpu: bool, normalize: bool
 ) -> tuple[np.ndarray, float]:
-    """Keys (Q, k) of the best passages of some shards, and seconds."""
+    """Returns the keys (Q, k) of the best passages in some shards, and the seconds that the search took."""
     torch.set_num_threads(cpus)
     device = "cuda" if use_gpu else "cpu"
     folder, started = EmbeddingFolder(location), time.perf_counter()

@@ -1,4 +1,4 @@
-"""The model that the jobs on a corpus use."""
+"""Finds the model that a job on a corpus uses."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rqa_ray.settings import CorpusSettings
 
 @dataclass
 class Model:
-    """A model as a job uses it."""
+    """A model with its folder and settings, as a job uses it."""
 
     name: str
     spec: ModelSpec
 
     def describe(self) -> str:
-        """Lines for the user."""
+        """Returns lines for the user."""
         note = prefix_note(self.name, self.spec.settings)
         return f"model: {self.name}, {self.spec.settings.describe()}" + (f"\n{note}" if note else "")
 
 
 def find_model(asked: CorpusSettings) -> Model:
-    """The model that a job's settings name, its own settings overridden by them.
+    """Finds the model that a job names; the settings of the job override those of the model's folder.
 
     Raises:
-        InputError: there is no such model, or it cannot be used so.
+        InputError: there is no such model, or it cannot be used with these settings.
     """
     folder = find_model_folder(asked.embedding_model_name_or_path, asked.model_revision)
     spec = ModelSpec(folder, encoder_settings(folder, asked), asked.trust_remote_code)

@@ -1,4 +1,4 @@
-"""Passages for a question that a person asks; one process, no Ray."""
+"""Finds passages for a question that a person asks, in one process without Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.settings import SearchSettings
 from rqa_ray.texts import html_table
 
-HELD_BYTES = 2**31  # of embeddings; more are read again for each question
+HELD_BYTES = 2**31  # embeddings that are held in memory; larger ones are read again for each question
 SNIPPET_CHARS = 300
 
 
@@ -46,12 +46,13 @@ class Hit:
 
 
 class Searcher:
-    """Answers questions with passages, from saved embeddings or from documents that it encodes itself."""
+    """Answers questions with passages, from saved embeddings or from documents that it encodes."""
 
     def __init__(self, model: Model, files: list[str] | None, embeddings_path: str | None, bf16: bool = False) -> None:
-        """
+        """Loads the model and the embeddings.
+
         Raises:
-            InputError: there is nothing to search in, or the embeddings are not of this model.
+            InputError: there is nothing to search, or the embeddings are from another model.
         """
         self.source = ""
         folder = self._saved(model, files, embeddings_path)
@@ -76,7 +77,7 @@ class Searcher:
             self._blocks = lambda: [block]
 
     def _saved(self, model: Model, files: list[str] | None, embeddings_path: str | None) -> EmbeddingFolder | None:
-        """The saved embeddings, where they are of this model and these documents."""
+        """Returns the saved embeddings, if they are from this model and these documents."""
         folder = EmbeddingFolder(embeddings_path or str(Path(model.spec.folder) / EMBEDDINGS_FOLDER))
         manifest = folder.manifest()
         problem = None
@@ -111,7 +112,7 @@ class Searcher:
         return kept, Block(torch.arange(len(kept)), embeddings)
 
     def search(self, question: str, k: int) -> list[Hit]:
-        """The best passages, best first."""
+        """Returns the best passages, best first."""
         asked = self.embedder.questions([question])
         topk = search_blocks(asked, self._blocks(), k)
         scores, positions = (part[0].cpu().numpy() for part in topk.result())
@@ -125,15 +126,15 @@ class Answer:
 
     question: str
     hits: list[Hit]
-    source: str  # where they were searched
+    source: str  # what was searched
     seconds: float
 
     def describe(self, highlight: bool = False) -> str:
-        """Lines for a person."""
+        """Returns lines for a person."""
         return f"{show(self.hits, highlight)}\n({self.seconds:.2f} s)"
 
     def as_json(self) -> str:
-        """One line, with whole documents."""
+        """Returns one line of JSON, with whole documents."""
         retrieved = [{**vars(hit.document), "score": hit.score} for hit in self.hits]
         return json.dumps({"question": self.question, "retrieved_docs": retrieved})
 
@@ -145,7 +146,7 @@ class Answer:
 
 
 def show(hits: list[Hit], highlight: bool) -> str:
-    """Lines for a person: score, title and source, and how each passage begins."""
+    """Returns lines for a person: score, title and source of each passage, and how it begins."""
     width = min(shutil.get_terminal_size().columns, 100)
     lines = []
     for number, hit in enumerate(hits, start=1):
@@ -159,27 +160,27 @@ def show(hits: list[Hit], highlight: bool) -> str:
 
 
 def open_searcher(settings: SearchSettings) -> Searcher:
-    """What answers questions as the settings ask.
+    """Opens what the settings name: saved embeddings or documents.
 
     Raises:
-        InputError: what the user gave is wrong.
+        InputError: the user's input is wrong.
     """
     files = find_inputs({"corpus": ("document_path", settings.document_path)}, skip_bad=False).get("corpus")
     return Searcher(find_model(settings), files, settings.embeddings_path, settings.bf16)
 
 
 def answer(searcher: Searcher, question: str, k: int) -> Answer:
-    """The best passages for one question."""
+    """Returns the best passages for one question."""
     started = time.perf_counter()
     hits = searcher.search(question, k)
     return Answer(question, hits, searcher.source, time.perf_counter() - started)
 
 
 def search(settings: SearchSettings) -> Answer:
-    """The best passages for `settings.question`.
+    """Returns the best passages for `settings.question`.
 
     Raises:
-        InputError: what the user gave is wrong.
+        InputError: the user's input is wrong.
     """
     if not settings.question:
         raise InputError("--question is missing: say what is asked")
@@ -187,7 +188,7 @@ def search(settings: SearchSettings) -> Answer:
 
 
 def prompt(settings: SearchSettings) -> None:
-    """Asks for questions until there are no more, and prints the passages for each."""
+    """Asks the user for questions until there are no more, and prints the passages for each."""
     searcher = open_searcher(settings)
     print(f"{searcher.source}\na question, or an empty line to end")
     while True:

@@ -1,14 +1,15 @@
-"""Exact top-k over a corpus that streams by in blocks: memory is the state plus one slice of scores.
+"""Finds the exact top k of a corpus that comes in blocks; memory holds the best so far and one slice of scores.
 
-The state folds over blocks and over ranks in any order. A candidate of the top-k is one int64 key that sorts
-by (-score, position): ties are decided by the key itself, never by the order in which blocks or ranks arrive.
+States of blocks and ranks merge in any order. A passage of the top k is one int64 key, which sorts by (-score,
+position). So the key itself decides ties, and the order in which blocks and ranks arrive does not matter.
 
-The score of a pair is the dot product of its embeddings, summed in fp64 and rounded to fp32: a function of the two
-alone. A matrix product only chooses which pairs are scored so, those that its error bound cannot rule out; for its
-last bits depend on how the corpus is cut, and in bf16 it takes less than half the time.
+The score of a pair is the dot product of its two embeddings, summed in fp64 and rounded to fp32: it depends on the
+pair alone. The last bits of a matrix product depend on how the corpus is cut into blocks. So a matrix product, in bf16
+where that is fast, only selects the pairs that its error bound cannot rule out. Only these pairs are then scored
+exactly.
 
-Q questions, N passages of a block, K kept per question, D dimensions.
-A position is a passage's place in document order, from 0 to 2^32 - 1. Every passage is added exactly once.
+Shapes: Q questions, N passages of a block, K kept per question, D dimensions. A position is a passage's place in
+document order, from 0 to 2^32 - 1. Every passage is added exactly once.
 """
 
 import functools
@@ -21,37 +22,40 @@ from torch import Tensor
 
 from rqa_ray.corpus.corpus_loss import CorpusLoss
 
-EMPTY = torch.iinfo(torch.int64).min  # a slot without passage; the bits of a NaN, so below every real key
+EMPTY = torch.iinfo(torch.int64).min  # a slot without a passage: the bits of a NaN, which are below every real key
 LOW_32 = 2**32 - 1
-SCORES_AT_ONCE = 1 << 22  # scores of one slice of questions: 16 MB; half of it slows the matmul
-NUMBERS_AT_ONCE = 1 << 18  # of embeddings whose pairs are scored: 2 MB in fp64, which stay in the cache
-CROWD = 8  # times k candidates of each question are too many
+SCORES_AT_ONCE = 1 << 22  # scores of one slice of questions: 16 MB; with half of that the matrix product is slower
+# numbers of embeddings that are scored exactly at once: 2 MB in fp64, which fit in the cache
+NUMBERS_AT_ONCE = 1 << 18
+CROWD = 8  # more than CROWD x k candidates per question are too many
 
 
 def encode_keys(scores: Tensor, positions: Tensor) -> Tensor:
-    """(Q, N) int64 keys of fp32 scores (Q, N) and positions (N,) or (Q, N): descending is (-score, position).
+    """Returns (Q, N) int64 keys of fp32 scores (Q, N) and positions (N,) or (Q, N).
 
-    The high half is the score's bits, made order-preserving; the low half is the position, reversed.
-    Raises ValueError on a NaN score.
+    Keys in descending order are in the order of (-score, position).
+
+    The high half of a key is the score's bits, changed so that their order is the order of scores. The low half is the
+    position, reversed. Raises ValueError for a NaN score.
     """
     if scores.dtype != torch.float32:
         raise TypeError(f"Scores have to be float32, got {scores.dtype}.")
     if scores.isnan().any():
         raise ValueError("A score is NaN: an embedding is not finite, so its passages cannot be ranked.")
-    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0: equal scores need equal bits
+    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0, because equal scores need equal bits
     return (_flip_negative(bits).long() << 32) | (LOW_32 - positions)
 
 
 def decode_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The fp32 scores and int64 positions of `encode_keys`, both of the shape of `keys`."""
+    """Returns the fp32 scores and int64 positions of keys, in the shape of `keys`."""
     bits = _flip_negative((keys >> 32).int())
     return bits.view(torch.float32), LOW_32 - (keys & LOW_32)
 
 
 def _flip_negative(bits: Tensor) -> Tensor:
-    """Floats store sign and magnitude: flipping the magnitude of the negative ones makes int32 order float order.
+    """Flips the magnitude bits of negative floats, so that the bits sort as int32 like the floats.
 
-    Its own inverse.
+    Floats store sign and magnitude. Applied twice, the function changes nothing.
     """
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -71,21 +75,23 @@ class RunningTopK:
         error: Tensor | None = None,
         exact: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        """Merge the scores (q, N) of the q questions from `first_question` on with the passages at positions (N,).
+        """Adds the scores (q, N) of q questions, beginning with `first_question`, for the passages at positions (N,).
 
-        Where the scores of a row are off by up to its `error` (q,) before they were rounded to their dtype,
-        `exact(rows, columns)` gives the fp32 scores (C,) of the pairs that may be among the best.
+        If the scores are not exact, `error` (q,) bounds how far those of each row may be off before they are rounded
+        to their type. `exact(rows, columns)` then returns the fp32 scores (C,) of the pairs that may be among the
+        best.
         """
         if not scores.numel():
             return
         keys = self.keys[first_question : first_question + len(scores)]
-        worst = torch.where(keys[:, -1] == EMPTY, -torch.inf, decode_keys(keys[:, -1])[0])  # of what is held
+        # the worst score that is kept for each question
+        worst = torch.where(keys[:, -1] == EMPTY, -torch.inf, decode_keys(keys[:, -1])[0])
         error = torch.zeros_like(worst) if error is None else error
         crowded = bool((worst == -torch.inf).any())
         if not crowded:
             rows, columns = _at_least(scores, worst - error)
             crowded = len(rows) > CROWD * self.k * len(scores)
-        if crowded:  # so much passes that it pays to find the best of the block first
+        if crowded:  # with this many candidates, finding the best of the block first is faster
             if scores.shape[1] > self.k:
                 best = scores.topk(self.k, dim=1).values[:, -1].float()
                 rounding = 0.0 if scores.dtype == torch.float32 else torch.finfo(scores.dtype).eps
@@ -95,15 +101,15 @@ class RunningTopK:
         self._fold(first_question, rows, encode_keys(found, positions[columns]))
 
     def merge(self, keys: Tensor) -> None:
-        """Merge the `keys` (Q, any K) of other passages, such as those of another rank."""
+        """Adds the `keys` (Q, any K) of other passages, such as those of another rank."""
         self.keys = torch.cat([self.keys, keys], dim=1).topk(self.k, dim=1).values
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Scores and positions, both (Q, min(K, passages added)), best first."""
+        """Returns scores and positions, both (Q, min(K, passages added)), best first."""
         return decode_keys(self.keys[:, (self.keys != EMPTY).all(dim=0)])
 
     def _fold(self, first_question: int, rows: Tensor, keys: Tensor) -> None:
-        """Merge keys (C,) of the questions `first_question` + rows (C,), which ascend."""
+        """Adds keys (C,) for the questions `first_question` + rows (C,), which ascend."""
         questions, counts = rows.unique_consecutive(return_counts=True)
         if not len(questions):
             return
@@ -116,13 +122,13 @@ class RunningTopK:
 
 
 def _at_least(scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the scores (q, N) that are not below the limit (q,) of their row; of NaN ones too."""
-    limits = limits.to(scores.dtype)  # as the scores were: what is not below a limit rounds to no less than it does
+    """Returns rows and columns of the scores (q, N) that are not below their row's limit (q,); NaN is returned too."""
+    limits = limits.to(scores.dtype)  # rounded like the scores, so that a score at the limit stays at the limit
     kept = (scores < limits[:, None]).logical_not_()
     if kept.shape[1] % 8:
         rows, columns = kept.nonzero(as_tuple=True)
         return rows, columns
-    rows, words = kept.view(torch.int64).nonzero(as_tuple=True)  # most are 0, and 8 of them are read at once
+    rows, words = kept.view(torch.int64).nonzero(as_tuple=True)  # most bytes are 0, so 8 of them are tested at once
     word, byte = kept.unflatten(1, (-1, 8))[rows, words].nonzero(as_tuple=True)
     return rows[word], words[word] * 8 + byte
 
@@ -134,10 +140,10 @@ def search_block(
     topk: RunningTopK,
     loss: CorpusLoss | None = None,
 ) -> None:
-    """Score all questions (Q, D) against a block of passages (N, D) at positions (N,), and fold it into the state.
+    """Scores all questions (Q, D) against a block of passages (N, D) at positions (N,), and adds them to the state.
 
-    Blocks of 4,000 to 16,000 passages are fastest: longer ones leave a slice of few questions to each matmul.
-    Raises ValueError on an embedding that is not finite.
+    Blocks of 4,000 to 16,000 passages are fastest. With longer blocks, each matrix product has only a few questions.
+    Raises ValueError for an embedding that is not finite.
     """
     questions, passages = question_embeddings.float(), passage_embeddings.float()
     if not len(passages):
@@ -158,10 +164,10 @@ def search_block(
 def search_blocks(
     question_embeddings: Tensor, blocks: Iterable[tuple[Tensor, Tensor]], k: int, num_threads: int = 1
 ) -> RunningTopK:
-    """The best k of a corpus that comes as blocks of positions (N,) and passage embeddings (N, D).
+    """Finds the best k of a corpus that comes as blocks of positions (N,) and passage embeddings (N, D).
 
-    Every thread takes the next block and keeps a top-k of its own, with torch's own threads off: a block is many
-    small steps, and two threads at two blocks wait less than two threads at each step.
+    Every thread takes the next block and keeps its own top k; torch's own threads are off. A block needs many small
+    operations, and threads with a block each wait less for each other than threads that share every operation.
     """
     waiting, lock, before = iter(blocks), threading.Lock(), torch.get_num_threads()
 
@@ -182,14 +188,14 @@ def search_blocks(
         return work(0)
     with ThreadPoolExecutor(num_threads) as pool:
         found = list(pool.map(work, range(num_threads)))
-    torch.set_num_threads(before)  # what threads set becomes the default of those that come
+    torch.set_num_threads(before)  # a thread's setting becomes the default of later threads
     for other in found[1:]:
         found[0].merge(other.keys)
     return found[0]
 
 
 def pair_scores(questions: Tensor, passages: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(C,) fp32 scores of pairs: summed in fp64, so that neither the order of summing nor the cut is seen in them."""
+    """Returns (C,) fp32 scores of pairs, summed in fp64: the order of summing does not show."""
     step = max(1, NUMBERS_AT_ONCE // questions.shape[1])
     doubled = questions.double()
     scores = [
@@ -200,7 +206,7 @@ def pair_scores(questions: Tensor, passages: Tensor, rows: Tensor, columns: Tens
 
 
 def _rounded(embeddings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D) in a dtype, and the norms (N,) of what that took off them."""
+    """Returns embeddings (N, D) rounded to a type, and the norms (N,) of what rounding took off."""
     if embeddings.dtype == dtype:
         return embeddings, embeddings.new_zeros(len(embeddings))
     rounded, lost = torch.empty_like(embeddings, dtype=dtype), embeddings.new_empty(len(embeddings))
@@ -213,11 +219,11 @@ def _rounded(embeddings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _error_bound(questions: Tensor, lost_questions: Tensor, passages: Tensor, lost_passages: Tensor) -> Tensor:
-    """(Q,) how far the product of the rounded embeddings may be from `pair_scores`, before it is rounded to bf16.
+    """Returns (Q,) how far the product of rounded embeddings may be from `pair_scores`, before it is rounded to bf16.
 
-    lost_questions (Q,), lost_passages (): norms of what rounding took off.
-    Summing D products rounds by at most D * 2^-24 of the norms' product (Higham 2002, section 3.1), rounding the
-    score itself to fp32 by 2^-24. CUDA's matmul may take TF32 for fp32: 11 bits of each factor.
+    lost_questions (Q,) and lost_passages () are norms of what rounding took off. Summing D products adds an error of
+    at most D * 2^-24 of the norms' product (Higham 2002, section 3.1), rounding the score to fp32 one of 2^-24. On
+    CUDA, matrix products may use TF32 in place of fp32: 11 bits of each factor.
     """
     of_questions, of_passages = questions.norm(dim=1), passages.norm(dim=1).max()
     share = (questions.shape[1] + 2) * 2.0**-24 + (2.0**-10 if questions.is_cuda else 0.0)
@@ -231,7 +237,7 @@ def _bf16_is_fast(device: torch.device) -> bool:
 
 
 def question_slices(num_questions: int, num_passages: int) -> Iterator[slice]:
-    """Slices of questions whose scores against the passages number at most SCORES_AT_ONCE, or of one question."""
+    """Yields slices of questions with at most SCORES_AT_ONCE scores against the passages (one question at least)."""
     step = max(1, SCORES_AT_ONCE // max(1, num_passages))
     for start in range(0, num_questions, step):
         yield slice(start, min(start + step, num_questions))

@@ -76,7 +76,7 @@ def is_too_large(files: list[str], spec: ModelSpec) -> bool:
 def expansion(files: list[str], spec: ModelSpec) -> float:
     """Measures on the first records how many bytes of rows one byte of text becomes.
 
-    A record makes one row for each of its questions and each of its golds, so rows can be larger than the file.
+    A record makes one row for each pair of a question and a gold, so rows can be larger than the file.
     """
     sample = Sample.of(files)
     return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)

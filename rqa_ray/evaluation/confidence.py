@@ -1,11 +1,11 @@
-"""How far chance alone could have moved a metric: bootstrap intervals, and a paired test of two runs; numpy only.
+"""Says how far a metric can move by chance: bootstrap intervals, and a paired test of two runs; uses numpy only.
 
-Questions that share a gold passage stand or fall together, so that whole clusters of them are drawn, not questions
+Questions that share a gold passage tend to be right or wrong together. So whole clusters of such questions are drawn
 (cluster bootstrap: Field and Welsh 2007). The paired test flips the signs of the clusters' differences at random
-(Fisher's randomisation test, which Smucker, Allan and Carterette 2007 recommend for retrieval). Both are seeded: the
+(Fisher's randomization test, which Smucker, Allan and Carterette 2007 recommend for retrieval). Both are seeded: the
 same questions give the same numbers.
 
-Q questions, C clusters, R resamples, M metrics.
+Shapes: Q questions, C clusters, R resamples, M metrics.
 """
 
 from __future__ import annotations
@@ -18,39 +18,42 @@ import numpy as np
 
 from rqa_ray.evaluation.metrics import GoldIds
 
-RESAMPLES = 2_000  # of an interval
-SIGN_PATTERNS = 10_000  # of a p-value
-EXACT_CLUSTERS = 13  # up to so many have fewer patterns (2^13) than that: all are tried
-CELLS_AT_ONCE = 1 << 22  # of (R, C): 32 MB
-LEVEL = 95  # of an interval (percent)
-INTERVALS = f"intervals_{LEVEL}"  # in results files: [low, high] by metric
+RESAMPLES = 2_000  # resamples of an interval
+SIGN_PATTERNS = 10_000  # random sign patterns of a p-value
+EXACT_CLUSTERS = 13  # up to 13 clusters have at most 2^13 sign patterns, and all are tried
+CELLS_AT_ONCE = 1 << 22  # numbers of an (R, C) array: 32 MB
+LEVEL = 95  # level of an interval (percent)
+INTERVALS = f"intervals_{LEVEL}"  # name in results files, whose value is [low, high] by metric
 
 
 @dataclass
 class Difference:
-    """What a metric gained from one run to another on the same questions."""
+    """What a metric gained between two runs on the same questions."""
 
     mean: float
-    low: float  # of the 95% interval
+    low: float  # lower end of the 95% interval
     high: float
     p_value: float  # two-sided
 
     def describe(self) -> str:
-        """Such as `+12.0 points, 95% interval +4.0 to +20.0, p = 0.004`."""
+        """Returns text such as `+12.0 points, 95% interval +4.0 to +20.0, p = 0.004`."""
         low, high = 100 * self.low, 100 * self.high
         interval = f"{LEVEL}% interval {low:+.1f} to {high:+.1f}"
         return f"{100 * self.mean:+.1f} points, {interval}, p = {self.p_value:.2g}"
 
 
 def gold_clusters(gold_ids: GoldIds) -> np.ndarray:
-    """(Q,) the cluster of each question, numbered from 0: those linked by shared gold passages are in one."""
+    """Returns (Q,) the cluster of each question, from 0.
+
+    Questions that are linked by shared gold passages share a cluster.
+    """
     counts = np.fromiter(map(len, gold_ids), dtype=np.int64)
     questions = np.repeat(np.arange(len(counts)), counts)
     _, golds = np.unique(
         np.fromiter(chain.from_iterable(gold_ids), dtype=np.int64, count=len(questions)), return_inverse=True
     )
     labels = np.arange(len(counts))
-    while True:  # the smallest question number spreads over its cluster, from question to gold and back
+    while True:  # the smallest question number spreads through its cluster, from questions to golds and back
         of_gold = np.full(len(questions), len(counts))
         np.minimum.at(of_gold, golds, labels[questions])
         spread = labels.copy()
@@ -61,7 +64,7 @@ def gold_clusters(gold_ids: GoldIds) -> np.ndarray:
 
 
 def intervals(values: Mapping[str, np.ndarray], clusters: np.ndarray) -> dict[str, tuple[float, float]]:
-    """The 95% percentile interval of the mean of each metric's (Q,) values, whole clusters (Q,) resampled."""
+    """Returns the 95% percentile interval of each metric's mean over (Q,) values; resamples whole clusters (Q,)."""
     totals = np.stack([np.bincount(clusters, part) for part in values.values()], axis=1)  # (C, M)
     sizes = np.bincount(clusters)
     generator, even = np.random.default_rng(0), np.full(len(sizes), 1 / len(sizes))
@@ -74,10 +77,10 @@ def intervals(values: Mapping[str, np.ndarray], clusters: np.ndarray) -> dict[st
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarray) -> Difference:
-    """What the mean of (Q,) values gained from `before` to `after`, question by question.
+    """Compares the means of (Q,) values `before` and `after`, question by question.
 
     Raises:
-        ValueError: they are not of the same questions.
+        ValueError: the values are from different questions.
     """
     if not before.shape == after.shape == clusters.shape:
         raise ValueError(f"the test is paired: got {before.shape} values before and {after.shape} after")
@@ -87,9 +90,9 @@ def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarra
 
 
 def _p_value(gains: np.ndarray) -> float:
-    """Of clusters' gains (C,): the share of sign patterns whose sum is as far from 0 as that of the gains."""
+    """Returns the share of sign patterns whose sum is as far from 0 as that of the clusters' gains (C,)."""
     gains = gains[gains != 0]
-    observed = abs(gains.sum()) * (1 - 1e-12)  # sums in another order differ in the last bits
+    observed = abs(gains.sum()) * (1 - 1e-12)  # because sums in another order differ in the last bits
     if len(gains) <= EXACT_CLUSTERS:
         patterns = np.arange(2 ** len(gains))[:, None] >> np.arange(len(gains)) & 1
         return float(np.mean(np.abs((1 - 2 * patterns) @ gains) >= observed))
@@ -97,10 +100,10 @@ def _p_value(gains: np.ndarray) -> float:
     for size in _parts(SIGN_PATTERNS, len(gains)):
         signs = 1 - 2 * generator.integers(0, 2, (size, len(gains)), dtype=np.int8)
         extreme += int(np.count_nonzero(np.abs(signs @ gains) >= observed))
-    return (extreme + 1) / (SIGN_PATTERNS + 1)  # what was seen is one of the patterns
+    return (extreme + 1) / (SIGN_PATTERNS + 1)  # the observed gains are one of the patterns
 
 
 def _parts(total: int, num_clusters: int) -> list[int]:
-    """Numbers of resamples that add up to a total, each small enough to be held."""
+    """Yields numbers of resamples that add up to a total, each small enough for memory."""
     step = max(1, CELLS_AT_ONCE // max(1, num_clusters))
     return [min(step, total - start) for start in range(0, total, step)]

@@ -1,4 +1,4 @@
-"""An evaluation: embed the corpus, rank it for each question, say how good that is; restartable."""
+"""Evaluates a model: embeds the corpus, ranks it for each question, computes metrics; a killed run can go on."""
 
 from __future__ import annotations
 
@@ -35,22 +35,25 @@ from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = "test-predictions.jsonl"
-QUESTIONS_FOLDER = "questions"  # their embeddings, for a run that goes on
+QUESTIONS_FOLDER = "questions"  # folder of the questions' embeddings, which a later run reuses
 SPLIT = "test"
 INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
 
 
 @dataclass
 class EvaluateResult:
-    """What `evaluate` found: metrics by retriever, the one that was asked for first; files are in output_dir."""
+    """The result of `evaluate`: metrics by retriever, first the one that was asked for.
+
+    The files are in output_dir.
+    """
 
     output_dir: str
     num_questions: int
-    metrics: dict[str, dict[str, Any]]  # by full name, with the intervals
-    differences: list[str]  # lines: what the others gain over the first
+    metrics: dict[str, dict[str, Any]]  # metrics by full name, with intervals
+    differences: list[str]  # lines about what the other retrievers gain over the first
 
     def describe(self) -> str:
-        """Lines for a person."""
+        """Returns lines for a person."""
         written = f"written: {Path(self.output_dir) / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}"
         return "\n".join(["", *table(self.metrics, self.num_questions), *self.differences, written])
 
@@ -62,15 +65,15 @@ class EvaluateResult:
 
 @dataclass
 class Result:
-    """What one retriever found."""
+    """The result of one retriever."""
 
-    values: dict[str, np.ndarray]  # (Q,) by metric, as `question_metrics`
+    values: dict[str, np.ndarray]  # (Q,) values by metric, from `question_metrics`
     ranking: tuple[np.ndarray, np.ndarray] | None = None  # scores and positions (Q, K)
     latency: float | None = None  # seconds a question
-    weight: float | None = None  # of the embeddings in a hybrid
+    weight: float | None = None  # weight of the embeddings in a hybrid
 
     def metrics(self, clusters: np.ndarray) -> dict[str, Any]:
-        """By full name, with the intervals."""
+        """Metrics by full name, with intervals."""
         named = {f"{SPLIT}_{name}": float(values.mean()) for name, values in self.values.items()}
         named |= {} if self.latency is None else {f"{SPLIT}_{LATENCY}": self.latency}
         around = {f"{SPLIT}_{name}": ends for name, ends in intervals(self.values, clusters).items()}
@@ -78,10 +81,10 @@ class Result:
 
 
 def evaluate(settings: EvaluateSettings) -> EvaluateResult:
-    """Embeds a corpus, ranks it for each question by each retriever, and writes how good that is to output_dir.
+    """Embeds a corpus, ranks it for each question with each retriever, and writes the metrics to output_dir.
 
     Raises:
-        InputError: what the user gave is wrong; nothing was written.
+        InputError: the user's input is wrong; nothing was written.
     """
     refuse_temporary(settings.output_dir)
     if settings.compare == []:
@@ -139,7 +142,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Raises InputError where the folder has results of something else."""
+    """Raises InputError if the folder has results of another evaluation."""
     earlier = read_json(output / ALL_ARGS_FILE)
     if earlier is not None and earlier != config and not overwrite:
         raise InputError(
@@ -148,7 +151,7 @@ def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
 
 
 class Retrievers:
-    """Ranks the corpus for the questions by each retriever; what several need is made once."""
+    """Ranks the corpus for the questions with each retriever; makes once what several retrievers need."""
 
     def __init__(
         self,
@@ -166,12 +169,12 @@ class Retrievers:
         self.folder = EmbeddingFolder(settings.embeddings_path or str(output / EMBEDDINGS_FOLDER))
         self.question_folder = EmbeddingFolder(str(output / QUESTIONS_FOLDER))
         self.k = min(TOP_K, len(plan.passage_ids))
-        self.shards: dict[str, list[str]] = {}  # of questions, by input
+        self.shards: dict[str, list[str]] = {}  # names of question shards, by input
         self._bm25: Bm25 | None = None
 
     def embed(self, questions: dict[str, Questions]) -> None:
-        """Encodes what is missing of the questions and of the corpus."""
-        precision = (self.folder.manifest() or {}).get("precision", "fp32")  # as jobs/embed.py made them
+        """Encodes the questions and passages that are not encoded yet."""
+        precision = (self.folder.manifest() or {}).get("precision", "fp32")  # the precision that jobs/embed.py used
         manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, precision, self.settings.bf16)
         encoder = f"{manifest['fingerprint']} {self.settings.bf16}"
         tables = {name: question_shards(part, self.question_folder, encoder) for name, part in questions.items()}
@@ -182,7 +185,7 @@ class Retrievers:
         encode_missing(self.folder, manifest, self.model, self.plan, self.workers, missing, overwrite)
 
     def result(self, name: str) -> Result:
-        """What a retriever finds for the test questions."""
+        """Returns what a retriever finds for the test questions."""
         test, latency, weight = self.asked["test"], None, None
         if name == "dense":
             normalize = self.model.spec.settings.unit_length
@@ -216,7 +219,7 @@ class Retrievers:
         return torch.cat([block.embeddings for block in self.question_folder.blocks(self.shards[split])])
 
     def documents(self, positions: np.ndarray) -> Callable[[int], dict[str, Any]]:
-        """Looks up the documents at some positions."""
+        """Returns the documents at some positions."""
         if self.shards:
             return self.folder.documents(positions).__getitem__
         wanted = set(positions.ravel().tolist())
@@ -225,10 +228,10 @@ class Retrievers:
 
 
 def read_predictions(location: str, asked: AskedQuestions) -> Result:
-    """The result of an earlier run, from the predictions file in its folder.
+    """Reads the result of an earlier run from the predictions file in its folder.
 
     Raises:
-        InputError: there is none, or it is of other questions.
+        InputError: there is no such file, or it has other questions.
     """
     path = Path(location) / PREDICTIONS_FILE
     questions, retrieved = [], []
@@ -243,7 +246,7 @@ def read_predictions(location: str, asked: AskedQuestions) -> Result:
 
 
 def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]:
-    """Lines: a metric each, a retriever a column, with its 95% interval."""
+    """Returns the lines of a table: one row for each metric, one column for each retriever, with 95% intervals."""
     columns = []
     for name, metrics in scores.items():
         cells = [name]
@@ -257,7 +260,7 @@ def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]
 
 
 def differences(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:
-    """Lines: what the others gain over the first, and whether that is more than chance."""
+    """Returns lines that say what the others gain over the first retriever, and whether this is more than chance."""
     (first, base), *others = results.items()
     lines = []
     for name, result in others:

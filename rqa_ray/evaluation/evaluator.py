@@ -1,7 +1,8 @@
-"""Retrieval on the full corpus: encode, search, metrics; sharded over the ranks, exact, in bounded memory.
+"""Evaluates retrieval on the full corpus during training: encode, search, metrics; exact, shared by all ranks.
 
-Every rank encodes its share of the corpus block by block and keeps a running top-k for every question; the states are
-merged and every rank ends with the same numbers. The questions of all splits are searched in one pass over the corpus.
+Every rank encodes its share of the corpus block by block, and keeps a running top k for every question. The ranks then
+merge these states, so all end with the same numbers. One pass over the corpus serves the questions of all splits.
+Memory holds one block and the running top k.
 """
 
 import time
@@ -23,7 +24,7 @@ TEXTS_PER_BLOCK = 4096
 
 
 class RetrievalEvaluator:
-    """Evaluates an embedder on questions by split, against one corpus."""
+    """Evaluates an embedder on the questions of each split, against one corpus."""
 
     def __init__(
         self,
@@ -32,16 +33,19 @@ class RetrievalEvaluator:
         embedder: Embedder,
     ) -> None:
         self.corpus, self.questions, self.embedder = corpus, questions, embedder
-        self.on_progress: Callable[[int, int], None] = lambda done, total: None  # texts encoded by this rank
+        # called with the number of texts that this rank has encoded, and of all
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
         by_id = np.argsort(corpus.passage_ids)
         self._gold_positions = [
             positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
         ]
-        self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, grouped by their text
+        self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, sorted by their text
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
 
     def evaluate(self, temperature: float) -> Evaluation:
-        """The same on all ranks. To be called by all ranks together. `temperature` is that of the loss.
+        """Returns the evaluation, the same on all ranks. All ranks have to call it together.
+
+        `temperature` is the temperature of the loss.
 
         Raises:
             Interrupted: on all ranks, see `interrupts.py`.
@@ -73,7 +77,7 @@ class RetrievalEvaluator:
         return self._results(topk, loss, slowest / len(rows))
 
     def _search(self, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
-        """Searches this rank's share of the corpus; returns the time it took, encoding left out (seconds)."""
+        """Searches this rank's share of the corpus; returns how long that took, without encoding (seconds)."""
         device, seconds = questions.device, 0.0
         tokens = self.corpus.tokens
         mine = np.argsort(tokens.lengths, kind="stable")[distributed.rank() :: distributed.world_size()]
@@ -105,9 +109,10 @@ class RetrievalEvaluator:
         return Evaluation(results)
 
     def _embed_questions(self, rows: list[np.ndarray]) -> torch.Tensor:
-        """(Q, D): each rank encodes every W-th question, all get all."""
+        """Returns (Q, D): each of the W ranks encodes every W-th question, and all ranks get all."""
         world_size = distributed.world_size()
-        padded = rows + [rows[-1]] * (-len(rows) % world_size)  # the gather needs as many rows from every rank
+        # the gather needs the same number of rows from every rank
+        padded = rows + [rows[-1]] * (-len(rows) % world_size)
         encoder = self.embedder.encoder
         with encoder.interrupts.part(next(encoder.parameters()).device):
             own = self.embedder.rows(padded[distributed.rank() :: world_size], self._on_batch)
@@ -120,7 +125,7 @@ class RetrievalEvaluator:
 
 
 def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
-    """Corpus positions of the golds that are in it."""
+    """Returns the corpus positions of the golds that are in the corpus."""
     places = np.searchsorted(passage_ids, golds, sorter=by_id)
     places = by_id[np.minimum(places, len(by_id) - 1)]
     return places[passage_ids[places] == golds]
@@ -128,12 +133,12 @@ def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) 
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # work queued before belongs to before
+        torch.cuda.synchronize(device)  # waits for the work that was queued before
     return time.perf_counter()
 
 
 def _merge_ranks(topk: RunningTopK, loss: CorpusLoss) -> None:
-    """Folds the states of all ranks, in the order of ranks, so that all end with the same bits."""
+    """Merges the states of all ranks in the order of ranks, so that all ranks end with the same bits."""
     if not distributed.is_distributed():
         return
     world_size = distributed.world_size()

@@ -1,4 +1,4 @@
-"""Which weight a hybrid gives to the embedding model: the best one on questions that are not scored."""
+"""Chooses the weight of the embedding model in a hybrid, on questions that are not scored."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from rqa_ray.corpus.bm25 import Hybrid
 from rqa_ray.evaluation.metrics import GoldIds, retrieval_metrics
 
-WEIGHTS = [round(0.05 * step, 2) for step in range(21)]  # of the embedding model in the sum
+WEIGHTS = [round(0.05 * step, 2) for step in range(21)]  # possible weights of the embedding model in the sum
 WEIGHT_METRIC = "retr/document_ndcg/ndcg10"
 
 
 def choose_weight(
     hybrid: Hybrid, questions: Sequence[str], embeddings: torch.Tensor, gold_ids: GoldIds, passage_ids: np.ndarray
 ) -> float:
-    """The weight of the best nDCG@10 on these questions, which have to be others than those that are scored.
+    """Returns the weight with the best nDCG@10 on these questions, which must not be the scored ones.
 
     embeddings: (Q, D) of the questions. passage_ids: (P,) of the corpus.
     """

@@ -1,9 +1,9 @@
-"""Ranked passage ids and gold passage ids in, retrieval metrics out; numpy only.
+"""Computes retrieval metrics from ranked passage ids and gold passage ids; uses numpy only.
 
-Every number follows from one thing: the rank of each gold passage in the ranking of its question. The caller makes
-the ranking by (-score, document order), so nothing here depends on how ties are broken.
+Every number depends only on the rank of each gold passage in the ranking of its question. The caller ranks by (-score,
+document order), so this file does not decide how ties are broken.
 
-Q questions, K retrieved passages per question, G pairs of a question and one of its gold passages.
+Shapes: Q questions, K retrieved passages per question, G pairs of a question and one of its gold passages.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from itertools import chain
 import numpy as np
 
 RECALL_CUTOFFS = (1, 4, 10, 100)
-TOP_CUTOFF = 10  # of nDCG and MRR
+TOP_CUTOFF = 10  # cutoff of nDCG and MRR
 ACCURACY_CUTOFF = 4  # LocalRQA hands the top 4 passages to its reader
 LATENCY = "retr/latency/avg_latency"  # seconds per question
-LABELS = {  # as a person reads them
+LABELS = {  # names for people, and full names
     **{f"recall@{k}": f"retr/document_recall/recall{k}" for k in RECALL_CUTOFFS},
     f"nDCG@{TOP_CUTOFF}": f"retr/document_ndcg/ndcg{TOP_CUTOFF}",
     f"MRR@{TOP_CUTOFF}": f"retr/document_mrr/mrr{TOP_CUTOFF}",
     f"accuracy@{ACCURACY_CUTOFF}": "retr/document_accuracy/accuracy",
 }
-HEADLINES = ("recall@4", "nDCG@10")  # what runs are compared by
+HEADLINES = ("recall@4", "nDCG@10")  # the metrics by which runs are compared
 METRIC_NAMES = (
     *LABELS.values(),
     LATENCY,
@@ -33,29 +33,29 @@ GoldIds = Sequence[Sequence[int] | np.ndarray]
 
 
 def metric_names(split: str) -> list[str]:
-    """The names that an evaluation of `split` logs, such as "eval_retr/document_recall/recall4" and "eval_loss"."""
+    """Returns the names that an evaluation of `split` logs, such as "eval_loss"."""
     return [f"{split}_{name}" for name in METRIC_NAMES]
 
 
 def greater_is_better(name: str) -> bool:
-    """Whether a larger value of the metric `name`, with or without its split, is the better one."""
+    """Returns whether a larger value of the metric `name`, with or without its split, is better."""
     return not name.endswith(("loss", LATENCY))
 
 
 def retrieval_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, float]:
-    """The means over questions of `question_metrics`, by metric name without the split."""
+    """Returns the means over questions of `question_metrics`, by metric name without the split."""
     return {name: float(values.mean()) for name, values in question_metrics(ranked_ids, gold_ids).items()}
 
 
 def question_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, np.ndarray]:
-    """(Q,) float64 by metric name without the split; latency and loss are measured elsewhere.
+    """Returns (Q,) float64 values by metric name without the split; latency and loss are measured elsewhere.
 
-    recall@k is strict: 1 where **all** golds of the question are in the top k, LocalRQA's definition; with one gold
-    per question it is recall@k. A gold that is not in the corpus can therefore never be recalled.
-    accuracy is the share of the retrieved top 4 that are gold. nDCG has binary gains, and its ideal ranking has all
-    golds on top.
+    recall@k is strict: 1 if **all** golds of the question are in the top k. This is LocalRQA's definition; with one
+    gold per question it is the usual recall@k. A gold that is not in the corpus can never be recalled. accuracy is the
+    share of the top 4 that are gold. nDCG has binary gains, and its ideal ranking has all golds on top.
 
-    ranked_ids: (Q, K) in rank order, no id twice in a row, K below 100 when the corpus is that small.
+    ranked_ids: (Q, K) in rank order, no id twice in a row; K is below 100 if the corpus is smaller.
+
     gold_ids: Q lists of at least one id; an id that is repeated within a question counts once.
     """
     questions, ranks = _gold_ranks(ranked_ids, gold_ids)
@@ -80,7 +80,10 @@ def question_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, np.
 
 
 def _gold_ranks(ranked_ids: np.ndarray, gold_ids: GoldIds) -> tuple[np.ndarray, np.ndarray]:
-    """The question (G,) and the 0-based rank (G,) of every distinct gold, by question; rank K: not retrieved."""
+    """Returns the question (G,) and the 0-based rank (G,) of every distinct gold, by question.
+
+    Rank K if not retrieved.
+    """
     num_questions, num_retrieved = ranked_ids.shape
     counts = np.fromiter(map(len, gold_ids), dtype=np.int64)
     if len(counts) != num_questions or not num_questions or not num_retrieved:

@@ -1,4 +1,4 @@
-"""Questions and passages as a person reads them, and the file of what was retrieved."""
+"""Shows questions and passages as people read them, and writes the file of retrieved passages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Documents:
 
 
 class AskedQuestions:
-    """Questions and gold documents of one split, in the order of `rows.Questions`."""
+    """The questions and gold documents of one split, in the order of `rows.Questions`."""
 
     def __init__(self, tables: list[pa.Table]) -> None:
         order = input_order(tables)
@@ -55,9 +55,9 @@ def write_predictions(
     scores: np.ndarray,
     positions: np.ndarray,
 ) -> None:
-    """One line a question: its gold documents, and the retrieved ones with scores, best first.
+    """Writes one line for each question: its gold documents, and the retrieved ones with scores, best first.
 
-    scores, positions: (Q, K), as a search gives them; `documents` gives the document at a position.
+    scores, positions: (Q, K), from a search. `documents` returns the document at a position.
     """
     with path.open("w", encoding="utf-8") as file:
         for row, question in enumerate(asked.questions):
@@ -70,5 +70,5 @@ def write_predictions(
 
 
 def full_document(record: dict[str, Any]) -> dict[str, Any]:
-    """A document with its `fmt_content` spelled out."""
+    """Returns a document with its `fmt_content`, built where the record has none."""
     return vars(Document(**record))

@@ -1,6 +1,6 @@
-"""What an evaluation found: typed, saved beside a checkpoint, loaded again.
+"""The typed result of an evaluation, which can be saved beside a checkpoint and loaded again.
 
-Q questions of a split, K retrieved passages of each.
+Shapes: Q questions of a split, K retrieved passages per question.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import BinaryIO
 
 import numpy as np
 
-EVALUATION, BEFORE = "evaluation", "before"  # names of what is saved: of a checkpoint's own step, and of step 0
+# names of the saved evaluations: of a checkpoint's own step, and of step 0
+EVALUATION, BEFORE = "evaluation", "before"
 
 
 @dataclass
 class SplitResult:
-    """What was found for the questions of one split."""
+    """The result for the questions of one split."""
 
-    metrics: dict[str, float]  # by name without the split, such as "loss"
+    metrics: dict[str, float]  # metrics by name without the split, such as "loss"
     scores: np.ndarray  # (Q, K) fp32
     positions: np.ndarray  # (Q, K) places in the corpus, best first
 
 
 @dataclass
 class Evaluation:
-    """What was found of one model, by split: `eval` and maybe `test`; no split where it was not evaluated."""
+    """The result of evaluating one model, by split: `eval` and maybe `test`; empty if the model was not evaluated."""
 
     splits: dict[str, SplitResult] = field(default_factory=dict)
 
@@ -36,15 +37,18 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics of all splits by full name, such as "eval_loss"."""
+        """Metrics of all splits by full name, such as "eval_loss"."""
         return flat_metrics({split: result.metrics for split, result in self.splits.items()})
 
     def metrics_of(self, split: str) -> dict[str, float]:
-        """The metrics of one split by full name; none where it was not evaluated."""
+        """Returns the metrics of one split by full name; empty if the split was not evaluated."""
         return flat_metrics({split: self.splits[split].metrics} if split in self.splits else {})
 
     def files(self, name: str) -> dict[str, bytes]:
-        """The content of the files that `load` reads, the metrics last: where they are, all of it is."""
+        """Returns the contents of the files that `load` reads.
+
+        The metrics come last, so where they exist, all files do.
+        """
         rankings = io.BytesIO()
         arrays: dict[str, np.ndarray] = {}
         for split, result in self.splits.items():
@@ -55,7 +59,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, name: str, open_file: Callable[[str], BinaryIO]) -> Evaluation:
-        """What `files` returned; `open_file` opens one of them by its name."""
+        """Reads what `files` returned; `open_file` opens one of the files by its name."""
         with open_file(metrics_file(name)) as file:
             metrics = json.loads(file.read())
         with open_file(f"{name}.npz") as file, np.load(io.BytesIO(file.read())) as arrays:
@@ -68,10 +72,10 @@ class Evaluation:
 
 
 def metrics_file(name: str) -> str:
-    """The file of the metrics of a saved evaluation: JSON, by split and name."""
+    """Returns the name of the file with the metrics of a saved evaluation: JSON, by split and name."""
     return f"{name}.json"
 
 
 def flat_metrics(by_split: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Metrics by full name, such as "eval_loss"."""
+    """Returns metrics by full name, such as "eval_loss"."""
     return {f"{split}_{name}": value for split, metrics in by_split.items() for name, value in metrics.items()}

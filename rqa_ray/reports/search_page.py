@@ -1,4 +1,4 @@
-"""Pictures and the page of a search that a person looks at. The page holds its pictures, and needs no network."""
+"""Makes the page of a search and its pictures. The page contains its pictures, and needs no network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_report(
 
 
 def page(title: str, trials: list[Trial], names: list[str], metric: str, winner: Trial, picture: bytes | None) -> str:
-    """The report as one HTML file."""
+    """Returns the report as one HTML file."""
     order = ranked(trials, metric)
     rest = [trial for trial in trials if trial not in order]
     best = winner.best(metric)
@@ -81,7 +81,10 @@ def page(title: str, trials: list[Trial], names: list[str], metric: str, winner:
 
 
 def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial) -> bytes:
-    """A PNG: the metric over questions seen, two arguments as a map, all arguments in parallel; the winner in red."""
+    """Draws a PNG: the metric over questions seen, two arguments as a map, all arguments side by side.
+
+    The winner is red.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -179,7 +182,7 @@ def _write(axes: Any, text: str, place: tuple[Any, Any], offset: tuple[int, int]
 
 
 class _Scale:
-    """Where the values of an argument are on an axis: choices side by side, ranges by their size or its logarithm."""
+    """Places the values of an argument on an axis: choices side by side, numbers by their size or its logarithm."""
 
     def __init__(self, dimension: Choices | Range) -> None:
         self.choices = sorted(dimension.values, key=_sortable) if isinstance(dimension, Choices) else None

@@ -1,4 +1,4 @@
-"""What a search found: a row a trial, the winner, trials.csv, and the table that a person reads."""
+"""The trials of a search: their rows, the winner, trials.csv, and the table for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rqa_ray.places import write_whole
 from rqa_ray.texts import duration, short
 
 TRIALS_FILE = "trials.csv"
-WIDTH = 80  # characters of a terminal
+WIDTH = 80  # columns of the terminal
 FINISHED, STOPPED, RUNNING, WAITING, FAILED, DIVERGED = (
     "finished",
     "stopped early",
@@ -28,7 +28,7 @@ LABELS = {"learning_rate": "lr", "global_batch_size": "batch", "temperature": "t
 
 @dataclass(frozen=True)
 class Choices:
-    """One of some values."""
+    """An argument that takes one of some values."""
 
     values: tuple[Any, ...]
 
@@ -38,7 +38,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two ends, both included."""
+    """An argument that takes a number between two ends, both included."""
 
     low: float
     high: float
@@ -54,23 +54,26 @@ Space = dict[str, Choices | Range]
 
 @dataclass
 class Trial:
-    """One trial, as it stands."""
+    """One trial in its present state."""
 
-    number: int  # from 1 on
-    name: str  # of its run: of its TensorBoard folder and its checkpoints
-    values: dict[str, Any]  # of the arguments that are searched
+    number: int  # numbered from 1
+    name: str  # name of its run, its TensorBoard folder and its checkpoints
+    values: dict[str, Any]  # values of the arguments that are searched
     state: str
     pairs: int = 0  # questions seen at its last report
     curve: list[tuple[int, float]] = field(
         default_factory=list
-    )  # (questions seen, metric), the pretrained model first
+    )  # (questions seen, metric) pairs, the pretrained model first
     steps: int = 0
     seconds: float = 0.0
     problem: str = ""
     train_metrics: dict[str, Any] = field(default_factory=dict)
 
     def best(self, metric: str) -> tuple[int, float] | None:
-        """(questions seen, metric) at its best, of equals the earliest; None before the first report."""
+        """Returns (questions seen, metric) at the best metric, the earliest of equals.
+
+        None before the first report.
+        """
         sign = 1 if greater_is_better(metric) else -1
         return max(self.curve, key=lambda place: (sign * place[1], -place[0]), default=None)
 
@@ -88,7 +91,7 @@ def read_trial(
     evaluations: int,
     problem: str = "",
 ) -> Trial:
-    """A trial from what it reported last; `state` says whether it is running, waiting, failed, or has ended."""
+    """Makes a trial from its last report; `state` says whether it is running, waiting, failed, or has ended."""
     report = report or {}
     problem = problem or report.get("failure") or ""
     if state not in (RUNNING, WAITING, FAILED):
@@ -108,7 +111,7 @@ def read_trial(
 
 
 def ranked(trials: list[Trial], metric: str) -> list[Trial]:
-    """Trials that reported, the best first: those that finished before others, of equals the earliest."""
+    """Returns trials that have reported, the best first: finished before unfinished, the earliest of equals first."""
     sign = 1 if greater_is_better(metric) else -1
     reported = [(trial, best[1]) for trial in trials if (best := trial.best(metric))]
     reported.sort(key=lambda pair: (pair[0].state != FINISHED, -sign * pair[1], pair[0].number))
@@ -116,7 +119,7 @@ def ranked(trials: list[Trial], metric: str) -> list[Trial]:
 
 
 def write_trials(folder: Path, trials: list[Trial], names: list[str], metric: str) -> None:
-    """trials.csv: a row a trial in the order of their start."""
+    """Writes trials.csv: one row for each trial, in the order of their start."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["trial", "state", *names, metric, "best_step", "steps", "pairs", "seconds", "name", "problem"])
@@ -129,7 +132,7 @@ def write_trials(folder: Path, trials: list[Trial], names: list[str], metric: st
 
 
 def table_lines(trials: list[Trial], names: list[str], metric: str, budget_pairs: int, most: int = 12) -> list[str]:
-    """A table of at most 80 columns: running trials, and of the others the best, whose first has a star."""
+    """Returns a table of at most 80 columns: the running trials and the best of the others; the best has a star."""
     order = ranked(trials, metric)
     shown = [trial for trial in trials if trial.state == RUNNING]
     others = [*order, *(trial for trial in trials if trial.state in (FAILED, DIVERGED) and trial not in order)]
@@ -152,7 +155,7 @@ def table_lines(trials: list[Trial], names: list[str], metric: str, budget_pairs
 
 
 def headline(trials: list[Trial], total: int, metric: str, seconds_left: float | None) -> str:
-    """One line: how far the search is."""
+    """Returns one line about how far the search is."""
     ended = sum(trial.state in ENDED for trial in trials)
     parts = [f"{ended} of {total} trials ended", f"{sum(trial.state == RUNNING for trial in trials)} running"]
     bests = [best[1] for trial in trials if (best := trial.best(metric))]
