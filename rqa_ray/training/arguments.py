@@ -1,7 +1,6 @@
-"""transformers' TrainingArguments as this job takes them: other defaults, and which are renamed, refused or idle.
+"""transformers' TrainingArguments in this job: which defaults differ, and which names are renamed, refused or unused.
 
-The driver keeps them as plain data: the real TrainingArguments object, which looks for devices, is built inside the
-workers.
+The driver keeps them as plain data. Workers build the real TrainingArguments object, because it looks for devices.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from rqa_ray.fields import ABOVE_0, Check, at_least, path, setting
 
 @dataclass
 class RetrieverTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of contrastive fine-tuning (LocalRQA's, mostly)."""
+    """transformers' TrainingArguments with defaults for contrastive fine-tuning, most of them from LocalRQA."""
 
     output_dir: str | None = path(
         None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints."
@@ -52,10 +51,10 @@ class RetrieverTrainingArguments(TrainingArguments):
     )
 
 
-# Of transformers' own arguments, whose defaults stay.
+# For transformers' own arguments, which keep their defaults.
 CHECKS = {"gradient_accumulation_steps": at_least(1), "save_total_limit": at_least(1)}
 
-# Names that transformers 5 dropped: their successor, or None where nothing is left to choose; and why.
+# Names that transformers 5 dropped: the new name, or None if there is nothing to choose; and the reason.
 ALIASES: dict[str, tuple[str | None, str]] = {
     "evaluation_strategy": ("eval_strategy", "is now --eval_strategy"),
     "warmup_ratio": ("warmup_steps", "is now --warmup_steps, a fraction when below 1"),
@@ -64,7 +63,7 @@ ALIASES: dict[str, tuple[str | None, str]] = {
     "save_safetensors": (None, "has no effect: weights are always saved as safetensors"),
 }
 
-# TrainingArguments that do not fit this job, with the reason that the user reads.
+# TrainingArguments that are refused, with the reason for the user.
 REFUSED: dict[str, str] = {
     "auto_find_batch_size": "the batch is part of the objective; --gradient_cache makes any batch fit",
     "label_smoothing_factor": "a smoothed label would make golds of other questions half right",
@@ -81,7 +80,7 @@ REFUSED: dict[str, str] = {
     "torch_empty_cache_steps": "not supported",
 }
 
-# TrainingArguments that are accepted and change nothing, with the reason.
+# TrainingArguments that are accepted and have no effect, with the reason.
 NO_EFFECT: dict[str, str] = {
     "save_strategy": "saving follows evaluation (--eval_strategy)",
     "save_steps": "saving follows evaluation (--eval_steps)",

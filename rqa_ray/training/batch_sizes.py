@@ -1,4 +1,4 @@
-"""The batch sizes of a job, and what they mean in steps and candidates."""
+"""Computes the batch sizes of a job, and how many steps and candidates they make."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rqa_ray.training.job import Job
 
 
 def with_global_batch(job: Job, num_workers: int) -> Job:
-    """The job with its global batch size filled in."""
+    """Returns the job with its global batch size filled in."""
     accumulation = job.accumulation_steps
     total = job.settings.global_batch_size or job.training["per_device_train_batch_size"] * num_workers * accumulation
     if total % accumulation:
@@ -19,7 +19,7 @@ def with_global_batch(job: Job, num_workers: int) -> Job:
 
 
 def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
-    """A line that says how long a run is."""
+    """Returns a line about the length of a run."""
     steps = job.training["max_steps"]
     if steps < 0:
         steps = math.ceil(max(1, num_rows // questions_per_step) * job.training.get("num_train_epochs", 3.0))
@@ -28,10 +28,10 @@ def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
 
 
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
-    """Questions that meet in one loss, and lines that say what they meet.
+    """Returns how many questions meet in one loss, and lines about the candidates of a question.
 
     Raises:
-        InputError: fewer questions than workers.
+        InputError: there are fewer questions than workers.
     """
     lines = []
     batch = (job.settings.global_batch_size or 0) // job.accumulation_steps

@@ -1,4 +1,4 @@
-"""The files of a checkpoint beside those of transformers' Trainer; knows no Ray."""
+"""The files of a checkpoint that transformers' Trainer does not write; does not import Ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STEP_FILE = "step.json"
 
 @dataclass(frozen=True)
 class StepNote:
-    """Where a checkpoint is in its run."""
+    """Says at which step of its run a checkpoint was saved."""
 
-    step: int  # optimizer steps that were made
-    evaluation_pending: bool = False  # an evaluation was due at this step, and a stop has put it off
+    step: int  # finished optimizer steps
+    evaluation_pending: bool = False  # whether a stop has put off the evaluation of this step
 
     def save(self, folder: Path) -> None:
         """Writes the note into a checkpoint."""
@@ -25,16 +25,16 @@ class StepNote:
 
     @classmethod
     def load(cls, folder: Path) -> StepNote:
-        """The note of a checkpoint."""
+        """Reads the note of a checkpoint."""
         return cls(**json.loads((folder / STEP_FILE).read_text()))
 
 
 def save_evaluations(folder: Path, here: Evaluation, before: Evaluation) -> None:
-    """Writes into a checkpoint what was found of its own step, nothing where that was not evaluated, and of step 0."""
+    """Writes two evaluations into a checkpoint: that of its own step, if there is one, and that of step 0."""
     for name, content in (here.files(EVALUATION) | before.files(BEFORE)).items():
         (folder / name).write_bytes(content)
 
 
 def load_evaluation(folder: Path, name: str) -> Evaluation:
-    """What `save_evaluations` wrote, by one of its two names."""
+    """Reads what `save_evaluations` wrote, by one of its two names."""
     return Evaluation.load(name, lambda file: (folder / file).open("rb"))

@@ -1,8 +1,9 @@
-"""Stored checkpoints: whole or not, the newest, the best; and the evaluations beside them.
+"""Finds stored checkpoints: which are complete, which is the newest, which is the best, and their evaluations.
 
-A stored checkpoint is whole when its manifest is there and every file that the manifest names has its size: Ray copies
-the files of a folder one by one, and a kill can come between them. Ray owns which checkpoints of a run are kept.
-Its own list of them is written late and in place, so a run that resumes is a new Ray run from the newest whole folder.
+Ray copies the files of a checkpoint one by one, and a kill may come in between. So a checkpoint counts as complete
+only if its manifest exists and every file in the manifest has its size. Ray decides which checkpoints of a run are
+kept. But Ray writes its own list of them late, and overwrites it in place. So a run that resumes is a new Ray run,
+which starts from the newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ from rqa_ray.retriever.encoder_settings import model_config
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, STEP_FILE
 
 MANIFEST_FILE = "manifest.json"
-SCORE = "checkpoint_score"  # Ray ranks checkpoints by it
+SCORE = "checkpoint_score"  # Ray ranks checkpoints by this metric
 EVALUATION_FOLDER = "evaluation-"
-NOT_EVALUATED = -1e30  # a checkpoint saved on a stop signal is the latest, never the best
+NOT_EVALUATED = -1e30  # the score of a checkpoint without evaluation, such as after a stop: it is never the best
 
 
 def score(value: float, metric: str, step: int) -> float:
-    """What Ray ranks by, higher is better: the metric; of equal ones the earliest, where Ray would keep the latest."""
+    """Returns the score by which Ray ranks checkpoints, higher is better; of equal metrics, the earliest step wins."""
     return (value if greater_is_better(metric) else -value) - 1e-12 * step
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Names every file of a checkpoint folder with its size (bytes)."""
+    """Writes the names and sizes (bytes) of all files in a checkpoint folder."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / MANIFEST_FILE).write_text(json.dumps({"step": step, "files": files}, indent=2))
 
 
 @contextmanager
 def local_checkpoint(resume_from: str | None, is_worker: bool = True) -> Iterator[str | None]:
-    """Local folder of the checkpoint to resume from: a worker's latest, else the one that the run starts from."""
+    """Yields a local folder of the checkpoint to resume from: the worker's latest, else that of the run's start."""
     checkpoint = ray.train.get_checkpoint() if is_worker else None
     if checkpoint is None and resume_from:
         filesystem, path = open_location(resume_from)
@@ -58,31 +59,33 @@ def local_checkpoint(resume_from: str | None, is_worker: bool = True) -> Iterato
 
 @dataclass
 class StoredCheckpoint:
-    """A whole checkpoint in storage."""
+    """A complete checkpoint in storage."""
 
     location: str  # path or URI
-    path: str  # in its file system
+    path: str  # path in its file system
     filesystem: fs.FileSystem
     step: int
-    metrics: dict[str, float]  # by full name; empty where the step was not evaluated
+    metrics: dict[str, float]  # metrics by full name; empty if the step was not evaluated
 
     def evaluation(self) -> Evaluation:
-        """What was found of the model at this step, in the loop or beside training."""
+        """Reads the evaluation of this step, made in the loop or beside training."""
         beside = evaluation_folder(self.path, self.step)
         is_beside = _read_json(self.filesystem, f"{beside}/{metrics_file(EVALUATION)}") is not None
         folder = beside if is_beside else self.path
         return self._load(folder, EVALUATION)
 
     def before(self) -> Evaluation:
-        """What was found of the model before training."""
+        """Reads the evaluation of the pretrained model."""
         return self._load(self.path, BEFORE)
 
     def _load(self, folder: str, name: str) -> Evaluation:
         return Evaluation.load(name, lambda file: self.filesystem.open_input_file(f"{folder}/{file}"))
 
     def differs_from(self, model_folder: str) -> str:
-        """How the checkpoint's model differs in kind or in a size from that of a folder, in words; empty if it may
-        be the same."""
+        """Says in words how the checkpoint's model differs from that of a folder in kind or size.
+
+        Empty if it may be the same.
+        """
         own = _read_json(self.filesystem, f"{self.path}/{MODEL_FOLDER}/{CONFIG_NAME}") or {}
         other = model_config(model_folder)
         sizes = [name for name in own if type(own[name]) is int and not name.endswith("_token_id")]
@@ -100,17 +103,17 @@ class StoredCheckpoint:
 
 
 def evaluation_folder(checkpoint_path: str, step: int) -> str:
-    """Where the evaluation that was made beside training is: checkpoints come and go, it stays."""
+    """Returns where an evaluation beside training is stored: outside the checkpoint, which may be deleted."""
     return f"{checkpoint_path.rstrip('/').rpartition('/')[0]}/{EVALUATION_FOLDER}{step}"
 
 
 def step_of(checkpoint: ray.train.Checkpoint) -> int:
-    """The optimizer step of a reported checkpoint."""
+    """Returns the optimizer step of a reported checkpoint."""
     return _read_json(checkpoint.filesystem, f"{checkpoint.path}/{MANIFEST_FILE}")["step"]
 
 
 def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, found: Evaluation) -> None:
-    """Stores what was found of a checkpoint beside it, the metrics last: where they are, all of it is."""
+    """Stores the evaluation of a checkpoint beside it. The metrics come last: where they exist, all files do."""
     folder, filesystem = evaluation_folder(checkpoint.path, step), checkpoint.filesystem
     filesystem.create_dir(folder, recursive=True)
     for name, content in found.files(EVALUATION).items():
@@ -119,7 +122,7 @@ def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, found: Evaluat
 
 
 def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of all evaluations that were made beside training."""
+    """Returns (step, metrics) of all evaluations that were made beside training."""
     filesystem, root = open_location(storage_path)
     found = []
     for name in run_names:
@@ -132,7 +135,7 @@ def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int,
 
 
 def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
-    """The whole checkpoints of some runs, by step."""
+    """Returns the complete checkpoints of some runs, by step."""
     filesystem, root = open_location(storage_path)
     found = []
     for name in run_names:
@@ -145,23 +148,23 @@ def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredChec
 
 
 def list_run_names(storage_path: str, prefix: str) -> list[str]:
-    """Names of the stored runs that begin with a prefix."""
+    """Returns the names of the stored runs that begin with a prefix."""
     filesystem, root = open_location(storage_path)
     found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(folder.base_name for folder in found if folder.base_name.startswith(prefix))
 
 
 def read_checkpoint(location: str) -> StoredCheckpoint | None:
-    """The checkpoint of a folder or URI, None where it is not whole."""
+    """Reads the checkpoint of a folder or URI; returns None if it is not complete."""
     filesystem, path = open_location(location)
     return read_checkpoint_at(path, filesystem, location)
 
 
 def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "") -> StoredCheckpoint | None:
-    """The checkpoint at a path of a file system, None where it is not whole.
+    """Reads the checkpoint at a path of a file system; returns None if it is not complete.
 
     Raises:
-        InputError: an earlier version of this program wrote it.
+        InputError: an earlier version of this program wrote the checkpoint.
     """
     manifest = _read_json(filesystem, f"{path}/{MANIFEST_FILE}")
     if manifest is None:
@@ -181,7 +184,7 @@ def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "")
 
 
 def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredCheckpoint:
-    """The best of the evaluated checkpoints, of equals the earliest."""
+    """Returns the best of the evaluated checkpoints, the earliest of equals."""
     evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
     return max(evaluated, key=lambda checkpoint: score(checkpoint.metrics[metric], metric, checkpoint.step))
 
@@ -195,7 +198,7 @@ def delete_runs(storage_path: str, run_names: list[str]) -> None:
 
 
 def is_file(filesystem: fs.FileSystem, path: str) -> bool:
-    """Whether a file system has a file there."""
+    """Returns whether a file system has a file at this path."""
     return filesystem.get_file_info(path).type == fs.FileType.File
 
 
@@ -205,5 +208,5 @@ def _read_json(filesystem: fs.FileSystem, path: str) -> Any:
     try:
         with filesystem.open_input_stream(path) as file:
             return json.loads(file.read())
-    except ValueError:  # cut short by a kill
+    except ValueError:  # a kill has cut the file short
         return None

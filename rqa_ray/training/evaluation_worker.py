@@ -1,7 +1,7 @@
-"""Evaluation of a stored model: beside training, for each checkpoint; or by all workers, before or after training.
+"""Evaluates a stored model: beside training, for each checkpoint; or on all workers, before or after training.
 
-`evaluate_worker` is what a search does once for the pretrained model that all its trials start from, and once for the
-winner, whose test questions nothing has looked at before.
+A search calls `evaluate_worker` twice: for the pretrained model, from which all trials start, and for the winner, the
+only trained model that is tested on the test questions.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ OnProgress = Callable[[int, int], None]
 
 
 def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[str, float]:
-    """Evaluates a checkpoint on the full corpus, with the spec's `spare` resources, and stores the result beside it.
+    """Evaluates a checkpoint on the full corpus with the spec's `spare` resources, and stores the result beside it.
 
     Returns the eval metrics, and the score by which Ray ranks checkpoints.
     """
     assert spec.spare is not None
     device = torch.device("cuda" if spec.spare.get("num_gpus") else "cpu")
-    # In a thread of its own: without privileges a thread that gives way stays so, and Ray uses this process again.
+    # In its own thread: without privileges a thread cannot take back that it gives way, and Ray uses this process
+    # again.
     with checkpoint.as_directory() as folder, ThreadPoolExecutor(1, initializer=_give_way) as thread:
         num_threads = max(1, int(spec.spare["num_cpus"]))
         _, found = thread.submit(_evaluate, spec, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
@@ -56,10 +57,10 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[
 
 
 def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
-    """Evaluates one model on this rank together with the others, on the eval and test questions.
+    """Evaluates one model on the eval and test questions, together with the other ranks.
 
-    The checkpoint `resume_from` gets its results beside it, as by `evaluate_beside`. Where it is None, the pretrained
-    model is stored with its results as a checkpoint of step 0.
+    The result is stored beside the checkpoint `resume_from`, as in `evaluate_beside`. If `resume_from` is None, the
+    pretrained model is stored with its result as a checkpoint of step 0.
     """
     progress = Progress(spec.phase)
 
@@ -91,11 +92,11 @@ def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
 
 
 def _give_way() -> None:
-    """Lets this thread, and those that it starts, run only where a core has nothing else to do (Linux: SCHED_IDLE).
+    """Lets this thread and its child threads run only where a core has nothing else to do (Linux: SCHED_IDLE).
 
-    Ray's own processes then interrupt the evaluation, not the training on the next core.
+    Ray's own processes then interrupt the evaluation, and not the training on the next core.
     """
-    with suppress(AttributeError, OSError):  # another system, or a sandbox that forbids it
+    with suppress(AttributeError, OSError):  # another operating system, or a sandbox that forbids it
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 

@@ -1,4 +1,4 @@
-"""One parsed training command: settings, training arguments, and the checks that need no files."""
+"""One parsed training command: its settings and training arguments, and the checks that need no files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
-RESTARTS_OF_A_RANGE = 8  # of workers whose nodes come and go
+RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
 
 
 @dataclass
 class Job:
-    """One parsed command: settings, training arguments that differ from transformers' own, and notes for the user."""
+    """One parsed command: settings, training arguments (without transformers' defaults), and notes for the user."""
 
     settings: TrainSettings
     training: dict[str, Any]
     resume: str | None = None  # "true", or a checkpoint folder
     notes: list[str] = field(default_factory=list)
-    resume_flag: str = "--resume_from_checkpoint true"  # how its user goes on
-    command: list[str] = field(default_factory=list, compare=False)  # what was typed; nothing in a notebook
-    location: str = ""  # of the output, as its user knows it; output_dir is a local folder
+    resume_flag: str = "--resume_from_checkpoint true"  # the flag with which the user resumes the run
+    command: list[str] = field(default_factory=list, compare=False)  # the words of the command; empty in a notebook
+    location: str = ""  # where the user finds the output; `output_dir` is always a local folder
 
     def __post_init__(self) -> None:
         self.location = self.location or self.training.get("output_dir") or ""
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def num_workers(self) -> tuple[int, int] | int | None:
-        """As many as were asked for, or (at least, at most)."""
+        """The number of workers that was asked for, or (fewest, most)."""
         asked = self.settings.num_workers
         if not asked:
             return None
@@ -57,14 +57,14 @@ class Job:
         return self.training.get("gradient_accumulation_steps", 1)
 
     def to_config(self) -> dict[str, Any]:
-        """Flat names and values, as a JSON config that repeats the run."""
+        """Returns flat names and values: a JSON config that repeats the run."""
         own = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
         own.pop("overwrite_output_dir")
         return own | self.training | {"output_dir": self.location}
 
 
 def check(job: Job) -> None:
-    """Raises InputError for values that cannot work, found without looking at files."""
+    """Raises InputError for values that cannot work, as far as this shows without looking at files."""
     settings, training = job.settings, job.training
     if not training["output_dir"]:
         raise InputError("--output_dir is missing: say where the fine-tuned model goes")
@@ -90,7 +90,7 @@ def check(job: Job) -> None:
 
 
 def _metric(name: str | None) -> str:
-    """The full name of the metric that selects; `eval_` may be left out."""
+    """Returns the full name of the metric that selects; the user may leave out `eval_`."""
     names = [item for item in metric_names("eval") if not item.endswith(LATENCY)]
     for candidate in (name, f"eval_{name}"):
         if candidate in names:
@@ -100,25 +100,25 @@ def _metric(name: str | None) -> str:
 
 
 def training_parser(program: str, *more: type) -> Parser:
-    """The parser of all training flags, and of those of `more` dataclasses."""
+    """Returns the parser of all training flags, and of those of the dataclasses `more`."""
     return Parser(program, *more, TrainSettings, RetrieverTrainingArguments)
 
 
 def parse_job(given: Given) -> Job:
-    """A job from the words of a command line, or from keyword arguments.
+    """Makes a job from the words of a command line, or from keyword arguments.
 
     Raises:
-        InputError: unknown names or values that cannot work.
+        InputError: unknown names, or values that cannot work.
     """
     return parse_with(given, training_parser("train.py"))[0]
 
 
 def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
-    """As `parse_job`, with the parser's further values by name."""
+    """Does `parse_job`, and also returns the parser's other values by name."""
     words, notes = _translate_aliases(as_words(asked))
     values = parser.read(words)
     settings = TrainSettings(**{item.name: values.pop(item.name) for item in dataclasses.fields(TrainSettings)})
-    options = parser._option_string_actions  # --no_NAME too: its destination is NAME
+    options = parser._option_string_actions  # also --no_NAME, whose destination is NAME
     given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
     defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
     own_defaults = set(RetrieverTrainingArguments.__annotations__)
@@ -135,7 +135,7 @@ def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
         if "max_steps" in given:
             notes.append(f"--num_train_epochs has no effect beside --max_steps {training['max_steps']}")
         else:
-            training["max_steps"] = -1  # our default would win over the epochs that were asked for
+            training["max_steps"] = -1  # else our default would win over the epochs that the user asks for
     resume = training.pop("resume_from_checkpoint", None)
     if resume is not None and resume.lower() == "false":
         resume = None

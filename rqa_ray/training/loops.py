@@ -1,4 +1,7 @@
-"""What Ray Train runs on its workers. Its controller loads these functions too: what they import, it need not."""
+"""The functions that Ray Train runs on its workers.
+
+Ray's controller loads them too, so they import the rest when called.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where a run's files go: a folder, a URI, or under --storage_path where a job runs in a temporary copy.
+"""Decides where a run's files go: a folder, a URI, or a place under --storage_path if a job runs in a temporary copy.
 
-A run works in a local folder; that of a URI is filled with the small files that the URI has, and pushed after every
-change, the results last.
+A run works in a local folder. If the output is a URI, the folder begins with the small files of the URI. It is copied
+to the URI after every change, results last.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import absolute, in_temporary_copy, inside, open_location, refuse_temporary, shown
 from rqa_ray.training.job import Job
 
-RUN_FILE = "run.json"  # names of this folder's Ray runs, for resuming
+RUN_FILE = "run.json"  # the names of this folder's Ray runs, for resuming
 CHECKPOINTS_FOLDER = "checkpoints"
 DEMO_FOLDER = "demo_data"
 
 
 def with_local_output(job: Job) -> Job:
-    """The job with a local folder as its output_dir, and `location` as its user knows it.
+    """Returns the job with a local folder as its output_dir, and with `location` as the place that the user knows.
 
     Raises:
-        InputError: a relative folder in a copy of the working directory, or a URI that cannot be opened.
+        InputError: a relative folder in Ray's copy of the working directory, or a URI that cannot be opened.
     """
     location, storage = job.output_dir, job.settings.storage_path
     if not storage:
@@ -45,7 +45,7 @@ def with_local_output(job: Job) -> Job:
         filesystem, root = open_location(location)
         for info in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
             local.mkdir(parents=True, exist_ok=True)
-            if info.type == fs.FileType.Directory:  # known to be there; what is in it stays there
+            if info.type == fs.FileType.Directory:  # the folder is known to exist; its contents stay there
                 (local / info.base_name).mkdir(exist_ok=True)
             elif info.type == fs.FileType.File:
                 fs.copy_files(info.path, str(local / info.base_name), filesystem, fs.LocalFileSystem())
@@ -56,12 +56,12 @@ def with_local_output(job: Job) -> Job:
 
 
 def storage_of(job: Job) -> str:
-    """Where checkpoints go: a URI as it is, a path made absolute, since workers have another working directory."""
+    """Returns where checkpoints go: a URI, or an absolute path, because workers have another working directory."""
     return absolute(job.settings.storage_path or inside(job.location, CHECKPOINTS_FOLDER))
 
 
 def push(job: Job) -> None:
-    """Copies what the local folder holds to the URI, where the output has one; the results files after all others."""
+    """Copies the local folder to the URI if the output is one, with the results files last."""
     if job.location == job.output_dir:
         return
     filesystem, root = open_location(job.location)
@@ -74,7 +74,7 @@ def push(job: Job) -> None:
 
 
 def delete_remote(job: Job, names: list[str]) -> None:
-    """Deletes files and folders of the URI, where the output has one."""
+    """Deletes files and folders of the URI if the output is one."""
     if job.location == job.output_dir:
         return
     filesystem, root = open_location(job.location)

@@ -1,4 +1,4 @@
-"""Makes the forward plan of one rank: what the user leaves open is found out by measuring."""
+"""Makes the forward plan of one rank: measures what the user has not set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 
-MEMORY_SHARE = 0.5  # of the free memory that the graph may take: of a token batch, or of a whole batch without caching
+# share of the free memory that a graph may take: that of a token batch, or that of a whole batch without caching
+MEMORY_SHARE = 0.5
 
 
 def plan_forward(
@@ -29,28 +30,29 @@ def plan_forward(
     before: ForwardPlan | None = None,
     memory_sharers: int = 1,
 ) -> ForwardPlan:
-    """The plan that suits the encoder, the device and the first of the batches; moves the encoder to the device.
+    """Chooses the plan that suits the encoder, the device and the first batch; moves the encoder to the device.
 
     Args:
-        before: the plan of the run that is resumed. It is kept for as many ranks; what the user has set wins.
+        before: the plan of the run that is resumed. It is kept if the number of ranks is the same; the user's settings
+            win.
         memory_sharers: the number of runs that may share this node's memory.
     """
     device = args.device
     if before and before.world_size != args.world_size:
         before = None
     encoder.to(device)
-    if args.gradient_checkpointing:  # the Trainer does it again, after this has measured what it saves
+    if args.gradient_checkpointing:  # here only to measure the memory that it saves; the Trainer does it again
         encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
     mixed = torch.autocast(device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16)
     works = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
     packed = not distributed.any_rank(not works, device) and (before is None or before.packed)
-    # Gradients and the two moments of Adam are still to come.
+    # The memory of gradients and Adam's two moments is not taken yet.
     num_parameters = sum(value.numel() for value in encoder.parameters())
-    sharers = memory_sharers if device.type == "cpu" else 1  # each run has GPUs of its own
+    sharers = memory_sharers if device.type == "cpu" else 1  # on GPUs, each run has its own
     free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_parameters
 
     def graph_bytes(token_batch: TokenBatch) -> float:
-        """A token (bytes)."""
+        """Returns the memory of the graph per token (bytes)."""
         with mixed:
             return encoder.graph_bytes(token_batch.to(device)) / token_batch.num_tokens
 
@@ -59,7 +61,7 @@ def plan_forward(
         passages = batches.take(0)[0].passages
         longest = passages[int(passages.lengths.argmax())]
         fitting = free / graph_bytes(length_sorted_batches([longest], 1, batches.pad_id, packed)[0][0])
-        # A token batch holds at least one text, so a limit below the longest would save nothing.
+        # A token batch has at least one text, so a limit below the longest text saves nothing.
         max_tokens = min(TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), max(int(fitting), len(longest)))
         max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
 
@@ -68,8 +70,9 @@ def plan_forward(
         cached = before.gradient_cache
     elif settings.gradient_cache == "auto":
         token_batches = batches.with_plan(ForwardPlan(max_tokens, packed)).make(0).token_batches[::-1]
-        lengths = [token_batch.lengths[-1] for token_batch in token_batches]  # from the shortest texts to the longest
-        # Linear in the length: what attention keeps of a token is proportional to it, the rest is constant.
+        # token batches from the shortest texts to the longest
+        lengths = [token_batch.lengths[-1] for token_batch in token_batches]
+        # Linear in the length: what attention keeps for each token grows with the length, the rest is constant.
         ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
         a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
         needed = float(a_token @ [token_batch.num_tokens for token_batch in token_batches])
@@ -78,16 +81,18 @@ def plan_forward(
 
 
 def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> RetrieverTrainingArguments:
-    """Compiles the transformer alone, for texts of any number and length; returns arguments that compile no more.
+    """Compiles the transformer alone, for texts of any number and length; returns arguments that no longer compile.
 
-    The Trainer would compile the whole encoder, whose list of token batches is another one in every batch.
+    The Trainer would compile the whole encoder, and compile it again for every batch, since each has another list of
+    token batches.
     """
     import torch._inductor.config
 
-    torch._inductor.config.fallback_random = True  # torch's own dropout masks: gradient caching replays them
+    # with torch's own dropout masks, so that gradient caching can repeat them
+    torch._inductor.config.fallback_random = True
     encoder.transformer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=True)
     encoder.is_compiled = True
-    # Elsewhere packed attention is a loop over texts, or a kernel whose backward pass torch cannot compile.
+    # On other devices packed attention is a loop over texts, or a kernel whose backward pass torch cannot compile.
     encoder.can_pack &= attention.has_flash(args.device) and (args.bf16 or args.fp16)
     args = copy.copy(args)
     args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
@@ -95,15 +100,15 @@ def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> R
 
 
 def _packing_works(encoder: Encoder, mixed: torch.autocast) -> bool:
-    """In training's precision and in evaluation's."""
-    with torch.compiler.set_stance("force_eager"):  # compiling for it would take a minute
+    """Tries out packing in the precision of training and in that of evaluation."""
+    with torch.compiler.set_stance("force_eager"):  # because compiling would take a minute
         with mixed:
             works = encoder.packing_works()
         return works and encoder.packing_works()
 
 
 def _free_memory(device: torch.device) -> int:
-    """Of this rank (bytes)."""
+    """Returns the free memory for this rank (bytes)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

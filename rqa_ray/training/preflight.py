@@ -1,4 +1,4 @@
-"""What a training job would do, checked without training."""
+"""Checks a training job without training, and says what the job would do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rqa_ray.training.setup import check
 
 
 def preflight(job: Job) -> list[str]:
-    """Checks arguments, files, model, workers and storage; returns lines on the rows and batches of the run.
+    """Checks arguments, files, model, workers and storage; returns lines about the rows and batches of the run.
 
     Raises:
         InputError: the user's input or arguments are wrong.

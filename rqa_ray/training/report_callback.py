@@ -1,7 +1,4 @@
-"""From the ranks to the driver: every checkpoint as a report to Ray, progress and notes through the mailbox.
-
-And back: a stop, and word that a node will be taken away.
-"""
+"""Reports checkpoints to Ray and progress to the driver, and brings back stops and notices that a node goes away."""
 
 from __future__ import annotations
 
@@ -25,16 +22,17 @@ from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, score, write_mani
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 SLOW_RATIO = 1.5
-LONG_STEP_SECONDS = 1.0  # a longer step is given up when a stop is asked for; a shorter one is waited for
-POLL_SECONDS = 0.5  # between two looks for a stop, in a long step
+LONG_STEP_SECONDS = 1.0  # after a stop, a longer step is given up, a shorter one is finished
+POLL_SECONDS = 0.5  # between two looks for a stop in a long step
 PREEMPTION_POLL_SECONDS = 5.0
-LAST_SAVE_SECONDS = 10.0  # before a node is taken away
+LAST_SAVE_SECONDS = 10.0  # the last save begins this long before a node is taken away
 
 
 class ReportCallback(TrainerCallback):
-    """Reports every checkpoint to Ray, with the metrics of its own step, and progress to the mailbox; obeys a stop.
+    """A callback of the Trainer: reports every checkpoint to Ray with the metrics of its own step, and obeys a stop.
 
-    `report` takes metrics, checkpoint and validation as `ray.train.report` does, and deletes the local checkpoint.
+    It sends progress to the mailbox. `report` takes metrics, checkpoint and validation like `ray.train.report`, and
+    deletes the local checkpoint.
     """
 
     def __init__(
@@ -53,18 +51,18 @@ class ReportCallback(TrainerCallback):
         self.stopped = False
         self._slow_ranks: set[int] = set()
         self._stop_asked: Any = None
-        self._looking = threading.Lock()  # an evaluation looks from several threads
+        self._looking = threading.Lock()  # several threads of an evaluation look for a stop
         self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
         self._preemption: Any = None
-        self._last_save = math.inf  # a time
+        self._last_save = math.inf  # the time of the last save before the node goes away
         trainer.interrupts.is_asked = self.is_stop_asked
-        trainer.interrupts.watching = True  # until a step has shown to be short
+        trainer.interrupts.watching = True  # true until a step has proved to be short
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
 
     def on_evaluation_progress(self, done: int, total: int) -> None:
-        """Called by the evaluator with the number of texts encoded."""
+        """Takes the number of encoded texts; the evaluator calls it."""
         if done < total:
             self.send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
 
@@ -74,11 +72,11 @@ class ReportCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         self.progress.loss = logs.get("loss", self.progress.loss)
-        if "loss" in logs and args.device.type == "cpu":  # on a GPU work is only queued
+        if "loss" in logs and args.device.type == "cpu":  # on a GPU, work is only queued, so its time says nothing
             self._look_for_a_slow_rank()
 
     def _look_for_a_slow_rank(self) -> None:
-        """Tells of a rank for whose encoding the others wait, once for each rank."""
+        """Warns once about a rank that takes much longer to encode than the others, which wait for it."""
         seconds = distributed.gather(torch.tensor([self.trainer.interrupts.worked]))
         self.trainer.interrupts.worked = 0.0
         slowest, ratio = int(seconds.argmax()), float(seconds.max() / seconds.median().clamp(min=1e-9))
@@ -105,8 +103,8 @@ class ReportCallback(TrainerCallback):
             control.should_save, self._last_save = True, math.inf
         elif is_time:
             self._preemption_polled = now
-            preemption = ray.train.get_preemption_info()  # by all ranks together
-            if preemption is not None and self._preemption is None:  # at once, and again near the end
+            preemption = ray.train.get_preemption_info()  # all ranks have to ask together
+            if preemption is not None and self._preemption is None:  # save at once, and again shortly before the end
                 control.should_save = True
                 self._last_save = (preemption.deadline_ms or math.inf) / 1000 - LAST_SAVE_SECONDS
             self._preemption = preemption
@@ -130,14 +128,14 @@ class ReportCallback(TrainerCallback):
         self.report(metrics, checkpoint=checkpoint, validation=checkpoint is not None and schedule.beside_step == step)
 
     def send(self, **changes: Any) -> None:
-        """Changes the progress record, and puts it in the mailbox."""
+        """Changes the progress record and puts it into the mailbox."""
         for name, value in changes.items():
             setattr(self.progress, name, value)
         if distributed.rank() == 0:
             self.mailbox.put.remote(self.run, as_record(self.progress))
 
     def is_stop_asked(self) -> bool:
-        """Whether a stop was asked for, as far as this rank knows; does not wait for an answer."""
+        """Returns whether a stop was asked for, as far as this rank knows; does not wait for an answer."""
         with self._looking:
             if self._stop_asked is not None:
                 answered, _ = ray.wait([self._stop_asked], timeout=0)
@@ -150,7 +148,7 @@ class ReportCallback(TrainerCallback):
 
 
 class PushLogs(TrainerCallback):
-    """Copies TensorBoard files to a URI with every checkpoint, where they do not lie in a folder."""
+    """Copies TensorBoard files to a URI with every checkpoint; used if the output is no folder."""
 
     def __init__(self, folder: str, location: str, tell: Callable[[str], None]) -> None:
         self.folder, self.location, self.tell = folder, location, tell
@@ -159,7 +157,7 @@ class PushLogs(TrainerCallback):
         if state.is_world_process_zero and Path(self.folder).is_dir():
             try:
                 push_folder(self.folder, self.location)
-            except OSError as error:  # the next copy has all
+            except OSError as error:  # the next copy brings all files
                 self.tell(f"warning: TensorBoard files were not copied ({first_line(error)})")
 
     on_train_end = on_save

@@ -1,6 +1,7 @@
-"""What output_dir knows of its runs: whether it may be used, and where its last run can go on.
+"""Remembers the runs of an output_dir: whether the folder may be used, and where its last run can be resumed.
 
-Each run has a Ray run name of its own, since Ray resumes a name in silence. The names are kept in `run.json`.
+Each run has its own Ray run name, because Ray resumes a run with a known name without saying so. `run.json` keeps the
+names.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ from rqa_ray.training.summary import BAD_RECORDS_FILE
 
 @dataclass
 class RunRecord:
-    """What output_dir keeps of its Ray runs, so that the same command can go on.
+    """What output_dir keeps about its Ray runs, so that the same command can resume them.
 
-    In the file, what lies in output_dir is named from there: a folder that was copied or moved knows its own
-    checkpoints, and nobody else's. A storage elsewhere belongs to the run only while the folder is at `location`.
+    The file names places in output_dir relative to output_dir. So a folder that was copied or moved knows its own
+    checkpoints, and no others. A storage outside belongs to the run only while the folder is at `location`.
     """
 
-    location: str  # of output_dir, absolute
+    location: str  # absolute location of output_dir
     storage_path: str
     run_names: list[str]
-    resume_from: str | None = None  # a checkpoint folder that the newest run starts from
-    files: list[str] = field(default_factory=list)  # what the finished run wrote, relative to output_dir
-    copy_of: str | None = None  # the folder that a storage elsewhere belongs to, where output_dir is a copy of it
+    resume_from: str | None = None  # the checkpoint from which the newest run starts
+    files: list[str] = field(default_factory=list)  # files of the finished run, relative to output_dir
+    copy_of: str | None = None  # if output_dir is a copy: the folder to which the storage belongs
 
     @classmethod
     def read(cls, job: Job) -> RunRecord | None:
-        """The record in output_dir, None where there is none."""
+        """Reads the record in output_dir; returns None if there is none."""
         kept = read_json(Path(job.output_dir) / RUN_FILE)
         if kept is None:
             return None
@@ -68,7 +69,7 @@ class RunRecord:
         write_json(Path(output_dir) / RUN_FILE, kept)
 
     def refuse_storage_of_others(self, job: Job) -> None:
-        """Raises InputError where the checkpoints belong to the folder of which output_dir is a copy."""
+        """Raises InputError if output_dir is a copy, and the checkpoints belong to the original."""
         if self.copy_of:
             raise InputError(
                 f"--output_dir {shown(job.location)}: is a copy of {self.copy_of}, whose checkpoints lie in "
@@ -78,7 +79,10 @@ class RunRecord:
 
 
 def check_output_dir(job: Job, model_folder: str) -> None:
-    """Refuses a folder in use, unless the user said what to do with it, and a checkpoint of another model."""
+    """Refuses a folder in use, unless the user has said what to do with it.
+
+    Also refuses a checkpoint of another model.
+    """
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {job.location}: is a file")
@@ -86,7 +90,7 @@ def check_output_dir(job: Job, model_folder: str) -> None:
         checkpoint = within_seconds(lambda: checkpoint_to_resume(job), f"{job.resume_flag}: storage")
     except InputError:
         raise
-    except (OSError, ValueError, ImportError) as error:  # storage is away
+    except (OSError, ValueError, ImportError) as error:  # storage does not answer
         raise InputError(f"{job.resume_flag}: its checkpoints cannot be read ({first_line(error)})") from None
     if job.resume and job.resume != "true" and checkpoint is None:
         raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
@@ -97,7 +101,7 @@ def check_output_dir(job: Job, model_folder: str) -> None:
             f"--model_name_or_path {job.settings.model_name_or_path} ({differs}); name the model that it began with"
         )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    in_use = found - {DEMO_FOLDER}  # written before the data was found to be wrong
+    in_use = found - {DEMO_FOLDER}  # the demo data is written before the data is checked
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
             f"--output_dir {shown(job.location)}: is not empty; choose another, or go on with its run by "
@@ -106,10 +110,12 @@ def check_output_dir(job: Job, model_folder: str) -> None:
 
 
 def checkpoint_to_resume(job: Job) -> stored.StoredCheckpoint | None:
-    """The checkpoint that was named, or the newest whole one of the run in output_dir; None where there is none.
+    """Returns the checkpoint that was named, or the newest complete one of the run in output_dir.
+
+    None if there is none.
 
     Raises:
-        InputError: the checkpoints belong to another folder, of which output_dir is a copy.
+        InputError: output_dir is a copy, and the checkpoints belong to the original.
     """
     if job.resume and job.resume != "true":
         return stored.read_checkpoint(absolute(job.resume))
@@ -122,7 +128,7 @@ def checkpoint_to_resume(job: Job) -> stored.StoredCheckpoint | None:
 
 
 def open_run(job: Job) -> RunRecord:
-    """Prepares output_dir for a new Ray run; one that resumes starts from the newest whole checkpoint."""
+    """Prepares output_dir for a new Ray run; a run that resumes starts from the newest complete checkpoint."""
     folder = Path(job.output_dir)
     previous = RunRecord.read(job)
     name = new_run_name(folder)
@@ -149,7 +155,7 @@ def open_run(job: Job) -> RunRecord:
 
 
 def new_run_name(folder: Path) -> str:
-    """A name that no other run has, in ASCII, as Ray wants it, whatever the folder is called."""
+    """Returns a name that no other run has, in ASCII as Ray requires, whatever the folder is called."""
     plain = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
     name = re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "run"
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -162,7 +168,7 @@ def delete_run(job: Job, record: RunRecord) -> None:
     else:
         stored.delete_runs(record.storage_path, record.run_names)
     folders = [TENSORBOARD_FOLDER, CHECKPOINTS_FOLDER]
-    if not job.settings.demo_size:  # else just written anew
+    if not job.settings.demo_size:  # the demo data has just been written anew
         folders.append(DEMO_FOLDER)
     files = [*record.files, BAD_RECORDS_FILE]
     for name in folders:
@@ -173,7 +179,7 @@ def delete_run(job: Job, record: RunRecord) -> None:
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Names whose values differ from those the run began with."""
-    names = sorted((before.keys() | now.keys()) - {"output_dir"})  # which may have been moved
+    """Returns the names of settings with other values than when the run began."""
+    names = sorted((before.keys() | now.keys()) - {"output_dir"})  # output_dir may have been moved
     names = [name for name in names if before.get(name) != now.get(name)]
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)

@@ -1,4 +1,4 @@
-"""What comes before any training: checks, workers, tokenized data; from a parsed job, for one run or a search."""
+"""Prepares a run or a search from its parsed job: checks, workers, tokenized data."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 @dataclass
 class Setup:
-    """A job that could start now."""
+    """A job that is ready to start."""
 
     job: Job  # with its global batch size and data mode filled in
     workers: Workers
     model: ModelSpec
-    blocks: dict[str, Blocks]  # corpus, eval, maybe test; train where it is resident
-    stream: Stream | None  # train, where it is streamed
-    num_rows: int  # of train: one for each question and gold passage
+    blocks: dict[str, Blocks]  # corpus, eval, and test if there is one; train if it is resident
+    stream: Stream | None  # the training files, if they are streamed
+    num_rows: int  # training rows: one for each question and gold passage
     has_negatives: bool
     skipped: Skipped
 
     def worker_spec(self, **more: Any) -> WorkerSpec:
-        """What all training workers are told, and more of it."""
+        """Returns the spec for all training workers; `more` are further fields of it."""
         return WorkerSpec(
             settings=self.job.settings,
             training=self.job.training,
@@ -64,23 +64,23 @@ class Setup:
         )
 
     def write_bad_records(self) -> None:
-        """Lists in output_dir the records that were left out, and says so."""
+        """Lists the records that were left out in output_dir, and prints a line about them."""
         if self.skipped.kinds:
             print(write_bad_records(Path(self.job.output_dir), self.skipped.first, self.skipped.counts()))
 
 
 @dataclass
 class Checked:
-    """A job whose arguments, files, model, workers and storage are right; nothing is read or written yet."""
+    """A job with correct arguments, files, model, workers and storage; nothing is read or written yet."""
 
     job: Job  # with its global batch size filled in
     workers: Workers
     model: ModelSpec
-    files: dict[str, list[str]]  # by input name
+    files: dict[str, list[str]]  # files by input name
 
 
 def check(job: Job) -> Checked:
-    """Checks files, model and output folder, connects to Ray, asks all nodes; says what was chosen.
+    """Checks files, model and output folder, connects to Ray, and checks all nodes; prints what was chosen.
 
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written but demo data.
@@ -113,7 +113,7 @@ def check(job: Job) -> Checked:
 
 
 def check_report_to(job: Job) -> None:
-    """Raises InputError for a log that is not installed, which a worker would find out."""
+    """Raises InputError for a logger of `--report_to` that is not installed; else only a worker would notice."""
     asked = {*(job.training["report_to"] or "").replace(",", " ").split()} - {"none", "all", "tensorboard"}
     if asked:
         from transformers.integrations import get_available_reporting_integrations
@@ -124,7 +124,7 @@ def check_report_to(job: Job) -> None:
 
 
 def set_up(job: Job, args_file: str) -> Setup:
-    """Checks, then reads and tokenizes; says what is odd about the data.
+    """Checks the job, reads and tokenizes the files, and prints what is odd about the data.
 
     `args_file` in output_dir has the arguments of the run that is resumed.
 
@@ -143,7 +143,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     for part in blocks.values():
-        part.small.clear()  # it would lie in the object store to the end of the run
+        part.small.clear()  # else it would stay in the object store until the end of the run
     check_golds(survey, files, job.settings.hard_neg_ratio > 0)
     print("\n".join([*([stream.report()] if stream else []), *brief(survey, files)]))
     train = survey.train
@@ -153,13 +153,13 @@ def set_up(job: Job, args_file: str) -> Setup:
 
 
 def serve_windows(stream: Stream, job: Job, workers: Workers, runs_at_once: int = 1) -> Any:
-    """The windows of one run over training files that are streamed; an actor of this process makes them."""
+    """Starts an actor of this process that makes the windows of one run over streamed training files."""
     seed = job.training.get("data_seed", job.training["seed"])
     return stream.serve(seed, runs_at_once * workers.num_workers * workers.cpus)
 
 
 def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file: str) -> Job:
-    """The job with its data mode chosen: as it was before a resume, else by the size of the data."""
+    """Returns the job with its data mode: that of the run that is resumed, else chosen by the size of the data."""
     mode: Any = job.settings.data_mode
     if mode == "auto" and job.resume:
         mode = (read_json(Path(job.output_dir) / args_file) or {}).get("data_mode", "auto")
@@ -169,7 +169,7 @@ def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file:
 
 
 def input_files(job: Job) -> dict[str, list[str]]:
-    """Files by input name: train, eval, test, corpus."""
+    """Returns files by input name: train, eval, test, corpus."""
     if job.settings.prepared_path:
         paths = {name: inside(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
         try:
@@ -187,7 +187,7 @@ def demo_files(job: Job) -> dict[str, list[str]]:
     """Writes the built-in data under output_dir."""
     folder = Path(job.output_dir) / DEMO_FOLDER
     paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
-    if "://" in job.location:  # other nodes do not see the local folder
+    if "://" in job.location:  # because other nodes do not see the local folder
         push_folder(str(folder), inside(job.location, DEMO_FOLDER))
         return {name: [inside(job.location, f"{DEMO_FOLDER}/{paths[flag].name}")] for name, flag in INPUTS.items()}
     return {name: [str(paths[flag])] for name, flag in INPUTS.items()}

@@ -1,4 +1,4 @@
-"""What a worker is told, and what it answers: typed, frozen, and the same for a run, a trial and an evaluation."""
+"""The typed message to a worker and its answer, the same for a run, a trial and an evaluation."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything that one rank needs to know; plain data, and references to what lies in Ray's object store."""
+    """Everything that one rank needs to know: plain data, and references to objects in Ray's store."""
 
-    # What is trained.
+    # What to train.
     settings: TrainSettings
-    training: dict[str, Any]  # transformers' TrainingArguments by name; the object is made in the worker
+    training: dict[str, Any]  # transformers' TrainingArguments by name; the worker makes the object
     model: ModelSpec
-    blocks: dict[str, list]  # object references of the tokenized tables by input: corpus, eval, maybe test and train
-    micro_batch: int = 0  # questions that meet in one loss, of all ranks
-    windows: Any = None  # the plan and the store of training files that are streamed, in place of the train blocks
+    blocks: dict[str, list]  # references to the tokenized tables by input: corpus, eval, perhaps test and train
+    micro_batch: int = 0  # questions of all ranks that meet in one loss
+    windows: Any = None  # plan and store of streamed training files, which replace the train blocks
 
-    # Where.
-    output_dir: str = ""  # as the user knows it: a folder or a URI
-    working_dir: str = ""  # of the driver: relative paths begin there
-    num_cpus: int = 1  # of this worker
+    # Where to train.
+    output_dir: str = ""  # folder or URI, as the user knows it
+    working_dir: str = ""  # the driver's working directory, where relative paths begin
+    num_cpus: int = 1  # CPUs of this worker
     use_gpu: bool = False
-    spare: dict[str, int] | None = None  # the resources of the evaluations beside training, where there are some
+    spare: dict[str, int] | None = None  # resources for evaluations beside training, if there are such evaluations
     memory_sharers: int = 1  # runs that may share this node's memory
 
     # This attempt.
-    run: str = ""  # its name in the mailbox
+    run: str = ""  # name of the run in the mailbox
     mailbox: Any = None
-    resume_from: str | None = None  # folder or URI of a checkpoint
-    before: Evaluation = field(default_factory=Evaluation)  # of step 0, where it was made elsewhere
-    report: Callable[..., None] | None = None  # in place of Ray Train's, where this is no worker of Ray Train
-    phase: str = ""  # words of the progress line of an evaluation
+    resume_from: str | None = None  # folder or URI of the checkpoint to resume from
+    before: Evaluation = field(default_factory=Evaluation)  # the evaluation of step 0, if another process made it
+    report: Callable[..., None] | None = None  # replaces `ray.train.report` if this is no worker of Ray Train
+    phase: str = ""  # words of the progress line during an evaluation
 
     @property
     def eval_precision(self) -> torch.dtype | None:
-        """What an evaluation autocasts to, by transformers' `--bf16_full_eval` and `--fp16_full_eval`."""
-        import torch  # Ray Train's controller reads a spec, and has no other need of it
+        """The type to which an evaluation autocasts, by transformers' `--bf16_full_eval` and `--fp16_full_eval`."""
+        import torch  # imported here, because Ray Train's controller reads a spec and does not need torch
 
         if self.training.get("bf16_full_eval"):
             return torch.bfloat16
@@ -64,9 +64,9 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What rank 0 hands back."""
+    """The answer of rank 0."""
 
-    step: int = 0  # optimizer steps that were made
-    stopped: bool = False  # a stop was asked for, and the state is saved
-    failure: str | None = None  # why the run ended where a restart would meet the same again
+    step: int = 0  # finished optimizer steps
+    stopped: bool = False  # true after a stop whose state is saved
+    failure: str | None = None  # why the run ended, if a restart would end in the same way
     metrics: dict[str, float] = field(default_factory=dict)  # transformers' training metrics

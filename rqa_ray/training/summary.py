@@ -1,6 +1,6 @@
-"""What a run leaves in output_dir, and the summary that it prints: whole files or none, written beside and renamed.
+"""Writes the files that a run leaves in output_dir, all or none, and prints the summary of the run.
 
-Knows no Ray: the driver hands over plain tables and numbers.
+This file does not import Ray: the driver passes plain tables and numbers.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ BAD_RECORDS_FILE = "bad_records.jsonl"
 
 @dataclass
 class ModelState:
-    """What is known of the model at one step."""
+    """The evaluation of the model at one step."""
 
     step: int
     evaluation: Evaluation
 
     def by_question(self, split: str, asked: AskedQuestions, documents: Documents) -> dict[str, np.ndarray]:
-        """What each question of a split adds to its metrics, as `question_metrics`."""
+        """Returns the values of `question_metrics` for each question of a split."""
         return question_metrics(documents.passage_ids[self.evaluation.splits[split].positions], asked.gold_ids)
 
 
 def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
-    """Lists the first records that were left out, a line of JSON each; returns a line for the user."""
+    """Writes the first bad records that were left out, one line of JSON each; returns a line for the user."""
     lines = "".join(json.dumps({"problem": problem}) + "\n" for problem in problems)
     write_whole(folder / BAD_RECORDS_FILE, lines.encode())
     return f"warning: bad records, left out: {counts}; the first are listed in {folder / BAD_RECORDS_FILE}"
@@ -55,7 +55,7 @@ def write_files(
     train: dict[str, Any],
     intervals_of: dict[str, dict[str, tuple[float, float]]],
 ) -> None:
-    """all_args.json, the results files, with intervals by split and metric, and the model card."""
+    """Writes all_args.json, the results files with intervals by split and metric, and the model card."""
     write_json(staging / ALL_ARGS_FILE, job.to_config())
     write_json(staging / "train_results.json", {**train, "best_step": best.step})
     for split, around in intervals_of.items():
@@ -66,7 +66,7 @@ def write_files(
 
 
 def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
-    """Adds (step, metrics) that were found beside training to the history in `trainer_state.json`."""
+    """Adds (step, metrics) of evaluations beside training to the history in `trainer_state.json`."""
     state = read_json(path)
     state["log_history"] += [{"step": step, **metrics} for step, metrics in evaluations]
     state["log_history"].sort(key=lambda entry: entry["step"])
@@ -76,7 +76,10 @@ def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]])
 def compare(
     splits: dict[str, AskedQuestions], documents: Documents, before: ModelState, best: ModelState
 ) -> tuple[list[str], dict[str, dict[str, tuple[float, float]]]]:
-    """Lines that say what was achieved and whether it is more than chance; the best model's intervals by split."""
+    """Returns lines that say what was gained, and if that is more than chance.
+
+    Also the best model's intervals by split.
+    """
     lines, around = [], {}
     for split, asked in splits.items():
         clusters = gold_clusters(asked.gold_ids)
@@ -117,7 +120,7 @@ Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and r
 
 
 def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState) -> ModelCard:
-    """README.md of the model folder: what the base model's own card says of license and language is still true."""
+    """Writes README.md of the model folder; license and language come from the base model's own card."""
     base, settings = Path(model.folder) / "README.md", job.settings
     known = ModelCard.load(base, ignore_metadata_errors=True).data if base.is_file() else ModelCardData()
     name, old = Path(job.output_dir).name, before.evaluation.metrics
@@ -158,7 +161,7 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState)
 
 
 def print_summary(job: Job, lines: list[str], best: ModelState, next_command: str | None = None) -> None:
-    """The last lines of a run; the next command to try is another learning rate where none is given."""
+    """Prints the last lines of a run; if no next command is given, it suggests another learning rate."""
     folder = job.location
     improved = best.step > 0
     print()

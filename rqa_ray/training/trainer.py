@@ -1,6 +1,6 @@
-"""The in-batch contrastive loop on transformers' Trainer: step, batches, evaluation on the full corpus, checkpoints.
+"""The contrastive training loop on transformers' Trainer: batches, step, evaluation on the full corpus, checkpoints.
 
-Knows no Ray: it runs on one process, under torch.distributed, or inside Ray Train's workers alike.
+This file does not import Ray: the loop runs in one process, under torch.distributed, or in Ray Train's workers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, load_evalu
 from rqa_ray.training.schedule import Schedule
 
 TRAINER_STATE_FILE = "trainer_state.json"
-LOSS_FILE = "loss.safetensors"  # of a loss that has parameters
+LOSS_FILE = "loss.safetensors"  # file of a loss's own parameters
 
 
 class NonFiniteLossError(RuntimeError):
@@ -40,17 +40,17 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ContrastiveTrainer(Trainer):
-    """Trains an encoder, and the parameters of a loss where it has some, on global batches.
+    """Trains an encoder, and the parameters of a loss if it has some, on global batches.
 
-    A checkpoint holds `model/` (a complete model folder), the loss's parameters, the optimizer and scheduler,
-    `trainer_state.json`, the forward plan, and what was found of its step, where that was evaluated, and of step 0
-    (`checkpoint_files.py`). It has no random state: batches and dropout masks are functions of (seed, batch, rank,
-    place).
+    A checkpoint contains `model/` (a complete model folder), the loss's parameters, optimizer and scheduler,
+    `trainer_state.json`, the forward plan, and two evaluations (`checkpoint_files.py`): that of its step, if there is
+    one, and that of step 0. It contains no random state, because batches and dropout masks are functions of (seed,
+    batch, rank, place).
     """
 
     control: TrainerControl
 
-    # The loss of a micro-batch is a mean: it has to be divided by the number of accumulation steps.
+    # The loss of a micro-batch is a mean, so it has to be divided by the number of accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -65,16 +65,16 @@ class ContrastiveTrainer(Trainer):
         evaluates_beside: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        """`loss` is one of `retriever/losses.py`, or alike: its `temperature` is that of `eval_loss`."""
+        """Takes a loss as in `retriever/losses.py`; its `temperature` is also the temperature of `eval_loss`."""
         self.loss: Any = loss.to(args.device)
         start_alike(self.loss)
         self.batches = batches
         self.evaluator = evaluator
         self.trust_remote_code = trust_remote_code
-        self.found = Evaluation()  # by the last evaluation
+        self.found = Evaluation()  # result of the last evaluation
         self.interrupts: Interrupts = encoder.interrupts
         self.schedule = Schedule(evaluates_beside)
-        self._seconds = {"waiting": 0.0, "computing": 0.0}  # since the loss was logged
+        self._seconds = {"waiting": 0.0, "computing": 0.0}  # time since the loss was last logged
         super().__init__(
             encoder,
             args,
@@ -87,7 +87,7 @@ class ContrastiveTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> BatchLoader:
-        # Not through accelerator.prepare, which would shard again what is dealt to ranks already.
+        # accelerator.prepare would share the batches among ranks again.
         return BatchLoader(self.batches, self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[override]
@@ -103,12 +103,12 @@ class ContrastiveTrainer(Trainer):
         return optimizer
 
     def floating_point_ops(self, inputs: RankBatch) -> int:  # type: ignore[override]
-        return 0  # an estimate that nothing here uses
+        return 0  # nothing here uses this estimate
 
     def training_step(
         self, model: nn.Module, inputs: RankBatch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Adds the gradient of one global batch; the mean over ranks of what it returns is the loss."""
+        """Adds the gradient of one global batch; returns a loss whose mean over ranks is the loss of the batch."""
         model.train()
         batch = inputs.to(self.args.device)
         seeds = [
@@ -135,7 +135,7 @@ class ContrastiveTrainer(Trainer):
         return loss
 
     def batch_loss(self, embeddings: torch.Tensor, batch: RankBatch) -> torch.Tensor:
-        """Loss of the embeddings (rows, D) of a batch's token batches, in their order."""
+        """Returns the loss of embeddings (rows, D), which are in the order of the batch's token batches."""
         embeddings = embeddings[batch.order]
         questions, passages = embeddings[: batch.num_questions], embeddings[batch.num_questions :]
         padding = len(batch.passage_ids) - len(passages)
@@ -144,7 +144,7 @@ class ContrastiveTrainer(Trainer):
         return mean_over_global_batch(self.loss(questions, candidates), batch.global_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to each logged loss the share of the time in which the step waited for its batch (fraction)."""
+        """Adds to each logged loss the share of time in which steps waited for their batches (fraction)."""
         if "loss" in logs:
             logs["data_wait_share"] = self._seconds["waiting"] / max(sum(self._seconds.values()), 1e-9)
             self._seconds = dict.fromkeys(self._seconds, 0.0)
@@ -157,14 +157,17 @@ class ContrastiveTrainer(Trainer):
         self._seconds[what] += time.perf_counter() - start
 
     def rank_questions(self) -> Evaluation:
-        """Evaluates the model on all questions; given up when a stop is asked for."""
+        """Evaluates the model on all questions; gives up if a stop is asked for."""
         with self.interrupts.watch(True):
-            temperature = self.loss.temperature  # a number, or what a parameter makes of it
+            temperature = self.loss.temperature  # a number, or a tensor that is computed from a parameter
             number = float(temperature.detach() if torch.is_tensor(temperature) else temperature)
             return self.evaluator.evaluate(number)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Metrics of the eval questions. Test questions are ranked in the same pass; only step 0 logs them."""
+        """Returns the metrics of the eval questions.
+
+        The same pass ranks the test questions, but only step 0 logs their metrics.
+        """
         try:
             self.found = self.rank_questions()
         except Interrupted:
@@ -180,7 +183,7 @@ class ContrastiveTrainer(Trainer):
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict[str, float]:
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if self.state.global_step == 0:  # the pretrained model is a candidate for the best
+        if self.state.global_step == 0:  # the pretrained model may be the best
             self._determine_best_metric(metrics, trial)
             self._save_checkpoint(self.model_wrapped, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -192,7 +195,7 @@ class ContrastiveTrainer(Trainer):
             return
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        self.state.best_model_checkpoint = None  # a path of this worker means nothing after a resume
+        self.state.best_model_checkpoint = None  # a path on this worker means nothing after a resume
         self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
         self.batches.plan.save(folder)
         if self.loss.state_dict():
@@ -202,7 +205,7 @@ class ContrastiveTrainer(Trainer):
         StepNote(step, evaluation_pending=self.schedule.pending_step == step).save(folder)
 
     def save_interrupted(self) -> None:
-        """Saves the state after the last finished step, when the work in hand was given up."""
+        """Saves the state after the last finished step, when the next one was given up."""
         if self.state.global_step > max(self.schedule.saved_step, 0):
             self._save_checkpoint(self.model_wrapped, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -220,19 +223,19 @@ class ContrastiveTrainer(Trainer):
         self.schedule.before = self.schedule.before or load_evaluation(folder, BEFORE)
 
     def is_finished(self, checkpoint: str) -> bool:
-        """Whether a checkpoint has all its steps: the Trainer's loop would run one more."""
+        """Returns whether a checkpoint is at the last step; the Trainer's loop would make one step more."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_FILE))
         return self.state.global_step >= self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing: randomness has no state here."""
+        """Does nothing, because randomness has no state here."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing: randomness has no state here."""
+        """Does nothing, because randomness has no state here."""
 
 
 def dropout_seed(seed: int, batch: int, rank: int, place: int) -> int:
-    """The random state of a token batch's dropout, a function of where it is: its place in the batch of a rank."""
+    """Returns the seed of a token batch's dropout masks: a function of its place in the batch of a rank."""
     return int(np.random.SeedSequence([seed, batch, rank, place]).generate_state(1, np.uint64)[0] >> 1)
 
 

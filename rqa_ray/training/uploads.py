@@ -1,4 +1,4 @@
-"""Checkpoints from a worker's disk to storage, beside training; a storage that is away for a while is waited for."""
+"""Uploads checkpoints from a worker's disk to storage while training goes on; waits if storage is away for a while."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rqa_ray.cluster.probe import PATIENCE_SECONDS
 from rqa_ray.errors import first_line
 from rqa_ray.places import NO_SPACE
 
-LONGEST_WAIT_SECONDS = 20.0  # between two attempts
-LAST_TRIES_SECONDS = 5.0  # when a stop was asked for
+LONGEST_WAIT_SECONDS = 20.0  # longest wait between two attempts
+LAST_TRIES_SECONDS = 5.0  # how long uploads are tried after a stop
 
 
 class StorageError(RuntimeError):
@@ -24,13 +24,13 @@ class StorageError(RuntimeError):
 
 
 class StorageAway(StorageError):
-    """Storage does not answer, which may pass."""
+    """Storage does not answer; it may answer again later."""
 
 
 class Uploads:
-    """In the place of `ray.train.report`: returns before the checkpoint is stored, and deletes it when it is.
+    """Replaces `ray.train.report`: returns before the checkpoint is stored, and deletes the local copy afterwards.
 
-    One upload at a time: a slow storage must not fill the worker's disk.
+    There is one upload at a time, so that a slow storage does not fill the worker's disk.
     """
 
     def __init__(self, tell: Callable[[str], None], is_stop_asked: Callable[[], bool]) -> None:
@@ -52,14 +52,14 @@ class Uploads:
         )
 
     def wait(self) -> None:
-        """Returns when all is stored, or has failed."""
+        """Waits until all uploads have succeeded or failed."""
         self._idle.wait()
 
     def upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """Stores a checkpoint; called in a thread of Ray Train.
+        """Stores a checkpoint; runs in a thread of Ray Train.
 
         Raises:
-            StorageError: storage is full, or was away for too long or when a stop was asked for.
+            StorageError: storage is full, was away for too long, or is away after a stop.
         """
         storage = self.storage.experiment_fs_path
         started, wait, patience = time.monotonic(), 1.0, PATIENCE_SECONDS
@@ -67,7 +67,7 @@ class Uploads:
             while True:
                 try:
                     return self.storage.persist_current_checkpoint(checkpoint, name)
-                except Exception as error:  # of any file system
+                except Exception as error:  # each file system raises its own kinds
                     reason = first_line(error)
                     if not os.path.isdir(checkpoint.path):
                         raise StorageError(f"{checkpoint.path}: deleted before {name} was stored") from None
@@ -89,6 +89,6 @@ class Uploads:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full: by its number, or in words where a library has dropped the number."""
+    """Returns whether an error says that a disk is full: by number, or in words if a library dropped the number."""
     words = str(error)
     return getattr(error, "errno", None) in NO_SPACE or "No space left" in words or "quota exceeded" in words.lower()

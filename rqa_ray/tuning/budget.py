@@ -1,7 +1,7 @@
-"""Fair budgets: every trial sees as many questions, whatever its batch size, and reports at the same places.
+"""Gives every trial the same budget: the same number of questions for any batch size, reported at the same places.
 
-Steps, warm-up, logging and evaluations follow from the batch size, so that a scheduler compares trials which have
-seen as many questions, and the learning rate of each has come as far along its schedule.
+Steps, warm-up, logging and evaluations follow from the batch size. So a scheduler compares trials that have seen the
+same number of questions, at the same place of their learning rate schedules.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rqa_ray.tuning.space import with_values
 class Budget:
     """What every trial may use."""
 
-    pairs: int  # question pairs that a trial sees
-    evaluations: int  # evenly placed over them
-    num_rows: int  # training pairs there are; no batch is larger
-    steps: int  # the job's own, of which absolute numbers of steps are a share
+    pairs: int  # training pairs that a trial sees
+    evaluations: int  # number of evaluations, at equal distances
+    num_rows: int  # number of training pairs; no batch is larger
+    steps: int  # the job's own steps; a number of steps in an argument counts as a share of them
 
     @classmethod
     def of(cls, job: Job, num_rows: int, fewest_evaluations: int) -> Budget:
-        """The budget of a job whose global batch size is filled in."""
+        """Returns the budget of a job whose global batch size is filled in."""
         batch = min(job.settings.global_batch_size or 0, num_rows)
         training = job.training
         steps = training["max_steps"]
@@ -42,15 +42,15 @@ class Budget:
         return cls(steps * batch, max(1, evaluations, fewest_evaluations), num_rows, steps)
 
     def batch_of(self, job: Job) -> int:
-        """Questions of one optimizer step."""
+        """Returns the number of questions in one optimizer step."""
         return min(job.settings.global_batch_size or 0, self.num_rows)
 
     def steps_of(self, batch: int) -> int:
-        """The number of steps whose questions come nearest to the budget."""
+        """Returns the number of steps whose questions come nearest to the budget."""
         return max(1, int(self.pairs / batch + 0.5))
 
     def job_of(self, job: Job, values: dict[str, Any]) -> Job:
-        """The job of a trial: `jobs/train.py` does the same with its config."""
+        """Returns the job of a trial; `jobs/train.py` with its config does the same."""
         job = with_values(job, values)
         if (job.settings.global_batch_size or 0) % job.accumulation_steps:
             raise InputError(
@@ -68,7 +68,7 @@ class Budget:
         return replace(job, training=training | changes)
 
     def place(self, step: int, batch: int) -> int:
-        """The number of the evaluation that was made at a step, the same for all trials which are as far."""
+        """Returns the number of the evaluation at a step; trials with the same number have seen the same questions."""
         steps = self.steps_of(batch)
         if step >= steps:
             return self.evaluations

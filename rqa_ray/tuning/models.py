@@ -1,7 +1,7 @@
-"""The two models that a search evaluates itself: the pretrained one before it, and the winner after it.
+"""Evaluates two models for a search: the pretrained model before it, and the winner after it.
 
-All trials start from the pretrained model, so its evaluation is made once. The winner is the only fine-tuned model
-that meets the test questions, and is left in output_dir as `jobs/train.py` leaves its own.
+All trials start from the pretrained model, so it is evaluated once. The winner is the only trained model that is
+evaluated on the test questions. It is written to output_dir as `jobs/train.py` writes its model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEST_CONFIG_FILE = "best_config.json"
 
 
 def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, StoredCheckpoint]:
-    """The pretrained model as a checkpoint of step 0 under `root`, for each setting that changes what it finds."""
+    """Stores the pretrained model as a checkpoint of step 0, once for each setting that changes its evaluation."""
     changing: Space = {
         name: dimension
         for name, dimension in space.items()

@@ -1,4 +1,4 @@
-"""The flags of jobs/tune.py beside those of jobs/train.py, and the search that they ask for."""
+"""The flags of jobs/tune.py that jobs/train.py does not have, and the search that they describe."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ class TuneSettings:
 
 @dataclass
 class Search:
-    """A parsed search: the job that trials vary, and how."""
+    """A parsed search: the job that trials vary, and how they vary it."""
 
     job: Job
     settings: TuneSettings
     space: Space
 
     def to_config(self) -> dict[str, Any]:
-        """Flat names and values, as a JSON config that repeats the search."""
+        """Returns flat names and values: a JSON config that repeats the search."""
         own = {name: value for name, value in asdict(self.settings).items() if value is not None and name != "resume"}
         return own | self.job.to_config()
 
 
 def parse_search(given: Given) -> Search:
-    """A search from the words of a command line, or from keyword arguments, as `parse_job` takes them.
+    """Makes a search from the words of a command line or from keyword arguments, like `parse_job`.
 
     Raises:
-        InputError: unknown names, values that cannot work, an argument that cannot be searched.
+        InputError: unknown names, values that cannot work, or an argument that cannot be searched.
     """
     parser = training_parser("tune.py", TuneSettings)
     job, further = parse_with(given, parser)

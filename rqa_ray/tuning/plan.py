@@ -1,4 +1,4 @@
-"""What a search will do, from its parsed command and the size of the data."""
+"""Plans the trials of a search from its parsed command and the size of the data."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rqa_ray.tuning.budget import Budget
 from rqa_ray.tuning.options import Search
 from rqa_ray.tuning.space import combinations
 
-FEWEST_EVALUATIONS = 4  # of a trial, where a scheduler has to compare
+FEWEST_EVALUATIONS = 4  # evaluations of a trial, if a scheduler compares trials
 
 
 @dataclass
 class SearchPlan:
-    """The trials that will be run."""
+    """The trials of a search."""
 
     job: Job
     space: Space
     budget: Budget
-    points: list[dict[str, Any]] | None  # of a space of lists; None where they are drawn
-    total: int  # trials
+    points: list[dict[str, Any]] | None  # all points of a space of lists; None if points are drawn
+    total: int  # number of trials
 
     @classmethod
     def of(cls, search: Search, job: Job, num_rows: int) -> SearchPlan:
-        """`job` is the search's, with its global batch size filled in."""
+        """Makes the plan of a job whose global batch size is filled in."""
         space = search.space or default_space(job)
         settings = search.settings
         budget = Budget.of(job, num_rows, FEWEST_EVALUATIONS if settings.scheduler == "asha" else 1)
@@ -38,7 +38,7 @@ class SearchPlan:
         return cls(job, space, budget, points, len(points) if points else settings.num_samples)
 
     def describe(self, search: Search, at_once: int) -> list[str]:
-        """Lines for the user."""
+        """Returns lines for the user."""
         space = "; ".join(f"{name} {dimension}" for name, dimension in self.space.items())
         number = f"{self.budget.evaluations} time{'s' * (self.budget.evaluations > 1)}"
         return [
@@ -48,10 +48,10 @@ class SearchPlan:
         ]
 
     def describe_batches(self, num_workers: int, has_negatives: bool) -> list[str]:
-        """Lines about the batch sizes.
+        """Returns lines about the batch sizes.
 
         Raises:
-            InputError: one of them cannot be trained with.
+            InputError: a batch size cannot be trained with.
         """
         sizes = self.space.get("global_batch_size") or Choices((self.job.settings.global_batch_size,))
         assert isinstance(sizes, Choices)
@@ -65,7 +65,7 @@ class SearchPlan:
 
 
 def default_space(job: Job) -> Space:
-    """What is searched where nothing is said: the learning rate and the batch size, around the job's own."""
+    """Returns the space of a search without `--tune` flags: learning rate and batch size around the job's own."""
     rate, batch = job.training["learning_rate"], job.settings.global_batch_size or 2
     sizes = (batch // 2, batch, 2 * batch)
     return {

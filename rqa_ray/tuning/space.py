@@ -1,4 +1,4 @@
-"""What a search varies: the arguments, and the values that each may take."""
+"""The arguments that a search varies, and the values that each may take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.training.job import Job, check
 
-# Arguments that all trials have to share, with the reason that the user reads.
+# Arguments that all trials have to share, with the reason for the user.
 SHARED = {
     **dict.fromkeys(
         ("model_name_or_path", "model_revision", "max_seq_length", "query_prefix", "passage_prefix", "data_mode")
@@ -35,10 +35,10 @@ SHARED = {
 
 
 def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> Space:
-    """Dimensions by argument from words such as `temperature=0.02:0.1:log`.
+    """Reads dimensions by argument from words such as `temperature=0.02:0.1:log`.
 
     Raises:
-        InputError: no such argument, or one that cannot be searched, or a value that it cannot take.
+        InputError: there is no such argument, it cannot be searched, or it cannot take the value.
     """
     space: Space = {}
     for word in words:
@@ -48,7 +48,7 @@ def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> 
             raise InputError(f"--tune {word}: has to be NAME=A,B,C or NAME=LOW:HIGH or NAME=LOW:HIGH:log")
         name = ALIASES.get(name, (name, ""))[0] or name
         action = parser._option_string_actions.get(f"--{name}")
-        name = action.dest if action else name  # of one that has several names
+        name = action.dest if action else name  # the main name of an argument with several names
         reason = SHARED.get(name) or REFUSED.get(name) or NO_EFFECT.get(name)
         if reason:
             raise InputError(f"--tune {word}: {name} cannot be searched: {reason}")
@@ -59,7 +59,7 @@ def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> 
 
 
 def read_dimension(name: str, text: str, job: Job, parser: argparse.ArgumentParser) -> Choices | Range:
-    """The values that `text` stands for; each end and each choice is checked as the job's own flag would be."""
+    """Reads the values that `text` describes; checks each end and each choice like the job's own flag."""
     action = parser._option_string_actions.get(f"--{name}")
     where = f"--tune {name}={text}"
     if action is None or action.nargs in ("+", "*"):
@@ -90,7 +90,7 @@ def read_dimension(name: str, text: str, job: Job, parser: argparse.ArgumentPars
 
 
 def with_values(job: Job, values: dict[str, Any]) -> Job:
-    """The job with other values of some arguments."""
+    """Returns the job with other values of some arguments."""
     own = {item.name for item in fields(TrainSettings)}
     settings = replace(job.settings, **{name: value for name, value in values.items() if name in own})
     training = job.training | {name: value for name, value in values.items() if name not in own}
@@ -98,7 +98,7 @@ def with_values(job: Job, values: dict[str, Any]) -> Job:
 
 
 def combinations(space: Space) -> list[dict[str, Any]] | None:
-    """All points of a space, None where there is no end of them."""
+    """Returns all points of a space, or None if there is no end of them."""
     lists = [dimension.values for dimension in space.values() if isinstance(dimension, Choices)]
     if len(lists) < len(space):
         return None

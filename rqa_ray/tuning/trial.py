@@ -1,10 +1,12 @@
-"""One trial: the training run that `jobs/train.py` would make of its config, reported to Ray Tune at each evaluation.
+"""Runs one trial: the training run of a config, with a report to Ray Tune at each evaluation.
 
-With one worker the process that Tune starts for a trial trains itself, and goes on to the next trial with all its
-modules loaded. With several it is a driver that takes no CPU from them, and runs a TorchTrainer.
+With one worker, the process that Tune starts for a trial trains itself. It then goes on to the next trial with all its
+modules loaded. With several workers, the process is a driver that runs a TorchTrainer and takes no CPU from the
+workers.
 
-Checkpoints are stored as a training run's are, under a name of each attempt, and not given to Tune, whose own list of
-them may be older than what is stored: a trial that starts again finds the newest whole one itself.
+Checkpoints are stored like those of a training run, under a name for each attempt. Tune does not get them, because its
+own list of checkpoints may be older than the stored ones. A trial that starts again finds its newest complete
+checkpoint itself.
 """
 
 from __future__ import annotations
@@ -37,27 +39,27 @@ from rqa_ray.training.spec import TENSORBOARD_FOLDER, WorkerSpec
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.tuning.budget import Budget
 
-IN_TRIAL = ("train", "eval", "corpus")  # test questions select nothing: only the winner meets them
+IN_TRIAL = ("train", "eval", "corpus")  # only the winner is evaluated on test questions, so that they select nothing
 
 
 @dataclass
 class Shared:
-    """What all trials of a search have in common; made once."""
+    """What all trials of a search share; made once."""
 
     job: Job
     budget: Budget
     workers: Workers
-    at_once: int  # trials
+    at_once: int  # trials that run at the same time
     spec: WorkerSpec
     stream: Stream | None
     has_negatives: bool
-    root: str  # where the search stores all checkpoints
-    mailbox: str  # name of an actor
-    before: dict[str, StoredCheckpoint]  # the pretrained model by `encoder_key`
+    root: str  # folder or URI of all checkpoints of the search
+    mailbox: str  # name of the mailbox actor
+    before: dict[str, StoredCheckpoint]  # the pretrained model, by `encoder_key`
 
     @property
     def trains_in_process(self) -> bool:
-        """Whether the process that Tune starts for a trial trains itself."""
+        """Returns whether the process that Tune starts for a trial trains itself."""
         return self.workers.num_workers == 1
 
     def trial_job(self, values: dict[str, Any]) -> Job:
@@ -65,14 +67,14 @@ class Shared:
 
 
 def encoder_key(job: Job) -> str:
-    """Names a pretrained model together with the settings that change what it finds."""
+    """Returns a name for a pretrained model with the settings that change its evaluation."""
     chosen = (job.settings.pooling_type, job.settings.similarity)
     return "-".join(["pretrained", *(part for part in chosen if part)])
 
 
 def run_trial(values: dict[str, Any], shared: Shared) -> None:
     """Trains with the values of one point of the search, and reports to Tune."""
-    gc.collect()  # what the trial before left, where this process made it
+    gc.collect()  # frees what an earlier trial in this process left
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     trial = ray.tune.get_context().get_trial_id()
@@ -80,7 +82,8 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
     reports = Reports(shared.root, trial, shared.budget, shared.budget.batch_of(job), job)
     earlier = reports.newest()
     if earlier:
-        ray.tune.report(reports.of(earlier.path, earlier.filesystem))  # Tune may have been killed before it knew
+        # Tune may have been killed before it got this report
+        ray.tune.report(reports.of(earlier.path, earlier.filesystem))
     before = shared.before[encoder_key(job)].evaluation()
     micro_batch, _ = micro_batch_size(job, workers.num_workers, shared.budget.num_rows, shared.has_negatives)
     told = shared.spec
@@ -113,8 +116,7 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
 
 @dataclass
 class Reports:
-    """Stores the checkpoints of a trial that trains in Tune's own process, and reports them; in the place of
-    `ray.train.report` there."""
+    """Stores and reports the checkpoints of a trial in Tune's own process, in place of `ray.train.report`."""
 
     root: str
     trial: str
@@ -127,7 +129,7 @@ class Reports:
         self.attempt = f"{self.trial}.{len(self.earlier)}"
 
     def newest(self) -> StoredCheckpoint | None:
-        """The newest whole checkpoint of all attempts."""
+        """Returns the newest complete checkpoint of all attempts."""
         whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
         return whole[-1] if whole else None
 
@@ -146,7 +148,7 @@ class Reports:
         ray.tune.report(self.of(target, filesystem))
 
     def of(self, path: str, filesystem: fs.FileSystem) -> dict[str, Any]:
-        """What Tune is told of a stored checkpoint."""
+        """Returns what Tune is told about a stored checkpoint."""
         checkpoint = stored.read_checkpoint_at(path, filesystem)
         assert checkpoint is not None
         metric = self.job.training["metric_for_best_model"]
@@ -161,7 +163,7 @@ class Reports:
         }
 
     def of_nothing(self, before: dict[str, float]) -> dict[str, Any]:
-        """What Tune is told of a trial that ended before its first evaluation."""
+        """Returns what Tune is told about a trial that ended before its first evaluation."""
         metric = self.job.training["metric_for_best_model"]
         return {**self._place(0), SCORE: stored.score(before[metric], metric, 0), "metrics": before, "curve": []}
 
@@ -171,7 +173,7 @@ class Reports:
 
 
 class ReportsOfWorkers(TuneReportCallback):
-    """Reports what Ray Train's workers have stored."""
+    """Reports the checkpoints that Ray Train's workers have stored."""
 
     def __init__(self, reports: Reports) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""A search from its parsed command to the best model in output_dir.
+"""Runs a search, from its parsed command to the best model in output_dir.
 
-1. Set up as for one run; the data is tokenized once, the pretrained model evaluated once (`models.py`).
+1. Set up as for one run. The data is tokenized once, and the pretrained model is evaluated once (`models.py`).
 2. Ray Tune runs the trials (`trial.py`), each with the same budget (`budget.py`), while `watch.py` draws the table.
-3. The winner alone meets the test questions, and is left in output_dir; so are trials.csv, its config, the report.
+3. Only the winner is evaluated on the test questions. It is written to output_dir with trials.csv, its config and the
+   report.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ from rqa_ray.tuning.trial import Shared, run_trial
 from rqa_ray.tuning.watch import Watch
 
 SEARCH_ARGS_FILE = "search_args.json"
-TUNE_FOLDER = "tune"  # Ray Tune's own state, beside the checkpoints
-REDUCTION = 2  # the better half goes on, at a quarter and at half of the budget
-RETRIES = 1  # of a trial that crashes, before it is marked
-DRIVER = {"CPU": 0, "memory": 2**28}  # of a trial whose workers are others; Tune refuses a bundle of nothing
+TUNE_FOLDER = "tune"  # folder of Ray Tune's own state, beside the checkpoints
+REDUCTION = 2  # at a quarter and at half of the budget, the better half goes on
+RETRIES = 1  # how often a trial that crashes is tried again
+DRIVER = {"CPU": 0, "memory": 2**28}  # resources of a driver of workers; Tune refuses an empty bundle
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search has found, and the model that its winner left in output_dir."""
+    """The result of a search, and the model that its winner left in output_dir."""
 
     model: TrainResult
-    metric: str  # that chose the winner
+    metric: str  # the metric that chose the winner
     winner: Trial
     trials: list[Trial]
 
@@ -68,11 +69,11 @@ class TuneResult:
 
 
 def tune(asked: Search) -> TuneResult:
-    """Runs a search to its end and prints what it achieved.
+    """Runs a search to its end and prints its result.
 
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written.
-        Stopped: a signal ended it; what was finished is kept.
+        Stopped: a signal ended the search; finished trials are kept.
     """
     settings = asked.settings
     if settings.search_alg == "optuna":
@@ -91,7 +92,7 @@ def tune(asked: Search) -> TuneResult:
 
     before = evaluate_pretrained(setup, plan.space, root)
     name = f"mailbox-{record.run_names[0]}"
-    mailbox = new_mailbox(name)  # held here: it lives as long as this process
+    mailbox = new_mailbox(name)  # the mailbox lives as long as this reference
     shared = Shared(
         job=job,
         budget=plan.budget,
@@ -120,7 +121,7 @@ def tune(asked: Search) -> TuneResult:
     trials = run_trials(asked, plan, shared, watch)
     del mailbox
     write_trials(folder, trials, names, metric)
-    watch.delete_others(trials)  # and what workers stored after their trial was stopped
+    watch.delete_others(trials)  # also checkpoints that workers stored after their trial was stopped
     print("\n".join(table_lines(trials, names, metric, plan.budget.pairs)))
     order = ranked(trials, metric)
     if not order:
@@ -133,7 +134,7 @@ def tune(asked: Search) -> TuneResult:
 
 
 def trials_at_once(asked: str, workers: Workers) -> int:
-    """How many trials run beside each other: as many as the cluster holds, or fewer where that was asked for."""
+    """Returns how many trials run at the same time: as many as fit on the cluster, or fewer if the user says so."""
     fitting = max_concurrent(workers)
     if asked != "auto" and int(asked) > fitting:
         print(f"note: --max_concurrent_trials {asked}: {fitting} at a time, more than that the cluster cannot hold")
@@ -141,10 +142,10 @@ def trials_at_once(asked: str, workers: Workers) -> int:
 
 
 def open_search(asked: Search, job: Job) -> RunRecord:
-    """Prepares output_dir for a search, or takes up the one in it.
+    """Prepares output_dir for a new search, or continues the search in it.
 
     Raises:
-        InputError: it cannot go on with these arguments.
+        InputError: the search cannot go on with these arguments.
     """
     folder = Path(job.output_dir)
     previous = RunRecord.read(job)
@@ -156,7 +157,7 @@ def open_search(asked: Search, job: Job) -> RunRecord:
         changed = changed_settings(began_with, asked.to_config())
         if changed:
             raise InputError(f"--resume: a search goes on with the arguments that it began with; changed: {changed}")
-        previous.save(job.output_dir)  # which may have been moved
+        previous.save(job.output_dir)  # the folder may have been moved
         return previous
     if job.resume:
         print("note: no search to resume; starting anew")
@@ -173,7 +174,7 @@ def open_search(asked: Search, job: Job) -> RunRecord:
 
 
 def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) -> list[Trial]:
-    """All trials, by Ray Tune; goes on with those that its stored state does not know as finished.
+    """Runs all trials with Ray Tune; skips those that its stored state knows as finished.
 
     Raises:
         Stopped: a signal ended the search.
@@ -185,7 +186,8 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
     state = inside(shared.root, TUNE_FOLDER)
     if asked.job.resume and has_state(state):
         tuner = ray.tune.Tuner.restore(state, trainable, resume_errored=True)
-        tuner._local_tuner.get_run_config().callbacks = [watch]  # the stored one knows the folder before a move
+        # the stored callback knows only the folder before a move
+        tuner._local_tuner.get_run_config().callbacks = [watch]
     else:
         tuner = new_tuner(asked, plan, shared, watch, trainable)
     code = 0
@@ -196,7 +198,7 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
             os._exit(code)
         code = STOP_EXIT_CODES[signal.Signals(number)]
         print("stopping the search; again to stop at once", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune saves its state and ends its trials
+        os.kill(os.getpid(), signal.SIGUSR1)  # on this signal, Tune saves its state and ends its trials
 
     handlers = {number: signal.signal(number, on_signal) for number in STOP_EXIT_CODES}
     try:
@@ -212,9 +214,9 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
 
 
 def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, trainable: Any) -> ray.tune.Tuner:
-    """Tune's own plan of the search."""
+    """Returns a Tuner for the search."""
     settings, seed = asked.settings, plan.job.training["seed"]
-    # While workers of others train, the driver of one more trial starts: 8 of the 18 s that a trial takes to begin.
+    # While workers train, the driver of one more trial starts: this saves 8 of the 18 s that a trial needs to start.
     at_once = shared.at_once + (not shared.trains_in_process)
     algorithm: Any = BasicVariantGenerator(plan.points, max_concurrent=at_once, random_state=seed)
     if settings.search_alg == "optuna":
@@ -229,7 +231,7 @@ def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, tra
             max_t=last,
             grace_period=max(1, last // 4),
             reduction_factor=REDUCTION,
-            stop_last_trials=False,  # a trial that has made all its steps ends by itself
+            stop_last_trials=False,  # a trial that has made all of its steps ends by itself
         )
     plain = shared.job.training["report_to"] in (None, "none", "tensorboard")
     return ray.tune.Tuner(
@@ -241,9 +243,9 @@ def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, tra
             scheduler=scheduler,
             search_alg=algorithm,
             num_samples=plan.total,
-            max_concurrent_trials=at_once,  # of optuna; the other counts itself
+            max_concurrent_trials=at_once,  # optuna needs the limit here
             time_budget_s=settings.time_budget_s,
-            # A tracker's run cannot always be ended and another begun in one process.
+            # Some trackers cannot end a run and start another in one process.
             reuse_actors=shared.trains_in_process and plain,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -258,7 +260,7 @@ def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, tra
 
 
 def domain(dimension: Choices | Range) -> Any:
-    """A dimension as Tune draws from it; both ends of a range are in it."""
+    """Returns a dimension in the form from which Tune draws; a range includes both ends."""
     if isinstance(dimension, Choices):
         return ray.tune.choice(list(dimension.values))
     if dimension.is_whole:
@@ -268,7 +270,10 @@ def domain(dimension: Choices | Range) -> Any:
 
 
 def has_state(location: str) -> bool:
-    """Whether Tune can go on from what it stored; what a kill cut short is deleted: it takes the newest."""
+    """Returns whether Tune can go on from its stored state.
+
+    Deletes states that a kill cut short, because Tune takes the newest.
+    """
     filesystem, path = open_location(location)
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     whole = 0

@@ -1,4 +1,4 @@
-"""Watches the trials of a search: draws the table, and keeps trials.csv."""
+"""Watches the trials of a search: draws the table, and writes trials.csv."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ STATES = {"PENDING": WAITING, "RUNNING": RUNNING, "ERROR": FAILED, "TERMINATED":
 
 @dataclass
 class Screen:
-    """What is on the terminal now; elsewhere plain lines."""
+    """Keeps what is on the terminal now; elsewhere, prints plain lines."""
 
     num_lines: int = 0
     drawn: float = 0.0
     printed: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.monotonic)
-    pairs_before: int | None = None  # of trials that an earlier process ran
+    pairs_before: int | None = None  # questions seen by trials of an earlier process
     ended: set[int] = field(default_factory=set)
     notes: set[str] = field(default_factory=set)
 
     def draw(self, lines: list[str]) -> None:
-        """Puts lines in the place of those before."""
+        """Replaces the lines on the screen."""
         up = f"\x1b[{self.num_lines}F" if self.num_lines else ""
         sys.stderr.write(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[0J")
         sys.stderr.flush()
@@ -59,17 +59,17 @@ class Screen:
 
 @dataclass
 class Watch(ray.tune.Callback):
-    """Tune's callback; kept in Tune's own state of the search, so what it needs of this process it looks up."""
+    """A callback of Tune. Tune stores it in its own state, so it looks up the objects of this process by name."""
 
     output_dir: str
-    root: str  # where the search stores checkpoints
-    mailbox: str  # name of an actor
-    names: list[str]  # of the arguments that are searched
+    root: str  # folder or URI of the search's checkpoints
+    mailbox: str  # name of the mailbox actor
+    names: list[str]  # names of the arguments that are searched
     metric: str
     budget_pairs: int
     evaluations: int
     total: int
-    has_workers: bool  # beside the process that Tune starts for a trial
+    has_workers: bool  # whether a trial has workers beside the process that Tune starts
     quiet: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Watch(ray.tune.Callback):
         return self.__dict__.setdefault("_state", Screen())
 
     def read(self, trials: list[Any]) -> list[Trial]:
-        """The trials of Tune as rows."""
+        """Returns Tune's trials as rows."""
         return [
             read_trial(
                 number,
@@ -101,7 +101,7 @@ class Watch(ray.tune.Callback):
         ]
 
     def show(self, trials: list[Any]) -> None:
-        """Draws the table, and writes trials.csv when a trial has ended."""
+        """Draws the table; writes trials.csv when a trial has ended."""
         screen, rows = self._screen(), self.read(trials)
         ended = {trial.number for trial in rows if trial.state in ENDED}
         new = ended - screen.ended
@@ -110,11 +110,11 @@ class Watch(ray.tune.Callback):
             write_trials(Path(self.output_dir), rows, self.names, self.metric)
             self.delete_others(rows)
         records, notes = self._take()
-        for trial in rows:  # where it is between its reports
+        for trial in rows:  # how far a trial is between two reports
             record = records.get(trial.name)
             if trial.state == RUNNING and record:
                 trial.pairs = max(trial.pairs, record["step"] * record["questions_per_step"])
-            elif trial.state == RUNNING:  # its workers have no place yet
+            elif trial.state == RUNNING:  # the workers have no place on the cluster yet
                 trial.state = WAITING
         seen = sum(self.budget_pairs if trial.state in ENDED else trial.pairs for trial in rows)
         if screen.pairs_before is None:
@@ -134,7 +134,7 @@ class Watch(ray.tune.Callback):
             screen.draw([*table_lines(rows, *self._columns), head])
         elif new and not first:
             lines = table_lines([trial for trial in rows if trial.number in new], *self._columns)
-            lines = [line.removesuffix(" *") for line in lines]  # the best of a few is not the best
+            lines = [line.removesuffix(" *") for line in lines]  # the best of a few trials is not the best of all
             print("\n".join(lines if len(ended) == len(new) else lines[1:]), file=sys.stderr)
         elif time.monotonic() - screen.printed >= SECONDS_BETWEEN_PLAIN_LINES:
             screen.printed = time.monotonic()
@@ -147,8 +147,8 @@ class Watch(ray.tune.Callback):
     def free_workers(self, runs: list[str]) -> None:
         """Removes the placement groups of trials that have ended, and so their workers.
 
-        Ray Train's own cleaner looks up the state of a stopped trial by the machine's newest `ray start`, which may be
-        another cluster's, and then ends without having freed anything: the next trial would wait for ever.
+        Ray Train's own cleaner finds the cluster by the machine's newest `ray start`. If that is another cluster, the
+        cleaner ends without freeing anything, and the next trial would wait for ever.
         """
         if not self.has_workers:
             return
@@ -159,10 +159,10 @@ class Watch(ray.tune.Callback):
                 ray.util.remove_placement_group(group)
 
     def delete_others(self, rows: list[Trial]) -> None:
-        """Deletes what trials stored that have ended and are not the best so far: a model and its optimizer each."""
+        """Deletes what ended trials stored, except for the best trial so far: each has a model and an optimizer."""
         order = ranked([trial for trial in rows if trial.state in ENDED], self.metric)
         for trial in order[1:]:
-            if trial.state != FAILED:  # which --resume tries again
+            if trial.state != FAILED:  # --resume tries failed trials again
                 stored.delete_runs(self.root, stored.list_run_names(self.root, f"{trial.name}."))
 
     def _take(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -173,5 +173,8 @@ class Watch(ray.tune.Callback):
 
 
 def place(trial: Any) -> int:
-    """Where a trial of Tune is in the order in which they were drawn: a search that goes on lists them otherwise."""
+    """Returns where a trial stands in the order in which trials were drawn.
+
+    A resumed search lists them in another order.
+    """
     return int(trial.experiment_tag.partition("_")[0])
