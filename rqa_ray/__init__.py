@@ -1,7 +1,7 @@
 """rqa_ray: contrastive fine-tuning of retrievers, scaled on Ray.
 
-`from rqa_ray import Embedder, evaluate, search, train, tune`: what the jobs do, for notebooks and programs. A name is
-loaded when it is asked for, so that `import rqa_ray` alone imports neither torch nor Ray.
+`from rqa_ray import Embedder, evaluate, search, train, tune` gives notebooks and programs what the jobs do. A name is
+loaded when it is used, so `import rqa_ray` alone imports neither torch nor Ray.
 """
 
 import importlib
@@ -24,4 +24,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]  # for completion in a notebook
+    return [*globals(), *__all__]  # for completion of names in a notebook

@@ -1,4 +1,4 @@
-"""The one exception for what the user can mend."""
+"""InputError, the exception for mistakes that the user can correct, and exceptions as one line."""
 
 import importlib.util
 
@@ -6,17 +6,20 @@ import importlib.util
 class InputError(ValueError):
     """The user's input or arguments are wrong. The message is one line: what is wrong, what was found, what to do.
 
-    The jobs print it on stderr and exit with code 2, without a traceback.
+    Jobs print it on stderr and exit with code 2, without a traceback.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; the name of its class where it says nothing."""
+    """Returns the first line of an exception's message, or the name of its class if there is no message."""
     return _lines(error)[0]
 
 
 def last_line(error: BaseException) -> str:
-    """The last line, which in a traceback of a worker is the reason; else as `first_line`."""
+    """Returns the last line of an exception's message, which in a worker's traceback is the reason.
+
+    Else as `first_line`.
+    """
     return _lines(error)[-1]
 
 
@@ -25,6 +28,6 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def need_extra(what: str, extra: str, module: str) -> None:
-    """Raises InputError where the module that `what` needs, and an extra of this package installs, is missing."""
+    """Raises InputError if a module that `what` needs is missing; names the extra that installs the module."""
     if importlib.util.find_spec(module) is None:
         raise InputError(f'{what}: needs {module}: pip install -e ".[{extra}]"')

@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, the text that `-h` shows, and which values it takes."""
+"""Declares a setting: its default, the text that `-h` shows, and the values that it takes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-REQUIRED = MISSING  # in place of a default
+REQUIRED = MISSING  # used in place of a default
 
 
 @dataclass(frozen=True)
 class Check:
-    """Which values a setting takes; `wanted` says so after the words `has to be`."""
+    """The values that a setting takes; `wanted` describes them after the words `has to be`."""
 
     holds: Callable[[Any], bool]
     wanted: str
@@ -24,7 +24,7 @@ def at_least(least: int) -> Check:
 ABOVE_0 = Check(lambda value: value > 0, "above 0")
 
 
-OWN_METADATA = ("check", "more_names", "is_path", "may_be_empty")  # of a field; the rest is for argparse
+OWN_METADATA = ("check", "more_names", "is_path", "may_be_empty")  # metadata for our own use; the rest is for argparse
 
 
 def setting(
@@ -36,15 +36,15 @@ def setting(
     may_be_empty: bool = False,
     **for_argparse: Any,
 ) -> Any:
-    """A field of a settings class: its default, and the text that `-h` shows.
+    """Declares a field of a settings class: its default, and the text that `-h` shows.
 
-    Where the value is a list, `check` is of each item, and only one that `may_be_empty` may be given without items. In
-    a path, `~` is the home folder.
+    If the value is a list, `check` applies to each item, and only a list that `may_be_empty` may have no items. In a
+    path, `~` is the home folder.
     """
     own = dict(zip(OWN_METADATA, (check, more_names, is_path, may_be_empty), strict=True))
     return field(default=default, metadata={"help": text, **own, **for_argparse})
 
 
 def path(default: Any, text: str, **more: Any) -> Any:
-    """A setting that names files or folders, in which `~` is the home folder."""
+    """Declares a setting that names files or folders, in which `~` is the home folder."""
     return setting(default, text, is_path=True, **more)

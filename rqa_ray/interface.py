@@ -1,8 +1,8 @@
-"""What notebooks and programs call: the functions of the jobs, their flags as keyword arguments.
+"""The functions of the jobs for notebooks and programs, with the jobs' flags as keyword arguments.
 
-A wrong argument raises InputError, with the line that a job prints. Nothing ends the process: where a job would exit,
-RuntimeError is raised, or KeyboardInterrupt after Ctrl-C. In the examples `model` is a model folder, `files` are paths
-by flag, and `folder` is an empty folder.
+A wrong argument raises InputError with the line that a job prints. No function ends the process: where a job would
+exit, the function raises RuntimeError, or KeyboardInterrupt after Ctrl-C. In the examples, `model` is a model folder,
+`files` are paths by flag, and `folder` is an empty folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rqa_ray.command_line import parse
 from rqa_ray.settings import EvaluateSettings, SearchSettings
 
-if TYPE_CHECKING:  # loaded by the function that needs it, so that a search imports no Ray
+if TYPE_CHECKING:  # each function loads what it needs, so that a search does not import Ray
     from rqa_ray.corpus.search import Answer
     from rqa_ray.evaluation.evaluate import EvaluateResult
     from rqa_ray.training.train import TrainResult
@@ -110,6 +110,6 @@ def _no_exit() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code in (130, 143):  # stopped by a signal
+        if end.code in (130, 143):  # a signal has stopped the job
             raise KeyboardInterrupt from None
         raise RuntimeError("it failed, as the lines above say") from None

@@ -1,4 +1,4 @@
-"""Paths and URIs, and files that are whole or not there: written beside and renamed."""
+"""Works with paths and URIs, and writes files under another name first, so that each is complete or absent."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from pyarrow import NativeFile, fs
 
 from rqa_ray.errors import InputError
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a used up quota
-ALL_ARGS_FILE = "all_args.json"  # the arguments of a run, beside its results
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a used up quota
+ALL_ARGS_FILE = "all_args.json"  # name of the file with the arguments of a run, beside its results
 
 
 def in_temporary_copy(path: str) -> bool:
-    """Whether a path lies in the copy of its working directory that Ray makes for a job, and deletes."""
+    """Returns whether a path is in the copy of the working directory that Ray makes for a job and deletes later."""
     return "://" not in path and "/runtime_resources/working_dir_files/" in os.path.abspath(path)
 
 
 def refuse_temporary(output_dir: str, or_else: str = "") -> None:
-    """Raises InputError for an output folder that would be deleted with such a copy; `or_else` is one more way out."""
+    """Raises InputError for an output folder that would be deleted with such a copy.
+
+    `or_else` names one more remedy.
+    """
     if in_temporary_copy(output_dir):
         raise InputError(
             f"--output_dir {output_dir}: relative, and this job runs in a temporary copy of the working directory; "
@@ -38,7 +41,7 @@ def refuse_temporary(output_dir: str, or_else: str = "") -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write into; its files and folders are moved into `folder` when the block ends well, else deleted."""
+    """Yields a folder to write into; its contents are moved into `folder` if the block succeeds, else deleted."""
     staging = folder / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -55,7 +58,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Writes beside and renames; of two writers at once the later one wins."""
+    """Writes a file under another name and renames it; if two processes write at once, the later one wins."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(content)
@@ -65,17 +68,17 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The value as a JSON file."""
+    """Writes a value as a JSON file."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, None where there is none."""
+    """Reads the value of a JSON file; returns None if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:
-    """File system, and path in it, of a path or a URI."""
+    """Returns the file system of a path or URI, and the path in it."""
     if "://" in location:
         filesystem, path = fs.FileSystem.from_uri(location)
         return filesystem, path.rstrip("/")
@@ -83,7 +86,7 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
 
 
 def inside(location: str, name: str) -> str:
-    """A path or a URI of something in a folder."""
+    """Returns the path or URI of a name in a folder."""
     if "://" not in location:
         return os.path.join(location, name)
     base, question_mark, query = location.partition("?")
@@ -91,9 +94,9 @@ def inside(location: str, name: str) -> str:
 
 
 def within(location: str, folder: str) -> str | None:
-    """What to append to a folder (path or URI) to name a location in it: the reverse of `inside`; None elsewhere.
+    """Returns a location's path relative to a folder (path or URI): the reverse of `inside`; None if it is elsewhere.
 
-    Links are followed: what a link in the folder leads to lies elsewhere.
+    Links are followed: what a link in the folder leads to is elsewhere.
     """
     if "://" in location or "://" in folder:
         (base, _, query), (parent, _, other) = location.partition("?"), folder.partition("?")
@@ -104,49 +107,49 @@ def within(location: str, folder: str) -> str | None:
 
 
 def with_suffix(location: str, suffix: str) -> str:
-    """A path or URI whose last name has a suffix more."""
+    """Returns a path or URI with a suffix added to its last name."""
     base, question_mark, query = location.partition("?") if "://" in location else (location, "", "")
     return base.rstrip("/") + suffix + question_mark + query
 
 
 def shown(location: str) -> str:
-    """A path or URI without its query, which may hold credentials."""
+    """Returns a path or URI without its query, which may contain credentials."""
     return location.partition("?")[0] if "://" in location else location
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Returns whether there is such a file."""
     filesystem, inner = open_location(path)
     return filesystem.get_file_info(inner).type == fs.FileType.File
 
 
 def open_file(path: str) -> io.BufferedReader:
-    """The bytes of a file, decompressed by its suffix."""
+    """Opens a file for reading bytes, decompressed by its suffix."""
     filesystem, inner = open_location(path)
     return io.BufferedReader(filesystem.open_input_stream(inner, compression="detect"))
 
 
 def open_random_access(path: str) -> NativeFile:
-    """A file that can be read from any place, as Parquet is."""
+    """Opens a file that can be read at any place, as Parquet needs."""
     filesystem, inner = open_location(path)
     return filesystem.open_input_file(inner)
 
 
 def file_state(path: str) -> tuple[str, int, int | None]:
-    """Path, bytes and time of the last change (ns): what differs when a file was changed."""
+    """Returns path, size (bytes) and time of last change (ns), which differ after a change of the file."""
     filesystem, inner = open_location(path)
     info = filesystem.get_file_info(inner)
     return path, info.size, info.mtime_ns
 
 
 def file_size(path: str) -> int:
-    """Bytes as they lie."""
+    """Returns the stored size of a file (bytes), without decompressing it."""
     with open_random_access(path) as file:
         return file.size()
 
 
 def absolute(location: str) -> str:
-    """A URI as it is, a path made absolute."""
+    """Returns a URI as given, or an absolute path."""
     return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 

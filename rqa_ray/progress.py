@@ -1,4 +1,4 @@
-"""The one progress line of a run, from small records that rank 0 sends."""
+"""Draws the progress line of a run from small records that rank 0 sends."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ SECONDS_BETWEEN_PLAIN_LINES = 30.0
 
 @dataclass
 class Progress:
-    """Where a run is. `done` of `total` are optimizer steps, or texts while it evaluates."""
+    """How far a run is. `done` of `total` are optimizer steps, or texts during an evaluation."""
 
     phase: str = "starting workers"
     done: int = 0
     total: int = 0
     loss: float | None = None
-    quality: str = ""  # at the last evaluation
+    quality: str = ""  # metric at the last evaluation
     questions_per_step: int = 0
     step: int = 0
 
 
 @dataclass
 class ProgressLine:
-    """Draws on one line of a terminal or a notebook; elsewhere prints a plain line now and then."""
+    """Draws one line on a terminal or in a notebook; elsewhere prints a plain line from time to time."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     _phase: str = ""
@@ -38,7 +38,7 @@ class ProgressLine:
 
     @property
     def _redraws(self) -> bool:
-        """Whether a carriage return begins the line anew: on a terminal, and in a notebook, which says it is none."""
+        """Whether a carriage return starts the line again, which it does on a terminal and in a notebook."""
         return self.stream.isatty() or type(self.stream).__module__.startswith("ipykernel")
 
     def draw(self, progress: Progress) -> None:
@@ -56,14 +56,14 @@ class ProgressLine:
         self.stream.flush()
 
     def clear(self) -> None:
-        """Leaves an empty line to print on."""
+        """Clears the line, so that other text can be printed."""
         if self._redraws and self._width:
             self.stream.write("\r" + " " * self._width + "\r")
             self._width = 0
 
 
 def describe(progress: Progress, seconds: float, done: int) -> str:
-    """One line: `done` were finished in `seconds`."""
+    """Returns one line: `done` were finished in `seconds`."""
     parts = [progress.phase]
     if progress.total:
         parts[0] += f" {progress.done:,}/{progress.total:,}"
@@ -79,5 +79,5 @@ def describe(progress: Progress, seconds: float, done: int) -> str:
 
 
 def as_record(progress: Progress) -> dict[str, Any]:
-    """What is sent: plain data."""
+    """Returns the record as plain data, for sending."""
     return vars(progress).copy()

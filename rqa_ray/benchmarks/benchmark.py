@@ -1,4 +1,4 @@
-"""The benchmarks by name, and the settings that each takes."""
+"""Lists the benchmarks by name, with the settings of each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rqa_ray.settings import BenchmarkSettings
 
 BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
     "train": (train.TrainBenchmark, train.run),  # a training step
-    "data": (data.DataBenchmark, data.run),  # files to token rows, and the memory of streaming
-    "eval": (evaluate.EvaluationBenchmark, evaluate.run),  # texts to metrics, and the search alone
+    "data": (data.DataBenchmark, data.run),  # reading files to token rows, and the memory of streaming
+    "eval": (evaluate.EvaluationBenchmark, evaluate.run),  # an evaluation from texts to metrics, and the search alone
 }
 
 
 def parse_benchmark(words: Sequence[str]) -> BenchmarkSettings:
-    """The settings of the benchmark that the first word names.
+    """Returns the settings of the benchmark that the first word names.
 
     Raises:
-        InputError: no such benchmark, unknown names, or values that cannot work.
+        InputError: there is no such benchmark, or unknown names, or values that cannot work.
     """
     name = words[0] if words else "nothing"
     if name not in BENCHMARKS:
@@ -30,7 +30,7 @@ def parse_benchmark(words: Sequence[str]) -> BenchmarkSettings:
 
 
 def benchmark(settings: BenchmarkSettings) -> str:
-    """Measures what the settings ask for, writes all of it to `settings.output`, and returns a table.
+    """Measures what the settings ask for, writes all figures to `settings.output`, and returns a table.
 
     Raises:
         InputError: a file or the model is wrong, or a peer is not installed.

@@ -1,8 +1,8 @@
-"""Who is measured, on the same batches: this project's Trainer, the limit, and how its peers do it.
+"""The contenders of a training step, on the same batches: this project's Trainer, the limit, and the peers.
 
-A contender is a function `(workload, batches, steps, stopwatch)` that makes `1 + steps` optimizer steps on the batches
-from number 0 on, starts the stopwatch after the first (which loads and allocates what later ones find in place), stops
-it after the last, and returns the tokens that the timed steps computed on, padding included.
+A contender is a function `(workload, batches, steps, stopwatch)`. It makes `1 + steps` optimizer steps on the batches
+from number 0 on. It starts the stopwatch after the first step, which loads and allocates what the later steps use, and
+stops it after the last. It returns the number of tokens that the timed steps computed, padding included.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Workload:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def batches(self, seed: int, rank: int = 0, world_size: int = 1) -> GlobalBatches:
-        """The seeded batches that all contenders train on."""
+        """Returns the seeded batches that all contenders train on."""
         ids = self.passage_ids
         passages = PassageTable.of(ids, _ragged(self.passage_tokens))
         rows = TrainingRows(
@@ -80,7 +80,7 @@ class Workload:
 
 @dataclass
 class Stopwatch:
-    """Wall time, CPU time of this process (all threads) and peak memory between start and stop."""
+    """Measures wall time, CPU time of this process (all threads) and peak memory between start and stop."""
 
     device: torch.device
     figures: dict[str, float] = field(default_factory=dict)
@@ -110,7 +110,7 @@ Contender = Callable[[Workload, GlobalBatches, int, Stopwatch], int]
 
 
 def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch) -> int:
-    """This project: ContrastiveTrainer's own loop, as jobs/train.py runs it."""
+    """Runs this project: ContrastiveTrainer's own loop, as in jobs/train.py."""
     settings = TrainSettings(
         temperature=TEMPERATURE,
         gradient_cache=workload.gradient_cache,  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
             torch_compile=workload.torch_compile,
             learning_rate=LEARNING_RATE,
             max_grad_norm=MAX_GRAD_NORM,
-            max_steps=10_000,  # the clock stops it
+            max_steps=10_000,  # the stopwatch ends the loop
             logging_steps=steps + 1,
             eval_strategy="no",
             save_strategy="no",
@@ -167,7 +167,7 @@ class _Clock(TrainerCallback):
 
 
 def limit(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch, packed: bool) -> int:
-    """The limit: sorted token batches, padded or packed."""
+    """Runs the limit: sorted token batches, padded or packed."""
     plain = PlainLoop(workload.model_folder, workload.dropout, workload.bf16, workload.device)
     max_tokens = LIMIT_TOKENS_PER_BATCH[workload.device.type]
     return _timed_steps(
@@ -176,7 +176,7 @@ def limit(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Sto
 
 
 def localrqa(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch) -> int:
-    """LocalRQA's way: every text padded to the longest length, gradient checkpointing."""
+    """Trains LocalRQA's way: every text is padded to the longest allowed length, with gradient checkpointing."""
     plain = PlainLoop(workload.model_folder, workload.dropout, workload.bf16, workload.device)
     plain.model.activation_checkpointing_enable()
 
@@ -192,7 +192,7 @@ def localrqa(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: 
 def sentence_transformers(
     workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch, mini_batch: int | None
 ) -> int:
-    """sentence-transformers' MultipleNegativesRankingLoss, or with a mini-batch its cached variant."""
+    """Runs sentence-transformers' MultipleNegativesRankingLoss, or its cached variant with a mini-batch."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
@@ -202,7 +202,8 @@ def sentence_transformers(
     model = SentenceTransformer(workload.model_folder, device=workload.device.type)
     model.max_seq_length = workload.max_seq_length
     set_dropout(model, workload.dropout)
-    # As accelerate does: around the model, so that the second forward pass of the cached loss has it too.
+    # Around the model, as accelerate does, so that the second forward pass of the cached loss is in mixed precision
+    # too.
     mixed = torch.autocast(workload.device.type, torch.bfloat16, enabled=workload.bf16)
     model.forward = mixed(model.forward)  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -235,7 +236,7 @@ def sentence_transformers(
 
 
 def limits() -> dict[str, Contender]:
-    """The limit is whichever of these is faster."""
+    """Returns both limits; the faster one counts."""
     return {
         "limit, padded token batches": partial(limit, packed=False),
         "limit, no padding": partial(limit, packed=True),
@@ -243,7 +244,7 @@ def limits() -> dict[str, Contender]:
 
 
 def peers(device: torch.device) -> dict[str, dict[str, Contender]]:
-    """What users have today, by the name by which it is asked for."""
+    """Returns what users have today, by the names of `--peer`."""
     cached: dict[str, Contender] = {
         f"sentence-transformers cached, mini-batch {size}": partial(sentence_transformers, mini_batch=size)
         for size in CACHED_MINI_BATCH[device.type]

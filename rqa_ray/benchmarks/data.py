@@ -1,8 +1,8 @@
-"""The speed of reading, from files to token rows, and the memory of streaming.
+"""Measures the speed of reading, from files to token rows, and the memory of streaming.
 
-This project through Ray Data, a plain loop in one process (json and the same fast tokenizer) and the `datasets`
-library read the same JSONL file, made by repeating a training file with sources of its own in each copy. Each
-measurement has a process of its own; starting up (Ray, the tokenizer, the first task) is left out for all.
+Three contenders read the same JSONL file: this project through Ray Data, a plain loop in one process (json and the
+same fast tokenizer), and the `datasets` library. The file repeats a training file, each copy with other sources. Each
+measurement has its own process. The time to start (Ray, the tokenizer, the first task) does not count.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DataBenchmark(BenchmarkSettings):
 
 
 def run(settings: DataBenchmark) -> str:
-    """Measures what the settings ask for, writes all of it, and returns a table.
+    """Measures what the settings ask for, writes all figures, and returns a table.
 
     Raises:
         InputError: a file or the model is wrong.
@@ -79,7 +79,7 @@ def run(settings: DataBenchmark) -> str:
 
 
 def repeat(files: list[str], path: Path, num_bytes: int) -> str:
-    """Writes the records of some files again and again, each copy with sources of its own; returns the path."""
+    """Writes the records of some files several times, each copy with other sources; returns the path."""
     records = [record for source in files for _, record in read_records(source, "questions")]
     size, copy = 0, 0
     with path.open("w") as file:
@@ -102,7 +102,7 @@ def _of_copy(documents: list[Document], copy: int) -> list[dict[str, Any]]:
 
 
 def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
-    """This project: `read_inputs`, as jobs/train.py does in resident mode."""
+    """Reads with this project: `read_inputs`, as jobs/train.py does in resident mode."""
     from rqa_ray.cluster.connection import connect
 
     connect()
@@ -110,7 +110,7 @@ def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
     spec = ModelSpec(folder, settings)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
-        for name in ("1.jsonl", "2.jsonl"):  # a task on each core
+        for name in ("1.jsonl", "2.jsonl"):  # one task on each core
             with open(path) as file:
                 (Path(scratch) / name).write_text("".join(islice(file, WARM_UP_RECORDS)))
         read_inputs({"train": [f"{scratch}/1.jsonl", f"{scratch}/2.jsonl"]}, spec)
@@ -118,7 +118,7 @@ def ray_data(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
 
 def plain_loop(path: str, folder: str, settings: EncoderSettings) -> Figures:
-    """One process: parse 256 lines, tokenize their texts, keep the rows."""
+    """Reads in one process: parses 256 lines, tokenizes their texts, keeps the rows."""
     tokenize = TextTokenizer.load(ModelSpec(folder, settings))
     with open(path) as file:
         _tokenize_lines(list(islice(file, WARM_UP_RECORDS)), tokenize)
@@ -142,7 +142,7 @@ def _tokenize_lines(lines: list[str], tokenize: TextTokenizer) -> list:
 
 
 def datasets_library(path: str, folder: str, settings: EncoderSettings) -> Figures:
-    """Hugging Face's library: lines of text, mapped in as many processes as there are cores."""
+    """Reads with Hugging Face's library: lines of text, mapped in one process for each core."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -180,13 +180,13 @@ def _timed(path: str, read: Callable[[], Any]) -> Figures:
     began = time.perf_counter()
     rows = read()
     seconds = time.perf_counter() - began
-    del rows  # held until here: giving them back is not reading
+    del rows  # held until here, because freeing the rows is not part of reading
     rate = num_lines / seconds
     return {"lines_per_second": rate, "megabytes_per_second": os.path.getsize(path) / 1e6 / seconds, "rate": rate}
 
 
 def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
-    """Peak memory while some windows are streamed: PSS of this process and all of Ray's, and the object store."""
+    """Returns the peak memory while windows are streamed: PSS of this process and of Ray's, and the object store."""
     from rqa_ray.cluster.connection import connect
 
     connect()
@@ -215,7 +215,7 @@ def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
 
 
 class _PeakMemory:
-    """The most that this process and its descendants held, with the object store and what was spilled (bytes)."""
+    """Watches the peak memory of this process and its children, with the object store and what Ray spilled (bytes)."""
 
     def __enter__(self) -> _PeakMemory:
         self.bytes, self._done = 0, threading.Event()
@@ -237,7 +237,7 @@ class _PeakMemory:
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             try:
                 yield process.memory_full_info().pss
-            except psutil.Error:  # it has ended
+            except psutil.Error:  # the process has ended
                 pass
         all_of_it, free = (
             part.get("object_store_memory", 0) for part in (ray.cluster_resources(), ray.available_resources())
@@ -248,7 +248,7 @@ class _PeakMemory:
 
 
 def table(summary: dict[str, Figures], memory: dict[int, Figures]) -> str:
-    """Markdown tables, as they stand in the README."""
+    """Returns Markdown tables as in README.md."""
     lines = ["| | lines/s | MB/s | rqa_ray is faster by |", "|---|---|---|---|"]
     for name, figures in summary.items():
         lines.append(

@@ -1,6 +1,6 @@
-"""The speed of an evaluation: texts to metrics against sentence-transformers, and the search alone against FAISS.
+"""Measures the speed of an evaluation against sentence-transformers, and of the search alone against FAISS.
 
-Each measurement has a process of its own; the contenders take turns. Ratios are medians of the rounds' ratios.
+Each measurement has its own process, and the contenders take turns. Ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class EvaluationBenchmark(BenchmarkSettings):
 
 
 def run(settings: EvaluationBenchmark) -> str:
-    """Measures what the settings ask for, writes all of it, and returns tables.
+    """Measures what the settings ask for, writes all figures, and returns tables.
 
     Raises:
         InputError: a file or the model is wrong, or a peer is not installed.
     """
     if settings.peer == "all":
         need_extra("--peer all", "index", "faiss")
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # because waiting threads would count as CPU time
     tables: list[str] = []
     results: dict[str, list[Figures]] = {}
     summaries: dict[str, Figures] = {}
@@ -111,18 +111,19 @@ def run(settings: EvaluationBenchmark) -> str:
 
 
 def in_turn(entries: dict[str, Callable[[Any], Figures]], subject: Any, rounds: int) -> dict[str, list[Figures]]:
-    """Every round's figures by contender."""
+    """Returns every round's figures by contender."""
     results: dict[str, list[Figures]] = {name: [] for name in entries}
     for number in range(rounds):
         for name, entry in entries.items():
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
-            os.environ["THP_MEM_ALLOC_ENABLE"] = "1" if OWN in name else "0"  # as this project's jobs; as peers' users
+            # huge pages for this project, as in its jobs; none for peers, as their users run them
+            os.environ["THP_MEM_ALLOC_ENABLE"] = "1" if OWN in name else "0"
             results[name].append(in_a_process(entry, subject))
     return results
 
 
 def read_task(settings: EvaluationBenchmark) -> Task:
-    """The texts of the files.
+    """Reads the texts of the files.
 
     Raises:
         InputError: a bad record, or no questions.
@@ -144,7 +145,7 @@ def read_task(settings: EvaluationBenchmark) -> Task:
 
 
 def evaluate_own(task: Task) -> Figures:
-    """Tokenize, encode, search, metrics: what an evaluation of this project does, without Ray."""
+    """Evaluates with this project, without Ray: tokenize, encode, search, metrics."""
     torch.set_num_threads(task.threads)
     settings = read_settings(task.model_folder, max_seq_length=task.max_seq_length)
     embedder = Embedder.load(ModelSpec(task.model_folder, settings), "cpu", task.bf16)
@@ -163,7 +164,7 @@ def evaluate_own(task: Task) -> Figures:
 
 
 def evaluate_peer(task: Task) -> Figures:
-    """sentence-transformers' InformationRetrievalEvaluator."""
+    """Evaluates with sentence-transformers' InformationRetrievalEvaluator."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.evaluation import InformationRetrievalEvaluator
 
@@ -193,7 +194,7 @@ def _evaluated(task: Task, stopwatch: Stopwatch, quality: dict[str, float]) -> F
 
 
 def evaluation_table(summary: dict[str, Figures], peak: float) -> str:
-    """A Markdown table, as it stands in the README."""
+    """Returns a Markdown table as in README.md."""
     lines = ["| | texts/CPU-s | texts/s | rqa_ray is faster by | nDCG@10 | recall@4 | peak memory, GB |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name, figures in summary.items():

@@ -1,7 +1,8 @@
 """The limit of a training step on this machine: a plain loop over transformers' model, without a framework.
 
-Texts sorted by length, cut greedily into chunks of so many tokens; padded, or packed one after the other with an SDPA
-call for each text (on CUDA one kernel for all). The graph of all chunks is kept, dropout is torch's own.
+Texts are sorted by length and cut greedily into token batches with a limit of tokens. Token batches are padded, or
+packed with one SDPA call for each text (on CUDA, one kernel for all texts). The graph of all token batches is kept,
+and dropout is torch's own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ TEMPERATURE, LEARNING_RATE, MAX_GRAD_NORM = 0.05, 1e-5, 1.0
 
 
 class PlainLoop:
-    """Mean pooling, cosine similarity, in-batch negatives, clipping, AdamW."""
+    """A plain training loop: mean pooling, cosine similarity, in-batch negatives, clipping, AdamW."""
 
     def __init__(self, model_folder: str, dropout: float, bf16: bool, device: torch.device) -> None:
         self.device, self.bf16 = device, bf16
@@ -27,7 +28,7 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step(self, questions: list[np.ndarray], passages: list[np.ndarray], max_tokens: int, packed: bool) -> int:
-        """One optimizer step on token rows; returns the tokens computed on."""
+        """Makes one optimizer step on token rows; returns the number of computed tokens."""
         texts = questions + passages
         by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         groups: list[list[int]] = [[]]
@@ -44,7 +45,7 @@ class PlainLoop:
         return sum(part[1] for part in parts)
 
     def padded(self, rows: list[np.ndarray], length: int = 0) -> tuple[torch.Tensor, int]:
-        """Mean token embeddings (B, D) of rows padded to the longest, or to a length; and the tokens computed on."""
+        """Returns mean token embeddings (B, D) of padded rows, and the number of computed tokens."""
         length = length or max(map(len, rows))
         ids, mask = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
         for place, row in enumerate(rows):
@@ -55,7 +56,7 @@ class PlainLoop:
         return (tokens.float() * weights).sum(1) / weights.sum(1), ids.size
 
     def packed(self, rows: list[np.ndarray]) -> tuple[torch.Tensor, int]:
-        """The same without padding."""
+        """Does the same as `padded`, without padding."""
         lengths = [len(row) for row in rows]
         self.model.set_attn_implementation("limit_packed")
         ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(self.device)
@@ -64,7 +65,7 @@ class PlainLoop:
         return torch.stack([part.float().mean(0) for part in tokens.split(lengths)]), ids.numel()
 
     def learn(self, questions: torch.Tensor, passages: torch.Tensor) -> None:
-        """Loss, backward, update."""
+        """Computes the loss and its gradient, and updates the weights."""
         questions, passages = (nn.functional.normalize(part.float(), dim=1) for part in (questions, passages))
         labels = torch.arange(len(questions), device=self.device)
         nn.functional.cross_entropy(questions @ passages.T / TEMPERATURE, labels).backward()
@@ -86,7 +87,7 @@ def _attention(module, query, key, value, attention_mask, lengths, dropout=0.0, 
         parts = [nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout) for q, k, v in texts]
         return torch.cat(parts, dim=2).transpose(1, 2), None
     offsets = torch.tensor([0, *np.cumsum(lengths)], device=query.device, dtype=torch.int32)
-    bounds = offsets, offsets, max(lengths), max(lengths)  # of the texts as queries, and as keys
+    bounds = offsets, offsets, max(lengths), max(lengths)  # offsets and lengths of the texts as queries, then as keys
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     if query.dtype == torch.float32:
         efficient = torch.ops.aten._efficient_attention_forward

@@ -1,4 +1,4 @@
-"""One measurement: figures of some steps of a contender, and what they are compared with."""
+"""Measures some steps of one contender, and what they are compared with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from rqa_ray.retriever.encoder_settings import transformer_folder
 
 
 def measure(workload: Workload, seed: int, steps: int, threads: int, began: float, contender: Contender) -> Figures:
-    """Figures of some steps of a contender, of all ranks together; `began` is the time at which it was asked for."""
+    """Returns figures about some steps of a contender on all ranks.
+
+    `began` is the time at which they were asked for.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads)
@@ -46,9 +49,10 @@ def measure(workload: Workload, seed: int, steps: int, threads: int, began: floa
 
 
 def training_flops(model_folder: str, lengths: np.ndarray) -> float:
-    """Floating-point operations of forward and backward on texts of these lengths without padding.
+    """Counts the floating-point operations of forward and backward on texts of these lengths, without padding.
 
-    Six for each weight of a linear layer and token, and attention's; as in PaLM (Chowdhery et al. 2022), appendix B.
+    There are six operations for each weight of a linear layer and each token, and those of attention, as in PaLM
+    (Chowdhery et al. 2022), appendix B.
     """
     config = AutoConfig.from_pretrained(str(transformer_folder(model_folder)))
     with torch.device("meta"):
@@ -60,7 +64,7 @@ def training_flops(model_folder: str, lengths: np.ndarray) -> float:
 
 
 def matmul_peak(device: torch.device, bf16: bool, threads: int) -> float:
-    """Operations per second of a large matrix product, on CPUs per CPU-second."""
+    """Measures the operations per second of a large matrix product; on CPUs, per CPU-second."""
     torch.set_num_threads(threads)
     size = 8192 if device.type == "cuda" else 2048
     factor = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: a process for each measurement, and medians of the rounds."""
+"""Runs each measurement in its own process, and takes medians of the rounds; all benchmarks use it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ Figures = dict[str, float]
 
 
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process of its own, which inherits the environment."""
+    """Runs a function in a new process, which inherits the environment, and returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
 def summarize(results: dict[str, list[Figures]], own: str) -> dict[str, Figures]:
-    """Medians over the rounds by contender, and `times_slower`: the median of this project's ratio to it.
+    """Returns medians over the rounds by contender.
 
-    A contender that ran out of memory has no rounds, and no figures.
+    `times_slower` is the median of the ratios of this project's rate to the contender's.
+
+    A contender that ran out of memory has no rounds and no figures.
     """
     summary: dict[str, Figures] = {}
     for name, rounds in results.items():

@@ -1,4 +1,4 @@
-"""The search alone: this project's, from memory and from saved embeddings, a plain matmul, and FAISS."""
+"""Measures the search alone: this project's, from memory and from saved embeddings; a plain matmul; FAISS."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Search:
     dimensions: int
     k: int
     threads: int
-    folder: str = ""  # of the corpus, as saved embeddings
+    folder: str = ""  # folder of the corpus as saved embeddings
 
     def questions(self) -> torch.Tensor:
         return _random(self.num_questions, self.dimensions, seed=1)
 
     def passages(self) -> torch.Tensor:
-        """All of the corpus."""
+        """Returns all vectors of the corpus."""
         return torch.cat([self.block(start) for start in range(0, self.num_passages, ROWS_PER_BLOCK)])
 
     def block(self, start: int) -> torch.Tensor:
-        """The passages from a multiple of ROWS_PER_BLOCK on."""
+        """Returns the block of passages that begins at a multiple of ROWS_PER_BLOCK."""
         return _random(min(ROWS_PER_BLOCK, self.num_passages - start), self.dimensions, seed=2 + start)
 
 
@@ -49,7 +49,7 @@ def _random(rows: int, dimensions: int, seed: int) -> torch.Tensor:
 
 
 def searches(peer: bool) -> dict[str, Callable[[Any], Figures]]:
-    """What is measured, by name."""
+    """Returns the contenders by name."""
     names = [OWN_SEARCH, PARQUET, PLAIN, *([FAISS] if peer else [])]
     return {name: partial(time_search, contender=name) for name in names}
 
@@ -66,14 +66,14 @@ def save(search: Search) -> None:
 
 
 def time_search(search: Search, contender: str) -> Figures:
-    """Seconds that a contender takes for all questions, its vectors made beforehand."""
+    """Returns the seconds that a contender needs for all questions; its vectors are made before."""
     torch.set_num_threads(search.threads)
     questions = search.questions()
     prepared = _PREPARE[contender](search)
     with torch.inference_mode():
-        prepared(questions[:10])  # what is loaded and allocated once
+        prepared(questions[:10])  # loads and allocates what is needed once
         before = psutil.Process().memory_info().rss
-        Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory of the process
         stopwatch = Stopwatch(torch.device("cpu"))
         stopwatch.start()
         prepared(questions)
@@ -134,7 +134,7 @@ _PREPARE = {OWN_SEARCH: _own, PARQUET: _parquet, PLAIN: _plain, FAISS: _faiss}
 
 
 def search_table(summary: dict[str, Figures]) -> str:
-    """The same of the search."""
+    """Returns a Markdown table of the search."""
     lines = ["| | million pairs/CPU-s | million pairs/s | rqa_ray is faster by | memory gained by searching, GB |"]
     lines.append("|---|---|---|---|---|")
     for name, figures in summary.items():

@@ -1,4 +1,4 @@
-"""The same steps inside Ray Train's workers: what Ray costs, and how the speed grows with the workers."""
+"""Measures the steps inside Ray Train's workers: what Ray costs, and how speed grows with the number of workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rqa_ray.cluster.connection import connect
 def measure_through_ray(
     workload: Workload, seed: int, steps: int, threads: int, began: float, num_workers: int
 ) -> Figures:
-    """`measure` of this project in workers of so many threads each; the global batch is the same."""
+    """Does `measure` for this project in Ray workers with `threads` threads each; the global batch stays the same."""
     connect()
     use_gpu = workload.device.type == "cuda"
     trainer = TorchTrainer(

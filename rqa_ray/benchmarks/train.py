@@ -1,7 +1,7 @@
-"""The speed and memory of a training step: this project, the limit and the peers, in turn, on the same batches.
+"""Measures speed and memory of a training step: this project, the limit and the peers, in turn, on the same batches.
 
-Each measurement has a process of its own, so that its peak memory is its own; the contenders take turns, so that what
-else runs on the machine disturbs all of them alike. Ratios are medians of the rounds' ratios.
+Each measurement has its own process, so its peak memory is its own. The contenders take turns, so other work on the
+machine disturbs all of them alike. Ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import BenchmarkSettings
 
-PEERS = ("sentence-transformers", "cached", "LocalRQA")  # as `contenders.peers` names them
+PEERS = ("sentence-transformers", "cached", "LocalRQA")  # names of `contenders.peers`
 
 
 @dataclass(kw_only=True)
@@ -65,7 +65,7 @@ class TrainBenchmark(BenchmarkSettings):
 
 
 def run(settings: TrainBenchmark) -> str:
-    """Measures what the settings ask for, writes all of it, and returns a table.
+    """Measures what the settings ask for, writes all figures, and returns a table.
 
     Raises:
         InputError: the file or model is wrong.
@@ -89,7 +89,7 @@ def read_workload(
     bf16: bool,
     **options: Any,
 ) -> Workload:
-    """The pairs of a training file, tokenized.
+    """Reads and tokenizes the pairs of a training file.
 
     Raises:
         InputError: the file or model is wrong, or has too few pairs for a batch.
@@ -115,9 +115,9 @@ def measure_all(
 ) -> dict[str, list[Figures]]:
     """Measures the contenders in turn; returns every round's figures by contender.
 
-    `peers` are names in `contenders.peers`; `through_ray` are the numbers of Ray workers.
+    `peers` are names in `contenders.peers`; `through_ray` are numbers of Ray workers.
     """
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads would count as CPU time
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # because waiting threads would count as CPU time
     of_peers: dict[str, Contender] = {}
     for name, contenders_of_peer in contenders.peers(workload.device).items():
         of_peers |= contenders_of_peer if name in peers else {}
@@ -137,7 +137,8 @@ def measure_all(
     for number in range(rounds):
         for name, entry in list(entries.items()):
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
-            # This project's jobs ask for huge pages, and so does the limit; the peers run as their users run them.
+            # Huge pages for this project, whose jobs ask for them, and for the limit. The peers run as their users run
+            # them.
             os.environ["THP_MEM_ALLOC_ENABLE"] = "0" if name in of_peers else "1"
             try:
                 figures = in_a_process(entry, workload, number, steps, threads, time.time())
@@ -154,9 +155,9 @@ def measure_all(
 
 
 def table(summary: dict[str, Figures]) -> str:
-    """A Markdown table, as it stands in the README; ratios are of pairs per CPU-second, on a GPU per second.
+    """Returns a Markdown table as in README.md; ratios are of pairs per CPU-second, on a GPU of pairs per second.
 
-    An empty summary is that of a contender that ran out of memory.
+    A contender that ran out of memory has an empty summary.
     """
     lines = [
         "| | pairs/CPU-s | pairs/s | rqa_ray is faster by | share of matmul peak | tokens a pair, useful of computed "
@@ -178,7 +179,7 @@ def table(summary: dict[str, Figures]) -> str:
 
 
 def write_report(output: str, settings: dict[str, Any], results: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Everything measured, with what it was measured on, as JSON."""
+    """Writes all figures, and the machine and versions they were measured with, as JSON."""
     is_peer = any(name.startswith("sentence-transformers") for name in results)
     packages = ("torch", "transformers", *(["sentence-transformers"] if is_peer else []))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
