@@ -91,6 +91,11 @@ class LossSettings:
     hard_neg_ratio: float = setting(
         0.05, "Hard negatives per global batch, as a share of its questions (fraction; 0 for none).", at_least(0)
     )
+    negatives_per_question: int = setting(
+        0,
+        "Hard negatives of its own that each question brings into its global batch (pairs; 0 for none).",
+        at_least(0),
+    )
     dropout: float | None = setting(
         None,
         "Dropout probability while training; 0 is the fast path on CPU. Default: the model's own.",

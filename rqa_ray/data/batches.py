@@ -3,8 +3,8 @@
 1. The order of the rows in epoch e is a permutation seeded by (seed, e). If the rows do not fit in memory, the
    permutation goes by windows (`windows.py`). Epochs follow each other without a gap: rows left over at the end of one
    epoch begin the next batch. Batch b is the b-th run of G rows, so any batch can be made directly.
-2. Hard negatives of the batch are drawn by a generator that is seeded by (seed, b) and, after the first round of hard
-   negatives, by the round.
+2. Hard negatives of the batch, some of each pair's own and a share of what all pairs have, are drawn by generators
+   that are seeded by (seed, b) and, after the first round of hard negatives, by the round.
 3. Questions (with their passages) and hard negatives are sorted by length and dealt to the ranks in turn, back and
    forth.
 4. The texts of a rank are cut into token batches of similar length.
@@ -90,12 +90,14 @@ class GlobalBatches(Dataset):
         plan: ForwardPlan = UNPLANNED,
         rank: int = 0,
         world_size: int = 1,
+        negatives_per_question: int = 0,
     ) -> None:
         if not world_size <= global_batch_size <= len(rows):
             raise ValueError(f"global_batch_size={global_batch_size}: needs {world_size} to {len(rows)} questions")
         self.rows = ShuffledRows(rows, seed) if isinstance(rows, TrainingRows) else rows
         self.global_batch_size = global_batch_size
         self.num_negatives = int(hard_neg_ratio * global_batch_size)
+        self.negatives_per_question = negatives_per_question
         self.seed = seed
         self.pad_id, self.plan = pad_id, plan
         self.rank, self.world_size = rank, world_size
@@ -135,17 +137,22 @@ class GlobalBatches(Dataset):
         return (self._negatives, rows.pairs[numbers]) if self._negatives else (rows.negatives, numbers)
 
     def draw_negatives(self, batch: int) -> np.ndarray:
-        """Draws the numbers of a global batch's hard negatives: distinct passages, none of which is its gold."""
-        if self.num_negatives == 0:
+        """Draws the numbers of a global batch's hard negatives: distinct passages, none of which is its gold.
+
+        First come `negatives_per_question` of each pair's own, then `num_negatives` of what all pairs have left.
+        """
+        if not (self.num_negatives or self.negatives_per_question):
             return np.zeros(0, dtype=np.int64)
         rows, numbers = self.take(batch)
         negatives, pairs = self.negatives_of(rows, numbers)
-        pool = negatives.of_pairs(pairs)
-        ids, first = np.unique(negatives.ids[pool], return_index=True)
         golds = np.concatenate([rows.golds[number] for number in numbers])
-        pool = pool[first[~np.isin(ids, golds)]]
-        seed = [self.seed, batch, 1] + [negatives.round] * (negatives.round > 0)
-        return pool[np.random.default_rng(seed).permutation(len(pool))[: self.num_negatives]]
+        seed, round = [self.seed, batch], [negatives.round] * (negatives.round > 0)
+        own = draw_of_each(
+            negatives, pairs, golds, self.negatives_per_question, np.random.default_rng([*seed, 4, *round])
+        )
+        pool = distinct(negatives, negatives.of_pairs(pairs), np.concatenate([golds, negatives.ids[own]]))
+        order = np.random.default_rng([*seed, 1, *round]).permutation(len(pool))
+        return np.concatenate([own, pool[order[: self.num_negatives]]])
 
     def __getitem__(self, batch: int) -> RankBatch:
         future = self._ahead.get(batch) or self._thread.submit(self.make, batch)
@@ -167,7 +174,8 @@ class GlobalBatches(Dataset):
         token_batches, order = length_sorted_batches(texts, self.plan.max_tokens, self.pad_id, self.plan.packed)
 
         # The gather needs the same number of passages from every rank: the largest number that a rank can get.
-        num_passages = -(-len(numbers) // self.world_size) + -(-self.num_negatives // self.world_size)
+        most = max(self.num_negatives, len(drawn))
+        num_passages = -(-len(numbers) // self.world_size) + -(-most // self.world_size)
         ids = np.concatenate([rows.passage_ids[mine], negatives.ids[mine_negatives]])
         padding = num_passages - len(ids)
         golds = [rows.golds[number] for number in mine]
@@ -183,6 +191,25 @@ class GlobalBatches(Dataset):
             index=batch,
             rows=mine,
         )
+
+
+def distinct(negatives: Negatives, numbers: np.ndarray, unwanted: np.ndarray) -> np.ndarray:
+    """Returns, of the numbers of some hard negatives, one for each passage whose id is wanted, in the order of ids."""
+    ids, first = np.unique(negatives.ids[numbers], return_index=True)
+    return numbers[first[~np.isin(ids, unwanted)]]
+
+
+def draw_of_each(
+    negatives: Negatives, pairs: np.ndarray, unwanted: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Draws the numbers of up to `count` hard negatives of each pair's own, whose ids are wanted; each passage once."""
+    numbers = negatives.of_pairs(pairs)
+    place = np.repeat(np.arange(len(pairs)), negatives.offsets[pairs + 1] - negatives.offsets[pairs])
+    wanted = ~np.isin(negatives.ids[numbers], unwanted)
+    numbers, place = numbers[wanted], place[wanted]
+    order = np.lexsort([generator.random(len(numbers)), place])  # pair after pair, shuffled within
+    first = np.searchsorted(place, place)  # of the pair
+    return distinct(negatives, numbers[order[np.arange(len(order)) - first < count]], unwanted)
 
 
 def deal(items: np.ndarray, lengths: np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -27,6 +27,12 @@ def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
     return f"steps: {steps:,}, which are {questions:,} questions, {questions / num_rows:.1f} epochs of {num_rows:,}"
 
 
+def check_negatives(per_question: int, has_negatives: bool) -> None:
+    """Raises InputError where questions are to bring hard negatives of their own, and none has any."""
+    if per_question and not has_negatives:
+        raise InputError(f"--negatives_per_question {per_question}: no training question has hard_neg_docs")
+
+
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
     """Returns how many questions meet in one loss, and lines about the candidates of a question.
 
@@ -40,8 +46,8 @@ def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: b
         batch = num_rows
     if num_workers > batch:
         raise InputError(f"--num_workers {num_workers}: more workers than the {batch} questions of a batch")
-    ratio = job.settings.hard_neg_ratio
-    negatives = int(ratio * batch) if has_negatives else 0
+    ratio, own = job.settings.hard_neg_ratio, job.settings.negatives_per_question
+    negatives = int(ratio * batch) + own * batch if has_negatives else 0
     workers = f"{num_workers} worker{'s' * (num_workers > 1)}"
     share = f" x {batch // num_workers} =" if batch % num_workers == 0 else ","
     some = f", up to {negatives} hard negatives" if negatives else ""
@@ -49,6 +55,6 @@ def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: b
     lines.append(describe_steps(job, batch * job.accumulation_steps, num_rows))
     if job.accumulation_steps > 1:
         lines.append(f"warning: accumulating {job.accumulation_steps} batches adds no negatives; a larger batch does")
-    if has_negatives and ratio > 0 and negatives == 0:
+    if has_negatives and ratio > 0 and int(ratio * batch) == 0 and not own:
         lines.append(f"warning: --hard_neg_ratio {ratio:g} of {batch} questions is no hard negative")
     return batch, lines

@@ -114,6 +114,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         pad_id=encoder.tokenizer.pad_token_id,
         rank=args.process_index,
         world_size=args.world_size,
+        negatives_per_question=settings.negatives_per_question,
     )
     before = ForwardPlan.load(Path(checkpoint)) if checkpoint else None
     plan = plan_forward(settings, args, encoder, batches, before, spec.memory_sharers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rqa_ray.reports.trials import Choices, Range, Space
-from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.batch_sizes import check_negatives, micro_batch_size
 from rqa_ray.training.job import Job
 from rqa_ray.tuning.budget import Budget
 from rqa_ray.tuning.options import Search
@@ -51,8 +51,11 @@ class SearchPlan:
         """Returns lines about the batch sizes.
 
         Raises:
-            InputError: a batch size cannot be trained with.
+            InputError: a batch size, or a number of hard negatives, cannot be trained with.
         """
+        own = self.space.get("negatives_per_question")
+        if own:
+            check_negatives(int(own.high if isinstance(own, Range) else max(own.values)), has_negatives)
         sizes = self.space.get("global_batch_size") or Choices((self.job.settings.global_batch_size,))
         assert isinstance(sizes, Choices)
         parts = []

@@ -21,9 +21,15 @@ WORLDS = (1, 2, 3, 4)
 
 
 def batches(
-    rows: TrainingRows = ROWS, size: int = 12, ratio: float = 0.5, seed: int = 1, rank: int = 0, world: int = 1
+    rows: TrainingRows = ROWS,
+    size: int = 12,
+    ratio: float = 0.5,
+    seed: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    own: int = 0,
 ) -> GlobalBatches:
-    return GlobalBatches(rows, size, ratio, seed, pad_id=0, plan=ForwardPlan(64), rank=rank, world_size=world)
+    return GlobalBatches(rows, size, ratio, seed, 0, ForwardPlan(64), rank, world, negatives_per_question=own)
 
 
 def on_all_ranks(batch: int, world: int, **options) -> list[RankBatch]:
@@ -75,6 +81,7 @@ def cases(draw) -> dict:
         "rows": rows,
         "size": size,
         "ratio": ratio,
+        "own": draw(st.sampled_from([0, 1, 2])),
         "seed": draw(st.integers(0, 9)),
         "batch": draw(st.integers(0, 9)),
     }
@@ -184,8 +191,10 @@ def test_what_a_rank_is_dealt_does_not_depend_on_the_order_of_the_items(items, w
 def test_ranks_have_equally_many_passages_and_padding_only_where_one_is_short(case, world):
     parts = on_all_ranks(world=world, **case)
     assert len({len(part.passage_ids) for part in parts}) == 1
-    asked, drawn = int(case["ratio"] * case["size"]), sum(len(negative_ids(part)) for part in parts)
-    short = max(0, -(-asked // world) - drawn // world)  # where there are too few hard negatives
+    drawn = sum(len(negative_ids(part)) for part in parts)
+    short = max(
+        0, -(-max(int(case["ratio"] * case["size"]), drawn) // world) - drawn // world
+    )  # where there are too few hard negatives
     for part in parts:
         real = int(part.is_passage.sum())
         assert part.is_passage.tolist() == [True] * real + [False] * (len(part.passage_ids) - real)
@@ -206,12 +215,46 @@ def test_nothing_is_padded_where_the_ranks_divide_questions_and_hard_negatives(w
 @given(cases())
 def test_hard_negatives_are_distinct_passages_of_the_batch_none_a_gold_of_it_as_many_as_asked_or_as_there_are(case):
     rows = case["rows"]
-    part = on_all_ranks(world=1, **case)[0]
+    part = on_all_ranks(world=1, **(case | {"own": 0}))[0]
     golds = {gold for row in part.rows for gold in rows.golds[row].tolist()}
     available = set(rows.negatives.ids[rows.negatives.of_pairs(part.rows)].tolist()) - golds
     found = negative_ids(part)
     assert len(found) == len(set(found)) == min(int(case["ratio"] * case["size"]), len(available))
     assert set(found) <= available
+
+
+@settings(max_examples=40)
+@given(cases())
+def test_each_question_brings_as_many_of_its_own_hard_negatives_as_asked_or_as_it_has(case):
+    case |= {"own": 2, "ratio": 0.0}
+    rows, part = case["rows"], on_all_ranks(world=1, **case)[0]
+    golds = {gold for row in part.rows for gold in rows.golds[row].tolist()}
+    found, own = (
+        negative_ids(part),
+        [rows.negatives.ids[rows.negatives.of_pairs(part.rows[[n]])] for n in range(part.num_questions)],
+    )
+    assert len(found) == len(set(found)) and not golds & set(found)
+    for ids in own:
+        wanted = [number for number in ids.tolist() if number not in golds]
+        assert len(set(wanted) & set(found)) >= min(2, len(wanted)) - (len(wanted) - len(set(wanted)))
+    assert set(found) <= {number for ids in own for number in ids.tolist()}
+    assert len(found) <= 2 * part.num_questions
+
+
+@settings(max_examples=20)
+@given(cases())
+def test_the_share_of_hard_negatives_is_drawn_from_what_no_question_has_brought(case):
+    own, both = (on_all_ranks(world=1, **(case | {"own": 1, "ratio": ratio}))[0] for ratio in (0.0, 0.5))
+    every = negative_ids(on_all_ranks(world=1, **(case | {"own": 0, "ratio": 9.0}))[0])
+    assert set(negative_ids(own)) <= set(negative_ids(both)) <= set(every)
+    assert len(negative_ids(both)) == min(len(negative_ids(own)) + case["size"] // 2, len(every))
+
+
+def test_a_question_brings_other_hard_negatives_of_its_own_in_every_epoch_until_each_had_its_turn():
+    parts = batches(size=41, ratio=0.0, own=1)
+    draws = [tuple(sorted(negative_ids(parts[epoch]))) for epoch in range(60)]
+    assert len(set(draws[:5])) == 5
+    assert {number for draw in draws for number in draw} == set(negative_ids(batches(size=41, ratio=10)[0]))
 
 
 def test_every_epoch_draws_other_hard_negatives():

@@ -40,8 +40,8 @@ def windowed() -> WindowedRows:
     return WindowedRows(plan, fetch)
 
 
-def batches(rows: TrainingRows | WindowedRows, ratio: float = 0.5) -> GlobalBatches:
-    return GlobalBatches(rows, 8, ratio, seed=1, pad_id=0)
+def batches(rows: TrainingRows | WindowedRows, ratio: float = 0.5, own: int = 0) -> GlobalBatches:
+    return GlobalBatches(rows, 8, ratio, seed=1, pad_id=0, negatives_per_question=own)
 
 
 def negative_ids(batch: RankBatch) -> list[int]:
@@ -89,13 +89,26 @@ def test_rows_in_windows_and_rows_in_memory_draw_the_same_new_negatives_for_the_
     assert sorted(negative_ids(part)) == sorted(1_000 + 2 * pair + place for pair in pairs for place in (0, 1))
 
 
+@pytest.mark.parametrize("source", [resident, windowed])
+def test_each_question_brings_of_its_own_negatives_those_of_the_new_round(source):
+    replaced = batches(source(), ratio=0, own=1)
+    replaced.set_negatives(corpus_negatives())
+    draws = set()
+    for number in range(6):
+        part = replaced[number]
+        pairs = part.passage_ids[: part.num_questions].tolist()
+        assert sorted((brought - 1_000) // 2 for brought in negative_ids(part)) == sorted(pairs)
+        draws |= set(negative_ids(part))
+    assert len(draws) > 24  # a second epoch brings the other one of some
+
+
 def test_the_draw_is_seeded_by_the_round_and_the_first_round_draws_as_if_there_were_no_rounds():
     draws = {}
     for number in (0, 1, 2):
-        replaced = batches(resident())
+        replaced = batches(resident(), own=1)
         replaced.set_negatives(corpus_negatives(number))
         draws[number] = [negative_ids(replaced[batch]) for batch in range(3)]
-        again = batches(resident())
+        again = batches(resident(), own=1)
         again.set_negatives(corpus_negatives(number))
         assert [negative_ids(again[batch]) for batch in range(3)] == draws[number]
     assert draws[0] != draws[1] != draws[2] != draws[0]

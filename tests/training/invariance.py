@@ -110,6 +110,7 @@ def run(
     packed: bool,
     mutation: str,
     loss: str,
+    per_question: int,
 ) -> None:
     """Trains and, on rank 0, saves gradients, losses, weights and what the data contained to `folder`/result.pt."""
     torch.set_num_threads(1)
@@ -121,7 +122,9 @@ def run(
     mutate(mutation)
     recorder = Recorder()
     of_loss = LOSSES[loss]()
-    trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, loss=of_loss)
+    trainer = make_trainer(
+        folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, per_question, loss=of_loss
+    )
     encoder, batches = trainer.model, trainer.batches
     start = weights(encoder)
     trainer.train()
@@ -177,11 +180,12 @@ def make_trainer(
     world_size: int,
     recorder: Recorder,
     packed: bool = False,
+    per_question: int = 0,
     max_tokens: int = 150,
     loss: torch.nn.Module | None = None,
     **extra,
 ) -> ContrastiveTrainer:
-    """One rank's trainer: a random BERT without dropout, SGD with learning rate 0.1, no clipping."""
+    """One rank's trainer, whose questions bring `per_question` hard negatives: a random BERT without dropout, SGD."""
     model = random_bert(folder)
     encoder = load_encoder(model, read_settings(model))
     own = {
@@ -212,6 +216,7 @@ def make_trainer(
         plan=ForwardPlan(max_tokens, packed, gradient_cache, world_size),
         rank=rank,
         world_size=world_size,
+        negatives_per_question=per_question,
     )
     evaluator = RetrievalEvaluator(
         Corpus.from_tables(data["corpus"]),

@@ -27,10 +27,11 @@ def result(
     mutation: str = "none",
     loss: str = "own",
     dense: bool = False,
+    per_question: int = 0,
 ) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         invariance.random_bert(folder, dense)
-        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss)
+        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt")
 
@@ -58,6 +59,12 @@ def test_any_number_of_workers_makes_the_same_steps(some: int, more: int, hard_n
     one, other = result(some, hard_neg_ratio), result(more, hard_neg_ratio)
     assert is_the_same_training(one, other), differences(one, other)
     assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+
+
+def test_hard_negatives_that_each_question_brings_make_the_same_steps_too() -> None:
+    one, other = result(1, 0.25, per_question=2), result(2, 0.25, per_question=2)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert one["num_negatives"] > result(1, 0.25)["num_negatives"]
 
 
 @pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False), (2, True)])

@@ -112,6 +112,7 @@ def test_the_defaults_are_those_of_the_contract():
     assert {key: value for key, value in own.items() if key not in given} == {
         "temperature": 0.05,
         "hard_neg_ratio": 0.05,
+        "negatives_per_question": 0,
         "contrastive_loss": "inbatch_contrastive",
         "gradient_cache": "auto",
         "data_mode": "auto",

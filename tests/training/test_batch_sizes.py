@@ -1,0 +1,48 @@
+"""What a batch size means in candidates, and the hard negatives that cannot be had."""
+
+import pytest
+
+from rqa_ray.errors import InputError
+from rqa_ray.reports.trials import Choices, Range
+from rqa_ray.training.batch_sizes import check_negatives, micro_batch_size
+from rqa_ray.training.job import parse_job
+from rqa_ray.tuning.options import parse_search
+from rqa_ray.tuning.plan import SearchPlan
+
+WORDS = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "900", "--global_batch_size", "40"]
+
+
+@pytest.mark.parametrize(
+    ("words", "has_negatives", "said"),
+    [
+        ([], True, "40 questions, up to 2 hard negatives, 42 candidates"),
+        (["--negatives_per_question", "3"], True, "40 questions, up to 122 hard negatives, 162 candidates"),
+        (["--hard_neg_ratio", "0.5"], False, "40 questions, 40 candidates"),
+    ],
+)
+def test_the_candidates_of_a_question_are_those_that_its_batch_may_bring(words, has_negatives, said):
+    size, lines = micro_batch_size(parse_job([*WORDS, *words]), 2, 900, has_negatives)
+    assert size == 40 and said in lines[0]
+
+
+@pytest.mark.parametrize(("own", "said"), [("0", True), ("1", False)])
+def test_a_share_too_small_for_one_hard_negative_is_said_where_questions_bring_none_of_their_own(own, said):
+    job = parse_job([*WORDS, "--hard_neg_ratio", "0.01", "--negatives_per_question", own])
+    assert any("is no hard negative" in line for line in micro_batch_size(job, 1, 900, True)[1]) is said
+
+
+def test_hard_negatives_of_questions_that_have_none_are_refused():
+    with pytest.raises(InputError, match="^--negatives_per_question 2: no training question has hard_neg_docs"):
+        check_negatives(2, has_negatives=False)
+    check_negatives(2, has_negatives=True)
+    check_negatives(0, has_negatives=False)
+
+
+@pytest.mark.parametrize(("values", "found"), [("0,2", Choices((0, 2))), ("1:4", Range(1, 4, False, True))])
+def test_a_search_over_their_number_is_refused_before_its_first_trial(values, found):
+    search = parse_search([*WORDS, "--tune", f"negatives_per_question={values}"])
+    assert search.space == {"negatives_per_question": found}
+    plan = SearchPlan.of(search, search.job, 900)
+    assert plan.describe_batches(1, has_negatives=True)
+    with pytest.raises(InputError, match=f"--negatives_per_question {values[-1]}: "):
+        plan.describe_batches(1, has_negatives=False)
