@@ -1,4 +1,8 @@
-"""Speed and memory against the peers: python jobs/benchmark.py train|data|eval --output FILE; -h lists flags."""
+"""Measures speed and memory of this project, of the limit of the machine, and of other projects.
+
+usage:   python jobs/benchmark.py train|data|eval [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/benchmark.py train --train_file train.jsonl --output train.json
+"""
 
 import sys
 
@@ -9,7 +13,7 @@ def main() -> None:
     with user_errors():
         from rqa_ray.benchmarks.benchmark import benchmark, parse_benchmark
 
-        settings = parse_benchmark(sys.argv[1:])
+        settings = parse_benchmark(sys.argv[1:], __doc__)
         print(benchmark(settings))
         print(f"all figures: {settings.output}")
 

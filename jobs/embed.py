@@ -1,4 +1,9 @@
-"""Passages to embeddings: python jobs/embed.py --model DIR --document_path FILE ... --output_dir DIR; see -h."""
+r"""Embeds all passages of a corpus, for jobs/evaluate.py and jobs/search.py.
+
+usage:   python jobs/embed.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/embed.py --model output/run --document_path documents.jsonl \
+             --output_dir embeddings
+"""
 
 import sys
 
@@ -9,7 +14,7 @@ from rqa_ray.texts import command
 
 def main() -> None:
     with user_errors("stopped; the same command goes on"):
-        settings = parse(EmbedSettings, "embed.py", sys.argv[1:])
+        settings = parse(EmbedSettings, sys.argv[1:], __doc__)
         from rqa_ray.corpus.embed import embed  # Ray is imported after the arguments are known to be right
 
         for line in embed(settings):

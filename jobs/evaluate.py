@@ -1,4 +1,9 @@
-"""Recall on a full corpus: python jobs/evaluate.py [CONFIG.json] --embedding_model_name_or_path DIR ...; see -h."""
+r"""Ranks all passages for questions whose passages are known, and measures how good the ranking is.
+
+usage:   python jobs/evaluate.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/evaluate.py --model output/run --document_path documents.jsonl \
+             --eval_data_path test.jsonl --output_dir output/evaluation
+"""
 
 import sys
 
@@ -8,7 +13,7 @@ from rqa_ray.settings import EvaluateSettings
 
 def main() -> None:
     with user_errors("stopped; the same command goes on"):
-        settings = parse(EvaluateSettings, "evaluate.py", sys.argv[1:])
+        settings = parse(EvaluateSettings, sys.argv[1:], __doc__)
         from rqa_ray.evaluation.evaluate import evaluate  # Ray is imported after the arguments are known to be right
 
         print(evaluate(settings).describe())

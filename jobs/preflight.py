@@ -1,4 +1,8 @@
-"""Says in seconds whether a training job could run: takes the words of jobs/train.py, trains nothing; see its -h."""
+"""Says in seconds whether jobs/train.py could run with the same words; trains nothing.
+
+usage:   python jobs/preflight.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/preflight.py jobs/demo.json --num_workers 4
+"""
 
 import sys
 
@@ -9,7 +13,7 @@ from rqa_ray.training.job import parse_job
 
 def main() -> None:
     with user_errors():
-        job = parse_job(sys.argv[1:])
+        job = parse_job(sys.argv[1:], __doc__)
         from rqa_ray.training.preflight import preflight  # Ray is imported after the arguments are known to be right
 
         print("\n".join(preflight(job)))

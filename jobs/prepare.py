@@ -1,4 +1,9 @@
-"""Checks data and writes it as Parquet: python jobs/prepare.py --train_file FILE ... --output_dir DIR; see -h."""
+r"""Checks the files of a training run, says what is in them, and writes them as Parquet.
+
+usage:   python jobs/prepare.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/prepare.py --train_file train.jsonl --eval_file eval.jsonl \
+             --full_dataset_file_path documents.jsonl --output_dir prepared
+"""
 
 import sys
 
@@ -9,7 +14,7 @@ from rqa_ray.texts import command
 
 def main() -> None:
     with user_errors():
-        settings = parse(PrepareSettings, "prepare.py", sys.argv[1:])
+        settings = parse(PrepareSettings, sys.argv[1:], __doc__)
         from rqa_ray.data.prepare import prepare  # Ray is imported after the arguments are known to be right
 
         print("\n".join(prepare(settings)))

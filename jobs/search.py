@@ -1,4 +1,8 @@
-"""Passages for a question: python jobs/search.py --model DIR --document_path FILE "question"; see -h. Needs no Ray."""
+"""Finds passages for a question, or for each question that you type. Needs no Ray.
+
+usage:   python jobs/search.py [CONFIG.json] [--FLAG VALUE ...] ["QUESTION"]
+example: python jobs/search.py --model output/run --document_path documents.jsonl "Who pays?"
+"""
 
 import os
 import sys
@@ -11,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 def main() -> None:
     with user_errors():
-        settings = parse(SearchSettings, "search.py", sys.argv[1:], free_word="question")
+        settings = parse(SearchSettings, sys.argv[1:], __doc__, free_word="question")
         from rqa_ray.corpus.search import prompt, search
 
         if settings.question is None:

@@ -1,4 +1,8 @@
-"""Fine-tunes a retriever: python jobs/train.py [CONFIG.json] [--FLAG VALUE ...]; -h lists all flags."""
+"""Fine-tunes a retriever on questions and the passages that answer them, and measures the gain.
+
+usage:   python jobs/train.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/train.py jobs/demo.json --output_dir output/demo
+"""
 
 import sys
 
@@ -8,7 +12,7 @@ from rqa_ray.training.job import parse_job
 
 def main() -> None:
     with user_errors():  # Ctrl-C before or after training, which has a handler of its own
-        job = parse_job(sys.argv[1:])
+        job = parse_job(sys.argv[1:], __doc__)
         from rqa_ray.training.train import train  # Ray is imported after the arguments are known to be right
 
         train(job)

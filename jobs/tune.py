@@ -1,4 +1,8 @@
-"""Searches learning rate, batch size and more: python jobs/tune.py [CONFIG.json] [--FLAG VALUE ...]; -h lists all."""
+"""Trains with many values of learning rate, batch size or other settings, and keeps the best model.
+
+usage:   python jobs/tune.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/tune.py jobs/demo.json --output_dir output/search --tune_batch_size 16 32 64
+"""
 
 import sys
 
@@ -8,7 +12,7 @@ from rqa_ray.tuning.options import parse_search
 
 def main() -> None:
     with user_errors():
-        search = parse_search(sys.argv[1:])
+        search = parse_search(sys.argv[1:], __doc__)
         from rqa_ray.tuning.tune import tune  # Ray is imported after the arguments are known to be right
 
         tune(search)

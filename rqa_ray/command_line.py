@@ -18,40 +18,57 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 
 from rqa_ray.errors import InputError
-from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
+from rqa_ray.fields import OWN_METADATA, REQUIRED
+from rqa_ray.help_text import help_text
 from rqa_ray.places import NO_SPACE, open_file
 
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
 T = TypeVar("T")
 
-USAGE = "[CONFIG.json] [--FLAG VALUE ...]"
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # as HfArgumentParser has them
 
 
-class Help(argparse.HelpFormatter):
-    """Each flag once, without the spelling with dashes, and its default where the text does not say it."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
-        values = self._format_args(action, "VALUE") if action.nargs != 0 else ""
-        return f"{', '.join(names)} {values}".rstrip()
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = (action.help or "").rstrip()
-        is_said = action.default in (None, argparse.SUPPRESS, False) or "efault" in text
-        return text if is_said else f"{text} Default: %(default)s."
+class _Help(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
+        print(parser.help_text(everything=values == "all"), end="")
+        parser.exit()
 
 
 class Parser(HfArgumentParser):
-    """The flags of some settings classes, of which the first says in -h what the job does; errors are one line."""
+    """The flags of some settings classes; a mistake is an InputError of one line.
 
-    def __init__(self, program: str, *kinds: type) -> None:
-        usage = f"{program} {USAGE}"
-        super().__init__(kinds, allow_abbrev=False, usage=usage, description=kinds[0].__doc__, formatter_class=Help)
+    Args:
+        about: what the job does, its usage and an example: the first lines of `-h`.
+        kinds: the settings classes.
+        short: of which classes a short `-h` shows the settings that have a group.
+        last: the last line of a short `-h`, on what `-h all` adds.
+    """
+
+    def __init__(self, about: str | None, *kinds: type, short: tuple[type, ...] = (), last: str = "") -> None:
+        super().__init__(kinds, allow_abbrev=False, add_help=False)
+        self.about, self.short, self.last = about or "", short or kinds, last
+        self.add_argument("-h", "--help", action=_Help, nargs="?", choices=("all",), default=argparse.SUPPRESS)
+
+    @property
+    def settings(self) -> list[dataclasses.Field]:
+        return [item for kind in self.dataclass_types for item in dataclasses.fields(kind)]
+
+    @property
+    def flags(self) -> dict[str, argparse.Action]:
+        """What each flag sets, in all spellings."""
+        return self._option_string_actions
+
+    def help_text(self, everything: bool = False) -> str:
+        if everything:
+            known = {item.name for item in self.settings} | {"help"}
+            rest = [action for action in self._actions if action.dest not in known]
+            return help_text(self.about, [(item, self.flags[f"--{item.name}"]) for item in self.settings], rest)
+        shown = [item for kind in self.short for item in dataclasses.fields(kind) if "group" in item.metadata]
+        return help_text(self.about, [(item, self.flags[f"--{item.name}"]) for item in shown], last=self.last)
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-        """As transformers adds a flag, from a field that `setting` made."""
+        """As transformers adds a flag, from a field that a Group declared."""
         plain: Any = copy.copy(field)
         plain.metadata = {name: value for name, value in field.metadata.items() if name not in OWN_METADATA}
         aliases = [f"--{name}" for name in field.metadata.get("more_names", ()) if name != field.name]
@@ -61,12 +78,43 @@ class Parser(HfArgumentParser):
         action = parser._option_string_actions[f"--{field.name}"]
         if field.metadata.get("may_be_empty"):
             action.nargs = "*"
-        if action.required:  # `read` says in fewer words what is missing
-            action.required, action.help = False, f"{action.help} Required."
+        action.required = False  # `read` says in fewer words what is missing
 
     def error(self, message: str) -> None:  # type: ignore[override]
         message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one of its names
         raise InputError(f"{message} (-h lists all arguments)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = list(map(str, action.choices or [value]))
+        if str(value) not in choices:
+            raise InputError(f"{action.option_strings[0]} {value}: {is_none_of(str(value), choices)}")
+
+    def words(self, given: Given, has_free_word: bool = False) -> list[str]:
+        """Words of a command line: a JSON config in first place, or keyword arguments, become flags.
+
+        Raises:
+            InputError: a name that no flag has; the first word is neither a flag nor a config, and no free word.
+        """
+        if isinstance(given, Mapping):
+            return self._flags_of(given)
+        words = list(given)
+        if not words or words[0].startswith("-") or (has_free_word and not words[0].endswith(".json")):
+            return words
+        path = os.path.expanduser(words[0])
+        return self._flags_of(_read_config(path), f"{path}: ") + words[1:]
+
+    def _flags_of(self, config: Mapping[str, Any], where: str = "") -> list[str]:
+        words = []
+        for name, value in config.items():
+            if f"--{name}" not in self.flags:
+                raise InputError(f"{where}{self._unknown(name)}")
+            if value is None:
+                continue
+            if isinstance(value, (list, tuple)):
+                words += [f"--{name}", *map(str, value)]
+            else:  # one word, so that a value may begin with a dash
+                words.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
+        return words
 
     def read(self, words: list[str]) -> dict[str, Any]:
         """Values by name; `~` is expanded in those that are paths.
@@ -76,28 +124,44 @@ class Parser(HfArgumentParser):
         """
         namespace, unknown = self.parse_known_args(words)
         if unknown:
-            raise InputError(self._unknown(unknown[0]))
+            raise InputError(self._unknown(unknown[0].split("=")[0]))
         values = vars(namespace)
-        for item in (item for kind in self.dataclass_types for item in dataclasses.fields(kind)):
+        for item in self.settings:
             if item.default is REQUIRED and values[item.name] in (None, "", [""]):
                 raise InputError(f"--{item.name} is missing (-h lists all arguments)")
             if item.metadata.get("is_path"):
                 values[item.name] = _expand_home(values[item.name])
         return values
 
-    def _unknown(self, word: str) -> str:
-        name = word.split("=")[0]
-        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
-        return f"{name}: unknown argument" + (f"; did you mean {close[0]}?" if close else " (-h lists all arguments)")
+    def _unknown(self, name: str) -> str:
+        """What is said of an unknown name, with or without dashes in front."""
+        dashes = name[: len(name) - len(name.lstrip("-"))]
+        known = [flag.lstrip("-") for flag in self.flags]
+        close = difflib.get_close_matches(name.lstrip("-"), known, n=1)
+        return f"{name}: unknown argument" + (
+            f"; did you mean {dashes}{close[0]}?" if close else " (-h lists all arguments)"
+        )
 
 
-def parse(kind: type[T], program: str, given: Given, free_word: str | None = None) -> T:
-    """The settings of a job. `free_word` names the setting that a word without a flag stands for.
+def is_none_of(value: str, choices: Sequence[str]) -> str:
+    """What is said of a value that is no choice: the nearest choice, and all."""
+    close = difflib.get_close_matches(value, choices, n=1)
+    question = f"did you mean {close[0]}? " if close else ""
+    return f"{question}choose one of {', '.join(choices)}"
+
+
+def parse(kind: type[T], given: Given, about: str | None = None, free_word: str | None = None) -> T:
+    """The settings of a job.
+
+    Args:
+        about: the first lines of `-h`.
+        free_word: the setting that a word without a flag stands for.
 
     Raises:
         InputError: unknown or missing names, values that cannot work.
     """
-    parser, words = Parser(program, kind), as_words(given, has_free_word=free_word is not None)
+    parser = Parser(about, kind)
+    words = parser.words(given, has_free_word=free_word is not None)
     if free_word and not isinstance(given, Mapping) and not any(word.startswith(f"--{free_word}") for word in words):
         words = _name_free_word(words, parser, free_word)
     values = parser.read(words)
@@ -105,32 +169,18 @@ def parse(kind: type[T], program: str, given: Given, free_word: str | None = Non
     return kind(**values)
 
 
-def check_values(kind: Any, values: Mapping[str, Any], more: Mapping[str, Check] | None = None) -> None:
-    """Raises InputError for the first value that its setting in a dataclass, or in `more`, does not take."""
-    checks = {item.name: item.metadata.get("check") for item in dataclasses.fields(kind)} | dict(more or {})
-    for name, check in checks.items():
-        value = values.get(name)
+def check_values(kind: Any, values: Mapping[str, Any]) -> None:
+    """Raises InputError for the first value that its setting in a dataclass does not take."""
+    for item in dataclasses.fields(kind):
+        value, check = values.get(item.name), item.metadata.get("check")
         for part in value if isinstance(value, list) else [value]:
             if check and part is not None and not check.holds(part):
                 shown = f"{part:g}" if isinstance(part, float) else part
-                raise InputError(f"--{name} {shown}: has to be {check.wanted}")
+                raise InputError(f"--{item.name} {shown}: has to be {check.wanted}")
 
 
-def as_words(given: Given, has_free_word: bool = False) -> list[str]:
-    """Words of a command line: a JSON config in first place, or keyword arguments, become the flags they stand for.
-
-    Raises:
-        InputError: the first word is neither a flag nor a config, and no free word.
-    """
-    if isinstance(given, Mapping):
-        return _flags(given)
-    words = list(given)
-    if not words or words[0].startswith("-"):
-        return words
-    path, rest = os.path.expanduser(words[0]), words[1:]
+def _read_config(path: str) -> dict[str, Any]:
     if not path.endswith(".json"):
-        if has_free_word:
-            return words
         raise InputError(f"{path}: not an argument; the first word is a .json config or a --flag")
     try:
         with open_file(path) if "://" in path else open(path, "rb") as file:
@@ -141,19 +191,7 @@ def as_words(given: Given, has_free_word: bool = False) -> list[str]:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: has to be an object of argument names and values")
-    return _flags(config) + rest
-
-
-def _flags(config: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in config.items():
-        if value is None:
-            continue
-        if isinstance(value, (list, tuple)):
-            words += [f"--{name}", *map(str, value)]
-        else:  # one word, so that a value may begin with a dash
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
-    return words
+    return config
 
 
 def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
@@ -167,7 +205,7 @@ def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
     for place, word in enumerate(words):
         is_last = place == len(words) - 1
         if word.startswith("-"):
-            action, taken = parser._option_string_actions.get(word), 0
+            action, taken = parser.flags.get(word), 0
         elif action is not None and (
             (action.nargs is None and not taken)
             or (action.nargs == "?" and not taken and word.lower() in TRUTH_VALUES)

@@ -1,4 +1,4 @@
-"""Declares a setting: its default, the text that `-h` shows, and the values that it takes."""
+"""Declares a setting: its group, its default, the text that `-h` shows, and the values that it takes."""
 
 from __future__ import annotations
 
@@ -23,28 +23,59 @@ def at_least(least: int) -> Check:
 
 ABOVE_0 = Check(lambda value: value > 0, "above 0")
 
-
-OWN_METADATA = ("check", "more_names", "is_path", "may_be_empty")  # metadata for our own use; the rest is for argparse
-
-
-def setting(
-    default: Any,
-    text: str,
-    check: Check | None = None,
-    more_names: tuple[str, ...] = (),
-    is_path: bool = False,
-    may_be_empty: bool = False,
-    **for_argparse: Any,
-) -> Any:
-    """Declares a field of a settings class: its default, and the text that `-h` shows.
-
-    If the value is a list, `check` applies to each item, and only a list that `may_be_empty` may have no items. In a
-    path, `~` is the home folder.
-    """
-    own = dict(zip(OWN_METADATA, (check, more_names, is_path, may_be_empty), strict=True))
-    return field(default=default, metadata={"help": text, **own, **for_argparse})
+# metadata for our own use; the rest is for argparse
+OWN_METADATA = ("group", "unset", "check", "more_names", "is_path", "may_be_empty")
 
 
-def path(default: Any, text: str, **more: Any) -> Any:
-    """Declares a setting that names files or folders, in which `~` is the home folder."""
-    return setting(default, text, is_path=True, **more)
+@dataclass(frozen=True)
+class Group:
+    """A heading of `-h`. The methods declare the settings that stand below the heading."""
+
+    heading: str
+
+    def setting(
+        self,
+        default: Any,
+        text: str,
+        check: Check | None = None,
+        *,
+        unset: str = "",
+        more_names: tuple[str, ...] = (),
+        is_path: bool = False,
+        may_be_empty: bool = False,
+        **for_argparse: Any,
+    ) -> Any:
+        """Declares a field of a settings class.
+
+        Args:
+            default: the value where the user gives none; `-h` shows it after the text.
+            text: what the setting does, and its unit.
+            check: which values are right; of a list, each item is checked.
+            unset: what is so without the flag, where the default does not say it.
+            more_names: further flags for the same setting.
+            is_path: `~` in the value is the home folder.
+            may_be_empty: a list may be given without items.
+        """
+        own = dict(zip(OWN_METADATA, (self, unset, check, more_names, is_path, may_be_empty), strict=True))
+        return field(default=default, metadata={"help": text, **own, **for_argparse})
+
+    def path(self, default: Any, text: str, **more: Any) -> Any:
+        """Declares a setting that names files or folders, in which `~` is the home folder."""
+        return self.setting(default, text, is_path=True, **more)
+
+
+# In the order of `-h`.
+GROUPS = (
+    QUESTION := Group("question"),
+    TRIALS := Group("trials"),
+    DATA := Group("data"),
+    MODEL := Group("model"),
+    LOSS := Group("loss and negatives"),
+    STEPS := Group("steps and learning rate"),
+    BATCHES := Group("batches and memory"),
+    EVALUATION := Group("evaluation"),
+    MEASUREMENT := Group("measurement"),
+    WORKERS := Group("workers and storage"),
+    OUTPUT := Group("output"),
+    LOGGING := Group("logging"),
+)

@@ -82,7 +82,7 @@ def evaluate(**flags: Any) -> EvaluateResult:
     """
     from rqa_ray.evaluation.evaluate import evaluate
 
-    settings = parse(EvaluateSettings, "evaluate", flags)
+    settings = parse(EvaluateSettings, flags)
     with _no_exit():
         return evaluate(settings)
 
@@ -102,7 +102,7 @@ def search(**flags: Any) -> Answer:
     """
     from rqa_ray.corpus.search import search
 
-    return search(parse(SearchSettings, "search", flags))
+    return search(parse(SearchSettings, flags))
 
 
 @contextmanager

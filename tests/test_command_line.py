@@ -6,12 +6,13 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from rqa_ray.command_line import parse, user_errors
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.fields import REQUIRED, at_least, setting
+from rqa_ray.fields import DATA, OUTPUT, REQUIRED, at_least
 from rqa_ray.settings import EmbedSettings, EvaluateSettings, PrepareSettings, SearchSettings
 
 ROOT = Path(__file__).parents[1]
@@ -22,16 +23,18 @@ JOBS = ["benchmark", "embed", "evaluate", "preflight", "prepare", "search", "tra
 class Example:
     """Settings of each kind."""
 
-    count: int = setting(2, "How many.", at_least(1))
-    sizes: list[int] | None = setting(None, "Of each.", at_least(1), may_be_empty=True)
-    folder: str = setting(REQUIRED, "Where.", more_names=("folder", "output_folder"), is_path=True)
-    files: list[str] | None = setting(None, "Which.", is_path=True)
-    fast: bool = setting(False, "In a hurry.")
-    prefix: str | None = setting(None, "Said first.")
+    count: int = DATA.setting(2, "How many.", at_least(1))
+    sizes: list[int] | None = DATA.setting(None, "Of each.", at_least(1), may_be_empty=True)
+    folder: str = OUTPUT.path(REQUIRED, "Where.", more_names=("folder", "output_folder"))
+    files: list[str] | None = DATA.path(None, "Which.", unset="all")
+    fast: bool = DATA.setting(False, "In a hurry.")
+    slow: bool = DATA.setting(True, "Patient.")
+    prefix: str | None = DATA.setting(None, "Said first.")
+    color: Literal["red", "green"] = OUTPUT.setting("red", "Painted so.")
 
 
 def example(*words: str) -> Example:
-    return parse(Example, "example.py", words)
+    return parse(Example, words)
 
 
 def error_of(*words: str) -> str:
@@ -42,7 +45,7 @@ def error_of(*words: str) -> str:
 
 
 def asked(*words: str) -> SearchSettings:
-    return parse(SearchSettings, "search.py", words, free_word="question")
+    return parse(SearchSettings, words, free_word="question")
 
 
 @pytest.fixture
@@ -74,7 +77,22 @@ def test_a_wrong_value_is_named_with_what_it_has_to_be():
     assert error_of("--folder", "a", "--count", "0") == "--count 0: has to be at least 1"
     assert error_of("--folder", "a", "--sizes", "3", "0") == "--sizes 0: has to be at least 1"
     assert error_of("--folder", "a", "--count", "few").startswith("--count: invalid int value: 'few'")
-    assert error_of("--folder", "a", "--cuont", "1") == "--cuont: unknown argument; did you mean --count?"
+
+
+def test_an_unknown_name_is_met_with_the_nearest_as_it_was_written(tmp_path):
+    assert error_of("--cuont", "1") == "--cuont: unknown argument; did you mean --count?"
+    assert error_of("--output-foldr=1") == "--output-foldr: unknown argument; did you mean --output-folder?"
+    assert error_of("--xyzzy") == "--xyzzy: unknown argument (-h lists all arguments)"
+    with pytest.raises(InputError, match=r"^cuont: unknown argument; did you mean count\?$"):
+        parse(Example, {"cuont": 1})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"folder": "a", "cuont": None}))
+    assert error_of(str(path)) == f"{path}: cuont: unknown argument; did you mean count?"
+
+
+def test_a_value_that_is_no_choice_is_met_with_the_nearest_and_all():
+    assert error_of("--color", "gren") == "--color gren: did you mean green? choose one of red, green"
+    assert error_of("--color", "42") == "--color 42: choose one of red, green"
 
 
 def test_what_is_missing_is_named_once():
@@ -90,16 +108,16 @@ def test_a_config_and_keyword_arguments_are_the_flags_of_those_names(tmp_path):
     values = {"output_folder": "a", "sizes": [3, 4], "fast": True, "prefix": "--fast", "count": None}
     (tmp_path / "config.json").write_text(json.dumps(values))
     expected = Example(folder="a", sizes=[3, 4], fast=True, prefix="--fast")
-    assert example(str(tmp_path / "config.json")) == parse(Example, "example", values) == expected
+    assert example(str(tmp_path / "config.json")) == parse(Example, values) == expected
     assert example(str(tmp_path / "config.json"), "--folder", "b").folder == "b"
-    assert parse(Example, "example", {"folder": Path("a"), "files": (Path("b"), "c")}).files == ["b", "c"]
+    assert parse(Example, {"folder": Path("a"), "files": (Path("b"), "c")}).files == ["b", "c"]
 
 
 def test_the_home_folder_is_meant_in_flags_configs_and_keyword_arguments(home, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"folder": "~/run", "files": ["~/a", "b~"], "prefix": "~/"}))
     expected = Example(folder=f"{home}/run", files=[f"{home}/a", "b~"], prefix="~/")
     assert example("--folder=~/run", "--files", "~/a", "b~", "--prefix=~/") == expected
-    assert example("~/config.json") == parse(Example, "example", {"folder": "~/run", "files": ["~/a", "b~"]} | {
+    assert example("~/config.json") == parse(Example, {"folder": "~/run", "files": ["~/a", "b~"]} | {
         "prefix": "~/"
     }) == expected  # fmt: skip
 
@@ -159,22 +177,41 @@ def test_a_word_without_a_flag_is_wrong_where_no_question_is_asked():
     assert error_of("--folder", "a", "--count", "1", "stray").startswith("stray: unknown argument")
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_every_job_is_short_shows_its_flags_and_says_a_mistake_in_one_line(job, capsys, monkeypatch):
-    path = ROOT / "jobs" / f"{job}.py"
-    assert len(path.read_text().splitlines()) < 60
-    first = ["train"] if job == "benchmark" else []
-    for word, code in (("-h", 0), ("--no_such_flag=1", 2)):
-        monkeypatch.setattr(sys, "argv", [str(path), *first, word])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(path), run_name="__main__")
-        assert end.value.code == code
-        said = capsys.readouterr()
-        if code:
-            assert said.out == "" and said.err.count("\n") == 1
-            assert said.err.startswith("error: --no_such_flag: unknown argument")
-        else:
-            assert "[CONFIG.json] [--FLAG VALUE ...]" in said.out and "--model_name_or_path" in said.out
+def said_by(job: str, *words: str) -> int:
+    """What a job's process would exit with."""
+    name, *first = job.split()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [f"jobs/{name}.py", *first, *words])
+        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    return end.value.code
+
+
+@pytest.mark.parametrize("job", [*JOBS, "benchmark train", "benchmark data", "benchmark eval"])
+def test_the_help_of_every_job_is_short_and_begins_with_what_it_does_its_usage_an_example(job, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "")
+    assert said_by(job, "-h") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
+    assert lines[0].endswith(".") and lines[1] == ""
+    name, *first = job.split()
+    assert lines[2].startswith(f"usage:   python {' '.join([f'jobs/{name}.py', *first])} ")
+    assert lines[3].startswith(f"example: python {' '.join([f'jobs/{name}.py', *first])} ")
+
+
+@pytest.mark.parametrize("job", [*JOBS, "benchmark eval"])
+def test_every_job_is_short_and_says_a_mistake_in_one_line(job, capsys):
+    assert len((ROOT / "jobs" / f"{job.split()[0]}.py").read_text().splitlines()) < 60
+    assert said_by(job, "--no_such_flag=1") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("error: --no_such_flag")
+
+
+def test_a_benchmark_that_there_is_not_is_met_with_the_nearest(capsys):
+    assert said_by("benchmark", "trian") == 2
+    assert capsys.readouterr().err == (
+        "error: trian: no benchmark; did you mean train? choose one of train, data, eval (-h lists them)\n"
+    )
 
 
 def test_a_terminal_without_utf_8_shows_question_marks_and_ends_nothing(monkeypatch):

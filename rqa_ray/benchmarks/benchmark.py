@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rqa_ray.benchmarks import data, evaluate, train
-from rqa_ray.command_line import parse
+from rqa_ray.command_line import is_none_of, parse
 from rqa_ray.errors import InputError
 from rqa_ray.settings import BenchmarkSettings
 
@@ -17,16 +18,21 @@ BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
 }
 
 
-def parse_benchmark(words: Sequence[str]) -> BenchmarkSettings:
-    """Returns the settings of the benchmark that the first word names.
+def parse_benchmark(words: Sequence[str], about: str | None = None) -> BenchmarkSettings:
+    """Returns the settings of the benchmark that the first word names; `about` comes first in `-h`.
 
     Raises:
         InputError: there is no such benchmark, or unknown names, or values that cannot work.
     """
     name = words[0] if words else "nothing"
+    if name in ("-h", "--help"):
+        parts = [f"  {part:8}{(kind.__doc__ or '').splitlines()[0]}" for part, (kind, _) in BENCHMARKS.items()]
+        print("\n".join([(about or "").strip(), "", *parts, "", "-h after one of these words shows its settings."]))
+        raise SystemExit(0)
     if name not in BENCHMARKS:
-        raise InputError(f"{name}: no benchmark; the first word is one of {', '.join(BENCHMARKS)}, and -h may follow")
-    return parse(BENCHMARKS[name][0], f"benchmark.py {name}", words[1:])
+        raise InputError(f"{name}: no benchmark; {is_none_of(name, list(BENCHMARKS))} (-h lists them)")
+    kind = BENCHMARKS[name][0]
+    return parse(kind, words[1:], inspect.getdoc(kind))
 
 
 def benchmark(settings: BenchmarkSettings) -> str:

@@ -26,7 +26,7 @@ from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
 from rqa_ray.errors import InputError
-from rqa_ray.fields import REQUIRED, at_least, path, setting
+from rqa_ray.fields import DATA, MEASUREMENT, REQUIRED, at_least
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -42,11 +42,17 @@ BATCH_SIZE = 256
 
 @dataclass(kw_only=True)
 class DataBenchmark(BenchmarkSettings):
-    """Measures how fast files become token rows, and the memory of streaming."""
+    """Measures how fast files become token rows, and how much memory streaming takes.
 
-    train_file: list[str] = path(REQUIRED, "Training questions.")
-    size_mb: int = setting(500, "Of the file whose reading is timed (MB).", at_least(1))
-    stream_mb: list[int] | None = setting(None, "Measure the peak memory of streaming so much (MB).", at_least(1))
+    usage:   python jobs/benchmark.py data [CONFIG.json] [--FLAG VALUE ...]
+    example: python jobs/benchmark.py data --train_file train.jsonl --output data.json
+    """
+
+    train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages.")
+    size_mb: int = MEASUREMENT.setting(500, "Size of the file whose reading is timed (MB).", at_least(1))
+    stream_mb: list[int] | None = MEASUREMENT.setting(
+        None, "Measure the peak memory of streaming so much data (MB).", at_least(1)
+    )
 
 
 def run(settings: DataBenchmark) -> str:

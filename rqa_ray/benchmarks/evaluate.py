@@ -28,7 +28,7 @@ from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import retrieval_metrics
-from rqa_ray.fields import at_least, path, setting
+from rqa_ray.fields import BATCHES, DATA, MEASUREMENT, WORKERS, at_least
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -55,17 +55,24 @@ class Task:
 
 @dataclass(kw_only=True)
 class EvaluationBenchmark(BenchmarkSettings):
-    """Measures an evaluation, from texts to metrics, and the search alone."""
+    """Measures the speed and memory of an evaluation, from texts to metrics, and of a search.
 
-    document_path: list[str] | None = path(None, "Passages; without them the search alone is measured.")
-    eval_data_path: list[str] | None = path(None, "Questions.")
-    bf16: bool = setting(False, "The encoders compute in bf16.")
-    threads: int = setting(os.cpu_count(), "CPU threads of a contender.", at_least(1))
-    search_passages: int = setting(1_000_000, "Random vectors; 0: no search.", at_least(0))
-    search_questions: int = setting(1_000, "Random vectors.", at_least(1))
-    dimensions: int = setting(384, "Of the random vectors.", at_least(1))
-    top_k: int = setting(100, "Passages kept for each question.", at_least(1))
-    peer: Literal["all", "none"] = setting("all", "Measure the peers too.")
+    usage:   python jobs/benchmark.py eval [CONFIG.json] [--FLAG VALUE ...]
+    example: python jobs/benchmark.py eval --output eval.json --document_path documents.jsonl \\
+                 --eval_data_path test.jsonl
+    """
+
+    document_path: list[str] | None = DATA.path(None, "Passages.", unset="none: the search alone is measured")
+    eval_data_path: list[str] | None = DATA.path(None, "Questions with their gold passages.")
+    bf16: bool = BATCHES.setting(False, "The contenders encode in bf16.")
+    threads: int = WORKERS.setting(os.cpu_count(), "CPU threads of a contender.", at_least(1), unset="all cores")
+    search_passages: int = MEASUREMENT.setting(
+        1_000_000, "Random vectors that are searched; 0: no search.", at_least(0)
+    )
+    search_questions: int = MEASUREMENT.setting(1_000, "Random vectors that stand for questions.", at_least(1))
+    dimensions: int = MEASUREMENT.setting(384, "Dimensions of the random vectors.", at_least(1))
+    top_k: int = MEASUREMENT.setting(100, "Passages kept for each question.", at_least(1))
+    peer: Literal["all", "none"] = MEASUREMENT.setting("all", "Other projects to measure.")
 
 
 def run(settings: EvaluationBenchmark) -> str:

@@ -27,7 +27,7 @@ from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
-from rqa_ray.fields import REQUIRED, Check, at_least, path, setting
+from rqa_ray.fields import BATCHES, DATA, LOSS, MEASUREMENT, REQUIRED, WORKERS, Check, at_least
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -39,23 +39,29 @@ PEERS = ("sentence-transformers", "cached", "LocalRQA")  # names of `contenders.
 
 @dataclass(kw_only=True)
 class TrainBenchmark(BenchmarkSettings):
-    """Measures a training step against the limit and the peers."""
+    """Measures the speed and memory of a training step.
 
-    train_file: list[str] = path(REQUIRED, "Training questions.")
-    batch_size: int = setting(64, "Pairs in a batch.", at_least(2))
-    steps: int = setting(1, "Steps of a contender in a round.", at_least(1))
-    dropout: float = setting(0.1, "Of all contenders (probability).")
-    bf16: bool = setting(False, "Mixed precision, of all contenders.")
-    gradient_cache: Literal["auto", "true", "false"] = setting("auto", "Of this project.")
-    max_tokens_per_chunk: int | None = setting(None, "Of this project. Default: as jobs/train.py.", at_least(1))
-    torch_compile: bool = setting(False, "Of this project.")
-    threads: int = setting(os.cpu_count(), "CPU threads of a contender or worker.", at_least(1))
-    through_ray: list[int] | None = setting(None, "Measure so many Ray workers too.", at_least(1))
-    peer: list[str] | None = setting(
+    usage:   python jobs/benchmark.py train [CONFIG.json] [--FLAG VALUE ...]
+    example: python jobs/benchmark.py train --train_file train.jsonl --output train.json
+    """
+
+    train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages.")
+    batch_size: int = BATCHES.setting(64, "Pairs in a batch.", at_least(2))
+    steps: int = MEASUREMENT.setting(1, "Steps of a contender in a round.", at_least(1))
+    dropout: float = LOSS.setting(0.1, "Dropout probability of all contenders.")
+    bf16: bool = BATCHES.setting(False, "All contenders train in bf16.")
+    gradient_cache: Literal["auto", "true", "false"] = BATCHES.setting("auto", "As in jobs/train.py.")
+    max_tokens_per_chunk: int | None = BATCHES.setting(None, "As in jobs/train.py.", at_least(1))
+    torch_compile: bool = BATCHES.setting(False, "As in jobs/train.py.")
+    threads: int = WORKERS.setting(os.cpu_count(), "CPU threads of a contender.", at_least(1), unset="all cores")
+    through_ray: list[int] | None = MEASUREMENT.setting(
+        None, "Measure training through Ray too, with so many workers.", at_least(1)
+    )
+    peer: list[str] | None = MEASUREMENT.setting(
         None,
-        f"Measure these peers too: none, or some of {', '.join(PEERS)} (cached: sentence-transformers' loss with "
-        "gradient caching). Default: all of them.",
+        f"Other projects to measure: none, or some of {', '.join(PEERS)} (cached: with gradient caching).",
         Check(lambda name: name in ("none", *PEERS), f"none, or one of {', '.join(PEERS)}"),
+        unset="all of them",
     )
 
     def workload(self) -> dict[str, Any]:

@@ -9,50 +9,60 @@ from dataclasses import dataclass
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
-from rqa_ray.fields import ABOVE_0, Check, at_least, path, setting
+from rqa_ray.fields import ABOVE_0, BATCHES, EVALUATION, LOGGING, OUTPUT, STEPS, WORKERS, Check, at_least
 
 
 @dataclass
-class RetrieverTrainingArguments(TrainingArguments):
+class UsualArguments(TrainingArguments):
+    """Those of transformers' TrainingArguments that a short `-h` shows, with the defaults of transformers."""
+
+    num_train_epochs: float = STEPS.setting(3.0, "Passes over the questions.", unset="--max_steps decides")
+    gradient_accumulation_steps: int = BATCHES.setting(1, "Batches of a worker in one step.", at_least(1))
+    bf16: bool = BATCHES.setting(False, "Train in bf16: fast on GPUs, and on CPUs with AMX or AVX512-BF16.")
+    use_cpu: bool = WORKERS.setting(False, "Use no GPU.")
+    save_total_limit: int | None = OUTPUT.setting(None, "Checkpoints to keep.", at_least(1), unset="1")
+
+
+@dataclass
+class RetrieverTrainingArguments(UsualArguments):
     """transformers' TrainingArguments with defaults for contrastive fine-tuning, most of them from LocalRQA."""
 
-    output_dir: str | None = path(
-        None, "Folder or URI (s3://...) of the fine-tuned model, metrics, predictions and checkpoints."
+    output_dir: str | None = OUTPUT.path(
+        None, "Folder or URI (s3://...) of the model and all results.", unset="required"
     )
-    learning_rate: float = setting(1e-5, "Peak learning rate.", at_least(0))
-    max_steps: int = setting(
+    learning_rate: float = STEPS.setting(1e-5, "Peak learning rate.", at_least(0))
+    max_steps: int = STEPS.setting(
         200,
-        "Optimizer steps. --num_train_epochs without --max_steps: all of those epochs.",
+        "Optimizer steps, unless --num_train_epochs is given.",
         Check(lambda value: value >= 1 or value == -1, "at least 1, or -1"),
     )
-    per_device_train_batch_size: int = setting(256, "Questions per worker and batch.", at_least(1))
-    per_device_eval_batch_size: int = setting(
-        128, "Texts per forward pass when encoding for evaluation, at most.", at_least(1)
+    per_device_train_batch_size: int = BATCHES.setting(256, "Questions in a batch of a worker.", at_least(1))
+    per_device_eval_batch_size: int = BATCHES.setting(
+        128, "Texts in a forward pass of an evaluation, at most.", at_least(1)
     )
-    lr_scheduler_type: SchedulerType | str = setting("cosine", "Learning-rate schedule.")
-    warmup_steps: float = setting(0.1, "Warm-up (steps; below 1: fraction of all steps).", at_least(0))
-    weight_decay: float = setting(0.01, "Weight decay.")
-    logging_steps: float = setting(10, "Log every so many optimizer steps (below 1: fraction of all steps).", ABOVE_0)
-    eval_strategy: IntervalStrategy | str = setting(
-        "steps", "When to evaluate and save: steps, epoch, or no (the start and the end only)."
+    lr_scheduler_type: SchedulerType | str = STEPS.setting(
+        "cosine", "A schedule of transformers: linear, ...", metavar="NAME"
     )
-    eval_steps: float | None = setting(
+    warmup_steps: float = STEPS.setting(0.1, "Steps of a rising learning rate (below 1: share of all).", at_least(0))
+    weight_decay: float = STEPS.setting(0.01, "Weight decay of AdamW.")
+    logging_steps: float = LOGGING.setting(10, "Steps between log lines (below 1: share of all).", ABOVE_0)
+    eval_strategy: IntervalStrategy | str = EVALUATION.setting(
+        "steps", "When to evaluate and save; no: first and last step only."
+    )
+    eval_steps: float | None = EVALUATION.setting(
         50,
-        "Evaluate and save every so many steps (below 1: fraction of all steps).",
+        "Steps between evaluations (below 1: share of all).",
         Check(lambda value: 0 < value < 1 or value >= 1 and value % 1 == 0, "a fraction above 0, or a whole number"),
     )
-    metric_for_best_model: str | None = setting(
-        "eval_retr/document_recall/recall4", "Metric that chooses the best model."
+    metric_for_best_model: str | None = EVALUATION.setting(
+        "eval_retr/document_recall/recall4", "Chooses the best model."
     )
-    report_to: str | None = setting("tensorboard", "Where to log: tensorboard, wandb, mlflow ..., none.")
-    seed: int = setting(42, "Seed of batches, hard negatives and dropout.", at_least(0))
-    resume_from_checkpoint: str | None = path(
-        None, "Go on: with the last run in output_dir (true), or from a checkpoint folder."
+    report_to: str | None = LOGGING.setting("tensorboard", "Logs go to tensorboard, wandb, mlflow ..., or none.")
+    seed: int = STEPS.setting(42, "Seed of batches, hard negatives and dropout.", at_least(0))
+    resume_from_checkpoint: str | None = OUTPUT.path(
+        None, "Go on with the run in output_dir (true), or with this checkpoint."
     )
 
-
-# For transformers' own arguments, which keep their defaults.
-CHECKS = {"gradient_accumulation_steps": at_least(1), "save_total_limit": at_least(1)}
 
 # Names that transformers 5 dropped: the new name, or None if there is nothing to choose; and the reason.
 ALIASES: dict[str, tuple[str | None, str]] = {
@@ -114,5 +124,9 @@ NO_EFFECT: dict[str, str] = {
     "dataloader_in_order": "batches are a function of the step",
     "accelerator_config": "batches are dealt to ranks already",
     "ddp_backend": "Ray sets up the process group",
+    **dict.fromkeys(
+        ("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        "training pushes nothing to the hub (see --push_to_hub)",
+    ),
     "ddp_broadcast_buffers": "ranks may forward unequal numbers of token batches",
 }

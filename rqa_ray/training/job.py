@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -9,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rqa_ray.command_line import Given, Parser, as_words, check_values
+from rqa_ray.command_line import Given, Parser, check_values
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import TrainSettings
-from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
+from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
 
@@ -78,7 +79,7 @@ def check(job: Job) -> None:
     if settings.demo_size is None and not settings.prepared_path:
         settings.check_files()
     check_values(TrainSettings, vars(settings))
-    check_values(RetrieverTrainingArguments, training, CHECKS)
+    check_values(RetrieverTrainingArguments, training)
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
     training["metric_for_best_model"] = _metric(training["metric_for_best_model"])
@@ -99,27 +100,35 @@ def _metric(name: str | None) -> str:
     raise InputError(f"--metric_for_best_model {name}: {reason}; choose one of {', '.join(names)}")
 
 
-def training_parser(program: str, *more: type) -> Parser:
-    """Returns the parser of all training flags, and of those of the dataclasses `more`."""
-    return Parser(program, *more, TrainSettings, RetrieverTrainingArguments)
+def training_parser(about: str | None, *more: type) -> Parser:
+    """Returns the parser of all training flags, and of those of the dataclasses `more`; `about` comes first in `-h`."""
+    more_flags = "the flags of jobs/train.py, which work here too, and " if more else ""
+    last = f"-h all adds {more_flags}transformers' TrainingArguments."
+    parser = Parser(about, *more, RetrieverTrainingArguments, TrainSettings, short=more, last=last)
+    for said, reasons in (("refused", REFUSED), ("no effect", NO_EFFECT)):
+        for name, reason in reasons.items():
+            parser.flags[f"--{name}"].help = f"{said}: {reason}"
+    for name, (_, why) in ALIASES.items():  # for -h alone: `_translate_aliases` comes first
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, nargs="*", help=why)
+    return parser
 
 
-def parse_job(given: Given) -> Job:
-    """Makes a job from the words of a command line, or from keyword arguments.
+def parse_job(given: Given, about: str | None = None) -> Job:
+    """Makes a job from the words of a command line, or from keyword arguments; `about` comes first in `-h`.
 
     Raises:
         InputError: unknown names, or values that cannot work.
     """
-    return parse_with(given, training_parser("train.py"))[0]
+    return parse_with(given, training_parser(about))[0]
 
 
 def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     """Does `parse_job`, and also returns the parser's other values by name."""
-    words, notes = _translate_aliases(as_words(asked))
+    words, notes = _translate_aliases(parser.words(asked))
     values = parser.read(words)
     settings = TrainSettings(**{item.name: values.pop(item.name) for item in dataclasses.fields(TrainSettings)})
-    options = parser._option_string_actions  # also --no_NAME, whose destination is NAME
-    given = {options[word.split("=")[0]].dest for word in words if word.split("=")[0] in options}
+    flags = parser.flags  # also --no_NAME, whose destination is NAME
+    given = {flags[word.split("=")[0]].dest for word in words if word.split("=")[0] in flags}
     defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
     own_defaults = set(RetrieverTrainingArguments.__annotations__)
     further = {name: values.pop(name) for name in list(values) if name not in defaults}

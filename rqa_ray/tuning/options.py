@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rqa_ray.command_line import Given, check_values
 from rqa_ray.errors import InputError
-from rqa_ray.fields import ABOVE_0, Check, at_least, setting
+from rqa_ray.fields import ABOVE_0, OUTPUT, TRIALS, Check, at_least
 from rqa_ray.reports.trials import Choices, Space
 from rqa_ray.training.job import Job, parse_with, training_parser
 from rqa_ray.tuning.space import combinations, parse_space, read_dimension
@@ -17,38 +17,35 @@ RESUME_FLAG = "--resume"
 
 @dataclass(kw_only=True)
 class TuneSettings:
-    """jobs/tune.py searches learning rate, batch size and more. It takes all arguments of jobs/train.py too."""
+    """What jobs/tune.py takes beside the flags of jobs/train.py."""
 
-    tune_learning_rate: list[float] | None = setting(
+    tune_learning_rate: list[float] | None = TRIALS.setting(
         None,
-        "Learning rates: two numbers are the ends of a range, drawn log-uniformly; more are a list. "
-        "Default, where nothing is said to be searched: a tenth to ten times --learning_rate.",
+        "Two learning rates: the ends of a range, drawn log-uniformly. More: a list.",
+        unset="a tenth to ten times --learning_rate, if nothing else is searched",
     )
-    tune_batch_size: list[int] | None = setting(
-        None,
-        "Global batch sizes, a list (questions per step). Default, where nothing is said to be searched: half, once "
-        "and twice the job's own.",
+    tune_batch_size: list[int] | None = TRIALS.setting(
+        None, "Global batch sizes: a list.", unset="half, once and twice the job's own, if nothing else is searched"
     )
-    tune: list[str] | None = setting(
+    tune: list[str] | None = TRIALS.setting(
         None,
-        "Any other numeric or choice argument: NAME=A,B,C (a list), NAME=LOW:HIGH (a range, uniform) or "
-        "NAME=LOW:HIGH:log (log-uniform), such as temperature=0.02:0.1:log pooling_type=mean,cls.",
+        "Other numbers or choices. A list: temperature=0.02,0.05; a range: hard_neg_ratio=0:0.5, or of its "
+        "logarithm: temperature=0.02:0.1:log.",
         action="extend",
+        metavar="NAME=VALUES",
     )
-    num_samples: int = setting(10, "Trials, at most; --search_alg grid makes one of each combination.", at_least(1))
-    time_budget_s: float | None = setting(None, "Trials still running after so long are ended (seconds).", ABOVE_0)
-    scheduler: Literal["asha", "none"] = setting(
+    num_samples: int = TRIALS.setting(10, "Trials, at most; grid makes one of each combination.", at_least(1))
+    time_budget_s: float | None = TRIALS.setting(None, "End trials that still run after so long (seconds).", ABOVE_0)
+    scheduler: Literal["asha", "none"] = TRIALS.setting(
         "asha", "asha ends a trial that is below the median of the others at the same number of questions."
     )
-    search_alg: Literal["random", "optuna", "grid"] = setting(
-        "random", "How points are chosen; optuna needs the extra of that name."
-    )
-    max_concurrent_trials: str = setting(
+    search_alg: Literal["random", "optuna", "grid"] = TRIALS.setting("random", "How values are chosen.")
+    max_concurrent_trials: str = TRIALS.setting(
         "auto",
-        "Trials at a time. auto: as many as the cluster holds.",
+        "Trials at a time; auto: as many as the cluster holds.",
         Check(lambda value: value == "auto" or value.isdecimal() and int(value) > 0, "auto, or a number from 1 on"),
     )
-    resume: bool = setting(False, "Go on with the search in output_dir: finished trials are kept.")
+    resume: bool = OUTPUT.setting(False, "Go on with the search in output_dir; keep finished trials.")
 
 
 @dataclass
@@ -65,13 +62,13 @@ class Search:
         return own | self.job.to_config()
 
 
-def parse_search(given: Given) -> Search:
+def parse_search(given: Given, about: str | None = None) -> Search:
     """Makes a search from the words of a command line or from keyword arguments, like `parse_job`.
 
     Raises:
         InputError: unknown names, values that cannot work, or an argument that cannot be searched.
     """
-    parser = training_parser("tune.py", TuneSettings)
+    parser = training_parser(about, TuneSettings)
     job, further = parse_with(given, parser)
     settings = TuneSettings(**further)
     check_values(TuneSettings, further)

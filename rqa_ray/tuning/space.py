@@ -7,6 +7,7 @@ import itertools
 from dataclasses import fields, replace
 from typing import Any
 
+from rqa_ray.command_line import Parser, is_none_of
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
 from rqa_ray.settings import TrainSettings
@@ -34,7 +35,7 @@ SHARED = {
 }
 
 
-def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> Space:
+def parse_space(words: list[str], job: Job, parser: Parser) -> Space:
     """Reads dimensions by argument from words such as `temperature=0.02:0.1:log`.
 
     Raises:
@@ -47,7 +48,7 @@ def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> 
         if not equals or not text:
             raise InputError(f"--tune {word}: has to be NAME=A,B,C or NAME=LOW:HIGH or NAME=LOW:HIGH:log")
         name = ALIASES.get(name, (name, ""))[0] or name
-        action = parser._option_string_actions.get(f"--{name}")
+        action = parser.flags.get(f"--{name}")
         name = action.dest if action else name  # the main name of an argument with several names
         reason = SHARED.get(name) or REFUSED.get(name) or NO_EFFECT.get(name)
         if reason:
@@ -58,9 +59,9 @@ def parse_space(words: list[str], job: Job, parser: argparse.ArgumentParser) -> 
     return space
 
 
-def read_dimension(name: str, text: str, job: Job, parser: argparse.ArgumentParser) -> Choices | Range:
+def read_dimension(name: str, text: str, job: Job, parser: Parser) -> Choices | Range:
     """Reads the values that `text` describes; checks each end and each choice like the job's own flag."""
-    action = parser._option_string_actions.get(f"--{name}")
+    action = parser.flags.get(f"--{name}")
     where = f"--tune {name}={text}"
     if action is None or action.nargs in ("+", "*"):
         raise InputError(f"{where}: no argument of that name that has one value (-h lists all arguments)")
@@ -72,7 +73,7 @@ def read_dimension(name: str, text: str, job: Job, parser: argparse.ArgumentPars
         except (ValueError, TypeError, argparse.ArgumentTypeError):
             raise InputError(f"{where}: {part.strip()!r} is no value of --{name}") from None
         if action.choices and value not in action.choices:
-            raise InputError(f"{where}: {part.strip()!r} is none of {', '.join(map(str, action.choices))}")
+            raise InputError(f"{where}: {part.strip()}: {is_none_of(part.strip(), list(map(str, action.choices)))}")
         check(with_values(job, {name: value}))
         return value
 

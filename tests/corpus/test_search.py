@@ -146,7 +146,7 @@ def test_passages_are_shown_with_score_title_source_and_beginning():
 
 def test_the_job_answers_at_a_prompt_without_ray_what_it_answers_by_json(model, files):
     words = ["--model", model.spec.folder, "--document_path", files["full_dataset_file_path"], "--top_k", "2"]
-    asked = parse(SearchSettings, "search.py", [*words, QUESTION], free_word="question")
+    asked = parse(SearchSettings, [*words, QUESTION], free_word="question")
     found = json.loads(search(asked).as_json())
     assert found["question"] == QUESTION and len(found["retrieved_docs"]) == 2
     code = f"import sys, runpy; sys.modules['ray'] = None; sys.argv = ['search.py', *{words!r}]; "

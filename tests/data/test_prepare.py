@@ -39,7 +39,7 @@ def prepared(ray_cluster, tiny_model, files, tmp_path_factory) -> tuple[Path, li
 
     folder = tmp_path_factory.mktemp("prepared") / "out"
     given = {"model": tiny_model, "max_seq_length": 64, "passage_prefix": "passage: ", "output_dir": folder}
-    return folder, prepare(parse(PrepareSettings, "prepare.py", {**files, **given}))
+    return folder, prepare(parse(PrepareSettings, {**files, **given}))
 
 
 def test_the_share_that_is_cut_is_that_of_training_with_the_prefix(prepared, inputs, tiny_model) -> None:

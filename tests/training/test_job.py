@@ -1,10 +1,12 @@
 """The command line and the JSON config: what becomes of them, and the one line that every mistake in them gets."""
 
 import dataclasses
+import io
 import json
+import re
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import redirect_stdout
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
 from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.settings import TrainSettings
-from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments
+from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments, UsualArguments
 from rqa_ray.training.job import parse_job
 
 # LocalRQA's documented commands, as they are but for the paths of the second.
@@ -164,16 +166,39 @@ def test_the_built_in_data_takes_the_place_of_files():
     assert job.settings.demo_size == 100
 
 
-def test_help_has_every_setting_with_its_text_and_succeeds(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "10000")  # no line is wrapped
-    with pytest.raises(SystemExit) as stop:
-        parse_job(["-h"])
-    text = " ".join(capsys.readouterr().out.split())
+def help_of(*words: str) -> str:
+    with redirect_stdout(io.StringIO()) as screen, pytest.raises(SystemExit) as stop:
+        parse_job([*words])
     assert stop.value.code == 0
-    assert "train.py [CONFIG.json] [--FLAG VALUE ...]" in text
-    for field in dataclasses.fields(TrainSettings):
-        assert f"--{field.name}" in text
-        assert " ".join(field.metadata["help"].split()) in text
+    return screen.getvalue()
+
+
+def test_a_short_help_has_own_settings_and_the_usual_ones_of_transformers():
+    text = help_of("-h")
+    shown = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    own = {field.name for field in dataclasses.fields(TrainSettings)}
+    assert own | set(RetrieverTrainingArguments.__annotations__) | set(UsualArguments.__annotations__) == shown
+    assert text.splitlines()[-1] == "-h all adds transformers' TrainingArguments."
+    assert help_of("--help") == text
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_the_whole_help_has_every_argument_and_says_which_are_not_what_they_are_in_transformers(word):
+    text = " ".join(help_of(word, "all").split())
+    for item in dataclasses.fields(TrainingArguments):
+        assert f" --{item.name} " in text
+    for name, reason in REFUSED.items():
+        assert f" --{name} refused: {reason} " in text
+    for name, reason in NO_EFFECT.items():
+        assert f" --{name} no effect: {reason} " in text
+    for name, (_, why) in ALIASES.items():
+        assert f" --{name} {why} --" in f"{text} --"
+
+
+def test_the_usual_arguments_keep_the_defaults_of_transformers():
+    defaults = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
+    for item in dataclasses.fields(UsualArguments):
+        assert item.default == defaults[item.name]
 
 
 # Configs
@@ -214,9 +239,8 @@ def test_a_config_that_is_not_there_is_named():
 
 
 def test_an_unknown_name_in_a_config_is_named_with_the_likely_one(tmp_path):
-    assert error_of([config(tmp_path, {"temprature": 1}), *MINIMAL]) == (
-        "--temprature: unknown argument; did you mean --temperature?"
-    )
+    path = config(tmp_path, {"temprature": 1})
+    assert error_of([path, *MINIMAL]) == f"{path}: temprature: unknown argument; did you mean temperature?"
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text != "--")
@@ -353,6 +377,7 @@ def test_own_settings_do_not_hide_names_of_transformers():
     [
         ("--temprature 1", "--temprature: unknown argument; did you mean --temperature?"),
         ("--hard_negatives=3", "--hard_negatives: unknown argument; did you mean --hard_neg_ratio?"),
+        ("--evaluation-stratgy 1", "--evaluation-stratgy: unknown argument; did you mean --evaluation-strategy?"),
         ("--xyzzy", "--xyzzy: unknown argument (-h lists all arguments)"),
         ("stray", "stray: unknown argument (-h lists all arguments)"),
         ("--temp 1", "--temp: unknown argument"),  # no abbreviations: they break when names are added
@@ -363,10 +388,10 @@ def test_own_settings_do_not_hide_names_of_transformers():
             "--trust_remote_code maybe",
             "--trust_remote_code: Truthy value expected: got maybe",
         ),
-        ("--pooling_type sum", "--pooling_type: invalid choice: 'sum' (choose from "),
-        ("--contrastive_loss kl", "--contrastive_loss: invalid choice: 'kl'"),
-        ("--eval_strategy often", "--eval_strategy: invalid choice: 'often'"),
-        ("--lr_scheduler_type flat", "--lr_scheduler_type: invalid choice: 'flat'"),
+        ("--pooling_type sum", "--pooling_type sum: choose one of mean, cls, "),
+        ("--contrastive_loss kl", "--contrastive_loss kl: choose one of inbatch_contrastive"),
+        ("--eval_strategy step", "--eval_strategy step: did you mean steps? choose one of no, steps, epoch"),
+        ("--lr_scheduler_type flat", "--lr_scheduler_type flat: choose one of linear, cosine, "),
         ("--temperature 0", "--temperature 0: has to be above 0"),
         ("--temperature nan", "--temperature nan: has to be above 0"),
         ("--hard_neg_ratio -0.1", "--hard_neg_ratio -0.1: has to be at least 0"),
@@ -494,9 +519,3 @@ print("ray" in sys.modules, torch.cuda.is_initialized(), called)
 def test_parsing_looks_for_no_gpu_and_imports_no_ray():
     done = subprocess.run([sys.executable, "-c", WATCHED, *FAIRE], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False False []"
-
-
-def test_the_readme_names_every_training_argument_that_is_no_longer_what_it_was() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    missing = [name for name in [*REFUSED, *NO_EFFECT, *ALIASES] if f"`{name}`" not in readme]
-    assert not missing

@@ -56,7 +56,7 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
         (["--tune", "hard_neg_ratio=0:1:log"], "has to begin above 0"),
         (["--tune", "temperature=0.1:0.2:exp"], "a range is LOW:HIGH or LOW:HIGH:log"),
         (["--tune", "temperature=warm,cold"], "'warm' is no value of --temperature"),
-        (["--tune", "pooling_type=mean,middle"], "'middle' is"),
+        (["--tune", "pooling_type=mean,middle"], "middle: choose one of mean, cls,"),
         (["--tune", "pooling_type=mean:cls"], "a range is LOW:HIGH or LOW:HIGH:log, of numbers"),
         (["--tune", "max_steps=10,20"], "every trial sees the same number of questions"),
         (["--tune", "max_seq_length=128,256"], "it changes the tokenized data"),
