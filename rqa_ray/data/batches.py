@@ -202,7 +202,7 @@ def distinct(negatives: Negatives, numbers: np.ndarray, unwanted: np.ndarray) ->
 def draw_of_each(
     negatives: Negatives, pairs: np.ndarray, unwanted: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draws the numbers of up to `count` hard negatives of each pair's own, whose ids are wanted; each passage once."""
+    """Draws up to `count` hard negatives of each pair (their numbers), whose ids are wanted; each passage once."""
     numbers = negatives.of_pairs(pairs)
     place = np.repeat(np.arange(len(pairs)), negatives.offsets[pairs + 1] - negatives.offsets[pairs])
     wanted = ~np.isin(negatives.ids[numbers], unwanted)
