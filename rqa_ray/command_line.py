@@ -25,6 +25,12 @@ from rqa_ray.places import NO_SPACE, open_file
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
 T = TypeVar("T")
 
+PLAIN_WORDS = {  # for what argparse and HfArgumentParser say
+    r"invalid int value: (.*)": r"\1 is no whole number",
+    r"invalid float value: (.*)": r"\1 is no number",
+    r"Truthy value expected: got (.*) but expected one of.*": r"\1 is neither true nor false",
+    r"expected (one|at least one) argument": "a value is missing",
+}
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # as HfArgumentParser has them
 
 
@@ -82,7 +88,9 @@ class Parser(HfArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one of its names
-        raise InputError(f"{message} (-h lists all arguments)")
+        for pattern, said in PLAIN_WORDS.items():
+            message = re.sub(pattern, said, message)
+        raise InputError(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = list(map(str, action.choices or [value]))
@@ -107,7 +115,7 @@ class Parser(HfArgumentParser):
         words = []
         for name, value in config.items():
             if f"--{name}" not in self.flags:
-                raise InputError(f"{where}{self._unknown(name)}")
+                raise InputError(f"{where}{self.unknown(name)}")
             if value is None:
                 continue
             if isinstance(value, (list, tuple)):
@@ -124,23 +132,25 @@ class Parser(HfArgumentParser):
         """
         namespace, unknown = self.parse_known_args(words)
         if unknown:
-            raise InputError(self._unknown(unknown[0].split("=")[0]))
+            raise InputError(self.unknown(unknown[0].split("=")[0]))
         values = vars(namespace)
         for item in self.settings:
             if item.default is REQUIRED and values[item.name] in (None, "", [""]):
-                raise InputError(f"--{item.name} is missing (-h lists all arguments)")
+                raise InputError(f"--{item.name} is missing ({self._where_all_are()})")
             if item.metadata.get("is_path"):
                 values[item.name] = _expand_home(values[item.name])
         return values
 
-    def _unknown(self, name: str) -> str:
+    def unknown(self, name: str) -> str:
         """What is said of an unknown name, with or without dashes in front."""
         dashes = name[: len(name) - len(name.lstrip("-"))]
         known = [flag.lstrip("-") for flag in self.flags]
         close = difflib.get_close_matches(name.lstrip("-"), known, n=1)
-        return f"{name}: unknown argument" + (
-            f"; did you mean {dashes}{close[0]}?" if close else " (-h lists all arguments)"
-        )
+        more = f"; did you mean {dashes}{close[0]}?" if close else f" ({self._where_all_are()})"
+        return f"{name}: unknown argument{more}"
+
+    def _where_all_are(self) -> str:
+        return "-h all lists all arguments" if self.last else "-h lists all arguments"
 
 
 def is_none_of(value: str, choices: Sequence[str]) -> str:

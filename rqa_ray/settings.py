@@ -77,7 +77,7 @@ class DataSettings:
         None, "Questions with their gold passages, JSONL or Parquet.", unset="required"
     )
     eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
-    test_file: list[str] | None = DATA.path(None, "Questions that score the first and the best model only.")
+    test_file: list[str] | None = DATA.path(None, "Questions that score the model before and after training.")
     full_dataset_file_path: list[str] | None = _corpus(None, "required")
     on_bad_record: Literal["error", "skip"] = DATA.setting(
         "error", "Stop at a wrong record, or leave it out and list it."
@@ -128,12 +128,10 @@ class BatchSettings:
         at_least(1),
         unset="2,000 on a CPU, 32,768 on a GPU, fewer in little memory",
     )
-    gradient_cache: Literal["auto", "true", "false"] = BATCHES.setting(
-        "auto", "A second forward pass bounds the memory."
-    )
+    gradient_cache: Literal["auto", "true", "false"] = BATCHES.setting("auto", "Save memory by a second forward pass.")
     data_mode: Literal["auto", "resident", "streaming"] = BATCHES.setting(
         "auto",
-        "Training pairs stay in Ray's object store, or are read in each epoch.",
+        "Keep the data in Ray's object store, or read it in each epoch.",
     )
 
 
@@ -176,7 +174,7 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
     model_name_or_path: str | None = _model(None, "Encoder to fine-tune", "required")
     prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
     demo_size: int | None = DATA.setting(
-        None, "Use built-in data with so many training questions, and no files.", at_least(1)
+        None, "Train on this many questions of the built-in data, not on files.", at_least(1)
     )
     async_eval: bool = EVALUATION.setting(False, "Evaluate beside training, where GPUs or CPUs are free.")
     num_workers: str | None = WORKERS.setting(
@@ -184,6 +182,7 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
         "Processes that train: 4, or a range where nodes come and go: 2:8.",
         Check(_is_number_of_workers, "at least 1, or a range such as 2:8"),
         unset=_WORKERS,
+        metavar="N|N:M",
     )
     max_failures: int | None = WORKERS.setting(
         None,

@@ -76,7 +76,7 @@ def test_a_switch_needs_no_value_and_may_have_one(words, fast):
 def test_a_wrong_value_is_named_with_what_it_has_to_be():
     assert error_of("--folder", "a", "--count", "0") == "--count 0: has to be at least 1"
     assert error_of("--folder", "a", "--sizes", "3", "0") == "--sizes 0: has to be at least 1"
-    assert error_of("--folder", "a", "--count", "few").startswith("--count: invalid int value: 'few'")
+    assert error_of("--folder", "a", "--count", "few") == "--count: 'few' is no whole number"
 
 
 def test_an_unknown_name_is_met_with_the_nearest_as_it_was_written(tmp_path):
@@ -101,7 +101,7 @@ def test_what_is_missing_is_named_once():
 
 def test_a_list_may_be_empty_where_that_means_something():
     assert example("--folder", "a", "--sizes").sizes == []
-    assert error_of("--folder", "a", "--files").startswith("--files: expected at least one argument")
+    assert error_of("--folder", "a", "--files") == "--files: a value is missing"
 
 
 def test_a_config_and_keyword_arguments_are_the_flags_of_those_names(tmp_path):

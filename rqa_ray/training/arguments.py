@@ -17,7 +17,7 @@ class UsualArguments(TrainingArguments):
     """Those of transformers' TrainingArguments that a short `-h` shows, with the defaults of transformers."""
 
     num_train_epochs: float = STEPS.setting(3.0, "Passes over the questions.", unset="--max_steps decides")
-    gradient_accumulation_steps: int = BATCHES.setting(1, "Batches of a worker in one step.", at_least(1))
+    gradient_accumulation_steps: int = BATCHES.setting(1, "Batches that a worker adds up in one step.", at_least(1))
     bf16: bool = BATCHES.setting(False, "Train in bf16: fast on GPUs, and on CPUs with AMX or AVX512-BF16.")
     use_cpu: bool = WORKERS.setting(False, "Use no GPU.")
     save_total_limit: int | None = OUTPUT.setting(None, "Checkpoints to keep.", at_least(1), unset="1")
@@ -44,7 +44,7 @@ class RetrieverTrainingArguments(UsualArguments):
         "cosine", "A schedule of transformers: linear, ...", metavar="NAME"
     )
     warmup_steps: float = STEPS.setting(0.1, "Steps of a rising learning rate (below 1: share of all).", at_least(0))
-    weight_decay: float = STEPS.setting(0.01, "Weight decay of AdamW.")
+    weight_decay: float = STEPS.setting(0.01, "Weight decay of the optimizer.")
     logging_steps: float = LOGGING.setting(10, "Steps between log lines (below 1: share of all).", ABOVE_0)
     eval_strategy: IntervalStrategy | str = EVALUATION.setting(
         "steps", "When to evaluate and save; no: first and last step only."
@@ -76,9 +76,9 @@ ALIASES: dict[str, tuple[str | None, str]] = {
 # TrainingArguments that are refused, with the reason for the user.
 REFUSED: dict[str, str] = {
     "auto_find_batch_size": "the batch is part of the objective; --gradient_cache makes any batch fit",
-    "label_smoothing_factor": "a smoothed label would make golds of other questions half right",
-    "neftune_noise_alpha": "it is made for generative models",
-    "use_liger_kernel": "its kernels are for generative models",
+    "label_smoothing_factor": "smoothing would count passages of other questions as half right",
+    "neftune_noise_alpha": "the noise is made for generative models",
+    "use_liger_kernel": "the kernels are made for generative models",
     "deepspeed": "not supported; encoders fit one device with DDP and --gradient_cache",
     "fsdp": "not supported; encoders fit one device with DDP and --gradient_cache",
     "fsdp_config": "not supported, see --fsdp",
@@ -95,13 +95,13 @@ NO_EFFECT: dict[str, str] = {
     "save_strategy": "saving follows evaluation (--eval_strategy)",
     "save_steps": "saving follows evaluation (--eval_steps)",
     "load_best_model_at_end": "the best model is always what output_dir holds",
-    "greater_is_better": "known from the metric",
+    "greater_is_better": "the name of the metric says so",
     "eval_on_start": "step 0 is always evaluated",
     "do_train": "jobs/train.py trains",
     "do_eval": "eval_file is always evaluated",
     "do_predict": "test_file is scored where it is given",
     "remove_unused_columns": "rows have the columns that training needs",
-    "dataloader_drop_last": "rows left over at an epoch's end open the next",
+    "dataloader_drop_last": "rows that an epoch leaves over begin the next epoch",
     "train_sampling_strategy": "global batches are a seeded permutation",
     "length_column_name": "lengths are known from the tokens",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
@@ -114,7 +114,7 @@ NO_EFFECT: dict[str, str] = {
     "include_for_metrics": "evaluation ranks the corpus",
     "label_names": "there are no labels",
     "local_rank": "Ray places the workers",
-    "ignore_data_skip": "resuming is an index, not a replay",
+    "ignore_data_skip": "a run that goes on never reads earlier rows again",
     "save_on_each_node": "checkpoints go to storage_path",
     "dataloader_num_workers": "batches are made ahead in a thread",
     "dataloader_pin_memory": "batches are views of Ray's object store",

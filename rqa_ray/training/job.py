@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rqa_ray.command_line import Given, Parser, check_values
+from rqa_ray.command_line import Given, Parser, check_values, is_none_of
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
@@ -97,7 +97,7 @@ def _metric(name: str | None) -> str:
         if candidate in names:
             return candidate
     reason = "test never selects" if name and name.startswith("test_") else "no such metric"
-    raise InputError(f"--metric_for_best_model {name}: {reason}; choose one of {', '.join(names)}")
+    raise InputError(f"--metric_for_best_model {name}: {reason}; {is_none_of(f'eval_{name}', names)}")
 
 
 def training_parser(about: str | None, *more: type) -> Parser:

@@ -44,6 +44,7 @@ class TuneSettings:
         "auto",
         "Trials at a time; auto: as many as the cluster holds.",
         Check(lambda value: value == "auto" or value.isdecimal() and int(value) > 0, "auto, or a number from 1 on"),
+        metavar="auto|N",
     )
     resume: bool = OUTPUT.setting(False, "Go on with the search in output_dir; keep finished trials.")
 

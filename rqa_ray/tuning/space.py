@@ -63,8 +63,10 @@ def read_dimension(name: str, text: str, job: Job, parser: Parser) -> Choices | 
     """Reads the values that `text` describes; checks each end and each choice like the job's own flag."""
     action = parser.flags.get(f"--{name}")
     where = f"--tune {name}={text}"
-    if action is None or action.nargs in ("+", "*"):
-        raise InputError(f"{where}: no argument of that name that has one value (-h lists all arguments)")
+    if action is None:
+        raise InputError(f"{where}: {parser.unknown(name)}")
+    if action.nargs in ("+", "*"):
+        raise InputError(f"{where}: --{name} takes a list, and a search varies single values")
 
     def value_of(part: str) -> Any:
         convert: Any = action.type or str

@@ -49,7 +49,13 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tune", "temprature=1:2"], "--tune temprature=1:2: no argument of that name"),
+        (
+            ["--tune", "temprature=1:2"],
+            "temprature=1:2: temprature: unknown argument; did you mean temperature?",
+        ),
+        (["--tune", "compare=1:2"], "compare: unknown argument"),
+        (["--tune", "label_names=a,b"], "label_names cannot be searched: there are no labels"),
+        (["--tune", "debug=a,b"], "--debug takes a list, and a search varies single values"),
         (["--tune", "temperature"], "has to be NAME=A,B,C or NAME=LOW:HIGH"),
         (["--tune", "temperature=0:1"], "--temperature 0: has to be above 0"),
         (["--tune", "temperature=0.1:0.02"], "the first end has to be below the second"),
