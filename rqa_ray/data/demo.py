@@ -12,12 +12,9 @@ system.
 
 import ast
 import functools
-import hashlib
-import json
 import os
 import re
 import sysconfig
-import tempfile
 import tokenize
 import warnings
 from collections import Counter
@@ -25,11 +22,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rqa_ray.data.splits import folded, seeded_hash, split_groups, write_together
 from rqa_ray.errors import InputError
 
-HELD_OUT_SHARE = 0.12  # share of all pairs for eval, and for test, each rounded up to whole files; the rest is train
-# share of all pairs; larger files go to train, because one of them would fill most of eval or test
-LARGE_FILE_SHARE = 0.02
 MIN_WORDS, MAX_QUESTION_CHARS = 4, 300
 # Tests, programs, bundled wheels, and folders that differ from machine to machine.
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "site-packages", "dist-packages"}
@@ -181,40 +176,12 @@ def first_sentence(docstring: str) -> str:
 
 
 def split_by_file(pairs: Iterable[Pair], seed: int) -> dict[str, list[Pair]]:
-    """Splits whole files in the order of their hashes: first test gets its share, then eval, then train the rest."""
+    """Splits pairs into train, eval and test, which have no source file in common."""
     by_file: dict[str, list[Pair]] = {}
-    for pair in (ordered := in_seeded_order(pairs, seed)):
+    for pair in in_seeded_order(pairs, seed):
         by_file.setdefault(pair.file, []).append(pair)
-    splits: dict[str, list[Pair]] = {"test": [], "eval": [], "train": []}
-    for file in sorted(by_file, key=lambda file: seeded_hash(file, seed)):
-        small = len(by_file[file]) <= LARGE_FILE_SHARE * len(ordered)
-        open_splits = [s for s in ("test", "eval") if small and len(splits[s]) < HELD_OUT_SHARE * len(ordered)]
-        splits[[*open_splits, "train"][0]] += by_file[file]
-    return {split: in_seeded_order(chosen, seed) for split, chosen in splits.items()}
+    return {split: in_seeded_order(chosen, seed) for split, chosen in split_groups(by_file, seed).items()}
 
 
 def in_seeded_order(pairs: Iterable[Pair], seed: int | str) -> list[Pair]:
     return sorted(pairs, key=lambda pair: seeded_hash(f"{pair.file}:{pair.line}", seed))
-
-
-def seeded_hash(text: str, seed: int | str) -> bytes:
-    return hashlib.sha256(f"{seed}:{text}".encode()).digest()
-
-
-def folded(text: str) -> str:
-    """Returns a text without case, white space and full stop: texts with the same result count as the same."""
-    return " ".join(text.casefold().split()).rstrip(".!?")
-
-
-def write_together(folder: Path, files: dict[str, list[dict]]) -> None:
-    """Writes JSON lines into a temporary folder, and moves the files to their places when all are complete."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as partial:
-            for name, records in files.items():
-                text = "".join(json.dumps(record) + "\n" for record in records)
-                Path(partial, name).write_text(text, encoding="utf-8", newline="\n")
-            for name in files:
-                Path(partial, name).replace(folder / name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write the demo set here: {error.strerror or error}") from None

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from rqa_ray.data import demo
-from rqa_ray.data.demo import first_sentence, folded, write_demo
+from rqa_ray.data.demo import first_sentence, write_demo
+from rqa_ray.data.splits import folded
 from rqa_ray.errors import InputError
 
 SPLITS = ("train", "eval", "test")
@@ -164,14 +165,14 @@ def test_a_failure_while_writing_leaves_the_earlier_files_whole_and_nothing_besi
         return write_text(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "write_text", disk_full_at_the_third_file)
-    with pytest.raises(InputError, match="cannot write the demo set here: No space left on device"):
+    with pytest.raises(InputError, match="cannot be written to: No space left on device"):
         write_demo(tmp_path, 100, 10, 10)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_is_a_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="cannot write the demo set here"):
+    with pytest.raises(InputError, match="cannot be written to"):
         write_demo(tmp_path / "file", 10, 10, 10)
     assert (tmp_path / "file").read_text() == "mine"
 
