@@ -254,6 +254,14 @@ class PrepareSettings(DataSettings, ModelSettings):
 
 
 @dataclass(kw_only=True)
+class MedquadSettings:
+    """jobs/medquad.py makes train, eval, test and corpus files of the public MedQuAD. It needs no Ray."""
+
+    source: str = path("output/MedQuAD", "A clone of https://github.com/abachaa/MedQuAD.")
+    output_dir: str = path("output/medquad", "Folder of the four JSONL files.")
+
+
+@dataclass(kw_only=True)
 class BenchmarkSettings:
     """What every part of jobs/benchmark.py takes."""
 
