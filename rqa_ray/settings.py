@@ -262,6 +262,15 @@ class MedquadSettings:
 
 
 @dataclass(kw_only=True)
+class PicturesSettings:
+    """jobs/pictures.py draws the pictures of the documents as SVG, light and dark in one file. It needs no Ray."""
+
+    run: str | None = path(None, "Output folder of jobs/train.py: recall before and after.")
+    search: str | None = path(None, "Output folder of jobs/tune.py: its map of learning rates and batch sizes.")
+    output_dir: str = path("output/pictures", "Folder of recall.svg, search.svg and record.svg.")
+
+
+@dataclass(kw_only=True)
 class BenchmarkSettings:
     """What every part of jobs/benchmark.py takes."""
 
