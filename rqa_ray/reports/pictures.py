@@ -18,6 +18,7 @@ from rqa_ray.settings import PicturesSettings
 from rqa_ray.texts import short
 
 SHOWN = ("recall@1", "recall@4", "recall@10", "recall@100", "nDCG@10")
+STATE_FILE = "trainer_state.json"
 ACROSS, DOWN = "learning_rate", "global_batch_size"
 LABEL_WIDTH, SMALL, LARGE = 48, 7, 11  # pixels: of a number, radius of a trial
 
@@ -120,7 +121,7 @@ def read_changes(run: Path) -> tuple[dict[str, Any], int, list[Change]]:
     Raises:
         InputError: the folder is not of a run that ended, or of one without test questions.
     """
-    arguments, state = read_json(run / ALL_ARGS_FILE), read_json(run / "trainer_state.json")
+    arguments, state = read_json(run / ALL_ARGS_FILE), read_json(run / STATE_FILE)
     after = read_json(run / "test_results.json")
     if not (arguments and state and after):
         raise InputError(f"--run {run}: not the output_dir of a training run with a --test_file that has ended")
@@ -155,6 +156,11 @@ def search_picture(search: Path) -> bytes:
     if not all(trial.is_finished for trial in trials):
         picture.circle(400, 59, SMALL, "level2")
         picture.text(414, 64, "stopped early", "soft")
+
+    state = read_json(search / STATE_FILE)  # of the winner, whose step 0 is the pretrained model
+    if state:
+        before = next(entry[metric] for entry in state["log_history"] if entry["step"] == 0)
+        picture.text(right, 64, f"pretrained model: {before:.3f}", "soft end")
 
     def x_of(exponent: float) -> float:
         return left + (right - left) * (exponent - first) / (last - first)

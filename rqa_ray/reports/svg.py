@@ -37,7 +37,7 @@ FIXED = (
     f"text{{font:13px {FONT}}}.title{{font-size:16px;font-weight:600}}.bold{{font-weight:600}}"
     ".code{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}.end{text-anchor:end}"
     ".middle{text-anchor:middle}.edge,.grid,.arrow,.interval{fill:none}"
-    ".interval{stroke-width:5;stroke-opacity:.35}.hollow{stroke-width:2}.ring{stroke-width:3}"
+    ".interval{stroke-width:5;stroke-opacity:.5}.hollow{stroke-width:2}.ring{stroke-width:3}"
 )
 
 
