@@ -1,4 +1,4 @@
-"""MedQuAD as the files of a training run: health questions, and the answers of the National Institutes of Health.
+"""Converts MedQuAD to the files of a training run: health questions with answers of the National Institutes of Health.
 
 MedQuAD (Ben Abacha and Demner-Fushman 2019, https://github.com/abachaa/MedQuAD, CC BY 4.0) is a folder of XML files
 for each of 12 websites, a file a page. Three websites come without answers, because of their copyright.
@@ -79,7 +79,7 @@ def medquad(settings: MedquadSettings) -> list[str]:
 
 
 def read_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
-    """The pairs of all websites in the order of the numbers in file names, and a line for each file that is no XML."""
+    """Returns the pairs of all websites in the order of the file numbers, and a line for each file that is no XML."""
     pairs: list[Pair] = []
     problems: list[str] = []
     for path in sorted(folder.glob("*/*.xml"), key=_by_number):
@@ -91,7 +91,7 @@ def read_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
 
 
 def read_page(path: Path, name: str) -> Iterator[Pair]:
-    """The pairs of a file, those without an answer too; `name` stands for the address of a page that says none.
+    """Yields the pairs of a file, those without an answer too; `name` replaces the address that a page lacks.
 
     Raises:
         OSError, ElementTree.ParseError: the file cannot be read.
@@ -104,13 +104,13 @@ def read_page(path: Path, name: str) -> Iterator[Pair]:
 
 
 def clean(text: str) -> str:
-    """Lines without the indentation of the XML, paragraphs one blank line apart."""
+    """Removes the indentation of the XML from each line, and leaves one blank line between paragraphs."""
     lines = "\n".join(" ".join(line.split()) for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 def merge(pairs: Iterable[Pair]) -> tuple[list[Document], list[Question]]:
-    """The distinct passages and the distinct questions, in the order of the files."""
+    """Returns the distinct passages and the distinct questions, in the order of the files."""
     passages: dict[str, Document] = {}
     questions: dict[str, Question] = {}
     for pair in pairs:
@@ -123,7 +123,7 @@ def merge(pairs: Iterable[Pair]) -> tuple[list[Document], list[Question]]:
 
 
 def split(questions: list[Question]) -> dict[str, list[Question]]:
-    """Train, eval and test questions, which have no page and no passage in common."""
+    """Splits questions into train, eval and test, which have no page and no passage in common."""
     pages_of_answer: dict[str, set[str]] = {}
     for question in questions:
         for answer in question.golds:
@@ -136,7 +136,7 @@ def split(questions: list[Question]) -> dict[str, list[Question]]:
 
 
 def together(links: Iterable[set[str]]) -> dict[str, str]:
-    """For each name the first name of its group: names in one set are together, and so are sets that share a name."""
+    """Maps each name to the first name of its group; a group is all sets that share names, directly or by others."""
     leader: dict[str, str] = {}
 
     def first(name: str) -> str:
@@ -151,7 +151,7 @@ def together(links: Iterable[set[str]]) -> dict[str, str]:
 
 
 def records(questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """A record in LocalRQA's form for each set of gold passages, with all questions that it answers."""
+    """Returns a record in LocalRQA's form for each set of gold passages, with all questions that the set answers."""
     same_golds: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
         same_golds.setdefault(tuple(question.golds), []).append(question)

@@ -1,4 +1,4 @@
-"""The pictures of the documents, of real runs: recall before and after, the map of a search, the way of a record."""
+"""Draws the pictures of the documents: metrics before and after a run, the map of a search, and how a record flows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE_FILE = "trainer_state.json"
 ACROSS, DOWN = "learning_rate", "global_batch_size"
 LABEL_WIDTH, SMALL, LARGE = 48, 7, 11  # pixels: of a number, radius of a trial
 
-# What stands in the boxes of the way of a record: a title, and lines; see `Drawing.note`.
+# The texts of the boxes of `record_picture`: a title, and lines, as `Drawing.note` takes them.
 Note = tuple[str, ...]
 READING: tuple[Note, ...] = (
     ("Line of a file", "questions, gold passages,", "hard negatives", "`formats.py"),
@@ -42,7 +42,7 @@ JUDGING: tuple[Note, ...] = (
 
 @dataclass(frozen=True)
 class Change:
-    """A metric of a run before and after training."""
+    """One metric of a run, before and after training."""
 
     label: str
     before: float
@@ -53,7 +53,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Place:
-    """A trial on the map of its search."""
+    """One trial on the map of a search."""
 
     rate: float
     batch: int
@@ -62,7 +62,7 @@ class Place:
 
 
 def pictures(settings: PicturesSettings) -> list[str]:
-    """Draws what is asked for into output_dir; returns the files.
+    """Draws how a record flows, and the run and the search that are given, into output_dir; returns the files.
 
     Raises:
         InputError: a folder is not the output of a run or a search; nothing was written.
@@ -80,10 +80,10 @@ def pictures(settings: PicturesSettings) -> list[str]:
 
 
 def recall_picture(run: Path) -> bytes:
-    """Metrics of the test questions before and after a training run, with the intervals of those after.
+    """Draws the test metrics before and after a training run, with the intervals of the metrics after.
 
-    The intervals before are not drawn: the questions are the same, so that two intervals that overlap say nothing
-    about the difference. The last lines of a run say what is sure about that.
+    The intervals before are left out: both metrics are of the same questions, so intervals that overlap say nothing
+    about the difference. The last lines of a run have the interval of the difference.
     """
     arguments, step, changes = read_changes(run)
     left, right, top, row = 110, 470, 96, 36
@@ -116,7 +116,7 @@ def recall_picture(run: Path) -> bytes:
 
 
 def read_changes(run: Path) -> tuple[dict[str, Any], int, list[Change]]:
-    """The arguments of a run, the step of its best model, and what its test metrics were and are.
+    """Returns the arguments of a run, the step of its best model, and how the test metrics changed.
 
     Raises:
         InputError: the folder is not of a run that ended, or of one without test questions.
@@ -134,7 +134,7 @@ def read_changes(run: Path) -> tuple[dict[str, Any], int, list[Change]]:
 
 
 def search_picture(search: Path) -> bytes:
-    """The trials of a search by learning rate and batch size, colored by what they reached."""
+    """Draws the trials of a search by learning rate and batch size, colored by the metric that they reached."""
     metric, trials = read_map(search)
     values = [trial.value for trial in trials]
     batches = sorted({trial.batch for trial in trials}, reverse=True)
@@ -188,7 +188,7 @@ def search_picture(search: Path) -> bytes:
 
 
 def read_map(search: Path) -> tuple[str, list[Place]]:
-    """The metric of a search, and those of its trials that have a value of it.
+    """Returns the name of the metric of a search, and the trials that have a value of the metric.
 
     Raises:
         InputError: there is no trials.csv, or it has no learning rates and batch sizes.
@@ -208,7 +208,7 @@ def read_map(search: Path) -> tuple[str, list[Place]]:
 
 
 def record_picture() -> bytes:
-    """How a record of a training file becomes a part of the loss, and how the model is judged."""
+    """Draws how a record of a training file becomes a part of the loss, and how the model is evaluated."""
     title = "How a record flows: file, record, pairs, token batches, ranks, gather, loss, evaluation"
     picture = Drawing(880, 546, title)
     picture.text(24, 36, "Once: read and tokenize", "ink title")

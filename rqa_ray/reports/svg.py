@@ -1,7 +1,7 @@
-"""A small SVG drawing that follows the reader's light or dark theme, on a ground of its own.
+"""Writes small SVG drawings that are readable in a light and in a dark theme.
 
-The colors are classes of a style sheet in the file, so that one file is readable in both themes: where a page and the
-reader's system differ, the picture is a card of the other theme. Lengths are in pixels at full size.
+The colors are classes of a style sheet in the file, which follows the theme of the reader's system. The drawing has
+its own background, so it stays readable on a page of the other theme. Lengths are in pixels at full size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FIXED = (
 
 
 class Drawing:
-    """Shapes on a card, and the text of their SVG file."""
+    """Collects the shapes of a drawing, and writes them as SVG."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
         self.width, self.height, self.title = width, height, title
@@ -60,7 +60,7 @@ class Drawing:
         self.shapes.append(f'<polyline points="{path}" class="{kind}"/>')
 
     def arrow(self, points: Sequence[tuple[float, float]]) -> None:
-        """A line whose last point has an arrow's head."""
+        """Draws a line with an arrowhead at its last point."""
         self.line(points, "arrow")
         self.shapes[-1] = self.shapes[-1].replace("/>", ' marker-end="url(#head)"/>')
 
@@ -68,7 +68,7 @@ class Drawing:
         self.shapes.append(f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(text)}</text>')
 
     def note(self, x: float, y: float, width: float, height: float, title: str, *lines: str) -> None:
-        """A box with a title and lines of text; a line that begins with a backtick is a file's name."""
+        """Draws a box with a title and lines of text; a line that begins with a backtick is the name of a file."""
         self.rectangle(x, y, width, height)
         self.text(x + 12, y + 23, title, "ink bold")
         for number, line in enumerate(lines):
@@ -76,7 +76,7 @@ class Drawing:
             self.text(x + 12, y + 43 + 18 * number, line.lstrip("`"), kind)
 
     def svg(self) -> bytes:
-        """The file."""
+        """Returns the content of the SVG file."""
         light, dark = ("".join(_rules(theme)) for theme in (0, 1))
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}" '
@@ -89,7 +89,7 @@ class Drawing:
 
 
 def level(value: float, low: float, high: float) -> str:
-    """The class of a value between two ends."""
+    """Returns the color class of a value between two ends."""
     share = (value - low) / (high - low) if high > low else 1.0
     return f"level{min(LEVELS - 1, int(share * LEVELS))}"
 

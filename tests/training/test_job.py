@@ -60,6 +60,14 @@ def config(tmp_path, value) -> str:
 # Commands
 
 
+@pytest.mark.parametrize("name", ["demo", "faire", "medquad"])
+def test_the_configs_of_the_examples_are_arguments_of_training(name):
+    job = parse_job([str(Path(__file__).parents[2] / "jobs" / f"{name}.json")])
+    assert job.output_dir.startswith("output/"), "which git and Ray leave alone"
+    files = [file for flag in job.settings.given_files() for file in getattr(job.settings, flag)]
+    assert all(file.startswith("output/") for file in files)
+
+
 def test_localrqas_first_documented_command_parses_to_its_values_without_notes():
     job = parse_job(FAIRE)
     assert job.notes == []
