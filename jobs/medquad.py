@@ -1,4 +1,8 @@
-"""MedQuAD's XML to the files of a training run: python jobs/medquad.py --source FOLDER --output_dir DIR; see -h."""
+"""Makes train, eval, test and corpus files of MedQuAD, a public data set of health questions.
+
+usage:   python jobs/medquad.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/medquad.py --source output/MedQuAD --output_dir output/medquad
+"""
 
 import sys
 
@@ -9,7 +13,7 @@ from rqa_ray.settings import MedquadSettings
 
 def main() -> None:
     with user_errors():
-        settings = parse(MedquadSettings, "medquad.py", sys.argv[1:])
+        settings = parse(MedquadSettings, sys.argv[1:], __doc__)
         print("\n".join(medquad(settings)))
         print(f"written: {settings.output_dir}")
 

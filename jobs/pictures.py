@@ -1,4 +1,8 @@
-"""Pictures of a run and of a search: python jobs/pictures.py --run DIR --search DIR --output_dir DIR; see -h."""
+"""Draws a run, a search, and how a record flows, as SVG files for documents in light and dark themes.
+
+usage:   python jobs/pictures.py [CONFIG.json] [--FLAG VALUE ...]
+example: python jobs/pictures.py --run output/demo --search output/search --output_dir jobs/pictures
+"""
 
 import sys
 
@@ -9,7 +13,7 @@ from rqa_ray.settings import PicturesSettings
 
 def main() -> None:
     with user_errors():
-        for file in pictures(parse(PicturesSettings, "pictures.py", sys.argv[1:])):
+        for file in pictures(parse(PicturesSettings, sys.argv[1:], __doc__)):
             print(f"written: {file}")
 
 

@@ -255,19 +255,19 @@ class PrepareSettings(DataSettings, ModelSettings):
 
 @dataclass(kw_only=True)
 class MedquadSettings:
-    """jobs/medquad.py makes train, eval, test and corpus files of the public MedQuAD. It needs no Ray."""
+    """What jobs/medquad.py takes."""
 
-    source: str = path("output/MedQuAD", "A clone of https://github.com/abachaa/MedQuAD.")
-    output_dir: str = path("output/medquad", "Folder of the four JSONL files.")
+    source: str = DATA.path("output/MedQuAD", "Clone of https://github.com/abachaa/MedQuAD.")
+    output_dir: str = OUTPUT.path("output/medquad", "Folder of train, eval, test and documents.jsonl.")
 
 
 @dataclass(kw_only=True)
 class PicturesSettings:
-    """jobs/pictures.py draws the pictures of the documents as SVG, light and dark in one file. It needs no Ray."""
+    """What jobs/pictures.py takes."""
 
-    run: str | None = path(None, "Output folder of jobs/train.py: recall before and after.")
-    search: str | None = path(None, "Output folder of jobs/tune.py: its map of learning rates and batch sizes.")
-    output_dir: str = path("output/pictures", "Folder of recall.svg, search.svg and record.svg.")
+    run: str | None = DATA.path(None, "Output folder of jobs/train.py, for recall.svg.", unset="no recall.svg")
+    search: str | None = DATA.path(None, "Output folder of jobs/tune.py, for search.svg.", unset="no search.svg")
+    output_dir: str = OUTPUT.path("output/pictures", "Folder of the pictures; record.svg is always drawn.")
 
 
 @dataclass(kw_only=True)
