@@ -112,4 +112,4 @@ def _no_exit() -> Iterator[None]:
     except SystemExit as end:
         if end.code in (130, 143):  # a signal has stopped the job
             raise KeyboardInterrupt from None
-        raise RuntimeError("it failed, as the lines above say") from None
+        raise RuntimeError("the job failed; the lines above say why") from None

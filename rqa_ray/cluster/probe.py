@@ -80,7 +80,7 @@ def wait_for_storage(storage_path: str) -> None:
             if time.monotonic() > deadline:
                 raise
         if time.monotonic() > deadline:
-            raise InputError(f"--storage_path {shown(storage_path)}: no such folder any more")
+            raise InputError(f"--storage_path {shown(storage_path)}: the folder no longer exists")
         time.sleep(WAIT_SECONDS)
 
 
@@ -98,7 +98,7 @@ def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> 
     try:
         filesystem, root = open_location(storage_path)
         if filesystem.get_file_info(f"{root}/{_probe_file(token)}").type != fs.FileType.File:
-            storage = "what the driver has written there is not seen"
+            storage = "this node does not see the file that the driver has written"
         else:
             _write(filesystem, f"{root}/{_probe_file(token)}.{secrets.token_hex(4)}")
     except Exception as error:  # each file system raises its own kinds
@@ -198,7 +198,7 @@ def _write(filesystem: fs.FileSystem, path: str) -> None:
         file.write(b"rqa_ray")
     with filesystem.open_input_stream(path) as file:
         if file.read() != b"rqa_ray":
-            raise OSError("what was written is not what is read")
+            raise OSError("reading returns other bytes than were written")
 
 
 def _probe_file(token: str) -> str:

@@ -111,7 +111,7 @@ def kept_documents(ranges: Sequence[Range], keep: np.ndarray) -> Iterator[Docume
         InputError: the files have changed since the plan was made.
     """
     wanted = iter(keep)
-    changed = InputError(f"{ranges[0][0]}: it, or a file behind it, changed while it was read")
+    changed = InputError(f"{ranges[0][0]}: this file, or one after it, changed while it was read")
     for document in read_documents(ranges):
         is_kept = next(wanted, None)
         if is_kept is None or isinstance(document, str):

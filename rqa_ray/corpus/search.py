@@ -57,7 +57,9 @@ class Searcher:
         self.source = ""
         folder = self._saved(model, files, embeddings_path)
         if not folder and not files:
-            raise InputError("--document_path is missing: say where the passages are, or --embeddings_path")
+            raise InputError(
+                "--document_path is missing: pass the passages' files, or saved embeddings with --embeddings_path"
+            )
         self.embedder = Embedder.load(model.spec, bf16=bf16)
         for note in self.embedder.notes:
             print(note, file=sys.stderr)
@@ -84,9 +86,9 @@ class Searcher:
         if manifest is None:
             problem = "no embeddings in it"
         elif manifest["fingerprint"] != fingerprint(model.spec.folder, model.spec.settings):
-            problem = f"its embeddings are of another model or other settings ({manifest['model']})"
+            problem = f"its embeddings belong to another model or other settings ({manifest['model']})"
         elif files and manifest["documents"] != [list(file_state(path)) for path in files]:
-            problem = "its embeddings are of other documents, or of these before they were changed; run jobs/embed.py"
+            problem = "its embeddings belong to other documents, or to an earlier version of these; run jobs/embed.py"
         elif not folder.is_complete():
             problem = "its embeddings are not complete; run jobs/embed.py again"
         if not problem:
@@ -183,7 +185,7 @@ def search(settings: SearchSettings) -> Answer:
         InputError: the user's input is wrong.
     """
     if not settings.question:
-        raise InputError("--question is missing: say what is asked")
+        raise InputError("--question is missing: pass the question")
     return answer(open_searcher(settings), settings.question, settings.top_k)
 
 

@@ -67,7 +67,7 @@ def describe_clash(files: list[str], kind: str, passage_id: int) -> str:
                 one, other = (text[start : start + SHOWN_CHARS] for text in found)
                 before, place = found.values()
                 return (
-                    f"{place}: the passage of {before} (the same page_content, and source or _id or title) with "
-                    f"another embedded text, {other!r}, not {one!r}; give each passage a source of its own"
+                    f"{place}: the same passage as in {before} (same page_content, and source or _id or title), but "
+                    f"its embedded text is {other!r}, not {one!r}; give each passage its own source"
                 )
-    raise InputError(f"{files[0]}: it, or a file behind it, changed while it was read")
+    raise InputError(f"{files[0]}: this file, or one after it, changed while it was read")

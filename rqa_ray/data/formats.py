@@ -68,7 +68,9 @@ def _full_document(value: dict[str, Any]) -> Document:
         try:
             metadata = parse_json(metadata)
         except RecordError:
-            raise RecordError(f"`metadata` has to be an object, or JSON of one, found {metadata[:60]!r}") from None
+            raise RecordError(
+                f"`metadata` has to be an object, or a string with a JSON object, found {metadata[:60]!r}"
+            ) from None
     return _document(value["page_content"], value.get("fmt_content") or "", metadata)
 
 
@@ -110,7 +112,7 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     if not questions:
         raise RecordError("`questions` is empty")
     if len(questions) > MAX_QUESTIONS:
-        raise RecordError(f"`questions` has {len(questions):,} of them, at most {MAX_QUESTIONS:,} can be right")
+        raise RecordError(f"`questions` has {len(questions):,} questions, the limit is {MAX_QUESTIONS:,}")
     if "gold_docs" not in value:
         raise RecordError(f"no `gold_docs`, found {_keys(value)}")
     if not isinstance(value["gold_docs"], list) or not value["gold_docs"]:
@@ -123,7 +125,7 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     if scores is not None and not (isinstance(scores, list) and all(type(one) in (int, float) for one in scores)):
         raise RecordError(f"`hard_neg_scores` has to be a list of numbers, found {_kind(scores)}")
     if scores is not None and len(scores) != len(negatives):
-        raise RecordError(f"`hard_neg_scores` has {len(scores)} of them, for {len(negatives)} `hard_neg_docs`")
+        raise RecordError(f"`hard_neg_scores` has {len(scores)} scores for {len(negatives)} `hard_neg_docs`")
     asked = [question for question in questions if question.strip()]
     return QARecord(
         questions=asked,

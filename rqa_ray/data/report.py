@@ -26,7 +26,7 @@ def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bo
     evaluated = survey.splits.get("eval")
     if evaluated and len(survey.missing["eval"]) == len(np.unique(evaluated.golds)):
         raise InputError(
-            "--eval_file: no gold passage of it is in full_dataset_file_path; are they of one data set?"
+            "--eval_file: none of its gold passages is in full_dataset_file_path; do the files belong together?"
             + _missing_one(survey, files, "eval")
         )
     if survey.train.has_one_gold and not (draws_negatives and survey.train.num_negatives):

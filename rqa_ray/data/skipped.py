@@ -12,7 +12,7 @@ from rqa_ray.data.distinct import clashing, describe_clash
 from rqa_ray.errors import InputError
 
 SKIPPED_LISTED = 20
-CLASHES = "passages with another embedded text than the first of their identity, which is used"
+CLASHES = "passages whose embedded text differs from the first one with the same id, which is used"
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Skipped:
         if len(found):
             problem = describe_clash(files, kind, int(found[0]))
             if not skip_bad:
-                raise InputError(f"{problem}, or --on_bad_record skip takes the first text")
+                raise InputError(f"{problem}, or pass --on_bad_record skip to use the first text")
             self.first, self.kinds[CLASHES] = [*self.first, problem][-SKIPPED_LISTED:], len(found)
 
     def counts(self) -> str:

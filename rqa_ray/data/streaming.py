@@ -114,7 +114,7 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> St
     np.add.at(in_file, [part.file for part in parts], num_rows)
     for path, number in zip(files, in_file, strict=True):
         if not number:
-            raise InputError(f"{path}: no records in it, or none that is right and has a question")
+            raise InputError(f"{path}: it has no good record with a question")
     return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec)
 
 

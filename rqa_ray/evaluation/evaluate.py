@@ -100,7 +100,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     check_output(output, config, settings.overwrite_output_dir)
     shared = set(inputs["test"]) & set(inputs.get("weight", []))
     if shared:
-        raise InputError(f"--weight_data_path {min(shared)}: is what is scored; name other questions")
+        raise InputError(
+            f"--weight_data_path {min(shared)}: --eval_data_path names this file too; pass other questions"
+        )
     wanted = list(dict.fromkeys([settings.retriever_type, *(settings.compare or [])]))
     names = [name for name in wanted if name in RETRIEVERS]
     for name in wanted:

@@ -41,19 +41,21 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
             off = _distance(_own(encoder, rows, packed=True), alone)
             if not off < TOLERANCE[dtype]:
                 encoder.can_pack = packed = False
-                notes.append(f"warning: texts are padded: {kind} packed is not what sentence-transformers makes of it")
+                notes.append(
+                    f"warning: texts are padded: unpadded, {kind} gives other embeddings than sentence-transformers"
+                )
         if not packed:
             off = _distance(torch.cat([_own(encoder, [row]) for row in rows]), alone)
             apart = max(apart, _distance(_own(encoder, rows), alone))
             if not off < TOLERANCE[dtype]:
                 raise InputError(
-                    f"the model ({kind}) gives other embeddings here than by sentence-transformers: "
-                    f"those of a text alone differ by {off:.2g} of their length; choose another model"
+                    f"the model ({kind}) gives other embeddings here than in sentence-transformers: "
+                    f"for a single text they differ by {off:.2g} of their length; choose another model"
                 )
         if not apart < TOLERANCE[dtype]:
             notes.append(
-                f"warning: an embedding of this model ({kind}) depends on the texts in its batch, in "
-                f"sentence-transformers too: together and alone differ by {apart:.2g} of their length"
+                f"warning: an embedding of this model ({kind}) depends on the other texts in its batch, also in "
+                f"sentence-transformers: it differs by {apart:.2g} of its length"
             )
         return notes
     except InputError:

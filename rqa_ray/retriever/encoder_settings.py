@@ -179,7 +179,7 @@ def _refuse_what_is_not_honored(
         raise InputError(f"{folder}: its first module is {kinds[0]}; only a Transformer can be used")
     unknown = sorted(_UNTRAINABLE & set(kinds))
     if unknown:
-        raise InputError(f"{folder}: has the module {', '.join(unknown)}, which needs inputs that are not made here")
+        raise InputError(f"{folder}: has the module {', '.join(unknown)}, which is not supported")
     unknown = sorted(name for name in _TRANSFORMER_KEYS if transformer.get(name))
     modalities = transformer.get("modality_config") or {"text": {"method": "forward"}}
     if "message" in modalities or modalities.get("text", {}).get("method") != "forward":
@@ -187,7 +187,7 @@ def _refuse_what_is_not_honored(
     if transformer.get("transformer_task", "feature-extraction") != "feature-extraction":
         unknown.append("transformer_task")
     if unknown:
-        raise InputError(f"{folder}: its sentence_bert_config.json sets {', '.join(unknown)}, which is not honored")
+        raise InputError(f"{folder}: its sentence_bert_config.json sets {', '.join(unknown)}, which is not supported")
 
 
 def _pooling(folder: str, config: dict, modules: list[dict], pooling: dict[str, Any]) -> str:

@@ -40,4 +40,6 @@ def _download(name: str, revision: str | None) -> str:
         return folder
     except Exception as error:  # the hub client raises many kinds, from bad names to no network
         reason = first_line(error)[:150]
-        raise InputError(f"{name}: neither a model folder nor a model that the hub gave ({reason})") from None
+        raise InputError(
+            f"{name}: no such model folder, and the hub has no such model or cannot be reached ({reason})"
+        ) from None

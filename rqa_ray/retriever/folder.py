@@ -141,7 +141,7 @@ def _apply(settings: EncoderSettings, model: Any, folder: str) -> None:
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise InputError(f"{folder}: its tokenizer has neither a padding token nor one that ends texts")
+            raise InputError(f"{folder}: its tokenizer has neither a padding token nor an end-of-text token")
         # without a padding token no batch could be padded; users of such models do the same
         tokenizer.pad_token = tokenizer.eos_token
     if hasattr(model[0].model, "wpe") or hasattr(model[0].model, "positions_embed"):

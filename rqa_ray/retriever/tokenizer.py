@@ -107,5 +107,5 @@ def prefix_note(name: str, settings: EncoderSettings) -> str | None:
     wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
     for family, flags in wanted.items():
         if family in name.lower().replace("/", "-").split("-") and not settings.has_prefixes:
-            return f"warning: {family} models were trained with prefixes and none is set; see {flags}"
+            return f"warning: {family} models were trained with prefixes and none is set; for example {flags}"
     return None

@@ -145,7 +145,10 @@ def fit(
                 asked = True
                 mailbox.request_stop.remote()
                 show.clear()
-                print("stopping: saving the state after the last whole step; again to stop at once", file=sys.stderr)
+                print(
+                    "stopping: saving the state after the last finished step; a second signal stops at once",
+                    file=sys.stderr,
+                )
             has_begun |= draw(show, mailbox, job)
     finally:
         show.clear()

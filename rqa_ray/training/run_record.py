@@ -72,8 +72,8 @@ class RunRecord:
         """Raises InputError if output_dir is a copy, and the checkpoints belong to the original."""
         if self.copy_of:
             raise InputError(
-                f"--output_dir {shown(job.location)}: is a copy of {self.copy_of}, whose checkpoints lie in "
-                f"{shown(self.storage_path)}; go on there, or start from a checkpoint of it "
+                f"--output_dir {shown(job.location)}: is a copy of {self.copy_of}, to which the checkpoints in "
+                f"{shown(self.storage_path)} belong; resume the run there, or start from one of its checkpoints "
                 "(jobs/train.py --resume_from_checkpoint PATH)"
             )
 
@@ -93,19 +93,19 @@ def check_output_dir(job: Job, model_folder: str) -> None:
     except (OSError, ValueError, ImportError) as error:  # storage does not answer
         raise InputError(f"{job.resume_flag}: its checkpoints cannot be read ({first_line(error)})") from None
     if job.resume and job.resume != "true" and checkpoint is None:
-        raise InputError(f"--resume_from_checkpoint {job.resume}: no whole checkpoint of this program")
+        raise InputError(f"--resume_from_checkpoint {job.resume}: there is no complete checkpoint of this program")
     differs = checkpoint.differs_from(model_folder) if checkpoint else ""
     if checkpoint and differs:
         raise InputError(
-            f"{job.resume_flag}: the checkpoint in {shown(checkpoint.location)} is of another model than "
-            f"--model_name_or_path {job.settings.model_name_or_path} ({differs}); name the model that it began with"
+            f"{job.resume_flag}: the checkpoint in {shown(checkpoint.location)} belongs to another model than "
+            f"--model_name_or_path {job.settings.model_name_or_path} ({differs}); pass the model of that run"
         )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     in_use = found - {DEMO_FOLDER}  # the demo data is written before the data is checked
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
-            f"--output_dir {shown(job.location)}: is not empty; choose another, or go on with its run by "
-            f"{job.resume_flag}, or delete it by --overwrite_output_dir"
+            f"--output_dir {shown(job.location)}: is not empty; choose another folder, resume its run with "
+            f"{job.resume_flag}, or delete it with --overwrite_output_dir"
         )
 
 
@@ -140,7 +140,7 @@ def open_run(job: Job) -> RunRecord:
         record = replace(record, storage_path=previous.storage_path, run_names=names, files=previous.files)
         changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job.to_config())
         if changed:
-            print(f"warning: goes on with other settings than it began with: {changed}")
+            print(f"warning: the run goes on with other settings than it began with: {changed}")
     elif previous and not job.resume:
         delete_run(job, previous)
     if checkpoint:

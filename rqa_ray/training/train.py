@@ -71,7 +71,7 @@ def train(job: Job) -> TrainResult:
             outcome = fit(train_worker, job, workers, spec, record.storage_path, record.run_names[-1])
             break
         except StorageAway as error:
-            print(f"warning: {error}; waiting for it")
+            print(f"warning: {error}; waiting until it answers")
             wait_for_storage(record.storage_path)
             record = open_run(replace(job, resume="true"))
     if outcome.stopped_by:

@@ -137,7 +137,7 @@ def trials_at_once(asked: str, workers: Workers) -> int:
     """Returns how many trials run at the same time: as many as fit on the cluster, or fewer if the user says so."""
     fitting = max_concurrent(workers)
     if asked != "auto" and int(asked) > fitting:
-        print(f"note: --max_concurrent_trials {asked}: {fitting} at a time, more than that the cluster cannot hold")
+        print(f"note: --max_concurrent_trials {asked}: the cluster can hold only {fitting} at a time")
     return fitting if asked == "auto" else min(int(asked), fitting)
 
 
@@ -197,7 +197,7 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
         if code:
             os._exit(code)
         code = STOP_EXIT_CODES[signal.Signals(number)]
-        print("stopping the search; again to stop at once", file=sys.stderr)
+        print("stopping the search; a second signal stops at once", file=sys.stderr)
         os.kill(os.getpid(), signal.SIGUSR1)  # on this signal, Tune saves its state and ends its trials
 
     handlers = {number: signal.signal(number, on_signal) for number in STOP_EXIT_CODES}

@@ -55,7 +55,7 @@ def test_storage_that_one_node_does_not_share(nodes, words, tmp_path) -> None:
     node = nodes.add(hidden=tmp_path / "shared")
     said = refused(nodes, words)
     nodes.lose(node)
-    assert "not usable from node" in said and "what the driver has written there is not seen" in said
+    assert "not usable from node" in said and "this node does not see the file that the driver has written" in said
 
 
 @pytest.mark.slow
@@ -98,9 +98,9 @@ def test_what_a_node_sees_is_said_by_flag_and_node(tmp_path) -> None:
     (tmp_path / "file").write_text("x")
     seen = probe.look_around({"train_file": [str(tmp_path / "file"), str(tmp_path / "none")]}, str(tmp_path), "0")
     assert seen["problem"].startswith(f"--train_file {tmp_path}/none: cannot be read (")
-    assert seen["storage"] == "what the driver has written there is not seen"
+    assert seen["storage"] == "this node does not see the file that the driver has written"
     own = probe.versions()
-    with pytest.raises(InputError, match="^--storage_path s: not usable from node 1 .what the driver has written"):
+    with pytest.raises(InputError, match="^--storage_path s: not usable from node 1 .this node does not see the file"):
         probe._compare("node 1", seen, own, "s")
     with pytest.raises(InputError, match="none: cannot be read .*, on node 1; put it where all nodes can read it"):
         probe._compare("node 1", {**seen, "storage": None}, own, "s")

@@ -105,10 +105,10 @@ def test_saved_embeddings_beside_the_model_are_found(model, saved, corpus, expec
 def test_embeddings_of_something_else_are_refused_or_left_alone(model, saved, corpus, tmp_path, capsys):
     other = tmp_path / "other.jsonl"
     other.write_text('{"page_content": "something else"}\n')
-    with pytest.raises(InputError, match="its embeddings are of other documents"):
+    with pytest.raises(InputError, match="its embeddings belong to other documents"):
         Searcher(model, [str(other)], saved.location)
     changed = Model("tiny", ModelSpec(model.spec.folder, read_settings(model.spec.folder, max_seq_length=9)))
-    with pytest.raises(InputError, match="of another model or other settings"):
+    with pytest.raises(InputError, match="belong to another model or other settings"):
         Searcher(changed, None, saved.location)
     with pytest.raises(InputError, match="no embeddings in it"):
         Searcher(model, None, str(tmp_path / "empty"))

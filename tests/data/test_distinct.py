@@ -52,9 +52,9 @@ def test_a_passage_with_another_embedded_text_is_refused_with_both_texts_and_pla
     with pytest.raises(InputError) as error:
         list(read_distinct(files))
     assert str(error.value) == (
-        f"{files[1]}:2: the passage of {files[0]}:1 (the same page_content, and source or _id or title) "
-        "with another embedded text, 'f these titles, and two ends\\nContent:\\nalpha', not 'f these titles, and one "
-        "end\\nContent:\\nalpha'; give each passage a source of its own"
+        f"{files[1]}:2: the same passage as in {files[0]}:1 (same page_content, and source or _id or title), "
+        "but its embedded text is 'f these titles, and two ends\\nContent:\\nalpha', not 'f these titles, and one "
+        "end\\nContent:\\nalpha'; give each passage its own source"
     )
     assert [document.page_content for document in read_distinct(files, skip_bad=True)] == ["alpha", "beta"]
 
@@ -63,5 +63,5 @@ def test_a_corpus_with_a_passage_that_clashes_is_refused_from_its_ids_and_hashes
     files = [write(tmp_path / "1.jsonl", doc("alpha", "a"), doc("alpha", "a", "T"), doc("beta", "b"))]
     ids = np.array([document.passage_id for document in good_records(files, "documents")])
     refuse_clashes(ids, np.array([1, 1, 2]), files, "documents")
-    with pytest.raises(InputError, match=r"1\.jsonl:2: the passage of .*1\.jsonl:1 .* a source of its own$"):
+    with pytest.raises(InputError, match=r"1\.jsonl:2: the same passage as in .*1\.jsonl:1 .* its own source$"):
         refuse_clashes(ids, np.array([1, 3, 2]), files, "documents")

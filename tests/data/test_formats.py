@@ -119,7 +119,10 @@ NEEDS_QUESTIONS = "a record needs `questions` (LocalRQA) or `question` (LocalRQA
         ({"con\ntent": "x"}, NEEDS_TEXT + "found keys `con tent`"),
         ({"page_content": None}, "`page_content` has to be a string, found null"),
         ({"page_content": "x", "fmt_content": ["y"]}, "`fmt_content` has to be a string, found a list"),
-        ({"page_content": "x", "metadata": "y"}, "`metadata` has to be an object, or JSON of one, found 'y'"),
+        (
+            {"page_content": "x", "metadata": "y"},
+            "`metadata` has to be an object, or a string with a JSON object, found 'y'",
+        ),
         ({"text": {"a": 1}}, "`page_content` has to be a string, found an object"),
         ({"text": datetime.date(2026, 1, 2)}, "`page_content` has to be a string, found datetime.date(2026, 1, 2)"),
         ({"text": "x", "title": ["a"]}, "`title` has to be text or a number, found a list"),
@@ -170,7 +173,7 @@ def test_a_wrong_document_is_described_by_what_was_found(value, message):
         ),
         (
             {"questions": ["x"], "gold_docs": [DOC], "hard_neg_docs": [DOC], "hard_neg_scores": [0.5, 1]},
-            "`hard_neg_scores` has 2 of them, for 1 `hard_neg_docs`",
+            "`hard_neg_scores` has 2 scores for 1 `hard_neg_docs`",
         ),
         (
             {"questions": ["x"], "gold_docs": [DOC], "hard_neg_docs": [DOC], "hard_neg_scores": ["y"]},

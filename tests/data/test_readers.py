@@ -151,7 +151,10 @@ def test_a_passage_with_another_embedded_text_is_refused_or_the_first_is_taken_a
         "train": [write(tmp_path / "1.jsonl", RECORDS), write(tmp_path / "2.jsonl", [asked])],
         "corpus": [write(tmp_path / "d.jsonl", [doc("alpha", "a"), titled, titled])],
     }
-    places = {"train": r"2\.jsonl:1: the passage of .*1\.jsonl:1 ", "corpus": r"d\.jsonl:2: the passage of .*jsonl:1 "}
+    places = {
+        "train": r"2\.jsonl:1: the same passage as in .*1\.jsonl:1 ",
+        "corpus": r"d\.jsonl:2: the same passage as in .*jsonl:1 ",
+    }
     for name, place in places.items():
         with pytest.raises(InputError, match=place + ".*'Source: a.nTitle: T.*, or --on_bad_record skip takes"):
             read(name, inputs[name], spec)

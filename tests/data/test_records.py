@@ -69,7 +69,7 @@ def test_metadata_may_be_json_in_a_string(tmp_path) -> None:
     assert line == 1 and record.metadata == {"source": "a", "n": [1]}
     bad = write(tmp_path / "bad.parquet", [{"page_content": "alpha", "metadata": "a"}])
     assert [record for _, record in read_records(bad, "documents")] == [
-        f"{bad}:1: `metadata` has to be an object, or JSON of one, found 'a'"
+        f"{bad}:1: `metadata` has to be an object, or a string with a JSON object, found 'a'"
     ]
 
 
@@ -207,7 +207,7 @@ def test_a_line_without_end_is_one_bad_record_and_the_next_is_read(tmp_path, mon
     [
         (
             '{"questions": ' + json.dumps(["q"] * 100_001) + ', "gold_docs": [{"page_content": "a"}]}',
-            "100,001 of them",
+            "100,001 questions, the limit is 100,000",
         ),
         ('{"questions": ' + "[" * 100_000, "not JSON (maximum recursion depth"),
         ("\x00", "not JSON ("),

@@ -31,7 +31,7 @@ def test_what_clashes_is_counted_where_bad_records_are_skipped(tmp_path):
     files, skipped = [str(tmp_path / "q.jsonl")], Skipped()
     clash = Document("alpha", "", {"source": "a"}).passage_id
     ids, hashes = np.array([clash, clash, 7]), np.array([1, 2, 3])
-    with pytest.raises(InputError, match=r"q.jsonl:1: the passage of .*q.jsonl:1 .*, or --on_bad_record skip takes"):
+    with pytest.raises(InputError, match=r"q.jsonl:1: the same passage as in .*q.jsonl:1 .*, or pass --on_bad"):
         skipped.add_clashes(ids, hashes, files, "questions", skip_bad=False)
     skipped.add_clashes(ids, hashes, files, "questions", skip_bad=True)
     assert skipped.kinds == {CLASHES: 1} and skipped.first == [describe_clash(files, "questions", clash)]

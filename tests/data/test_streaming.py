@@ -115,7 +115,9 @@ def test_a_passage_with_another_embedded_text_in_another_part_is_refused_or_coun
     content[399] = json.dumps({"question": "?", "gold_docs": [other]}) + "\n"
     with open(paths[0], "w") as file:
         file.writelines(content)
-    with pytest.raises(InputError, match=r"1\.jsonl:400: the passage of .*1\.jsonl:8 .* 'Source: s0\\nTitle: Of ano"):
+    with pytest.raises(
+        InputError, match=r"1\.jsonl:400: the same passage as in .*1\.jsonl:8 .* 'Source: s0\\nTitle: Of ano"
+    ):
         streaming.open_stream(paths, spec)
     stream = streaming.open_stream(paths, spec, skip_bad=True)
     assert list(stream.skipped.kinds.values()) == [1] and ":400: " in stream.skipped.first[0]

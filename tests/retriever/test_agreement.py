@@ -46,7 +46,7 @@ def test_a_dense_module_agrees_where_the_weights_are_in_bf16(tiny_model, tmp_pat
 def test_where_packing_is_wrong_texts_are_padded_and_it_is_said(tiny_model, monkeypatch):
     encoder = load_encoder(tiny_model, EncoderSettings(max_seq_length=64))
     monkeypatch.setattr(attention, "_run_by_run", lambda query, key, value, *_: value.transpose(0, 1)[None])
-    expected = "warning: texts are padded: bert packed is not what sentence-transformers makes of it"
+    expected = "warning: texts are padded: unpadded, bert gives other embeddings than sentence-transformers"
     assert check_against_sentence_transformers(encoder) == [expected]
     assert not encoder.can_pack
 
@@ -54,13 +54,13 @@ def test_where_packing_is_wrong_texts_are_padded_and_it_is_said(tiny_model, monk
 @pytest.mark.parametrize("model_type", ["convbert", "fnet"])
 def test_a_model_that_depends_on_the_other_texts_of_its_batch_is_named(tmp_path, model_type):
     (note,) = Embedder.load(small_model(tmp_path, model_type), "cpu").notes
-    assert f"an embedding of this model ({model_type}) depends on the texts in its batch" in note
+    assert f"an embedding of this model ({model_type}) depends on the other texts in its batch" in note
 
 
 def test_a_model_whose_inputs_are_not_all_made_here_is_refused(tmp_path):
     # This GPT-2 adds an embedding for the types of tokens, which its tokenizer gives; XLNet is another such model.
     config = GPT2Config(vocab_size=150, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3)
-    with pytest.raises(InputError, match=r"the model \(gpt2\) gives other embeddings here than by sentence-transfor"):
+    with pytest.raises(InputError, match=r"the model \(gpt2\) gives other embeddings here than in sentence-transfor"):
         Embedder.load(save_model(tmp_path, config), "cpu")
 
 

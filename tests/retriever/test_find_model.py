@@ -35,4 +35,4 @@ def test_a_path_that_is_missing_is_refused_without_asking_the_hub(name):
 
 @pytest.mark.parametrize("name", ["no-such-org/no-such-model", "no-such-model", "bad name!", "json"])
 def test_a_name_that_the_hub_does_not_give_is_refused(name):
-    assert "neither a model folder nor a model that the hub gave" in refusal(name)
+    assert "no such model folder, and the hub has no such model or cannot be reached" in refusal(name)

@@ -256,7 +256,7 @@ def test_a_model_without_padding_token_is_saved_so_that_it_encodes_batches(tmp_p
     tokenizer = AutoTokenizer.from_pretrained(saved)
     assert (tokenizer.pad_token, tokenizer.padding_side) == ("[SEP]", "right")
     save_tokenizer(source, pad_token=None)
-    assert "neither a padding token nor one that ends" in refusal(load_encoder, str(source), EncoderSettings())
+    assert "neither a padding token nor an end-of-text" in refusal(load_encoder, str(source), EncoderSettings())
 
 
 def test_of_a_t5_the_encoder_is_trained(tmp_path):

@@ -81,7 +81,7 @@ def test_a_storage_elsewhere_is_not_the_copys(tmp_path, capsys):
     assert resume(tmp_path / "a", *elsewhere).resume_from == str(of_a)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with pytest.raises(
-        InputError, match=f"b: is a copy of {tmp_path}/a, whose checkpoints lie in {tmp_path}/s; go on"
+        InputError, match=f"b: is a copy of {tmp_path}/a, to which the checkpoints in {tmp_path}/s belong; resume"
     ):
         resume(tmp_path / "b", *elsewhere)
     open_run(job(tmp_path / "b", *elsewhere, "--overwrite_output_dir"))
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_pat
     newest = store(record, 4, CONFIG | {"model_type": "mpnet"})
     for named, differs in (("true", "model_type mpnet, not bert, hidden_size 32, not 64"), (str(newest), "mpnet")):
         with pytest.raises(
-            InputError, match=f"checkpoint-4 is of another model than --model_name_or_path m .*{differs}"
+            InputError, match=f"checkpoint-4 belongs to another model than --model_name_or_path m .*{differs}"
         ):
             check_output_dir(job(tmp_path / "a", "--resume_from_checkpoint", named), str(model))
     (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mpnet", "pad_token_id": 1}))

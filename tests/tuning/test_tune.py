@@ -122,7 +122,7 @@ def test_a_search_that_has_ended_can_be_asked_again_and_a_copy_of_it_leaves_it_a
     copy = Path(shutil.copytree(searched, tmp_path / "copy"))
     before = {path: path.stat().st_mtime_ns for path in [searched, *searched.rglob("*")]}
     words += ["--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(copy)]
-    with pytest.raises(InputError, match="is not empty; choose another, or go on with its run by --resume"):
+    with pytest.raises(InputError, match="is not empty; choose another folder, resume its run with --resume"):
         run(words)
     run([*words, "--resume"])
     assert (copy / "trials.csv").read_bytes() == (searched / "trials.csv").read_bytes()
