@@ -222,8 +222,8 @@ def _error_bound(questions: Tensor, lost_questions: Tensor, passages: Tensor, lo
     """Returns (Q,) how far the product of rounded embeddings may be from `pair_scores`, before it is rounded to bf16.
 
     lost_questions (Q,) and lost_passages () are norms of what rounding took off. Summing D products adds an error of
-    at most D * 2^-24 of the norms' product (Higham 2002, section 3.1), rounding the score to fp32 one of 2^-24. On
-    CUDA, matrix products may use TF32 in place of fp32: 11 bits of each factor.
+    at most D * 2^-24 of the norms' product (Higham 2002, section 3.1). Rounding the score to fp32 adds at most 2^-24
+    of it. On CUDA, matrix products may use TF32 in place of fp32: 11 bits of each factor.
     """
     of_questions, of_passages = questions.norm(dim=1), passages.norm(dim=1).max()
     share = (questions.shape[1] + 2) * 2.0**-24 + (2.0**-10 if questions.is_cuda else 0.0)

@@ -39,8 +39,8 @@ def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
     metadata is {}, and metadata can be written as JSON. The whole stream is read into memory.
 
     Raises:
-        InputError: the file asks for anything but a Document, is damaged, or has another content. It is one line that
-            starts with `name`; no other error is raised.
+        InputError: the file asks for anything but a Document, is damaged, or contains something else. The message is
+            one line that starts with `name`. No other error is raised.
     """
     try:
         data = stream.read(MAX_BYTES + 1)

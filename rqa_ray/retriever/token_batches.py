@@ -1,4 +1,4 @@
-"""Cuts token rows into token batches: what one forward pass computes, a group of texts of similar length.
+"""Cuts token rows into token batches. A token batch is what one forward pass computes: texts of similar length.
 
 A token batch is packed (one text after the other, without padding; see `attention.py`) or padded to its longest text.
 """

@@ -1,7 +1,7 @@
 """Evaluates a stored model: beside training, for each checkpoint; or on all workers, before or after training.
 
-A search calls `evaluate_worker` twice: for the pretrained model, from which all trials start, and for the winner, the
-only trained model that is tested on the test questions.
+A search calls `evaluate_worker` twice: before its trials for the pretrained model, and after them for the winner. Only
+these two models are evaluated on the test questions.
 """
 
 from __future__ import annotations

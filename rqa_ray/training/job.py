@@ -91,7 +91,7 @@ def check(job: Job) -> None:
 
 
 def _metric(name: str | None) -> str:
-    """Returns the full name of the metric that selects; the user may leave out `eval_`."""
+    """Returns the full name of the metric that chooses the best model; the user may leave out `eval_`."""
     names = [item for item in metric_names("eval") if not item.endswith(LATENCY)]
     for candidate in (name, f"eval_{name}"):
         if candidate in names:

@@ -68,7 +68,10 @@ class Budget:
         return replace(job, training=training | changes)
 
     def place(self, step: int, batch: int) -> int:
-        """Returns the number of the evaluation at a step; trials with the same number have seen the same questions."""
+        """Returns the number of the evaluation at a step.
+
+        Trials at the same number have seen equally many questions.
+        """
         steps = self.steps_of(batch)
         if step >= steps:
             return self.evaluations
