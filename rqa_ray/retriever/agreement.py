@@ -34,7 +34,7 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
     rows = tokenizer.questions(TEXTS) + tokenizer.passages(TEXTS)
     encoder.eval()
     try:
-        alone, together = (_theirs(encoder, batch_size) for batch_size in (1, len(TEXTS)))
+        alone, together = (_by_sentence_transformers(encoder, batch_size) for batch_size in (1, len(TEXTS)))
         apart = _distance(together, alone)
         packed = encoder.packs_here
         if packed:
@@ -68,7 +68,7 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
         encoder.train(was_training)
 
 
-def _theirs(encoder: Encoder, batch_size: int) -> torch.Tensor:
+def _by_sentence_transformers(encoder: Encoder, batch_size: int) -> torch.Tensor:
     """Returns (10, D) embeddings by sentence-transformers, with unit length where the encoder makes unit length."""
     settings = encoder.settings
     options: dict[str, Any] = {"convert_to_tensor": True, "batch_size": batch_size, "show_progress_bar": False}
