@@ -1,4 +1,4 @@
-"""Settings from the words of a command line, a JSON config, or keyword arguments; a mistake in them is one line."""
+"""Makes settings from a command line, a JSON config, or keyword arguments; a mistake becomes one line."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class _Help(argparse.Action):
 
 
 class Parser(HfArgumentParser):
-    """The flags of some settings classes; a mistake is an InputError of one line.
+    """The flags of some settings classes; a mistake raises InputError with one line.
 
     Args:
         about: what the job does, its usage and an example: the first lines of `-h`.
         kinds: the settings classes.
-        short: of which classes a short `-h` shows the settings that have a group.
-        last: the last line of a short `-h`, on what `-h all` adds.
+        short: the classes whose settings a short `-h` shows, if they have a group.
+        last: the last line of a short `-h`, about what `-h all` adds.
     """
 
     def __init__(self, about: str | None, *kinds: type, short: tuple[type, ...] = (), last: str = "") -> None:
@@ -61,7 +61,7 @@ class Parser(HfArgumentParser):
 
     @property
     def flags(self) -> dict[str, argparse.Action]:
-        """What each flag sets, in all spellings."""
+        """The setting of each flag, in all spellings."""
         return self._option_string_actions
 
     def help_text(self, everything: bool = False) -> str:
@@ -74,7 +74,7 @@ class Parser(HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-        """As transformers adds a flag, from a field that a Group declared."""
+        """Adds a flag for a field that a Group declared, as transformers does."""
         plain: Any = copy.copy(field)
         plain.metadata = {name: value for name, value in field.metadata.items() if name not in OWN_METADATA}
         aliases = [f"--{name}" for name in field.metadata.get("more_names", ()) if name != field.name]
@@ -84,7 +84,7 @@ class Parser(HfArgumentParser):
         action = parser._option_string_actions[f"--{field.name}"]
         if field.metadata.get("may_be_empty"):
             action.nargs = "*"
-        action.required = False  # `read` says in fewer words what is missing
+        action.required = False  # `read` has a shorter message for a missing flag
 
     def error(self, message: str) -> None:  # type: ignore[override]
         message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one of its names
@@ -98,10 +98,11 @@ class Parser(HfArgumentParser):
             raise InputError(f"{action.option_strings[0]} {value}: {is_none_of(str(value), choices)}")
 
     def words(self, given: Given, has_free_word: bool = False) -> list[str]:
-        """Words of a command line: a JSON config in first place, or keyword arguments, become flags.
+        """Turns a command line with a JSON config in first place, or keyword arguments, into flags and values.
 
         Raises:
-            InputError: a name that no flag has; the first word is neither a flag nor a config, and no free word.
+            InputError: no flag has the name; or the first word is neither a flag nor a config, and no word without a
+                flag is allowed.
         """
         if isinstance(given, Mapping):
             return self._flags_of(given)
@@ -120,15 +121,15 @@ class Parser(HfArgumentParser):
                 continue
             if isinstance(value, (list, tuple)):
                 words += [f"--{name}", *map(str, value)]
-            else:  # one word, so that a value may begin with a dash
+            else:  # name and value in one word, so that the value may begin with a dash
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
         return words
 
     def read(self, words: list[str]) -> dict[str, Any]:
-        """Values by name; `~` is expanded in those that are paths.
+        """Returns values by name, with `~` expanded in paths.
 
         Raises:
-            InputError: an unknown flag, a missing one, or a value of another kind.
+            InputError: an unknown flag, a missing flag, or a value of another type.
         """
         namespace, unknown = self.parse_known_args(words)
         if unknown:
@@ -154,21 +155,21 @@ class Parser(HfArgumentParser):
 
 
 def is_none_of(value: str, choices: Sequence[str]) -> str:
-    """What is said of a value that is no choice: the nearest choice, and all."""
+    """Returns the message about a value that is no choice: the nearest choice, and all choices."""
     close = difflib.get_close_matches(value, choices, n=1)
     question = f"did you mean {close[0]}? " if close else ""
     return f"{question}choose one of {', '.join(choices)}"
 
 
 def parse(kind: type[T], given: Given, about: str | None = None, free_word: str | None = None) -> T:
-    """The settings of a job.
+    """Returns the settings of a job.
 
     Args:
         about: the first lines of `-h`.
-        free_word: the setting that a word without a flag stands for.
+        free_word: the setting that a word without a flag sets.
 
     Raises:
-        InputError: unknown or missing names, values that cannot work.
+        InputError: unknown or missing names, or values that cannot work.
     """
     parser = Parser(about, kind)
     words = parser.words(given, has_free_word=free_word is not None)
@@ -205,10 +206,12 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
-    """Puts `--name=` before the word that belongs to no flag: flags take what they need, and a list takes files.
+    """Puts `--name=` before the word that belongs to no flag.
+
+    A flag takes as many words as it needs; a list of files takes words that may be files.
 
     Raises:
-        InputError: there are several such words.
+        InputError: there are several words without a flag.
     """
     named, taken, free = [], 0, ""
     action: argparse.Action | None = None
@@ -233,7 +236,10 @@ def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
 
 
 def _is_no_file(word: str) -> bool:
-    """Whether a word names no file, glob or URI, and does not look as if it should: words, no path with a suffix."""
+    """Returns whether a word is no file, glob or URI, and does not look like one.
+
+    A word looks like a file if it contains no space, but a slash or a dot.
+    """
     path = os.path.expanduser(word)
     if "://" in word or os.path.exists(path) or glob.glob(path, recursive=True):
         return False
@@ -248,9 +254,9 @@ def _expand_home(value: Any) -> Any:
 
 @contextmanager
 def user_errors(when_stopped: str | None = None) -> Iterator[None]:
-    """Ends a job as its user expects: one line and code 2 for an InputError; 130, and a line maybe, for Ctrl-C.
+    """Ends a job with one line and exit code 2 after an InputError, and with exit code 130 after Ctrl-C.
 
-    What the terminal's encoding lacks is printed as `?`.
+    Characters that the terminal's encoding lacks are printed as `?`.
     """
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):

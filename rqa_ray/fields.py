@@ -29,7 +29,7 @@ OWN_METADATA = ("group", "unset", "check", "more_names", "is_path", "may_be_empt
 
 @dataclass(frozen=True)
 class Group:
-    """A heading of `-h`. The methods declare the settings that stand below the heading."""
+    """A heading of `-h`. Its methods declare the settings below the heading."""
 
     heading: str
 
@@ -48,13 +48,13 @@ class Group:
         """Declares a field of a settings class.
 
         Args:
-            default: the value where the user gives none; `-h` shows it after the text.
+            default: the value if the user gives none; `-h` shows it after the text.
             text: what the setting does, and its unit.
-            check: which values are right; of a list, each item is checked.
-            unset: what is so without the flag, where the default does not say it.
+            check: which values are right; in a list, each item is checked.
+            unset: what happens without the flag, if the default does not say it.
             more_names: further flags for the same setting.
-            is_path: `~` in the value is the home folder.
-            may_be_empty: a list may be given without items.
+            is_path: whether `~` in the value is the home folder.
+            may_be_empty: whether a list may be given without items.
         """
         own = dict(zip(OWN_METADATA, (self, unset, check, more_names, is_path, may_be_empty), strict=True))
         return field(default=default, metadata={"help": text, **own, **for_argparse})

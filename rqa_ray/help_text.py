@@ -1,4 +1,4 @@
-"""What `-h` prints: settings below the headings of their groups, each with its default, in at most 100 columns."""
+"""Formats `-h`: settings below the headings of their groups, each with its default, in at most 100 columns."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import MISSING, Field
 
 from rqa_ray.fields import GROUPS, REQUIRED
 
-COLUMNS = 100  # at most; fewer where the terminal is narrower
-FLAG_COLUMNS = 31  # of a flag and its values, after two blanks; the text begins after another
+COLUMNS = 100  # at most; fewer if the terminal is narrower
+FLAG_COLUMNS = 31  # columns of a flag and its values, after two blanks; one blank more, then the text
 HOW_TO_READ = "[...] is the default. Names in CONFIG.json are those of the flags."
 REST = "transformers' other TrainingArguments"
 
-Row = tuple[Field, argparse.Action]  # a setting, and its flag
+Row = tuple[Field, argparse.Action]  # a setting and its flag
 
 
 def help_text(about: str, settings: Sequence[Row], rest: Sequence[argparse.Action] = (), last: str = "") -> str:
-    """The text of `-h`.
+    """Returns the text of `-h`.
 
     Args:
         about: what the job does, its usage and an example.
-        settings: what is shown; the settings without a group come last.
-        rest: further flags, which stand for no setting.
+        settings: the settings to show; settings without a group come last.
+        rest: further flags, which set no setting.
         last: the last line.
     """
     parts = [f"{about.strip()}\n{HOW_TO_READ}" if about else HOW_TO_READ]
@@ -39,7 +39,10 @@ def help_text(about: str, settings: Sequence[Row], rest: Sequence[argparse.Actio
 
 
 def shown_default(item: Field) -> str:
-    """The default of a setting as `-h` shows it; nothing where it is empty, such as a switch that is off."""
+    """Returns the default of a setting as `-h` shows it.
+
+    Empty if there is nothing to show, such as for a switch that is off.
+    """
     if item.default is REQUIRED and item.default_factory is MISSING:
         return "required"
     unset = item.metadata.get("unset")
@@ -72,7 +75,7 @@ def _setting(item: Field, action: argparse.Action) -> str:
 
 
 def _values(item: Field, action: argparse.Action) -> str:
-    """What stands for the values of a flag."""
+    """Returns the placeholder for the values of a flag."""
     is_list = action.nargs in ("+", "*")
     if action.metavar:
         return str(action.metavar)
@@ -87,7 +90,7 @@ def _values(item: Field, action: argparse.Action) -> str:
 
 
 def _wrapped(flag: str, text: str) -> str:
-    """A flag and its text, which begins in the same line where there is room for both."""
+    """Returns the lines of a flag and its text, which begins in the same line if there is room."""
     width = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 1)).columns)
     margin = min(FLAG_COLUMNS + 3, width // 2)
     lines = textwrap.wrap(text, width - margin, break_on_hyphens=False, break_long_words=False)

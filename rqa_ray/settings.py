@@ -1,6 +1,6 @@
-"""The settings of all jobs, each declared once: default, unit, help, and which values it takes.
+"""Declares the settings of all jobs, each once: default, unit, help, and the values that it takes.
 
-A job's settings are a dataclass, composed of those that jobs share. `command_line.py` makes them from the words of a
+The settings of a job are a dataclass, composed of dataclasses that jobs share. `command_line.py` makes them from a
 command line, a JSON config, or the keyword arguments of the Python interface. LocalRQA's flags keep their names.
 """
 
@@ -28,11 +28,11 @@ from rqa_ray.fields import (
 )
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
-Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: the other two fused
+Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: dense and BM25 together
 RETRIEVERS = get_args(Retriever)
 _WORKERS = "one for each GPU of the cluster, else 1"
 
-# LocalRQA's names, and sentence-transformers' of what LocalRQA lacks.
+# LocalRQA's names, and sentence-transformers' names of poolings that LocalRQA does not have.
 Pooling = Literal["mean", "cls", "last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
 
 
@@ -52,7 +52,7 @@ def _corpus(default: Any, unset: str = "") -> Any:
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """How a model is read, and how it makes embeddings of texts."""
+    """How to load a model, and how it embeds texts."""
 
     model_revision: str | None = MODEL.setting(None, "Branch, tag or commit of a hub model.", unset="main")
     trust_remote_code: bool = MODEL.setting(False, "Run the Python code that comes with the model.")
@@ -84,11 +84,11 @@ class DataSettings:
     )
 
     def given_files(self) -> list[str]:
-        """The flags of INPUTS that name something."""
+        """Returns the input flags that name files."""
         return [flag for flag in INPUTS.values() if any(getattr(self, flag) or [])]
 
     def check_files(self) -> None:
-        """Raises InputError where a file that training needs is not named."""
+        """Raises InputError if a file that training needs is not named."""
         for flag in INPUTS.values():
             if flag != "test_file" and flag not in self.given_files():
                 raise InputError(f"--{flag} is missing")
@@ -96,7 +96,7 @@ class DataSettings:
 
 @dataclass(kw_only=True)
 class LossSettings:
-    """What training makes small."""
+    """The loss that training minimizes."""
 
     contrastive_loss: Literal["inbatch_contrastive"] = LOSS.setting("inbatch_contrastive", "The loss; there is one.")
     temperature: float = LOSS.setting(0.05, "Divides the scores: about 0.05 for cosine, about 1 for dot.", ABOVE_0)
@@ -137,7 +137,7 @@ class BatchSettings:
 
 @dataclass(kw_only=True)
 class WorkerSettings:
-    """What a worker has."""
+    """Number and resources of workers."""
 
     cpus_per_worker: int | None = WORKERS.setting(None, "CPU cores of a worker.", at_least(1), unset="an even share")
 

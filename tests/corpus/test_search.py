@@ -124,7 +124,7 @@ def test_a_file_that_was_edited_to_the_same_size_is_another(model, saved, corpus
     text = file.read_text()
     file.write_text(text.replace("alpha", "ahpla"))
     assert len(file.read_text()) == len(text) and file.read_text() != text
-    with pytest.raises(InputError, match="of these before they were changed"):
+    with pytest.raises(InputError, match="an earlier version of these"):
         Searcher(model, [str(file)], folder.location)
 
 
