@@ -16,7 +16,7 @@ from rqa_ray.fields import DATA, OUTPUT, REQUIRED, at_least
 from rqa_ray.settings import EmbedSettings, EvaluateSettings, PrepareSettings, SearchSettings
 
 ROOT = Path(__file__).parents[1]
-JOBS = ["benchmark", "embed", "evaluate", "medquad", "pictures", "preflight", "prepare", "search", "train", "tune"]
+JOBS = sorted(path.stem for path in ROOT.glob("jobs/*.py"))
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -40,8 +40,6 @@ def names_of(item: dataclasses.Field) -> set[str]:
 def known_flags() -> set[str]:
     benchmarks = [item for kind, _ in BENCHMARKS.values() for item in dataclasses.fields(kind)]
     names = {name for item in [*of_jobs(), *benchmarks] for name in names_of(item)}
-    scripts = "".join(path.read_text() for path in ROOT.glob("jobs/*.py"))  # those with flags of their own
-    names |= set(re.findall(r'add_argument\(\s*"--(\w+)"', scripts))
     return names | {item.name for item in dataclasses.fields(TrainingArguments)} | ALIASES.keys() | {"help"}
 
 
