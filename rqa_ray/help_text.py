@@ -46,10 +46,10 @@ def shown_default(item: Field) -> str:
     if item.default is REQUIRED and item.default_factory is MISSING:
         return "required"
     unset = item.metadata.get("unset")
-    if unset or item.default in (None, False, "", MISSING):
+    if unset or item.default in ("", None, MISSING):
         return unset or ""
-    if item.default is True:
-        return "true"
+    if isinstance(item.default, bool):
+        return "true" if item.default else ""
     return f"{item.default:g}" if isinstance(item.default, float) else str(item.default)
 
 

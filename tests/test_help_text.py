@@ -19,6 +19,7 @@ class Example:
     report: Literal["all", "none"] = LOGGING.setting("all", "What is said.")
     sizes: list[int] | None = DATA.setting(None, "Sizes (MB).", at_least(1), unset="all sizes")
     share: float = DATA.setting(0.00001, "A share.")
+    pieces: int = DATA.setting(0, "Pieces.")
     quick: bool = DATA.setting(False, "In a hurry.")
     writes: bool = OUTPUT.setting(True, "Write files.")
     folder: str = OUTPUT.path(REQUIRED, "Where results go.", more_names=("folder", "output_folder"))
@@ -33,6 +34,7 @@ usage: it FLAGS
 data:
   --sizes N ...                   Sizes (MB). [all sizes]
   --share X                       A share. [1e-05]
+  --pieces N                      Pieces. [0]
   --quick                         In a hurry.
   --kind NAME                     Kinds: a_very_long_choice, another_long_choice.
                                   [a_very_long_choice]
