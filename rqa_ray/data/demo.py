@@ -147,7 +147,7 @@ def definitions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Definiti
 
 
 def has_body(node: Definition) -> bool:
-    """Returns whether anything is left beside docstring, `...` and `pass`."""
+    """Returns whether anything is left besides docstring, `...` and `pass`."""
     return any(
         not isinstance(item, ast.Pass) and not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
         for item in node.body

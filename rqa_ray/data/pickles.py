@@ -1,7 +1,7 @@
 """Reads a document database (`documents.pkl`) with an unpickler that runs nothing the file asks for.
 
 A pickle is a program that may call any function. This unpickler imports nothing. It looks up each (module, name) of
-the file in one fixed table of inert classes: the Documents of LocalRQA and langchain become bags that hold their
+the file in one fixed table of inert classes. There, the Documents of LocalRQA and langchain are bags that hold their
 state, and the two helper functions of old protocols check their arguments. Every other name, persistent ids and
 extension codes are refused. The result contains only str, dict and plain JSON.
 """

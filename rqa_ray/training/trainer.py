@@ -43,9 +43,9 @@ class ContrastiveTrainer(Trainer):
     """Trains an encoder, and the parameters of a loss if it has some, on global batches.
 
     A checkpoint contains `model/` (a complete model folder), the loss's parameters, optimizer and scheduler,
-    `trainer_state.json`, the forward plan, and two evaluations (`checkpoint_files.py`): that of its step, if there is
-    one, and that of step 0. It contains no random state, because batches and dropout masks are functions of (seed,
-    batch, rank, place).
+    `trainer_state.json` and the forward plan. It also contains two evaluations (`checkpoint_files.py`): that of its
+    step, if there is one, and that of step 0. It contains no random state, because batches and dropout masks are
+    functions of (seed, batch, rank, place).
     """
 
     control: TrainerControl

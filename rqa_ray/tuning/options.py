@@ -17,7 +17,7 @@ RESUME_FLAG = "--resume"
 
 @dataclass(kw_only=True)
 class TuneSettings:
-    """What jobs/tune.py takes beside the flags of jobs/train.py."""
+    """The settings of jobs/tune.py, in addition to those of jobs/train.py."""
 
     tune_learning_rate: list[float] | None = TRIALS.setting(
         None,
