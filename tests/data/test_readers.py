@@ -156,7 +156,7 @@ def test_a_passage_with_another_embedded_text_is_refused_or_the_first_is_taken_a
         "corpus": r"d\.jsonl:2: the same passage as in .*jsonl:1 ",
     }
     for name, place in places.items():
-        with pytest.raises(InputError, match=place + ".*'Source: a.nTitle: T.*, or --on_bad_record skip takes"):
+        with pytest.raises(InputError, match=place + ".*'Source: a.nTitle: T.*, or pass --on_bad_record skip"):
             read(name, inputs[name], spec)
     blocks = read_inputs(inputs, spec, skip_bad=True)
     assert [list(blocks[name].skipped.kinds.values()) for name in inputs] == [[1], [1]]

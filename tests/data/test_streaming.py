@@ -137,7 +137,7 @@ def test_a_file_without_a_question_is_refused(spec, tmp_path, paths, small_windo
     from rqa_ray.data.streaming import open_stream
 
     (tmp_path / "blank.jsonl").write_text("\n" * 9_000)
-    with pytest.raises(InputError, match=r"blank\.jsonl: no records in it"):
+    with pytest.raises(InputError, match=r"blank\.jsonl: it has no good record with a question"):
         open_stream([*paths, str(tmp_path / "blank.jsonl")], spec)
 
 
