@@ -122,8 +122,8 @@ def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int,
 def _plain(value: Any) -> Any:
     """Returns a value of Parquet as JSON would have it; values that JSON does not have stay.
 
-    Parquet has one schema for all rows: it fills missing fields with nulls, and pandas with NaN. These are left out of
-    objects. Bytes are decoded to text.
+    Missing fields are left out of objects: Parquet, which has one schema for all rows, fills them with nulls; pandas
+    fills them with NaN. Bytes are decoded to text.
     """
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items() if item is not None and item == item}

@@ -1,4 +1,4 @@
-"""Reads what belongs to a model besides its weights from the sentence-transformers files of its folder.
+"""Reads the settings of a model (pooling, lengths, prefixes ...) from the sentence-transformers files in its folder.
 
 The files are read as plain JSON. So a process that only tokenizes needs neither torch nor sentence-transformers.
 """
@@ -42,7 +42,7 @@ POSITION_OFFSETS = set(
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What belongs to a model besides its weights, and is saved with it."""
+    """The settings of a model that are saved with its weights."""
 
     pooling: str = "mean"  # a name in POOLING_FLAGS, or several with + between them, whose results are concatenated
     similarity: str = "cosine"

@@ -18,7 +18,8 @@ from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 
-# share of the free memory that a graph may take: that of a token batch, or that of a whole batch without caching
+# largest share of the free memory that a graph may take: the graph of one token batch with caching, of the whole batch
+# without
 MEMORY_SHARE = 0.5
 
 

@@ -179,7 +179,7 @@ def delete_run(job: Job, record: RunRecord) -> None:
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Returns the names of settings with other values than when the run began."""
+    """Returns the settings that have changed since the run began, with both values."""
     names = sorted((before.keys() | now.keys()) - {"output_dir"})  # output_dir may have been moved
     names = [name for name in names if before.get(name) != now.get(name)]
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
