@@ -1,6 +1,6 @@
-"""Test data made without Ray: Arrow tables with the columns that `rqa_ray.data.readers` writes, and genuine pickles.
+"""Makes test data without Ray: Arrow tables with the columns of `rqa_ray.data.readers`, and real pickles.
 
-A row of a table is a dict; the columns that it leaves out are 0, empty or null.
+A row of a table is a dict; columns that it leaves out are 0, empty or null.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 
 
 def table(kind: str, rows: list[dict[str, Any]]) -> pa.Table:
-    """One block of `train`, `questions` or `corpus`.
+    """Makes one block of `train`, `questions` or `corpus`.
 
-    A training row may give `passage_tokens` and `hard_negative_tokens`, and brings its passages then.
+    A training row may have `passage_tokens` and `hard_negative_tokens`; it then brings its passages.
     """
     schema = SCHEMAS[kind]
     rows = [_with_passages(row) for row in rows] if kind == "train" else rows
@@ -54,7 +54,7 @@ def random_train_rows(
     max_negatives: int = 3,
     vocabulary: int = 1000,
 ) -> list[dict[str, Any]]:
-    """Rows in input order. Passages come again as golds and as negatives; every third question repeats a wording."""
+    """Makes rows in input order. Passages repeat as golds and as negatives; every third question repeats a wording."""
     generator = np.random.default_rng(seed)
 
     def tokens() -> list[int]:
@@ -80,7 +80,7 @@ def random_train_rows(
 
 
 def random_training_rows(num_rows: int, **options: Any) -> TrainingRows:
-    """The same as workers hold them."""
+    """Makes the same rows in the form that workers use."""
     return TrainingRows.from_tables([table("train", random_train_rows(num_rows, **options))])
 
 
@@ -90,7 +90,7 @@ ASKED = {"What is 0?": [0], "What is 1 or 3?": [1, 3], "what  IS 0?": [2]}  # th
 
 
 def documents() -> Documents:
-    """DOCUMENTS from two blocks, in which document 0 comes twice."""
+    """DOCUMENTS from two blocks, in which document 0 occurs twice."""
     rows = [
         {"line": line, "passage_id": DOCUMENTS[number].passage_id, "document": json.dumps(DOCUMENTS[number].to_dict())}
         for line, number in enumerate([0, 1, 2, 0, 3, 4])
@@ -126,7 +126,7 @@ def dataclass_document() -> type:
 
 
 def pickled(make_class: Callable[[], type], module: str, build: Callable[[type], Any], protocol: int) -> bytes:
-    """What `build(Document)` pickles to where `module` is importable. It is importable no more on return."""
+    """Pickles `build(Document)` while `module` can be imported; afterwards it cannot be imported any more."""
     document = make_class()
     document.__module__, document.__qualname__ = module, "Document"
     parts = module.split(".")

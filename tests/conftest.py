@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: models, small question files, and one Ray cluster for the session."""
+"""Settings and fixtures for all tests: models, small question files, and one Ray cluster for the session."""
 
 import json
 import os
@@ -22,7 +22,7 @@ settings.load_profile("shared-machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """The fastest for a tiny model, and does not spin against whatever else runs on the machine."""
+    """Uses one thread, which is fastest for a tiny model and does not disturb other programs."""
     import torch
 
     torch.set_num_threads(1)
@@ -30,7 +30,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
-    """A model folder: a random BERT of 2 layers, dropout on; its word pieces are single characters."""
+    """A model folder: a random BERT of 2 layers with dropout; its word pieces are single characters."""
     from transformers import BertConfig
 
     from tests.models import VOCABULARY, save_model
@@ -52,7 +52,7 @@ def tiny_model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> dict[str, str]:
-    """train (24 lines, 48 questions), eval, test, documents: a passage is a few words, a question some of them."""
+    """train (24 lines, 48 questions), eval, test, documents: a passage is a few words, a question is some of them."""
     folder = tmp_path_factory.mktemp("small-data")
     generator = random.Random(0)
     documents = []
@@ -94,7 +94,7 @@ def minilm() -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """Connects to a private Ray cluster that all tests share; says which."""
+    """Connects to a private Ray cluster that all tests share; returns a line about it."""
     from rqa_ray.cluster.connection import connect
 
     import ray  # isort: skip
@@ -105,11 +105,11 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def nodes():
-    """A cluster of a head without CPUs and of three nodes with one each; the tests that use it come last."""
+    """A cluster with a head without CPUs and three nodes with one CPU each; tests that use it run last."""
     from tests.nodes import Nodes
 
     def shared_memory() -> set[str]:
-        """What is there, less the semaphores of Python processes, which are no part of Ray."""
+        """Names in /dev/shm, without the semaphores of Python processes, which do not belong to Ray."""
         return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
     before = shared_memory()
@@ -123,7 +123,7 @@ def nodes():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A cluster that waits for its next test would take time from all others."""
+    """Puts the tests that use `nodes` last, because an idle cluster takes time from all other tests."""
     items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
 
 
@@ -146,7 +146,7 @@ def train_flags(files, tiny_model) -> list[str]:
 
 @pytest.fixture(scope="session")
 def one_worker(ray_cluster, train_flags, tmp_path_factory) -> Path:
-    """The output folder of a run of one worker whose training file is streamed, in several windows."""
+    """The output folder of a run with one worker, whose training file is streamed in several windows."""
     folder = tmp_path_factory.mktemp("one-worker") / "out"
     with pytest.MonkeyPatch.context() as patch:
         from rqa_ray.data import streaming
@@ -159,14 +159,14 @@ def one_worker(ray_cluster, train_flags, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def two_workers(ray_cluster, train_flags, tmp_path_factory) -> Path:
-    """The output folder of a run of two workers that hold the training data."""
+    """The output folder of a run with two workers and resident data."""
     folder = tmp_path_factory.mktemp("two-workers") / "out"
     train([*train_flags, "--num_workers", "2", "--per_device_train_batch_size", "4", "--output_dir", str(folder)])
     return folder
 
 
 def train(words: list[str]) -> None:
-    """What jobs/train.py does, on the tests' cluster."""
+    """Does what jobs/train.py does, on the tests' cluster."""
     from rqa_ray.training.job import parse_job
     from rqa_ray.training.train import train
 

@@ -1,4 +1,4 @@
-"""Random models for tests: folders as transformers and sentence-transformers write them."""
+"""Makes random models for tests: folders as transformers and sentence-transformers write them."""
 
 import string
 from pathlib import Path
@@ -32,13 +32,13 @@ SMALL: dict[str, Any] = {
 
 
 def save_tokenizer(folder: Path, **options: Any) -> None:
-    """A BERT tokenizer whose word pieces are single characters."""
+    """Saves a BERT tokenizer whose word pieces are single characters."""
     vocab = {token: number for number, token in enumerate(VOCABULARY)}
     BertTokenizerFast(vocab=vocab, model_max_length=64, **options).save_pretrained(folder)
 
 
 def save_model(folder: Path, config: PreTrainedConfig) -> str:
-    """A bare model with the weights of seed 0."""
+    """Saves a bare model with the weights of seed 0."""
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
     save_tokenizer(folder)
@@ -46,10 +46,10 @@ def save_model(folder: Path, config: PreTrainedConfig) -> str:
 
 
 def small_model(folder: Path, model_type: str, **more: Any) -> str:
-    """A bare model of a type, with 2 layers."""
+    """Saves a bare model of a type with 2 layers."""
     return save_model(folder, AutoConfig.for_model(model_type, **{**SMALL, **more}))
 
 
 def small_encoder(folder: Path, model_type: str, **more: Any) -> Encoder:
-    """Such a model as an encoder."""
+    """Makes such a model and loads it as an encoder."""
     return load_encoder(small_model(folder, model_type, **more), EncoderSettings())

@@ -1,4 +1,4 @@
-"""Real Ray nodes on this machine, apart from any other cluster here: own folders, own ports, own processes."""
+"""Real Ray nodes on this machine, separate from any other cluster here: their own folders, ports and processes."""
 
 import os
 import secrets
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 class Nodes:
-    """A head, and nodes that come and go."""
+    """A head, and nodes that can be added and lost."""
 
     def __init__(self, head_cpus: int = 0, **environment: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rqa", dir="/tmp"))  # sockets need a short path
@@ -45,12 +45,12 @@ class Nodes:
         self.head = self._start([*words, "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"])
 
     def add(self, num_cpus: int = 1, hidden: Path | None = None, **environment: str) -> subprocess.Popen:
-        """Starts a node; returns when it has joined. It sees an empty folder in the place of `hidden`."""
+        """Starts a node and waits until it has joined. The node sees an empty folder in place of `hidden`."""
         words = [f"--address={self.address}", f"--num-cpus={num_cpus}"]
         return self._start(words, environment, behind_a_mount(hidden) if hidden else [])
 
     def lose(self, node: subprocess.Popen) -> None:
-        """Kills the raylet of a node, which ends all that it runs."""
+        """Kills the raylet of a node, which ends everything that runs on the node."""
         raylet_of(node).kill()
         node.wait()
 
@@ -80,7 +80,7 @@ class Nodes:
         return process
 
     def run(self, words: list[str], timeout: float = 300, **options) -> subprocess.CompletedProcess:
-        """A Python script of the repository as a driver on the head's node."""
+        """Runs a Python script of the repository as a driver on the head's node."""
         return subprocess.run(
             [sys.executable, *words],
             env=self.environment,
@@ -91,7 +91,7 @@ class Nodes:
         )
 
     def left(self) -> list[psutil.Process]:
-        """Processes of this cluster, dead ones left out."""
+        """Returns the processes of this cluster that are still alive."""
         found = []
         for process in psutil.process_iter(["environ", "status"]):
             environ = process.info["environ"] or {}
@@ -111,16 +111,16 @@ class Nodes:
 
 
 def behind_a_mount(folder: Path, size: str = "10m") -> list[str]:
-    """Words before a command that then sees an empty file system of its own in a folder."""
+    """Returns words to put before a command, so that it sees an empty file system in a folder."""
     return ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={size} none {folder} && exec "$@"', "sh"]
 
 
 def can_mount() -> bool:
-    """Whether this user may do so."""
+    """Returns whether this user may mount."""
     return shutil.which("unshare") is not None and subprocess.run(["unshare", "-m", "true"]).returncode == 0
 
 
 def raylet_of(process: subprocess.Popen) -> psutil.Process:
-    """The raylet that a `ray start --block` has started."""
+    """Returns the raylet that a `ray start --block` has started."""
     children = psutil.Process(process.pid).children(recursive=True)
     return next(child for child in children if child.name() == "raylet")

@@ -19,7 +19,12 @@ PRELOADED = [
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What `function(*args)`, of a module's top level, returns on each rank of a group; without Ray at hand."""
+    """Calls `function(*args)` on each rank of a group and returns the results.
+
+    The function is at a module's top level.
+
+    Ray cannot be imported on the ranks.
+    """
     multiprocessing.set_forkserver_preload(PRELOADED)
     torch.multiprocessing.start_processes(
         _run_rank, (world_size, function, folder, args), nprocs=world_size, start_method="forkserver"

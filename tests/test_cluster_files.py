@@ -23,7 +23,7 @@ def load(path: str) -> dict:
 
 
 def environment(kind: str) -> dict[str, str]:
-    """What cluster.yaml gives to the processes on a head or a worker."""
+    """Returns the environment that cluster.yaml gives to the processes on a head or a worker."""
     docker = load("cluster.yaml")["docker"]
     options = docker["run_options"] + docker.get(f"{kind}_run_options", [])
     return dict(option.removeprefix("--env ").split("=", 1) for option in options if option.startswith("--env "))
@@ -59,7 +59,7 @@ def test_the_runtime_env_is_one_that_ray_takes_and_gives_a_stopped_job_time_to_s
 
 
 def closed(schema):
-    """The schema with every object limited to the names that it lists."""
+    """Returns the schema with every object limited to the names that it lists."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -154,7 +154,10 @@ open(sys.argv[2], "w").write(json.dumps(seen))  # the driver prints what it hear
 
 @pytest.fixture
 def autoscaled(tmp_path):
-    """cluster.yaml's node types and environment, as processes of this machine: the address and drivers' variables."""
+    """Starts cluster.yaml's node types and environment as processes of this machine.
+
+    Returns the address and drivers' variables.
+    """
     from ray._private.services import get_node_ip_address
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
     from ray.autoscaler._private.util import prepare_config

@@ -1,4 +1,4 @@
-"""What becomes of the words of any job, of a JSON config and of keyword arguments; one line for every mistake."""
+"""How command lines, JSON configs and keyword arguments become settings; every mistake gives one line."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Only the modules marked (Ray) in rqa_ray/README.md need Ray; the rest runs where it is not installed."""
+"""Only the modules marked (Ray) in rqa_ray/README.md need Ray; the others run where Ray is not installed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""An exception is told to the user in one line, also one without text."""
+"""The user gets every exception as one line, also an exception without text."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a CUDA GPU computes against what a CPU does; needs no Ray."""
+"""Compares what a CUDA GPU computes with what a CPU computes; needs no Ray."""
 
 import numpy as np
 import pytest

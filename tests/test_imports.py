@@ -1,4 +1,4 @@
-"""Imports go from lower lines of the map (rqa_ray/README.md) to higher ones only: no two files need each other."""
+"""A file imports only from files above it in the map (rqa_ray/README.md), so no two files need each other."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ MODULES = {
 
 
 def read_map() -> dict[str, bool]:
-    """Modules in the order of the map in rqa_ray/README.md, and whether they are marked (Ray)."""
+    """Returns the modules in the order of the map in rqa_ray/README.md, and whether they are marked (Ray)."""
     found, room = {}, ""
     text = (ROOT / "README.md").read_text()
     for line in text.split("```\nrqa_ray/\n")[1].split("\njobs/")[0].splitlines():
@@ -32,7 +32,7 @@ MAP = read_map()
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of this package that a file imports, anywhere in it."""
+    """Returns the modules of this package that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

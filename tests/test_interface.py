@@ -1,4 +1,4 @@
-"""The Python interface: its examples run, and what a notebook shows of their results."""
+"""The examples of the Python interface run, and a notebook shows their results."""
 
 import doctest
 import inspect
@@ -14,7 +14,7 @@ FUNCTIONS = ("train", "tune", "evaluate", "search")  # an example uses what thos
 
 @pytest.fixture(scope="module")
 def names(ray_cluster, tiny_model, files, tmp_path_factory) -> dict:
-    """What the examples have named, after all of them have run."""
+    """The names that the examples have defined, after all of them have run."""
     names = {"model": tiny_model, "files": files, "folder": tmp_path_factory.mktemp("interface")}
     for function in FUNCTIONS:
         for example in doctest.DocTestParser().get_examples(inspect.getdoc(getattr(interface, function))):

@@ -1,4 +1,4 @@
-"""The progress line: what it says, and how it is drawn on a terminal and in a log."""
+"""What the progress line says, and how it is drawn on a terminal and in a log."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""How values and commands are written for a person."""
+"""How values and commands are written for people."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""The benchmark of reading: all contenders read the same file, whose copies are passages of their own."""
+"""The benchmark of reading: all contenders read the same file, and its copies have different passages."""
 
 import os
 from pathlib import Path

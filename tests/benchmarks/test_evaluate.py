@@ -1,4 +1,4 @@
-"""The benchmark of evaluations measures what it says, on a small corpus; the peers are measured by hand."""
+"""The benchmark of evaluations measures what it says, on a small corpus; peers are measured by hand only."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_evaluations_and_searches_are_timed_and_written(files, tiny_model, tmp_p
     in_a_process, measured = evaluate.in_a_process, []
 
     def measure(contender, *subject):
-        """The first one in a process of its own, as all are outside of this test."""
+        """Measures the first contender in a new process, like all contenders outside of this test."""
         measured.append(contender)
         return in_a_process(contender, *subject) if len(measured) == 1 else contender(*subject)
 

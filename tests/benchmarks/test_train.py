@@ -1,4 +1,4 @@
-"""The benchmark of a training step: every contender trains on the same texts, and ratios are those of a round."""
+"""The benchmark of a training step: all contenders train on the same texts, and ratios are from one round."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What the environment says of Ray's address and folder is right, or wrong in one line; no Ray is started for it."""
+"""A wrong address or folder for Ray in the environment gives one line; no test here starts Ray."""
 
 import pytest
 import ray

@@ -1,4 +1,4 @@
-"""A model's folder on nodes that lack it."""
+"""A model's folder is copied to nodes that do not have it."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What would fail later gives one line before anything is read or written: by parts, and for real on real nodes."""
+"""Problems of a node give one line before anything is read or written: tested in parts, and on real nodes."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def words(files, tiny_model, tmp_path) -> list[str]:
 
 
 def refused(nodes: Nodes, words: list[str]) -> str:
-    """The one line that a job says before it ends with code 2 and leaves nothing."""
+    """Returns the one line that a job prints before it ends with code 2 and leaves nothing."""
     folder = Path(words[words.index("--output_dir") + 1])
     ended = nodes.run(["jobs/preflight.py", *words])
     assert ended.returncode == 2, ended.stdout + ended.stderr

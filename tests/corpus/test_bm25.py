@@ -1,4 +1,4 @@
-"""BM25 and its fusion with embeddings, against their formulas and known figures."""
+"""BM25 and its fusion with embeddings, compared with their formulas and with known figures."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ FAIRE = Path(__file__).parents[3] / "shared" / "data" / "faire"
 
 
 def lucene(term_counts: list[int], lengths: list[int], k1: float = 1.5, b: float = 0.75) -> list[float]:
-    """Of one term, by its counts in each text."""
+    """Returns Lucene's score of one term from its counts in each text."""
     found = sum(count > 0 for count in term_counts)
     idf = math.log(1 + (len(lengths) - found + 0.5) / (found + 0.5))
     average = sum(lengths) / len(lengths)

@@ -1,4 +1,4 @@
-"""A corpus to embeddings and questions to rankings with real Ray tasks and actors."""
+"""Encodes a corpus and ranks it for questions, with real Ray tasks and actors."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def spec(ray_cluster, tiny_model):
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
-    """300 distinct ones."""
+    """300 distinct documents."""
     generator = np.random.default_rng(0)
     texts = [" ".join(generator.choice(WORDS, generator.integers(2, 9))) for _ in range(300)]
     return [Document(text, "", {"source": f"doc/{number}"}) for number, text in enumerate(texts)]
@@ -37,7 +37,7 @@ def documents() -> list[Document]:
 
 @pytest.fixture(scope="module")
 def paths(documents, tmp_path_factory) -> list[str]:
-    """The documents in a plain and a compressed file and many small ones, some of them twice."""
+    """The documents in a plain file, a compressed file and many small files; some documents occur twice."""
     folder = tmp_path_factory.mktemp("corpus")
     lines = [json.dumps(document.to_dict()) + "\n" for document in documents]
     (folder / "a.jsonl").write_text("".join([*lines[:150], lines[3], "\n", lines[149]]))

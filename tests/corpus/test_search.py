@@ -1,4 +1,4 @@
-"""A person asks and gets the passages that a search over everything would give; without Ray."""
+"""A person asks and gets the passages that a search over everything would give, without Ray."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def corpus(files) -> tuple[str, list[Document]]:
 
 @pytest.fixture(scope="module")
 def expected(model, corpus) -> list[tuple[float, str]]:
-    """Score and source of all passages, best first, each encoded alone."""
+    """Returns score and source of all passages, best first, each encoded alone."""
     embedder = Embedder.load(model.spec)
     asked = embedder.questions([QUESTION])[0]
     found = []
@@ -52,7 +52,7 @@ def expected(model, corpus) -> list[tuple[float, str]]:
 
 @pytest.fixture(scope="module")
 def saved(model, corpus, tmp_path_factory) -> EmbeddingFolder:
-    """What jobs/embed.py writes."""
+    """The embeddings that jobs/embed.py writes."""
     path, documents = corpus
     embeddings = Embedder.load(model.spec).passages([document.fmt_content for document in documents])
     folder = EmbeddingFolder(str(tmp_path_factory.mktemp("saved")))

@@ -1,4 +1,4 @@
-"""Saved embeddings come back as they were, in document order, and a shard is whole or not there."""
+"""Saved embeddings are read as they were written, in document order, and a shard is complete or absent."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
-"""Search and corpus loss against plain loops, whatever the blocks, their order and the number of shards.
+"""Search and corpus loss compared with plain loops, for any blocks, in any order, in any number of shards.
 
-Embeddings of small integers make every matmul exact, so that equal scores are equal and ties are plenty.
+Embeddings are small integers, so that every matrix product is exact and there are many ties.
 """
 
 import math
@@ -21,7 +21,7 @@ TEMPERATURE = 0.5
 
 @st.composite
 def corpora(draw):
-    """Questions (Q, D), passages (N, D) of small integers with planted duplicates, and how they are cut and dealt."""
+    """Questions (Q, D) and passages (N, D) of small integers with duplicates, and how they are cut into blocks."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     num_questions, num_passages, dim = draw(st.integers(1, 7)), draw(st.integers(1, 60)), draw(st.integers(1, 4))
     questions = rng.integers(-2, 3, size=(num_questions, dim)).astype(np.float32)
@@ -37,7 +37,7 @@ def corpora(draw):
 
 
 def run(questions, passages, blocks, shards, golds, k):
-    """Deal the blocks to shards, search each on its own, and fold all into the first."""
+    """Deals the blocks to shards, searches each alone, and merges all into the first."""
     states = [(RunningTopK(len(questions), k), CorpusLoss(golds, TEMPERATURE)) for _ in range(shards)]
     for i, block in enumerate(blocks):
         search_block(questions, passages[block], block, *states[i % shards])
@@ -54,7 +54,7 @@ def brute_force_ranking(questions, passages, k):
 
 
 def brute_force_loss(questions, passages, golds, in_corpus):
-    """The mean over questions of the mean over its golds of -log softmax, the other golds left out."""
+    """Returns the mean over questions of the mean over its golds of -log softmax, without the other golds."""
     logits = (questions.double() @ passages.double().T / TEMPERATURE).tolist()
     losses = []
     for row, gold in zip(logits, golds, strict=True):
@@ -143,7 +143,7 @@ def products(request, monkeypatch):
 
 
 def exact_ranking(questions, passages, k):
-    """(-score, position) of every pair's own dot product."""
+    """Returns (-score, position) from the dot product of every single pair."""
     scores = (questions.double()[:, None] * passages.double()).sum(2).float()
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     return scores.gather(1, order), order

@@ -1,4 +1,4 @@
-"""Global batches: the same rows at the same step for any number of ranks, in whatever order they are made.
+"""Global batches have the same rows at the same step for any number of ranks, made in any order.
 
 N questions, G of them in a global batch, W ranks.
 """
@@ -37,7 +37,7 @@ def on_all_ranks(batch: int, world: int, **options) -> list[RankBatch]:
 
 
 def texts(batch: RankBatch) -> list[list[int]]:
-    """Token rows of the questions, then of the passages."""
+    """Returns the token rows of the questions, then of the passages."""
     rows = [
         ids[mask.bool()].tolist()
         for token_batch in batch.token_batches
@@ -292,7 +292,7 @@ def test_a_token_batch_has_no_more_tokens_than_asked_for_with_padding_unless_it_
 
 
 def pass_over(loader: BatchLoader, epoch: int, skip: int = 0) -> list[int]:
-    """One pass with the steps of `Trainer._run_epoch`; returns the numbers of the batches."""
+    """Makes one pass with the steps of `Trainer._run_epoch`; returns the numbers of the batches."""
     loader = accelerate.skip_first_batches(loader, skip) if skip else loader
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch)

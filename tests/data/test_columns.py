@@ -12,7 +12,7 @@ LISTS = st.lists(st.lists(st.integers(-9, 9), max_size=3), min_size=1, max_size=
 
 
 def blocks(lists: list[list[int]], cut: int) -> list[pa.Table]:
-    """One column in two blocks, the second a slice of a longer one."""
+    """Returns one column in two blocks; the second block is a slice of a longer one."""
     whole = pa.table({"x": pa.array([[99], *lists], pa.list_(pa.int64()))})
     return [whole.slice(1, cut), whole.slice(1 + cut)]
 

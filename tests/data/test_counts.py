@@ -1,4 +1,4 @@
-"""Training files counted record by record."""
+"""Training files are counted record by record."""
 
 import json
 

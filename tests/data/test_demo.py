@@ -1,6 +1,7 @@
-"""The built-in set: clean questions, splits without a common file, the same bytes each time, all files or none.
+"""The built-in set has clean questions, splits without a common file, the same bytes each time, and all files or none.
 
-The rules are checked on the real standard library, read once; what single definitions become, on a small made-up one.
+The rules are checked on the real standard library, which is read once. Single definitions are checked on a small
+library made for the test.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Passages that come again: the first is kept, and another embedded text is not taken in silence."""
+"""Of several documents with one id, the first counts; a different embedded text is never ignored silently."""
 
 import json
 from pathlib import Path

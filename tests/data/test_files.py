@@ -1,4 +1,4 @@
-"""Input files on a real disk: what a name stands for, and the lines in it."""
+"""Input files on a real disk: which files a name stands for, and their lines."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Forms of records: how each becomes questions and passages, and what is said of the others."""
+"""Each form of record becomes questions and passages; other records get a clear message."""
 
 import datetime
 import json
@@ -223,13 +223,13 @@ def test_any_line_is_json_or_refused_in_one_line(line):
 
 
 def flag_embedding(value: dict[str, Any]) -> QARecord:
-    """FlagEmbedding's `{"query", "pos", "neg"}`: texts without more."""
+    """Reads FlagEmbedding's `{"query", "pos", "neg"}`, whose passages are plain texts."""
     golds, negatives = ([Document(text, text) for text in value.get(name, [])] for name in ("pos", "neg"))
     return QARecord([value["query"]], golds, negatives)
 
 
 class Words:
-    """Stands for a tokenizer: a token a word."""
+    """Stands for a tokenizer: each word is one token."""
 
     def questions(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array([5 + zlib.crc32(word.encode()) % 90 for word in text.split()], np.int32) for text in texts]
@@ -238,7 +238,10 @@ class Words:
 
 
 def two_steps_on(folder: str) -> tuple[list[float], torch.Tensor, int]:
-    """Losses, weights and the number of hard negatives of two SGD steps on `folder`/train.jsonl, on this rank."""
+    """Makes two SGD steps on `folder`/train.jsonl on this rank.
+
+    Returns losses, weights and the number of hard negatives.
+    """
     rank, ranks = distributed.rank(), distributed.world_size()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
     FORMATS["questions"].append(Format("FlagEmbedding", ("query", "pos"), flag_embedding))

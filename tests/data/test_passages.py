@@ -1,4 +1,4 @@
-"""Passages are rows of a table, named by id; hard negatives of all pairs can be replaced."""
+"""Passages are rows of a table, named by id; the hard negatives of all pairs can be replaced."""
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,10 @@ def ragged(rows: list[list[int]]) -> Ragged:
 
 
 def corpus_negatives(round: int = 1) -> Negatives:
-    """Two of another table for each of the 24 pairs: pair i has passages 1,000 + 2 i and the next, of i + 1 tokens."""
+    """Two hard negatives from another table for each of the 24 pairs.
+
+    Pair i has passages 1,000 + 2 i and 1,001 + 2 i, with i + 1 tokens.
+    """
     passages = PassageTable.of(CORPUS_IDS, ragged([[7] * (number // 2 + 1) for number in range(60)]))
     return Negatives.of(passages, CORPUS_IDS[:48], np.arange(0, 49, 2), round=round)
 
@@ -30,7 +33,7 @@ def resident() -> TrainingRows:
 
 
 def windowed() -> WindowedRows:
-    """The same rows, four in a part, two parts in a window."""
+    """The same rows in windows: four rows in a part, two parts in a window."""
     plan = WindowPlan([Part(0, "f", 4 * n, None, 100) for n in range(6)], np.full(6, 4), seed=3, window_bytes=200)
 
     def fetch(epoch: int, window: int) -> pa.Table:
@@ -49,7 +52,7 @@ def negative_ids(batch: RankBatch) -> list[int]:
 
 
 def lengths(batch: RankBatch) -> list[int]:
-    """Tokens of the hard negatives."""
+    """Returns how many tokens the hard negatives have."""
     every = np.array([length for token_batch in batch.token_batches for length in token_batch.lengths])
     return every[batch.order.numpy()][2 * batch.num_questions :].tolist()
 

@@ -1,4 +1,4 @@
-"""A document database is read whole, and nothing that a pickle asks for is ever run."""
+"""A document database is read completely, and nothing that a pickle asks for is ever run."""
 
 import copyreg
 import io
@@ -36,7 +36,7 @@ def load(data: bytes) -> list[dict[str, Any]]:
 
 
 def refused(data: bytes) -> str:
-    """The message of the InputError, which has to be one line that starts with the path."""
+    """Returns the message of the InputError, which has to be one line that starts with the path."""
     with pytest.raises(InputError) as caught:
         load(data)
     message = str(caught.value)
@@ -149,7 +149,7 @@ class Call:
         return self.call
 
     def __call__(self) -> None:
-        """Only for the pickler, which wants a function: what is called is what `self.call` has returned."""
+        """Exists only because the pickler wants a function; the pickle calls what `self.call` has returned."""
 
 
 PAYLOADS: dict[str, Callable[[str], Any]] = {

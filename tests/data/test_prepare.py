@@ -1,4 +1,4 @@
-"""Preparing data: the numbers of the survey, and Parquet that holds what the files held."""
+"""Preparing data gives the numbers of the survey, and Parquet with the contents of the files."""
 
 import json
 import os

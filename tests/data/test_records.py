@@ -1,4 +1,4 @@
-"""Every kind of file gives the same records; a bad one comes back as a line that says where it is."""
+"""Every kind of file gives the same records; a bad record becomes a line that says where it is."""
 
 import datetime
 import gzip

@@ -1,4 +1,4 @@
-"""What is said about the data before training."""
+"""The lines about the data before training."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.builders import table
 
 
 def part(kind: str, rows: list[dict]) -> list:
-    """Two blocks of one file with a question or document a line."""
+    """Makes two blocks of one file, with one question or document in each line."""
     rows = [{"line": line, "question_key": line, "num_texts": 10} | row for line, row in enumerate(rows)]
     return [table(kind, some) for some in (rows[:1], rows[1:]) if some]
 
@@ -23,7 +23,7 @@ def ids(*passages: int) -> list[dict]:
 
 
 def survey(streamed: Counts | None = None, **inputs: list[dict]) -> Survey:
-    """Of splits and a corpus of passages 1 to 3, or another."""
+    """Makes a survey of splits and of a corpus, by default passages 1 to 3."""
     inputs = {"corpus": ids(1, 2, 3)} | inputs
     kinds = {"train": "train", "corpus": "corpus"}
     return Survey.of({name: part(kinds.get(name, "questions"), rows) for name, rows in inputs.items()}, streamed)

@@ -1,4 +1,4 @@
-"""Rows from Arrow blocks: the same whatever way the blocks were cut, ordered, chunked or sliced."""
+"""Rows from Arrow blocks are the same, however the blocks were cut, ordered or sliced."""
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ SHAPES = {
 
 
 def sent(part: pa.Table) -> pa.Table:
-    """What another process gets, zero-copy from the message."""
+    """Returns what another process gets: a view of the message, without a copy."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, part.schema) as writer:
         writer.write_table(part)

@@ -1,4 +1,4 @@
-"""Buckets for real: an S3 server of its own on this machine, for input files and for checkpoints."""
+"""Input files and checkpoints in real buckets, from an S3 server on this machine."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from rqa_ray.training.job import parse_job
 
 @pytest.fixture(scope="module")
 def bucket():
-    """(URI of a bucket, what comes behind the `?` of a URI in it)."""
+    """Returns the URI of a bucket, and what follows the `?` in its URIs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

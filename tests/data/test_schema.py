@@ -1,4 +1,4 @@
-"""Records of the data contract: identity and the embedded text."""
+"""The id and the embedded text of records."""
 
 import json
 

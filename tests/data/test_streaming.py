@@ -1,4 +1,4 @@
-"""Streaming with real Ray tasks: counted before training, then a window at a time."""
+"""Streaming with real Ray tasks: rows are counted before training, then read one window at a time."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def lines(count: int, first: int = 0) -> list[str]:
 
 @pytest.fixture
 def paths(tmp_path) -> list[str]:
-    """A plain file, a compressed one and Parquet: 600 records, 900 rows."""
+    """A plain file, a compressed file and a Parquet file: 600 records, 900 rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Records become rows that name their passages; the first row of a task to name one brings it."""
+"""Records become rows that name their passages; the first row of a task that names a passage brings its tokens."""
 
 import pytest
 

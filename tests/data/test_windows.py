@@ -1,4 +1,4 @@
-"""The order of rows that do not fit in memory; a row is told by its passage id."""
+"""The order of rows that do not fit in memory; the tests tell rows by their passage ids."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from tests.builders import table
 
 
 class Files:
-    """Parts of so many rows, 100 bytes a row, and which windows were fetched."""
+    """Parts with the given numbers of rows, 100 bytes for each row; remembers which windows were fetched."""
 
     def __init__(self, sizes: list[int], seed: int = 0, window_rows: int = 20) -> None:
         self.first = np.cumsum([0, *sizes])
@@ -78,7 +78,7 @@ def test_the_global_batches_are_the_same_for_any_number_of_ranks(world) -> None:
 
 
 def test_a_file_sorted_by_source_makes_no_batches_of_one_source() -> None:
-    """Pairs of one source in batches of 64: within 1.5 times those of a full shuffle."""
+    """In batches of 64, pairs with the same source are at most 1.5 times as frequent as after a full shuffle."""
     files = Files([40] * 1_500, window_rows=256 * 40)  # 6 windows of 256 parts, as in a real run
     source = np.repeat(np.arange(30), 2_000)  # 30 sources, one after the other
     order = np.array(files.ids(0, 59_968))

@@ -1,4 +1,4 @@
-"""Intervals and p-values against brute force, and against how often they should be right."""
+"""Intervals and p-values compared with brute force, and with how often they should be right."""
 
 import itertools
 

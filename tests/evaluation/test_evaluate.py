@@ -1,4 +1,4 @@
-"""jobs/evaluate.py, jobs/embed.py: what a user gets and is told, whole runs on a real cluster."""
+"""Whole runs of jobs/evaluate.py and jobs/embed.py on a real cluster: what users get, and what they are told."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(job: str, *words: str) -> None:
-    """The job in this process, on the tests' cluster."""
+    """Runs the job in this process, on the tests' cluster."""
     before, sys.argv = sys.argv, [f"jobs/{job}.py", *map(str, words)]
     try:
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
@@ -54,7 +54,7 @@ def small_shards() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
-    """The output folder of an evaluation that was killed, with all of its Ray, and went on."""
+    """The output folder of an evaluation that was killed together with Ray, and then run again."""
     folder = tmp_path_factory.mktemp("evaluate") / "out"
     words = [*flags, "--output_dir", str(folder), "--compare", "--weight_data_path", files["eval_file"]]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

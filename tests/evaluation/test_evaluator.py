@@ -1,4 +1,4 @@
-"""Evaluation against plain loops over all texts, on one process and on 1, 2 and 4 real gloo ranks."""
+"""Evaluation compared with plain loops over all texts, on one process and on 1, 2 and 4 real gloo ranks."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,10 @@ IDS = 1_000  # passage ids: the place in the corpus, from here
 
 
 class World:
-    """A corpus of 30 passages, some of one text, and questions of two splits; as Arrow tables and as plain lists."""
+    """A corpus of 30 passages, some with the same text, and questions of two splits.
+
+    As Arrow tables and as plain lists.
+    """
 
     def __init__(self, num_passages: int = 30, num_eval: int = 7, num_test: int = 4) -> None:
         generator = np.random.default_rng(0)
@@ -85,7 +88,7 @@ class World:
         return self.evaluator(encoder, **options).evaluate(TEMPERATURE).splits
 
     def brute_force(self, encoder: Encoder) -> dict[str, SplitResult]:
-        """Each text alone through the encoder; dot product; sort by (-score, place)."""
+        """Encodes each text alone, computes dot products, and sorts by (-score, position)."""
         texts = {tuple(tokens): encode(encoder, tokens) for tokens in self.texts}
         passages = np.stack([texts[tuple(tokens)] for tokens in self.texts])
         return {
@@ -129,7 +132,7 @@ def load(folder: str) -> Encoder:
 
 @pytest.fixture(scope="module")
 def expected(tiny_model) -> dict[str, SplitResult]:
-    """What plain loops find, with rankings whose neighbours are too far apart for rounding to swap them."""
+    """Returns what plain loops find; neighbors in the rankings are too far apart for rounding to swap them."""
     results = World().brute_force(load(tiny_model).eval())
     for result in results.values():
         gaps = -np.diff(result.scores, axis=1)

@@ -1,4 +1,4 @@
-"""The weight of a hybrid is chosen by what it finds."""
+"""The weight of a hybrid is chosen by the metrics it gives."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The metrics against their definitions written as plain loops."""
+"""The metrics compared with their definitions, written as plain loops."""
 
 import math
 
@@ -17,7 +17,7 @@ from rqa_ray.evaluation.metrics import (
 
 @st.composite
 def rankings(draw, max_golds=12, max_retrieved=120):
-    """Rankings of passages 0 to N - 1 (some only in part retrieved), golds partly outside the corpus, in any order."""
+    """Rankings of passages 0 to N - 1 (some only of a part), with golds in any order and partly outside the corpus."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     num_questions, num_passages = draw(st.integers(1, 6)), draw(st.integers(1, 150))
     num_retrieved = min(num_passages, draw(st.integers(1, max_retrieved)))

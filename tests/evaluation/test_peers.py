@@ -1,4 +1,4 @@
-"""Metrics against those of other people's tools, on rankings of real data."""
+"""Metrics compared with those of other tools, on rankings of real data."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ DATA = {
 
 
 def fractional_recall(ranked: np.ndarray, golds: list[list[int]], k: int) -> np.ndarray:
-    """The share of a question's golds in its top k: what others call recall@k."""
+    """Returns the share of a question's golds in its top k, which other tools call recall@k."""
     return np.array([np.isin(list(set(gold)), row[:k]).mean() for row, gold in zip(ranked, golds, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Questions and passages come as they were read, and predictions can be read again."""
+"""Questions and passages are written as they were read, and predictions can be read again."""
 
 import json
 from pathlib import Path

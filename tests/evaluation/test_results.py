@@ -1,4 +1,4 @@
-"""What an evaluation found is the same again when it is loaded, and has full names where splits meet."""
+"""An evaluation is the same after saving and loading, and its metrics have full names."""
 
 import io
 

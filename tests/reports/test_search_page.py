@@ -1,4 +1,4 @@
-"""The report of a search opens without network, and its picture can be drawn whatever the trials are."""
+"""The report of a search opens without network, and its picture can be drawn for any trials."""
 
 import re
 

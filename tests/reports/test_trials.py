@@ -1,4 +1,4 @@
-"""The rows of a search: which is the best, and how they are written and shown."""
+"""The rows of a search: which trial is best, and how rows are written and shown."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""What is said, and what is refused, where embeddings are not those of sentence-transformers."""
+"""Warnings and errors if embeddings differ from those of sentence-transformers."""
 
 import pytest
 from sentence_transformers import SentenceTransformer

@@ -1,4 +1,4 @@
-"""Attention over packed texts against attention over each text alone."""
+"""Attention over packed texts compared with attention over each text alone."""
 
 import functools
 

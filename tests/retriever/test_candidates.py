@@ -1,4 +1,4 @@
-"""Which candidates a question has: padding and its other golds are none."""
+"""Padding and the other golds of a question are not candidates."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Helpers without a process group, and what two real gloo ranks make of them: embeddings, loss and gradients."""
+"""The helpers without a process group, and embeddings, loss and gradients on two real gloo ranks."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_in_a_group_of_one_all_are_the_identity_and_this_is_decided_at_each_call
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, tiny_model) -> list[dict]:
-    """What each of two ranks found; they run once for all tests here."""
+    """The results of two ranks, which run once for all tests here."""
     return run_ranks(RANKS, on_rank, tmp_path_factory.mktemp("ranks"), tiny_model)
 
 
@@ -77,7 +77,7 @@ def rows_of(rank: int) -> torch.Tensor:
 
 
 def ids_of(rank: int) -> torch.Tensor:
-    """Of every bit pattern, those of NaNs among them."""
+    """Returns ids with every bit pattern, also those of NaNs."""
     return torch.tensor([[-1, 2**63 - 1], [0x7FC00001_7F800001, -(2**63)], [3, 4]]) - rank
 
 
@@ -116,7 +116,7 @@ NUM_QUESTIONS = 5
 
 
 def step(model_folder: str, rank: int, world_size: int, gradient_cache: bool, num_negatives: int) -> dict:
-    """Loss and gradients of one global batch: 5 questions, so ranks differ in rows, token batches, and padding."""
+    """Returns loss and gradients of a global batch of 5 questions: ranks differ in rows, token batches and padding."""
     generator = np.random.default_rng(0)
     questions = [generator.integers(5, 140, length) for length in (4, 9, 3, 7, 5)]
     passages = [generator.integers(5, 140, length) for length in (30, 12, 30, 21, 40, 8, 16, 25)]

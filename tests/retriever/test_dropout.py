@@ -1,4 +1,4 @@
-"""Dropout with cheap masks: shares, expectations, gradients, and replay by torch's random state."""
+"""Dropout with cheap masks: shares, expectations, gradients, and the same masks again from torch's random state."""
 
 import pytest
 import torch

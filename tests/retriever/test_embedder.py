@@ -1,4 +1,4 @@
-"""Texts and rows to embeddings, by several threads, and in bf16."""
+"""Texts and rows become embeddings, in several threads and in bf16."""
 
 import pytest
 import torch

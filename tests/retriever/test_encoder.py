@@ -1,4 +1,4 @@
-"""The encoder against hand computations on its token vectors, on padded and packed token batches."""
+"""The encoder compared with computations by hand on its token vectors, for padded and packed token batches."""
 
 import json
 from pathlib import Path

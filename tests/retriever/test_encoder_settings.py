@@ -1,4 +1,4 @@
-"""What is read from the files of a model folder, and what is refused by name; without torch."""
+"""Settings are read from the files of a model folder, or refused by name, without torch."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from rqa_ray.settings import Pooling
 
 @pytest.fixture
 def copy(tiny_model, tmp_path) -> Path:
-    """A copy of the tiny model that a test may spoil."""
+    """A copy of the tiny model, which a test may change."""
     return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
 
 
@@ -30,7 +30,7 @@ def change(path: Path, **values: Any) -> None:
 
 
 def write_modules(folder: Path, *kinds: str, **pooling: Any) -> Path:
-    """The modules.json of a folder, and its pooling's config."""
+    """Writes the modules.json of a folder, and the config of its pooling."""
     types = [f"sentence_transformers.models.{kind}" for kind in kinds]
     paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
     write(folder / "modules.json", [{"path": path, "type": kind} for path, kind in zip(paths, types, strict=True)])
@@ -39,7 +39,7 @@ def write_modules(folder: Path, *kinds: str, **pooling: Any) -> Path:
 
 
 def refusal(folder: Path | str, **flags: Any) -> str:
-    """The message of the InputError, which has to be one line."""
+    """Returns the message of the InputError, which has to be one line."""
     with pytest.raises(InputError) as caught:
         read_settings(str(folder), **flags)
     assert "\n" not in str(caught.value)

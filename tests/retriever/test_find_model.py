@@ -1,4 +1,4 @@
-"""The folder of a model that its user names."""
+"""The folder of a model is found by the name that the user gives."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Model folders: what sentence-transformers makes of ours, what we make of its, and what is refused."""
+"""sentence-transformers opens our model folders, we open its folders, and other folders are refused."""
 
 import json
 import random
@@ -32,12 +32,12 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def copy(tiny_model, tmp_path) -> Path:
-    """A copy of the tiny model that a test may spoil."""
+    """A copy of the tiny model, which a test may change."""
     return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
 
 
 def texts() -> list[str]:
-    """Ordinary texts, an empty one, over-long ones, other scripts, emoji, capitals."""
+    """Ordinary texts, an empty text, very long texts, other scripts, emoji, capitals."""
     generator = random.Random(0)
 
     def words(number: int) -> str:
@@ -56,7 +56,7 @@ def read(path: Path) -> Any:
 
 
 def train(embedder: Embedder) -> None:
-    """Two steps of SGD that push each embedding its own way."""
+    """Makes two steps of SGD that push each embedding in its own direction."""
     encoder = embedder.encoder.train()
     rows = embedder.tokenizer.questions(texts()[-8:]) + embedder.tokenizer.passages(texts()[-8:])
     optimizer = torch.optim.SGD([value for value in encoder.parameters() if value.requires_grad], lr=0.1)
@@ -80,14 +80,14 @@ def both(embedder: Embedder) -> torch.Tensor:
 
 
 def theirs(model: SentenceTransformer, settings: EncoderSettings, batch_size: int = 8) -> torch.Tensor:
-    """What sentence-transformers makes of questions and passages; of unit length, where they are cut, too."""
+    """Returns the embeddings of questions and passages by sentence-transformers, with unit length if they are cut."""
     options: dict[str, Any] = {"convert_to_tensor": True, "batch_size": batch_size}
     options["normalize_embeddings"] = settings.similarity == "cosine" and bool(settings.truncate_dim)
     return torch.cat([encode(texts(), **options) for encode in (model.encode_query, model.encode_document)])
 
 
 def assert_agreement_before_and_after_training(source: str, saved: Path, **flags: Any) -> Embedder:
-    """Embeds as sentence-transformers does with the folder, is trained, and does so with what is saved then."""
+    """Checks that embeddings equal those of sentence-transformers before training, and after saving the result."""
     settings = read_settings(source, **flags)
     embedder = Embedder(load_encoder(source, settings).eval())
     before = both(embedder)
@@ -150,7 +150,10 @@ def sentence_transformers_folder(
     do_lower_case: bool = False,
     **options: Any,
 ) -> str:
-    """A folder as sentence-transformers writes it; and as its versions before 0.4 did, with all in a subfolder."""
+    """Writes a folder as sentence-transformers does.
+
+    Also as versions before 0.4 did, with everything in a subfolder.
+    """
     torch.manual_seed(1)
     if cased:
         source = shutil.copytree(source, f"{folder}-cased")
@@ -283,7 +286,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def refusal(function, *args, **options) -> str:
-    """The message of the InputError, which has to be one line."""
+    """Returns the message of the InputError, which has to be one line."""
     with pytest.raises(InputError) as caught:
         function(*args, **options)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A plan is said in one line, and is the same again when it is loaded."""
+"""A plan is described in one line, and is the same after saving and loading."""
 
 from rqa_ray.retriever.forward_plan import ForwardPlan
 

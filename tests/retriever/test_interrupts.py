@@ -1,4 +1,4 @@
-"""A stop seen by one rank, at any moment of a step, ends the step on all ranks, and nothing hangs."""
+"""If one rank sees a stop at any moment of a step, the step ends on all ranks, and nothing hangs."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ LOOKS = 12  # more than a step has
 
 
 def step(model_folder: str, cached: bool, asking_rank: int | None, after: int) -> tuple[str, int, torch.Tensor]:
-    """How a step of this rank ended where `asking_rank` sees a stop at its look number `after`; looks; gradient."""
+    """Returns how a step ended if `asking_rank` sees a stop at look number `after`, the looks, and the gradient."""
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, 10) for _ in range(8)]
     mine = rows[:2] if rank() == 0 else rows[2:]  # 1 token batch, and 3

@@ -1,4 +1,4 @@
-"""The loss against loops over questions and columns, in float64."""
+"""The loss compared with loops over questions and columns, in float64."""
 
 import math
 from typing import Any
@@ -14,14 +14,14 @@ from rqa_ray.retriever.losses import InBatchContrastive, mean_over_global_batch
 
 
 def contrastive_loss(questions, passages, passage_ids, is_passage, gold_ids, temperature, global_batch_size):
-    """The mean over the global batch, as the trainer takes it."""
+    """Returns the mean over the global batch, as the trainer computes it."""
     candidates = gather_candidates(passages, passage_ids, is_passage, gold_ids)
     return mean_over_global_batch(InBatchContrastive(temperature)(questions, candidates), global_batch_size)
 
 
 @st.composite
 def batches(draw):
-    """Arguments of the loss: passages come several times, questions have several golds, the last rows are padding."""
+    """Arguments of the loss: passages repeat, questions have several golds, and the last rows are padding."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     num_questions, num_negatives, num_padding = (
         draw(st.integers(1, 6)),
@@ -59,7 +59,7 @@ def brute_force(questions, passages, passage_ids, is_passage, gold_ids, temperat
 
 
 def gradients(function, batch, dtype):
-    """Loss, and its gradient of questions and passages."""
+    """Returns the loss and its gradient with respect to questions and passages."""
     leaves = {name: batch[name].to(dtype).requires_grad_() for name in ("questions", "passages")}
     loss = function(**batch | leaves)
     return loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))

@@ -1,4 +1,4 @@
-"""Gradient caching against the plain pass: the loss and every parameter's gradient, dropout on."""
+"""Gradient caching compared with the plain pass: the loss and every parameter's gradient, with dropout."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def encoder(tiny_model) -> Encoder:
 def step(
     encoder, max_tokens, gradient_cache, packed=False, *, seed=0, backward=torch.Tensor.backward, accumulate=False
 ):
-    """Loss, gradients by parameter name, and number of token batches of one batch, on the encoder's device."""
+    """Returns loss, gradients by parameter name, and number of token batches of one batch, on the encoder's device."""
     device = next(encoder.parameters()).device
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, LENGTH) for _ in range(NUM_QUESTIONS + NUM_PASSAGES)]
@@ -48,7 +48,10 @@ def step(
 
 
 def relative_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest, of all gradients together and of each that counts; by norm, as key biases have none in theory."""
+    """Returns the largest relative difference of all gradients together and of each one that is more than rounding.
+
+    It compares norms, because the gradients of key biases are zero in theory.
+    """
     assert found.keys() == expected.keys() and len(expected) > 30
     both = [torch.cat([part[name].flatten() for name in expected]) for part in (found, expected)]
     norm = both[1].norm()
@@ -65,7 +68,10 @@ def test_cached_equals_plain_with_the_same_dropout_masks(encoder, max_tokens, pa
 
 
 def assert_cached_equals_plain(encoder, max_tokens, packed):
-    """Dropout is on, and its masks are replayed; on the encoder's device."""
+    """Checks that caching gives the same loss and gradients with dropout, whose masks it repeats.
+
+    On the encoder's device.
+    """
     loss, gradients, num_token_batches = step(encoder, max_tokens, True, packed)
     plain_loss, plain_gradients, _ = step(encoder, max_tokens, False, packed)
     other_loss, _, _ = step(encoder, max_tokens, False, packed, seed=1000)

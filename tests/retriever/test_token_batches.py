@@ -1,4 +1,4 @@
-"""The cutting of rows into token batches, padded and packed."""
+"""Rows are cut into token batches, padded and packed."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def token_rows(lengths: list[int]) -> list[np.ndarray]:
 
 
 def texts(token_batch: TokenBatch) -> list[np.ndarray]:
-    """The token rows of a token batch, without padding."""
+    """Returns the token rows of a token batch, without padding."""
     if token_batch.attention_mask is None:
         return [part.numpy() for part in token_batch.input_ids[0].split(token_batch.lengths)]
     return [

@@ -1,4 +1,4 @@
-"""Prefixes, special tokens, the length limit and its counts, and texts that break tokenizers."""
+"""Prefixes, special tokens, the length limit and its counts, and texts that are hard for tokenizers."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""A training worker that kills its node's Ray process, or itself, at one moment of the run, and logs that it did.
+"""A training worker that kills its node's Ray process, or itself, at one moment of the run, and writes that to a log.
 
-`python tests/training/faults.py EVENT_LOG FAULT WORDS...` is `jobs/train.py WORDS...` with such workers; FAULT is
-`phase@step@rank@victim`, the victim `raylet` or `worker`.
+`python tests/training/faults.py EVENT_LOG FAULT WORDS...` is `jobs/train.py WORDS...` with such workers. FAULT is
+`phase@step@rank@victim`; the victim is `raylet` or `worker`.
 """
 
 import json
@@ -30,7 +30,7 @@ PHASES = {
 
 
 class Fault:
-    """Happens once in a run: where the log is, it has."""
+    """Happens once in a run: if the log exists, the fault has happened."""
 
     def __init__(self, log: str, what: str) -> None:
         self.log = Path(log)
@@ -39,7 +39,7 @@ class Fault:
         self.trainer = None
 
     def at(self, moment: str, step: int | None = None) -> None:
-        """Kills where this is the moment; `step` is the Trainer's where none is given."""
+        """Kills the victim if this is the moment; without `step`, the Trainer's step counts."""
         trainer = self.trainer
         if trainer is None or PHASES[self.phase] != moment or self.log.exists():
             return
@@ -63,7 +63,7 @@ class AtSteps(TrainerCallback):
 
 
 def train_worker(spec, log: str, what: str):
-    """`worker.train_worker` with the fault in it."""
+    """Runs `worker.train_worker` with the fault in it."""
     from rqa_ray.evaluation.evaluator import RetrievalEvaluator
     from rqa_ray.retriever.encoder import Encoder
     from rqa_ray.training import trainer as trainer_module

@@ -1,6 +1,6 @@
-"""One rank of the invariance test: 10 SGD steps of the real trainer on data made to be awkward; run by `spawn`.
+"""One rank of the invariance test: 10 SGD steps of the real trainer on awkward data; started by `spawn`.
 
-The mutations are the mistakes that public implementations make; the test has to notice each.
+The mutations are mistakes that public implementations make; the test has to notice each of them.
 """
 
 import os
@@ -70,7 +70,7 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
 
 
 class LearnedTemperature(torch.nn.Module):
-    """A loss from outside the package, with a parameter of its own: the temperature is trained too (CLIP's)."""
+    """A loss from outside the package with its own parameter: the temperature is trained too, as in CLIP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def run(
     loss: str,
     per_question: int,
 ) -> None:
-    """Trains and, on rank 0, saves gradients, losses, weights and what the data contained to `folder`/result.pt."""
+    """Trains; rank 0 saves gradients, losses, weights and facts about the data to `folder`/result.pt."""
     torch.set_num_threads(1)
     if world_size > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
@@ -150,7 +150,10 @@ def run(
 
 
 def random_bert(folder: str, dense: bool = False) -> str:
-    """A model without dropout. Made before ranks start: transformers lets one rank of many save."""
+    """Makes a model without dropout.
+
+    It is made before ranks start, because transformers lets only one of several ranks save.
+    """
     model = Path(folder) / "model"
     if model.exists():
         return str(model)
@@ -230,12 +233,12 @@ def make_trainer(
 
 
 def weights(encoder: Encoder) -> torch.Tensor:
-    """All trained weights in one vector."""
+    """Returns all trained weights in one vector."""
     return torch.cat([p.detach().flatten() for p in encoder.parameters() if p.requires_grad]).clone()
 
 
 def count_masked(batches: GlobalBatches) -> int:
-    """Columns that a question has to ignore in the first global batch."""
+    """Counts the columns that questions have to ignore in the first global batch."""
     whole = GlobalBatches(batches.take(0)[0], GLOBAL_BATCH, 0.0, batches.seed, 0)[0]
     labels = torch.arange(GLOBAL_BATCH)
     return int(candidates_module.false_negatives(whole.passage_ids, whole.is_passage, whole.gold_ids, labels).sum())

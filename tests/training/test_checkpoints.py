@@ -1,4 +1,4 @@
-"""A stored checkpoint is whole or not there; what was found of it, in the loop or beside training, is read with it."""
+"""A stored checkpoint is complete or absent; its evaluation, in the loop or beside training, is read with it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Evaluation beside training gives way, and has what the workers leave; `test_train.py` compares what it finds."""
+"""Evaluation beside training gives way to it, and uses what the workers leave free.
+
+`test_train.py` compares its results.
+"""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A node or a worker is lost in the middle of a run: SIGKILL to its raylet or to it, at moments that a log proves."""
+"""A node or a worker is killed in the middle of a run, at moments that a log proves."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def words(flags) -> list[str]:
 
 
 def newest(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
-    """The weights of the newest of the whole checkpoints, which has to be that of the last step."""
+    """Returns the weights of the newest complete checkpoint, which has to be at the last step."""
     from rqa_ray.training.checkpoints import read_checkpoint
 
     whole = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]
@@ -77,7 +77,7 @@ def test_a_killed_worker_changes_nothing(nodes, words, undisturbed, tiny_model, 
 
 
 def run_with_fault(cluster: Nodes, words: list[str], tmp_path: Path, moment: tuple, victim: str) -> tuple[dict, Path]:
-    """What was killed when, and the output folder of the run, which has restarted and ended well."""
+    """Returns what was killed when, and the output folder of the run, which has restarted and ended well."""
     log, folder = tmp_path / "event.json", tmp_path / "out"
     fault = "@".join(map(str, [*moment, victim]))
     ended = cluster.run([SCRIPT, str(log), fault, *words, "--output_dir", str(folder)])
@@ -94,7 +94,7 @@ def run_with_fault(cluster: Nodes, words: list[str], tmp_path: Path, moment: tup
 def assert_nothing_changed(
     cluster: Nodes, folder: Path, undisturbed: dict[str, torch.Tensor], tiny_model: str
 ) -> None:
-    """The weights are the undisturbed run's, not the first ones, and no worker is left."""
+    """Checks that the weights are those of the undisturbed run and not the first ones, and that no worker is left."""
     final, first = newest(folder), load_file(Path(tiny_model) / "model.safetensors")
     assert all(torch.equal(final[name], undisturbed[name]) for name in final)
     assert any(not torch.equal(final[name], first[name]) for name in final)
@@ -106,6 +106,6 @@ def assert_nothing_changed(
 
 
 def workers_of(cluster: Nodes) -> list[str]:
-    """Names of the processes of a cluster that train, or wait to."""
+    """Returns the names of a cluster's processes that train or wait to train."""
     names = [" ".join(process.cmdline())[:80] for process in cluster.left()]
     return [name for name in names if "RayTrainWorker" in name or "TrainController" in name]

@@ -1,6 +1,7 @@
-"""The contract of this product: the same global batch gives the same loss and the same gradient on 1, 2 and 4 workers.
+"""The contract of this product: the same global batch gives the same loss and gradient on 1, 2 and 4 workers.
 
-Real gloo processes, the real trainer, fp32, SGD (Adam would hide a wrong factor), gradients compared by norm.
+The test uses real gloo processes, the real trainer, fp32 and SGD (Adam would hide a wrong factor), and compares
+gradients by norm.
 """
 
 import functools
@@ -37,7 +38,10 @@ def result(
 
 
 def differences(one: dict, other: dict) -> dict[str, float]:
-    """Relative differences: of the weights to the way that they went, of the gradients at steps 1 and 10."""
+    """Returns relative differences: of the weights, relative to how far they moved.
+
+    Of the gradients at steps 1 and 10.
+    """
     moved = (one["weights"] - one["start"]).norm()
     return {
         "weights": float((one["weights"] - other["weights"]).norm() / moved),

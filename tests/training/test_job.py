@@ -1,4 +1,4 @@
-"""The command line and the JSON config: what becomes of them, and the one line that every mistake in them gets."""
+"""How the command line and the JSON config become a job; every mistake in them gives one line."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""What the user leaves open is found out by measuring memory, and found again on a resume."""
+"""What the user leaves open is chosen by measuring memory, and is the same after a resume."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A run knows what is its own: its folder wherever that is, a storage elsewhere only while the folder stays."""
+"""A run knows its own folder wherever that is, and its storage elsewhere only while the folder stays in place."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def job(folder: Path, *words: str) -> Job:
 
 
 def store(record: RunRecord, step: int, config: dict | None = None) -> Path:
-    """A checkpoint of a run, as far as a resume reads it."""
+    """Stores the parts of a checkpoint that a resume reads."""
     folder = Path(record.storage_path) / record.run_names[-1] / f"checkpoint-{step}"
     (folder / "model").mkdir(parents=True)
     (folder / "model/config.json").write_text(json.dumps(config or CONFIG))
@@ -91,7 +91,7 @@ def test_a_storage_elsewhere_is_not_the_copys(tmp_path, capsys):
 
 
 def test_a_record_of_an_earlier_version_is_read_where_it_was_written_and_shares_nothing(tmp_path):
-    """It named its storage by an absolute path."""
+    """Earlier versions named the storage by an absolute path."""
     of_a = store(open_run(job(tmp_path / "a")), 3)
     kept = json.loads((tmp_path / "a/run.json").read_text())
     del kept["location"]

@@ -1,4 +1,4 @@
-"""What is missing is found before anything starts."""
+"""Missing things are found before anything starts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Jobs submitted to a cluster with token authentication: what its users type, and where their files end up."""
+"""Jobs submitted to a cluster with token authentication: what users type, and where their files are at the end."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One node: several on one machine share a folder for what jobs upload, and one cleans up what another uses."""
+    """One node only: several nodes on one machine share a folder for uploads, and delete each other's files."""
     nodes = Nodes(head_cpus=2)
     yield nodes
     nodes.stop()
@@ -23,7 +23,7 @@ def cluster():
 
 
 def ray(cluster: Nodes, *words: str, timeout: float = 300) -> subprocess.CompletedProcess:
-    """A command line of Ray against the cluster's job server."""
+    """Runs a Ray command against the cluster's job server."""
     environment = {**cluster.environment, "RAY_ADDRESS": f"http://127.0.0.1:{cluster.dashboard}"}
     command = [RAY, *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -35,7 +35,7 @@ def submit(cluster: Nodes, *words: str, options: tuple[str, ...] = ()) -> subpro
 
 
 def steps_of(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints under an output folder."""
+    """Returns the steps of the complete checkpoints under an output folder."""
     from rqa_ray.training.checkpoints import read_checkpoint
 
     found = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]

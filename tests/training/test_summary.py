@@ -1,4 +1,4 @@
-"""What a run leaves in output_dir: whole or not there, and readable by whoever comes next."""
+"""The files in output_dir are complete or absent, and other programs can read them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What else goes wrong on clusters: storage that is full or away, a rank that hangs, nodes taken away or added."""
+"""Other failures on clusters: storage that is full or away, a rank that hangs, nodes that are taken away or added."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def wait_for(is_there: Callable[[], object], process: subprocess.Popen, log: Pat
 
 
 def end(process: subprocess.Popen, log: Path, seconds: float = 240) -> str:
-    """What a run has said when it has ended."""
+    """Returns what a run printed before it ended."""
     process.wait(timeout=seconds)
     return log.read_text()
 
@@ -101,7 +101,10 @@ def cluster() -> Iterator[Nodes]:
 
 @pytest.mark.slow
 def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) -> None:
-    """With notice, as a spot node is: the state is saved before, and the loss is not counted as a failure."""
+    """The node is taken away with notice, like a spot node.
+
+    The state is saved before, and the lost node does not count as a failure.
+    """
     for _ in range(2):
         cluster.add()
     log, storage = tmp_path / "log", tmp_path / "storage"

@@ -54,7 +54,7 @@ def predictions(folder: Path, split: str) -> list[dict]:
 
 
 def metrics_of_predictions(folder: Path, split: str) -> dict[str, float]:
-    """The metrics computed again, from the predictions file alone."""
+    """Computes the metrics again, from the predictions file alone."""
     lines = predictions(folder, split)
     ranked = np.array([[parse_document(doc).passage_id for doc in line["retrieved_docs"]] for line in lines])
     golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
@@ -62,13 +62,13 @@ def metrics_of_predictions(folder: Path, split: str) -> dict[str, float]:
 
 
 def evaluations(folder: Path) -> dict[int, dict]:
-    """The entries of the history that have them, by step."""
+    """Returns the entries of the history that have metrics, by step."""
     history = read_json(folder / "trainer_state.json")["log_history"]
     return {entry["step"]: entry for entry in history if "eval_loss" in entry}
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Of the stored checkpoints, by step."""
+    """Returns the manifests of the stored checkpoints, by step."""
     return sorted(folder.glob("checkpoints/*/*/manifest.json"), key=lambda path: read_json(path)["step"])
 
 
@@ -187,7 +187,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2_before_ray_starts(flags, t
 
 
 def stored_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are whole."""
+    """Returns the steps of the complete checkpoints."""
     from rqa_ray.training.checkpoints import read_checkpoint
 
     found = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]
@@ -195,7 +195,7 @@ def stored_steps(folder: Path) -> list[int]:
 
 
 def kill_when(words: list[str], folder: Path, is_time) -> None:
-    """Starts a run of its own and kills all of it, Ray included, at a moment."""
+    """Starts a new run and kills all of it, Ray included, at a given moment."""
     process = subprocess.Popen([sys.executable, "-c", STREAMING_JOB, str(ROOT), *words], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
@@ -236,7 +236,7 @@ MOMENTS = {
 
 
 def killed_and_resumed(flags, folder: Path, scratch: Path, moment: str, *resumed_with: str) -> None:
-    """The run of `one_worker`, killed at a moment and gone on with."""
+    """The run of `one_worker`, killed at one moment and resumed."""
     words = [*flags, *STREAMED, "--output_dir", str(folder)]
     scratch.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -252,7 +252,7 @@ def killed_and_resumed(flags, folder: Path, scratch: Path, moment: str, *resumed
 
 
 def assert_the_same_weights(folder: Path, expected: Path) -> None:
-    """Of the best model and of the last step."""
+    """Compares the weights of the best model and of the last step."""
     steps = [entry["step"] for entry in read_json(folder / "trainer_state.json")["log_history"] if "loss" in entry]
     assert steps == list(range(1, 13))
     for path in ("model.safetensors", manifests(folder)[-1].parent / "model/model.safetensors"):
@@ -263,8 +263,10 @@ def assert_the_same_weights(folder: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def resumed(one_worker, flags, tmp_path_factory) -> tuple[Path, str]:
-    """Output folder of a run that was killed in the second epoch, and what was said when it went on, evaluated beside
-    training."""
+    """The output folder of a run that was killed in its second epoch and resumed, and what it printed.
+
+    The run evaluates beside training.
+    """
     folder, said = tmp_path_factory.mktemp("resumed"), io.StringIO()
     with contextlib.redirect_stdout(said):
         moment = "in the middle of the second epoch"

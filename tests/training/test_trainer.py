@@ -1,4 +1,4 @@
-"""The trainer on one process: what is not about ranks."""
+"""The trainer on one process: everything that does not depend on ranks."""
 
 import copy
 import time

@@ -1,4 +1,4 @@
-"""A storage that is away is waited for; what cannot pass ends the run at once, and so does its user."""
+"""Uploads wait for storage that is away; an error that cannot pass ends the run at once, and so does a stop."""
 
 import errno
 from pathlib import Path
@@ -11,7 +11,7 @@ from rqa_ray.training.uploads import StorageError, Uploads
 
 
 class Clock:
-    """Time that passes only when it is slept."""
+    """A clock on which time passes only while the code sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def flags(files, tiny_model) -> list[str]:
-    """A trial ends in a second; 96 questions of 48, 4 evaluations."""
+    """Flags of a search whose trials end in a second and see 96 questions, of 48 different ones, in 4 evaluations."""
     named = {
         **files,
         "model_name_or_path": str(tiny_model),

@@ -1,4 +1,4 @@
-"""Every trial sees as many questions, whatever its batch size, and reports at the same places."""
+"""Every trial sees the same number of questions for any batch size, and reports at the same places."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The models that a search evaluates itself."""
+"""The models that a search evaluates itself: the pretrained model and the winner."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What a person may ask of a search, and what is said to a wrong wish."""
+"""What users may ask of a search, and the messages about wrong requests."""
 
 import json
 

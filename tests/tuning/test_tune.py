@@ -1,4 +1,4 @@
-"""Whole searches on a real Ray cluster: the winner, what it cost, and what happens when something dies."""
+"""Whole searches on a real Ray cluster: the winner, its cost, and what happens when something fails."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def ndcg_of_predictions(folder: Path, split: str) -> float:
 
 @pytest.fixture(scope="module")
 def searched(ray_cluster, flags, files, tmp_path_factory):
-    """One trial is good, two are worse, one diverges; the input files are deleted before the first one starts."""
+    """One trial is good, two are worse, one diverges; the input files are deleted before the first trial starts."""
     from rqa_ray.tuning import tune as module
 
     folder = tmp_path_factory.mktemp("search")
