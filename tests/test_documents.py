@@ -1,5 +1,6 @@
 """Documents and code agree: flags, defaults, commands, files and headings that documents name exist as they say."""
 
+import ast
 import dataclasses
 import re
 import runpy
@@ -47,12 +48,22 @@ def prose(document: Path) -> str:
     return FENCE.sub("", document.read_text())
 
 
-def commands(document: Path) -> list[list[str]]:
-    """The words after `python jobs/`, of all commands in code blocks and in running text."""
-    blocks = [found[1].replace("\\\n", " ") for found in FENCE.findall(document.read_text()) if found[0] != "python"]
-    lines = [line for block in blocks for line in block.splitlines()] + CODE.findall(prose(document))
-    found = [re.split(r"\bpython (?=jobs/)", line)[1:] for line in lines]
-    return [shlex.split(re.split(r" (?:&&|\||>|;) ", part)[0], comments=True) for parts in found for part in parts]
+def commands(lines: list[str]) -> list[list[str]]:
+    """The words after `python`, of all commands in lines that run a job."""
+    found = [part for line in lines for part in re.split(r"\bpython (?=jobs/)", line.strip())[1:]]
+    return [shlex.split(re.split(r" (?:&&|\||>|;) ", part)[0], comments=True) for part in found]
+
+
+def documented_commands() -> list[list[str]]:
+    """The commands in code blocks and running text of documents, and the examples of `-h`."""
+    lines = []
+    for document in DOCUMENTS:
+        blocks = [text for language, text in FENCE.findall(document.read_text()) if language != "python"]
+        lines += [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines += CODE.findall(prose(document))
+    abouts = [ast.get_docstring(ast.parse(path.read_text())) for path in ROOT.glob("jobs/*.py")]
+    abouts += [kind.__doc__ for kind, _ in BENCHMARKS.values()]
+    return commands(lines + [about.split("example:")[1].replace("\\\n", " ") for about in abouts])
 
 
 @for_each_document
@@ -62,10 +73,7 @@ def test_every_flag_that_a_document_names_is_one(document):
     assert flags - known_flags() == set()
 
 
-COMMANDS = [words for document in DOCUMENTS for words in commands(document)]
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", documented_commands(), ids=" ".join)
 def test_every_command_of_a_document_is_understood(words, capsys, monkeypatch):
     job, *given = words
     given = ["1" if re.fullmatch(r"\$\w+", word) else word for word in given if word != "..."]
