@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from rqa_ray import settings
 from rqa_ray.benchmarks.benchmark import BENCHMARKS
+from rqa_ray.help_text import shown_default
 from rqa_ray.training.arguments import ALIASES, RetrieverTrainingArguments
 from rqa_ray.tuning.options import TuneSettings
 
@@ -25,13 +26,17 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)|^\[[^
 for_each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def of_jobs() -> list[dataclasses.Field]:
-    """The settings of all jobs but benchmark.py, as often as jobs take them."""
+def settings_by_job() -> dict[str, list[dataclasses.Field]]:
+    """The settings of each job but benchmark.py, and preflight.py, which takes those of train.py."""
     kinds = [kind for kind in vars(settings).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
-    jobs = [kind for kind in kinds if not any(other is not kind and issubclass(other, kind) for other in kinds)]
-    jobs.remove(settings.BenchmarkSettings)
-    items = [item for kind in [*jobs, RetrieverTrainingArguments, TuneSettings] for item in dataclasses.fields(kind)]
-    return [item for item in items if "group" in item.metadata]
+    named = {f"jobs/{kind.__name__.removesuffix('Settings').lower()}.py": [kind] for kind in kinds}
+    jobs = {job: kinds for job, kinds in named.items() if (ROOT / job).exists()} | {"jobs/tune.py": [TuneSettings]}
+    del jobs["jobs/benchmark.py"]
+    jobs["jobs/train.py"].append(RetrieverTrainingArguments)
+    return {
+        job: [item for kind in kinds for item in dataclasses.fields(kind) if "group" in item.metadata]
+        for job, kinds in jobs.items()
+    }
 
 
 def names_of(item: dataclasses.Field) -> set[str]:
@@ -40,7 +45,7 @@ def names_of(item: dataclasses.Field) -> set[str]:
 
 def known_flags() -> set[str]:
     benchmarks = [item for kind, _ in BENCHMARKS.values() for item in dataclasses.fields(kind)]
-    names = {name for item in [*of_jobs(), *benchmarks] for name in names_of(item)}
+    names = {name for items in [*settings_by_job().values(), benchmarks] for item in items for name in names_of(item)}
     return names | {item.name for item in dataclasses.fields(TrainingArguments)} | ALIASES.keys() | {"help"}
 
 
@@ -119,3 +124,32 @@ def test_every_link_leads_somewhere(document):
         place = (document.parent / name).resolve() if name else document
         assert place.exists() and place.is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(place), target
+
+
+def tables_by_job() -> dict[str, dict[str, str]]:
+    """The defaults by flag in the tables of jobs/README.md, by the job in the heading, else of train.py."""
+    tables: dict[str, dict[str, str]] = {}
+    for section in re.split(r"^#+ ", (ROOT / "jobs" / "README.md").read_text(), flags=re.MULTILINE):
+        job = next(iter(re.findall(r"jobs/\w+\.py", section.splitlines()[0])), "jobs/train.py") if section else ""
+        for table in section.split("| flag | default | what |\n|---|---|---|\n")[1:]:
+            for row in table.split("\n\n")[0].splitlines():
+                flags, default, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1])
+                tables.setdefault(job, {}).update(dict.fromkeys(re.findall(r"--(\w+)", flags), default))
+    return tables
+
+
+@pytest.mark.parametrize("job", settings_by_job())
+def test_the_tables_of_settings_have_the_names_and_defaults_of_the_job(job):
+    tables, items = tables_by_job(), settings_by_job()[job]
+    own = tables.get(job, {})
+    known = {name: shown_default(item) for item in items for name in names_of(item)}
+    assert {name: default for name, default in own.items() if known.get(name) != default} == {}
+    shared = tables["jobs/train.py"] | own  # what is as in train.py need not be said again
+    missing = [item for item in items if shown_default(item) not in {shared.get(name) for name in names_of(item)}]
+    assert [item.name for item in missing] == []
+
+
+def test_the_first_document_is_short_and_has_short_lines():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 100] == []
