@@ -47,6 +47,10 @@ def _corpus(default: Any, unset: str = "") -> Any:
     return DATA.path(default, text, unset=unset, more_names=("full_dataset_file_path", "document_path"))
 
 
+def _accepted_labels() -> Any:
+    return DATA.path(None, "Decisions saved by suspects.html: accepted passages become golds of their questions.")
+
+
 # Settings that several jobs share
 
 
@@ -79,6 +83,7 @@ class DataSettings:
     eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
     test_file: list[str] | None = DATA.path(None, "Questions that score the model before and after training.")
     full_dataset_file_path: list[str] | None = _corpus(None, "required")
+    accepted_labels: list[str] | None = _accepted_labels()
     on_bad_record: Literal["error", "skip"] = DATA.setting(
         "error", "Stop at a wrong record, or leave it out and list it."
     )
@@ -204,6 +209,7 @@ class EvaluateSettings(EncodingSettings):
     """The settings of jobs/evaluate.py."""
 
     eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
+    accepted_labels: list[str] | None = _accepted_labels()
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the results. The same command goes on after a stop.")
     embeddings_path: str | None = DATA.path(
         None, "Embeddings that jobs/embed.py wrote, or where to write them.", unset="output_dir/embeddings"

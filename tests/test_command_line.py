@@ -130,7 +130,7 @@ def test_paths_of_every_job_know_the_home_folder(home):
     assert (job.output_dir, job.settings.storage_path, job.resume) == (f"{home}/run", f"{home}/s", f"{home}/c")
     for kind in (EmbedSettings, EvaluateSettings, PrepareSettings, SearchSettings):
         for item in dataclasses.fields(kind):
-            named = item.name.endswith(("_path", "_file", "compare")) or item.name == "output_dir"
+            named = item.name.endswith(("_path", "_file", "_labels", "compare")) or item.name == "output_dir"
             assert item.metadata["is_path"] == named, item.name
 
 

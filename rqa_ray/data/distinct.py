@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import good_records, read_records
 from rqa_ray.data.schema import Document, QARecord, text_hash
 from rqa_ray.errors import InputError
@@ -53,11 +54,11 @@ def refuse_clashes(ids: np.ndarray, text_hashes: np.ndarray, files: list[str], k
         raise InputError(describe_clash(files, kind, int(found[0])))
 
 
-def describe_clash(files: list[str], kind: str, passage_id: int) -> str:
+def describe_clash(files: list[str], kind: str, passage_id: int, labels: Labels = NO_LABELS) -> str:
     """Reads the files again; returns a line with two embedded texts of a passage, from where they begin to differ."""
     found: dict[str, str] = {}
     for path in files:
-        for line, record in read_records(path, kind):
+        for line, record in read_records(path, kind, labels=labels):
             documents = record.passages if isinstance(record, QARecord) else [record]
             for document in documents:
                 if isinstance(document, Document) and document.passage_id == passage_id:

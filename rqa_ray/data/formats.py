@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rqa_ray.data.schema import IDENTITY, Document, QARecord
+from rqa_ray.data.schema import IDENTITY, Document, Label, QARecord
 
 MAX_QUESTIONS = 100_000  # questions of one passage
 HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
-NOUNS = {"documents": "document", "questions": "record"}
+NOUNS = {"documents": "document", "questions": "record", "labels": "label"}
 
 
 class RecordError(ValueError):
@@ -30,7 +30,7 @@ class Format:
 
     name: str
     keys: tuple[str, ...]
-    parse: Callable[[dict[str, Any]], Any]  # returns a QARecord or a Document; raises RecordError
+    parse: Callable[[dict[str, Any]], Any]  # returns a QARecord, a Document or a Label; raises RecordError
 
 
 def parse_document(value: Any) -> Document:
@@ -49,6 +49,15 @@ def parse_qa_record(value: Any) -> QARecord:
         RecordError: the object has no known form, or a field is missing or has the wrong type.
     """
     return _parse(value, "questions")
+
+
+def parse_label(value: Any) -> Label:
+    """Returns a Label from an object of a known form.
+
+    Raises:
+        RecordError: it is of none, or a field is of the wrong type.
+    """
+    return _parse(value, "labels")
 
 
 def _parse(value: Any, kind: str) -> Any:
@@ -137,6 +146,16 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     )
 
 
+def _label(value: dict[str, Any]) -> Label:
+    """Reads `{"question", "rival", "accept"}`: a line of suspects.jsonl, in which a person has set `accept`."""
+    question, accept = value["question"], value.get("accept")
+    if not isinstance(question, str) or not question.strip():
+        raise RecordError(f"`question` has to be a string with a question, found {_kind(question)}")
+    if accept is not None and not isinstance(accept, bool):
+        raise RecordError(f"`accept` has to be true, false or null, found {_kind(accept)}")
+    return Label(question, parse_document(value["rival"]), accept)
+
+
 # By kind of file. A record has the first form whose keys it has.
 FORMATS: dict[str, list[Format]] = {
     "documents": [
@@ -146,6 +165,9 @@ FORMATS: dict[str, list[Format]] = {
     "questions": [
         Format("LocalRQA", ("questions",), lambda value: _qa_record(value["questions"], value)),
         Format("LocalRQA, flat", ("question",), lambda value: _qa_record([value["question"]], value)),
+    ],
+    "labels": [
+        Format("suspects.jsonl", ("question", "rival"), _label),
     ],
 }
 

@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from rqa_ray.cluster.connection import connect
 from rqa_ray.data import report
 from rqa_ray.data.distinct import read_distinct
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import read_inputs
-from rqa_ray.data.records import find_inputs, good_records
+from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.survey import Survey
@@ -71,23 +72,27 @@ def prepare(settings: PrepareSettings) -> list[str]:
     settings.check_files()
     skip_bad = settings.on_bad_record == "skip"
     inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad)
+    labels = find_labels(settings.accepted_labels)
     model = find_model_folder(settings.model_name_or_path, settings.model_revision)
     spec = ModelSpec(model, encoder_settings(model, settings), settings.trust_remote_code)
     check_model(spec)
     print(f"Ray: {connect()}\nmodel: {settings.model_name_or_path}, {spec.settings.describe()}")
-    return write_prepared(inputs, folder, spec, skip_bad)
+    return write_prepared(inputs, folder, spec, skip_bad, labels)
 
 
-def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, skip_bad: bool) -> list[str]:
+def write_prepared(
+    inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, skip_bad: bool, labels: Labels = NO_LABELS
+) -> list[str]:
     """Writes the inputs (files by name) to a folder, all or nothing; returns lines about the data.
 
     Raises:
         InputError: a bad record, or an input without records.
     """
     unlimited = replace(spec.settings, max_seq_length=NO_LIMIT, query_length=None, document_length=None)
-    blocks = read_inputs(inputs, replace(spec, settings=unlimited), skip_bad)
+    blocks = read_inputs(inputs, replace(spec, settings=unlimited), skip_bad, labels)
     survey = Survey.of({name: part.tables() for name, part in blocks.items()})
     lines = report.full(survey, spec.settings.max_seq_length)
+    lines += labels.describe(survey.question_keys)
     skipped = Skipped.of(part.skipped for part in blocks.values())
     if skipped.kinds:
         lines.append(f"bad records, left out: {skipped.counts()}")
@@ -98,16 +103,18 @@ def write_prepared(inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, 
     staging.mkdir()
     try:
         for name, files in inputs.items():
-            write(files, "documents" if name == "corpus" else "questions", staging / f"{name}.parquet", skip_bad)
+            kind = "documents" if name == "corpus" else "questions"
+            write(files, kind, staging / f"{name}.parquet", skip_bad, labels)
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return lines
 
 
-def write(files: list[str], kind: str, path: Path, skip_bad: bool) -> None:
+def write(files: list[str], kind: str, path: Path, skip_bad: bool, labels: Labels = NO_LABELS) -> None:
     """Writes the good records of some files as one Parquet file; of documents, only the distinct ones."""
-    schema, rows = SCHEMAS[kind], _passages(files, skip_bad) if kind == "documents" else _records(files, skip_bad)
+    schema = SCHEMAS[kind]
+    rows = _passages(files, skip_bad) if kind == "documents" else _records(files, skip_bad, labels)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
@@ -118,8 +125,8 @@ def _passages(files: list[str], skip_bad: bool) -> Iterator[dict[str, Any]]:
         yield {"passage_id": document.passage_id, **_columns(document)}
 
 
-def _records(files: list[str], skip_bad: bool) -> Iterator[dict[str, Any]]:
-    for record in good_records(files, "questions", skip_bad):
+def _records(files: list[str], skip_bad: bool, labels: Labels) -> Iterator[dict[str, Any]]:
+    for record in good_records(files, "questions", skip_bad, labels):
         if record.questions:  # else all questions of the record are empty
             yield {
                 "questions": [as_utf8(question) for question in record.questions],

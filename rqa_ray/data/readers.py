@@ -23,6 +23,7 @@ import ray.data
 
 from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.columns import column, inner
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import (
@@ -60,7 +61,9 @@ def fetch_tables(refs: list[ray.ObjectRef]) -> list[pa.Table]:
     return [table for table in ray.get(refs) if len(table)]
 
 
-def read_inputs(inputs: dict[str, list[str]], spec: ModelSpec, skip_bad: bool = False) -> dict[str, Blocks]:
+def read_inputs(
+    inputs: dict[str, list[str]], spec: ModelSpec, skip_bad: bool = False, labels: Labels = NO_LABELS
+) -> dict[str, Blocks]:
     """Reads `train`, `eval`, `test` and `corpus` (files by name) in parallel.
 
     Raises:
@@ -68,20 +71,21 @@ def read_inputs(inputs: dict[str, list[str]], spec: ModelSpec, skip_bad: bool = 
             a bad line is an error only if its file, or range of a file, has no good one.
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
-        read = functools.partial(_read, spec=spec, skip_bad=skip_bad)
+        read = functools.partial(_read, spec=spec, skip_bad=skip_bad, labels=labels)
         return dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values()), strict=True))
 
 
-def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool) -> Blocks:
+def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: Labels) -> Blocks:
     kind = name if name in SCHEMAS else "questions"
     items = [
         {"file": index, "path": path, "start": start, "end": -1 if end is None else end}
         for index, path in enumerate(files)
         for start, end in record_ranges(path, RANGE_BYTES)
     ]
+    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": labels}
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(_read_file, batch_size=1, fn_kwargs={"kind": kind, "spec": spec, "skip_bad": skip_bad})
+        .map_batches(_read_file, batch_size=1, fn_kwargs=given)
         .materialize()
     )
     columns = [name for name in SCHEMAS[kind].names if name not in LARGE]
@@ -98,14 +102,16 @@ def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool) -> Block
     skipped = Skipped.of(Skipped(**json.loads(part)) for part in found["skipped"].drop_null().to_pylist())
     if kind == "train":
         ids, hashes = (inner(small, name) for name in ("new_passage_ids", "new_passage_hashes"))
-        skipped.add_clashes(ids, hashes, files, "questions", skip_bad)
+        skipped.add_clashes(ids, hashes, files, "questions", skip_bad, labels)
     elif kind == "corpus":
         ids, hashes = (column(small, name) for name in ("passage_id", "text_hash"))
         skipped.add_clashes(ids, hashes, files, "documents", skip_bad)
     return Blocks(dataset.to_arrow_refs(), small, skipped)
 
 
-def _read_file(batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool) -> Iterator[pa.Table]:
+def _read_file(
+    batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool, labels: Labels
+) -> Iterator[pa.Table]:
     """Reads a file, or a range of it, into tables of one schema.
 
     Stops at the first bad record and returns `problem`.
@@ -117,7 +123,8 @@ def _read_file(batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_ba
     tokenizer.num_texts = tokenizer.num_truncated = 0
     to_rows: Any = {"questions": question_rows, "corpus": document_rows}.get(kind)
     to_rows = to_rows or functools.partial(train_rows, named=set())
-    records = read_records(path, "documents" if kind == "corpus" else "questions", start, None if end < 0 else end)
+    records_are = "documents" if kind == "corpus" else "questions"
+    records = read_records(path, records_are, start, None if end < 0 else end, labels)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     held: list[dict[str, Any]] = []  # one batch of rows; the last batch brings the counts of the file
     while not problem:

@@ -8,11 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rqa_ray.data.files import MAX_LINE_BYTES, byte_ranges, find_files, has_suffix, lines_before, read_lines
-from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_qa_record
+from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_label, parse_qa_record
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.pickles import load_documents
-from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.schema import Document, Label, QARecord
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import open_file, open_random_access
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "documents": parse_document,
+    "questions": parse_qa_record,
+    "labels": parse_label,
+}
 
 
 def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
@@ -40,25 +47,27 @@ def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
 
 
 def read_records(
-    path: str, kind: str, start: int = 0, end: int | None = None
-) -> Iterator[tuple[int, Document | QARecord | str]]:
-    """Yields (line, record) of a file of `questions` or `documents`; a string in place of a record says what is wrong.
+    path: str, kind: str, start: int = 0, end: int | None = None, labels: Labels = NO_LABELS
+) -> Iterator[tuple[int, Document | QARecord | Label | str]]:
+    """Yields (line, record) of a file of a kind in `PARSERS`; a string in place of a record says what is wrong.
+
+    `labels` add golds to the questions here, so every reader of questions agrees about them.
 
     Blank lines are skipped. In a pickle, the line is the number of the document; in Parquet, the number of the row. In
     a range (`record_ranges`), lines are numbered as in `files.read_lines`, but messages count from the beginning of
     the file.
     """
-    parse = parse_document if kind == "documents" else parse_qa_record
+    parse = PARSERS[kind]
     is_pickle, is_parquet = (has_suffix(path, suffix) for suffix in (".pkl", ".parquet"))
     if is_pickle and kind != "documents":
-        yield 0, f"{path}: questions have to be JSONL; a pickle can only hold documents"
+        yield 0, f"{path}: {kind} have to be JSONL; a pickle can only hold documents"
         return
     read: Callable[..., Iterator[tuple[int, Any]]]
     read = _pickled_documents if is_pickle else _parquet_rows if is_parquet else read_lines
     try:
         before = None  # only counted if something is wrong
         for number, value in read(path, start, end):
-            record: Document | QARecord | str
+            record: Document | QARecord | Label | str
             try:
                 record = parse(_parse_line(value) if read is read_lines else _plain(value))
             except UnicodeDecodeError as error:
@@ -71,21 +80,24 @@ def read_records(
                 if before is None:
                     before = lines_before(path, start) if read is read_lines else start
                 record = f"{path}:{before + number - start}: {record}"
-            yield number, record
+            if isinstance(record, QARecord):
+                yield from ((number, part) for part in labels.apply(record))
+            else:
+                yield number, record
     except InputError as error:  # a pickle raises for the whole file
         yield 0, str(error)
     except (OSError, EOFError, pa.ArrowException) as error:
         yield 0, f"{path}: cannot be read ({first_line(error)})"
 
 
-def good_records(files: list[str], kind: str, skip_bad: bool = False) -> Iterator[Any]:
-    """Yields the records of files of `questions` (QARecord) or `documents` (Document), one after the other.
+def good_records(files: list[str], kind: str, skip_bad: bool = False, labels: Labels = NO_LABELS) -> Iterator[Any]:
+    """Yields the records of files of a kind in `PARSERS`, one after the other.
 
     Raises:
         InputError: a bad record. With `skip_bad`, bad records are left out, because the caller has reported them.
     """
     for path in files:
-        for _, record in read_records(path, kind):
+        for _, record in read_records(path, kind, labels=labels):
             if not isinstance(record, str):
                 yield record
             elif not skip_bad:
@@ -155,3 +167,12 @@ def find_inputs(given: Mapping[str, tuple[str, list[str] | None]], skip_bad: boo
     for name, paths in files.items():
         check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
     return files
+
+
+def find_labels(names: list[str] | None) -> Labels:
+    """Reads what people decided about suspects, from the files that --accepted_labels names.
+
+    Raises:
+        InputError: a file does not exist, a line is wrong, or two lines contradict each other.
+    """
+    return Labels.of(good_records(find_files(names or [], "accepted_labels"), "labels"))

@@ -53,11 +53,21 @@ class QARecord:
     hard_neg_scores: list[float] | None = None  # scores of a teacher, one for each of `hard_neg_docs`
     has_chat_history: bool = False
     num_empty_questions: int = 0  # empty questions, which are not in `questions`
+    first_question: int = 0  # its place in the line: labels cut a line whose questions then differ in their golds
 
     @property
     def passages(self) -> list[Document]:
         """The golds, then the hard negatives."""
         return self.gold_docs + self.hard_neg_docs
+
+
+@dataclass
+class Label:
+    """A passage that looks like an answer to a question, and what a person decided about it."""
+
+    question: str
+    passage: Document
+    accept: bool | None  # None: undecided
 
 
 def format_passage(page_content: str, metadata: dict[str, Any]) -> str:

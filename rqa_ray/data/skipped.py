@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rqa_ray.data.distinct import clashing, describe_clash
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.errors import InputError
 
 SKIPPED_LISTED = 20
@@ -30,7 +31,13 @@ class Skipped:
             self.first.append(problem)
 
     def add_clashes(
-        self, ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str, skip_bad: bool
+        self,
+        ids: np.ndarray,
+        text_hashes: np.ndarray,
+        files: list[str],
+        kind: str,
+        skip_bad: bool,
+        labels: Labels = NO_LABELS,
     ) -> None:
         """Counts the passages with several embedded texts, from parallel arrays.
 
@@ -39,7 +46,7 @@ class Skipped:
         """
         found = clashing(ids, text_hashes)
         if len(found):
-            problem = describe_clash(files, kind, int(found[0]))
+            problem = describe_clash(files, kind, int(found[0]), labels)
             if not skip_bad:
                 raise InputError(f"{problem}, or pass --on_bad_record skip to use the first text")
             self.first, self.kinds[CLASHES] = [*self.first, problem][-SKIPPED_LISTED:], len(found)

@@ -24,6 +24,7 @@ from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.columns import inner
 from rqa_ray.data.counts import Counts, Sample
 from rqa_ray.data.files import has_suffix, text_bytes
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord, text_hash
@@ -50,6 +51,8 @@ class Stream:
     skipped: Skipped
     window_bytes: int  # text of one window; its rows take about `WINDOW_BYTES`
     spec: ModelSpec
+    labels: Labels
+    labelled: set[int]  # keys of the questions in the files that have an accepted passage
 
     def report(self) -> str:
         """Returns a line for the user."""
@@ -63,7 +66,7 @@ class Stream:
         free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
         plan = WindowPlan(self.parts, self.num_rows, seed, self.window_bytes)
         # A task that asks for a CPU would wait for ever if the workers hold all CPUs.
-        return plan, WindowStore.remote(plan, self.spec, int(free_cpus >= 1))  # type: ignore[attr-defined]
+        return plan, WindowStore.remote(plan, self.spec, self.labels, int(free_cpus >= 1))  # type: ignore[attr-defined]
 
 
 def is_too_large(files: list[str], spec: ModelSpec) -> bool:
@@ -82,7 +85,7 @@ def expansion(files: list[str], spec: ModelSpec) -> float:
     return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)
 
 
-def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> Stream:
+def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False, labels: Labels = NO_LABELS) -> Stream:
     """Parses all training files and counts their rows; one task parses a group of parts.
 
     Raises:
@@ -96,9 +99,10 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> St
     tasks = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(sizes // RANGE_BYTES)) + 1)
     looked_at = 1 + int(sizes[-1]) // LOOKED_AT_BYTES
     items = [{"parts": json.dumps([(int(number), *parts[number]) for number in numbers])} for numbers in tasks]
+    given = {"skip_bad": skip_bad, "looked_at": looked_at, "labels": labels}
     counted = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(_count, batch_size=1, fn_kwargs={"skip_bad": skip_bad, "looked_at": looked_at})
+        .map_batches(_count, batch_size=1, fn_kwargs=given)
         .materialize()
     )
     table = pa.concat_tables(ray.get(counted.to_arrow_refs())).sort_by("part")
@@ -107,7 +111,7 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> St
         raise InputError(problems[0].as_py())
     skipped = Skipped.of(Skipped(**json.loads(text)) for text in table["skipped"].to_pylist())
     ids, hashes = (inner([table], name) for name in ("passage_ids", "text_hashes"))
-    skipped.add_clashes(ids, hashes, files, "questions", skip_bad)
+    skipped.add_clashes(ids, hashes, files, "questions", skip_bad, labels)
     counts = [Counts(**row) for row in table.select(list(vars(Counts()))).to_pylist()]
     num_rows = np.array([part.num_rows for part in counts])
     in_file = np.zeros(len(files), np.int64)
@@ -115,7 +119,8 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False) -> St
     for path, number in zip(files, in_file, strict=True):
         if not number:
             raise InputError(f"{path}: it has no good record with a question")
-    return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec)
+    labelled = set(inner([table], "labelled").tolist())
+    return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec, labels, labelled)
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
@@ -137,21 +142,23 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
 COUNTED = pa.schema(
     [("part", pa.int64()), *((name, pa.int64()) for name in vars(Counts()))]
     + [("problem", pa.string()), ("skipped", pa.string())]
-    + [("passage_ids", pa.list_(pa.int64())), ("text_hashes", pa.list_(pa.int64()))]
+    + [(name, pa.list_(pa.int64())) for name in ("passage_ids", "text_hashes", "labelled")]
 )
 
 
-def _count(batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int) -> Iterator[pa.Table]:
+def _count(batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int, labels: Labels) -> Iterator[pa.Table]:
     for number, *place in json.loads(batch["parts"][0]):
-        yield _count_part(number, Part(*place), skip_bad, looked_at)
+        yield _count_part(number, Part(*place), skip_bad, looked_at, labels)
 
 
-def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int) -> pa.Table:
+def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels: Labels) -> pa.Table:
     counts, skipped, problem = Counts(), Skipped(), None
     texts: set[tuple[int, int]] = set()  # passage ids and text hashes; of all ids, one in `looked_at` is checked
-    for line, record in read_records(part.path, "questions", part.start, part.end):
+    labelled: set[int] = set()
+    for line, record in read_records(part.path, "questions", part.start, part.end, labels):
         if isinstance(record, QARecord):
             counts.add(record)
+            labelled |= labels.keys_in(record)
             ids = ((document, document.passage_id) for document in record.passages)
             texts |= {(one, text_hash(document.fmt_content)) for document, one in ids if one % looked_at == 0}
         elif skip_bad and line:
@@ -160,16 +167,17 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int) -> pa.T
             problem = str(record)
             break
     row = {"part": number, **vars(counts), "problem": problem, "skipped": json.dumps(vars(skipped))}
-    clashes = {"passage_ids": [one for one, _ in texts], "text_hashes": [digest for _, digest in texts]}
-    return pa.Table.from_pylist([row | clashes], COUNTED)
+    row |= {"passage_ids": [one for one, _ in texts], "text_hashes": [digest for _, digest in texts]}
+    return pa.Table.from_pylist([row | {"labelled": [*labelled]}], COUNTED)
 
 
 @ray.remote(num_cpus=0)
 class WindowStore:
     """Lets Ray tasks make windows ahead of the workers, and keeps the windows in use; a window is always the same."""
 
-    def __init__(self, plan: WindowPlan, spec: ModelSpec, num_cpus: int) -> None:
+    def __init__(self, plan: WindowPlan, spec: ModelSpec, labels: Labels, num_cpus: int) -> None:
         self._plan, self._spec, self._num_cpus = plan, spec, num_cpus
+        self._labels = ray.put(labels)  # once for all windows
         self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # in the order of their last use
 
     def window(self, epoch: int, window: int) -> list[ray.ObjectRef]:
@@ -184,7 +192,8 @@ class WindowStore:
                 numbers = self._plan.epoch(key[0]).parts[key[1]]
                 parts = [self._plan.parts[number] for number in sorted(numbers)]
                 expected = int(self._plan.num_rows[numbers].sum())
-                self._refs[key] = _read_window.options(num_cpus=self._num_cpus).remote(parts, expected, self._spec)
+                read = _read_window.options(num_cpus=self._num_cpus)
+                self._refs[key] = read.remote(parts, expected, self._spec, self._labels)
             self._refs.move_to_end(key)
         while len(self._refs) > WINDOWS_KEPT:
             self._refs.popitem(last=False)
@@ -192,12 +201,12 @@ class WindowStore:
 
 
 @ray.remote
-def _read_window(parts: list[Part], expected: int, spec: ModelSpec) -> pa.Table:
+def _read_window(parts: list[Part], expected: int, spec: ModelSpec, labels: Labels) -> pa.Table:
     bring_model(spec.folder, spec.copy)
     tables, tokenizer = [], make_tokenizer(spec)
     named: Named = set()
     for part in parts:
-        records = read_records(part.path, "questions", part.start, part.end)
+        records = read_records(part.path, "questions", part.start, part.end, labels)
         good = ((line, record) for line, record in records if isinstance(record, QARecord))
         while some := list(islice(good, RECORDS_AT_ONCE)):
             rows: list[dict[str, Any]] = train_rows(some, tokenizer, named)

@@ -125,6 +125,11 @@ class Survey:
         """Numbers of the training questions, streamed or not."""
         return self.streamed or self.splits["train"].counts
 
+    @property
+    def question_keys(self) -> set[int]:
+        """Keys of all questions; without those of train if train is streamed."""
+        return {key for split in self.splits.values() for key in split.keys.tolist()}
+
 
 def _share_cut(tables: list[pa.Table]) -> float:
     """Returns the share of tokenized texts that were cut."""

@@ -22,6 +22,7 @@ from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.texts import as_utf8
 
 TOKENS = pa.list_(pa.int32())
+MAX_GOLDS = 2**32  # of a question: the rows of a line come in the order of its questions
 Records = list[tuple[int, QARecord]]  # line and record
 
 # Where a row comes from, and the counts of its file (in one row of the file, 0 in the others).
@@ -126,11 +127,12 @@ def question_rows(records: Records, tokenizer: TextTokenizer) -> list[dict[str, 
 def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yields one row for each question and gold passage of a record."""
     for number, question in enumerate(record.questions):
+        question_item = record.first_question + number
         for gold_number, gold in enumerate(record.gold_docs):
             yield {
                 "line": line,
-                "item": number * len(record.gold_docs) + gold_number,
-                "question_item": number,
+                "item": question_item * MAX_GOLDS + gold_number,
+                "question_item": question_item,
                 "question": as_utf8(question),
                 "question_key": question_key(question),
                 "question_tokens": questions[question],

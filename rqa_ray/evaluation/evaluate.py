@@ -21,8 +21,9 @@ from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
 from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.readers import read_inputs
-from rqa_ray.data.records import find_inputs
+from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.rows import Questions
+from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
@@ -96,6 +97,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         if value not in (None, False) and name != "overwrite_output_dir"
     }
     inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad=False)
+    labels = find_labels(settings.accepted_labels)
     model = find_model(settings)
     check_output(output, config, settings.overwrite_output_dir)
     shared = set(inputs["test"]) & set(inputs.get("weight", []))
@@ -114,11 +116,15 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
-    blocks = read_inputs({name: inputs[name] for name in ("test", "weight") if name in inputs}, model.spec)
+    blocks = read_inputs(
+        {name: inputs[name] for name in ("test", "weight") if name in inputs}, model.spec, labels=labels
+    )
     asked = {name: AskedQuestions(part.tables()) for name, part in blocks.items()}
     test = asked["test"]
     lost = {gold for golds in test.gold_ids for gold in golds} - set(plan.passage_ids.tolist())
     print(f"data: {len(test.questions):,} questions; {plan.describe()}")
+    for line in labels.describe(question_key(question) for part in asked.values() for question in part.questions):
+        print(line)
     if lost:
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
     others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}

@@ -14,8 +14,9 @@ from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.data.demo import write_demo
+from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, read_inputs
-from rqa_ray.data.records import find_inputs
+from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.report import brief, check_golds
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
@@ -77,6 +78,7 @@ class Checked:
     workers: Workers
     model: ModelSpec
     files: dict[str, list[str]]  # files by input name
+    labels: Labels
 
 
 def check(job: Job) -> Checked:
@@ -86,6 +88,7 @@ def check(job: Job) -> Checked:
         InputError: the user's input or arguments are wrong; nothing was written but demo data.
     """
     files = None if job.settings.demo_size else input_files(job)
+    labels = find_labels(job.settings.accepted_labels)
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
     encoder = encoder_settings(model_folder, job.settings)
     note = prefix_note(job.settings.model_name_or_path or "", encoder)
@@ -109,7 +112,7 @@ def check(job: Job) -> Checked:
         print(note)
     if job.training.get("bf16") and not workers.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
-    return Checked(job, workers, model, files)
+    return Checked(job, workers, model, files, labels)
 
 
 def check_report_to(job: Job) -> None:
@@ -132,14 +135,14 @@ def set_up(job: Job, args_file: str) -> Setup:
         InputError: the user's input or arguments are wrong; nothing was written.
     """
     checked = check(job)
-    job, files = checked.job, checked.files
+    job, files, labels = checked.job, checked.files, checked.labels
     spec = replace(checked.model, copy=share_model(checked.model.folder))
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
     streamed = job.settings.data_mode == "streaming"
-    stream = open_stream(files["train"], spec, skip_bad) if streamed else None
+    stream = open_stream(files["train"], spec, skip_bad, labels) if streamed else None
     read = {name: paths for name, paths in files.items() if not (streamed and name == "train")}
-    blocks = read_inputs(read, spec, skip_bad)
+    blocks = read_inputs(read, spec, skip_bad, labels)
     skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     for part in blocks.values():
@@ -147,7 +150,9 @@ def set_up(job: Job, args_file: str) -> Setup:
     own = job.settings.negatives_per_question
     check_golds(survey, files, job.settings.hard_neg_ratio > 0 or own > 0)
     check_negatives(own, survey.train.num_negatives > 0)
-    print("\n".join([*([stream.report()] if stream else []), *brief(survey, files)]))
+    lines = [*([stream.report()] if stream else []), *brief(survey, files)]
+    lines += labels.describe(survey.question_keys | (stream.labelled if stream else set()))
+    print("\n".join(lines))
     train = survey.train
     return Setup(
         job, checked.workers, spec, blocks, stream, train.num_rows, bool(train.num_negatives), Skipped.of(skipped)

@@ -1,0 +1,99 @@
+"""Passages that a person accepted as answers. They are golds of every question of that wording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from rqa_ray.data.schema import Document, Label, QARecord, question_key
+from rqa_ray.errors import InputError
+
+SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What people decided: the accepted passages of each question, and counts of the rest."""
+
+    golds: dict[int, list[Document]] = field(default_factory=dict)  # accepted passages by question_key
+    wordings: dict[int, str] = field(default_factory=dict)  # one wording of each question_key in `golds`
+    num_refused: int = 0
+    num_undecided: int = 0
+
+    @classmethod
+    def of(cls, labels: Iterable[Label]) -> Labels:
+        """Collects the decisions of all files.
+
+        Raises:
+            InputError: one line accepts a passage for a question, another refuses the passage for the question.
+        """
+        decided: dict[tuple[int, int], Label] = {}
+        undecided = 0
+        for label in labels:
+            place = question_key(label.question), label.passage.passage_id
+            undecided += label.accept is None
+            if label.accept is not None and decided.setdefault(place, label).accept != label.accept:
+                raise InputError(
+                    f"--accepted_labels: one line accepts a passage for the question {_shown(label.question)} and "
+                    f"another refuses it, {_shown(label.passage.page_content)}; keep one of the two"
+                )
+        golds: dict[int, list[Document]] = {}
+        wordings = {}
+        for (key, _), label in decided.items():
+            if label.accept:
+                golds.setdefault(key, []).append(label.passage)
+                wordings[key] = label.question
+        return cls(golds, wordings, sum(not label.accept for label in decided.values()), undecided)
+
+    def apply(self, record: QARecord) -> Iterator[QARecord]:
+        """Yields the record with its accepted golds; in parts if its questions then differ in their golds."""
+        more = [self._further(question, record) for question in record.questions] if self.golds else []
+        if not any(more):
+            yield record
+            return
+        for golds, numbered in groupby(enumerate(record.questions), lambda item: more[item[0]]):
+            run = list(numbered)
+            first = run[0][0]
+            yield replace(
+                record,
+                questions=[question for _, question in run],
+                gold_docs=[*record.gold_docs, *golds],
+                num_empty_questions=0 if first else record.num_empty_questions,
+                first_question=first,
+            )
+
+    def _further(self, question: str, record: QARecord) -> list[Document]:
+        """Returns the accepted passages of a question that are not golds of its record."""
+        own = {gold.passage_id for gold in record.gold_docs}
+        return [gold for gold in self.golds.get(question_key(question), []) if gold.passage_id not in own]
+
+    def keys_in(self, record: QARecord) -> set[int]:
+        """Returns the keys of those questions of a record for which a passage was accepted."""
+        return self.golds.keys() & {question_key(question) for question in record.questions} if self.golds else set()
+
+    def describe(self, asked: Iterable[int]) -> list[str]:
+        """Returns a line for the user about the labels, or no line without labels.
+
+        `asked` are the question keys of all files that are read.
+        """
+        if not (self.golds or self.num_refused or self.num_undecided):
+            return []
+        found = self.golds.keys() & set(asked)
+        passages = {gold.passage_id for key in found for gold in self.golds[key]}
+        line = f"accepted labels: {len(passages):,} passages are golds of {len(found):,} questions now"
+        others = [f"{self.num_refused:,} refused"] * (self.num_refused > 0)
+        others += [f"{self.num_undecided:,} undecided"] * (self.num_undecided > 0)
+        line += f" ({', '.join(others)})" if others else ""
+        unknown = sorted(self.golds.keys() - found, key=self.wordings.__getitem__)
+        if unknown:
+            example = _shown(self.wordings[unknown[0]])
+            line += f"; {len(unknown):,} of their questions are asked in no file, such as {example}"
+        return [line]
+
+
+NO_LABELS = Labels()
+
+
+def _shown(text: str) -> str:
+    return repr(" ".join(text.split())[:SHOWN_CHARS])
