@@ -101,7 +101,7 @@ def look_around(inputs: dict[str, list[str]], storage_path: str, token: str) -> 
             storage = "this node does not see the file that the driver has written"
         else:
             _write(filesystem, f"{root}/{_probe_file(token)}.{secrets.token_hex(4)}")
-    except Exception as error:  # each file system raises its own kinds
+    except Exception as error:  # each file system raises its own errors
         storage = first_line(error)
     return {"versions": versions(), "problem": problem, "storage": storage}
 
@@ -210,6 +210,6 @@ def _unreadable(path: str, what: str) -> str | None:
         filesystem, inner = open_location(path)
         with filesystem.open_input_stream(inner) as file:
             file.read(1)
-    except Exception as error:  # each file system raises its own kinds
+    except Exception as error:  # each file system raises its own errors
         return f"{what}: cannot be read ({first_line(error)})"
     return None

@@ -60,7 +60,7 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
         return notes
     except InputError:
         raise
-    except Exception as error:  # the model may bring its own code, which raises any kind
+    except Exception as error:  # the model may bring its own code, which may raise any error
         raise InputError(
             f"the model ({kind}) cannot embed a text: {first_line(error)}; choose another model"
         ) from None

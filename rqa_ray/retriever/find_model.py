@@ -38,7 +38,7 @@ def _download(name: str, revision: str | None) -> str:
         if not list(Path(folder).rglob("*.safetensors")):
             folder = snapshot_download(name, revision=revision, ignore_patterns=unwanted)
         return folder
-    except Exception as error:  # the hub client raises many kinds, from bad names to no network
+    except Exception as error:  # the hub client raises many kinds of errors, from bad names to no network
         reason = first_line(error)[:150]
         raise InputError(
             f"{name}: no such model folder, and the hub has no such model or cannot be reached ({reason})"

@@ -89,7 +89,7 @@ def check_model(spec: ModelSpec) -> None:
         raise InputError(f"{spec.folder}: not a model folder, it has no *.safetensors or pytorch_model.bin")
     try:
         tokenizer = TextTokenizer.load(spec).tokenizer
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many kinds of errors
         raise InputError(f"{spec.folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
     # transformers makes up an empty tokenizer if the files are missing
     if len(tokenizer) <= len(tokenizer.all_special_ids):

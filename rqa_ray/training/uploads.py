@@ -67,7 +67,7 @@ class Uploads:
             while True:
                 try:
                     return self.storage.persist_current_checkpoint(checkpoint, name)
-                except Exception as error:  # each file system raises its own kinds
+                except Exception as error:  # each file system raises its own errors
                     reason = first_line(error)
                     if not os.path.isdir(checkpoint.path):
                         raise StorageError(f"{checkpoint.path}: deleted before {name} was stored") from None
