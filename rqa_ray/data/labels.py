@@ -1,4 +1,4 @@
-"""Passages that a person accepted as answers. They are golds of every question of that wording."""
+"""Makes golds of passages that a person accepted as answers, for every question with the same wording."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN_CHARS = 60
 
 @dataclass(frozen=True)
 class Labels:
-    """What people decided: the accepted passages of each question, and counts of the rest."""
+    """The decisions of a person: the accepted passages of each question, and how many were refused or left open."""
 
     golds: dict[int, list[Document]] = field(default_factory=dict)  # accepted passages by question_key
     wordings: dict[int, str] = field(default_factory=dict)  # one wording of each question_key in `golds`
@@ -26,7 +26,7 @@ class Labels:
         """Collects the decisions of all files.
 
         Raises:
-            InputError: one line accepts a passage for a question, another refuses the passage for the question.
+            InputError: one line accepts a passage for a question, and another line refuses it.
         """
         decided: dict[tuple[int, int], Label] = {}
         undecided = 0
@@ -47,7 +47,7 @@ class Labels:
         return cls(golds, wordings, sum(not label.accept for label in decided.values()), undecided)
 
     def apply(self, record: QARecord) -> Iterator[QARecord]:
-        """Yields the record with its accepted golds; in parts if its questions then differ in their golds."""
+        """Yields the record with its accepted golds; in several records if its questions then have different golds."""
         more = [self._further(question, record) for question in record.questions] if self.golds else []
         if not any(more):
             yield record

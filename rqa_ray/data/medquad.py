@@ -1,11 +1,12 @@
 """Converts MedQuAD to the files of a training run: health questions with answers of the National Institutes of Health.
 
 MedQuAD (Ben Abacha and Demner-Fushman 2019, https://github.com/abachaa/MedQuAD, CC BY 4.0) is a folder of XML files
-for each of 12 websites, a file a page. Three websites come without answers, because of their copyright.
+for each of 12 websites, one file for each page. Three websites come without answers, because of their copyright.
 
-1. Read: every pair with an answer. A passage is an answer; its source is the address of the page and the number of the
-   pair, its title what the page is about.
-2. Merge: an answer that comes again is one passage, and a question that comes again has several gold passages.
+1. Read every pair with an answer. A passage is an answer. Its source is the address of the page and the number of the
+   pair, its title is the topic of the page.
+2. Merge: an answer that occurs several times is one passage, and a question that occurs several times has several
+   golds.
 3. Split, with a fixed seed: pages that share a question or an answer stay together, so that what is learned from train
    answers nothing of eval or test. Eval and test get 12% of the questions each.
 4. Write train, eval, test and the corpus: all four files or none.
@@ -27,18 +28,18 @@ from rqa_ray.places import refuse_temporary
 from rqa_ray.settings import MedquadSettings
 
 REPOSITORY = "https://github.com/abachaa/MedQuAD"
-MIN_ANSWER_CHARS = 25  # shorter ones are headings of the websites ("Topics")
+MIN_ANSWER_CHARS = 25  # shorter answers are headings of the websites ("Topics")
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A question and its answer, as they stand on a page."""
+    """A question and its answer on a page."""
 
     question: str
     answer: str
     page: str
-    number: str  # on its page
+    number: str  # number of the pair on its page
     title: str
 
 
@@ -47,12 +48,12 @@ class Question:
     """A question with all passages that answer it, in the order of the files."""
 
     text: str
-    golds: dict[str, Document] = field(default_factory=dict)  # by content
+    golds: dict[str, Document] = field(default_factory=dict)  # golds by their content
     pages: set[str] = field(default_factory=set)
 
 
 def medquad(settings: MedquadSettings) -> list[str]:
-    """Reads a copy of MedQuAD, writes train, eval, test and documents.jsonl; returns lines on what was found.
+    """Reads a copy of MedQuAD, writes train, eval, test and documents.jsonl; returns lines about what was found.
 
     Raises:
         InputError: there is no MedQuAD, or the folder cannot be written to; nothing was written.
@@ -79,7 +80,7 @@ def medquad(settings: MedquadSettings) -> list[str]:
 
 
 def read_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
-    """Returns the pairs of all websites in the order of the file numbers, and a line for each file that is no XML."""
+    """Returns the pairs of all websites in the order of the file numbers, and a line on each file that is no XML."""
     pairs: list[Pair] = []
     problems: list[str] = []
     for path in sorted(folder.glob("*/*.xml"), key=_by_number):
@@ -91,7 +92,7 @@ def read_pairs(folder: Path) -> tuple[list[Pair], list[str]]:
 
 
 def read_page(path: Path, name: str) -> Iterator[Pair]:
-    """Yields the pairs of a file, those without an answer too; `name` replaces the address that a page lacks.
+    """Yields the pairs of a file, also pairs without an answer; `name` replaces the address if a page has none.
 
     Raises:
         OSError, ElementTree.ParseError: the file cannot be read.
@@ -136,7 +137,10 @@ def split(questions: list[Question]) -> dict[str, list[Question]]:
 
 
 def together(links: Iterable[set[str]]) -> dict[str, str]:
-    """Maps each name to the first name of its group; a group is all sets that share names, directly or by others."""
+    """Maps each name to the first name of its group.
+
+    Sets that share names, directly or through others, are one group.
+    """
     leader: dict[str, str] = {}
 
     def first(name: str) -> str:

@@ -53,7 +53,8 @@ class QARecord:
     hard_neg_scores: list[float] | None = None  # scores of a teacher, one for each of `hard_neg_docs`
     has_chat_history: bool = False
     num_empty_questions: int = 0  # empty questions, which are not in `questions`
-    first_question: int = 0  # its place in the line: labels cut a line whose questions then differ in their golds
+    # place of the first question in the line, because labels may split a line into several records
+    first_question: int = 0
 
     @property
     def passages(self) -> list[Document]:
@@ -67,7 +68,7 @@ class Label:
 
     question: str
     passage: Document
-    accept: bool | None  # None: undecided
+    accept: bool | None  # None if nothing is decided
 
 
 def format_passage(page_content: str, metadata: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ class Stream:
     window_bytes: int  # text of one window; its rows take about `WINDOW_BYTES`
     spec: ModelSpec
     labels: Labels
-    labelled: set[int]  # keys of the questions in the files that have an accepted passage
+    labeled: set[int]  # keys of the questions in the files that have an accepted passage
 
     def report(self) -> str:
         """Returns a line for the user."""
@@ -119,8 +119,8 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False, label
     for path, number in zip(files, in_file, strict=True):
         if not number:
             raise InputError(f"{path}: it has no good record with a question")
-    labelled = set(inner([table], "labelled").tolist())
-    return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec, labels, labelled)
+    labeled = set(inner([table], "labeled").tolist())
+    return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec, labels, labeled)
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
@@ -142,7 +142,7 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
 COUNTED = pa.schema(
     [("part", pa.int64()), *((name, pa.int64()) for name in vars(Counts()))]
     + [("problem", pa.string()), ("skipped", pa.string())]
-    + [(name, pa.list_(pa.int64())) for name in ("passage_ids", "text_hashes", "labelled")]
+    + [(name, pa.list_(pa.int64())) for name in ("passage_ids", "text_hashes", "labeled")]
 )
 
 
@@ -154,11 +154,11 @@ def _count(batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int, labels:
 def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels: Labels) -> pa.Table:
     counts, skipped, problem = Counts(), Skipped(), None
     texts: set[tuple[int, int]] = set()  # passage ids and text hashes; of all ids, one in `looked_at` is checked
-    labelled: set[int] = set()
+    labeled: set[int] = set()
     for line, record in read_records(part.path, "questions", part.start, part.end, labels):
         if isinstance(record, QARecord):
             counts.add(record)
-            labelled |= labels.keys_in(record)
+            labeled |= labels.keys_in(record)
             ids = ((document, document.passage_id) for document in record.passages)
             texts |= {(one, text_hash(document.fmt_content)) for document, one in ids if one % looked_at == 0}
         elif skip_bad and line:
@@ -168,7 +168,7 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels:
             break
     row = {"part": number, **vars(counts), "problem": problem, "skipped": json.dumps(vars(skipped))}
     row |= {"passage_ids": [one for one, _ in texts], "text_hashes": [digest for _, digest in texts]}
-    return pa.Table.from_pylist([row | {"labelled": [*labelled]}], COUNTED)
+    return pa.Table.from_pylist([row | {"labeled": [*labeled]}], COUNTED)
 
 
 @ray.remote(num_cpus=0)

@@ -20,7 +20,7 @@ from rqa_ray.texts import short
 SHOWN = ("recall@1", "recall@4", "recall@10", "recall@100", "nDCG@10")
 STATE_FILE = "trainer_state.json"
 ACROSS, DOWN = "learning_rate", "global_batch_size"
-LABEL_WIDTH, SMALL, LARGE = 48, 7, 11  # pixels: of a number, radius of a trial
+LABEL_WIDTH, SMALL, LARGE = 48, 7, 11  # pixels: the width of a number, and the radius of a trial, small and large
 
 # The texts of the boxes of `record_picture`: a title, and lines, as `Drawing.note` takes them.
 Note = tuple[str, ...]
@@ -47,7 +47,7 @@ class Change:
     label: str
     before: float
     after: float
-    low: float  # of the 95% interval of `after`
+    low: float  # lower end of the 95% interval of `after`
     high: float
 
 
@@ -57,7 +57,7 @@ class Place:
 
     rate: float
     batch: int
-    value: float  # of the metric, at its best
+    value: float  # the trial's best metric
     is_finished: bool
 
 
@@ -82,8 +82,8 @@ def pictures(settings: PicturesSettings) -> list[str]:
 def recall_picture(run: Path) -> bytes:
     """Draws the test metrics before and after a training run, with the intervals of the metrics after.
 
-    The intervals before are left out: both metrics are of the same questions, so intervals that overlap say nothing
-    about the difference. The last lines of a run have the interval of the difference.
+    The intervals before are left out. Both metrics are of the same questions, so overlapping intervals say nothing
+    about the difference. The last lines of a run show the interval of the difference.
     """
     arguments, step, changes = read_changes(run)
     left, right, top, row = 110, 470, 96, 36
@@ -119,7 +119,7 @@ def read_changes(run: Path) -> tuple[dict[str, Any], int, list[Change]]:
     """Returns the arguments of a run, the step of its best model, and how the test metrics changed.
 
     Raises:
-        InputError: the folder is not of a run that ended, or of one without test questions.
+        InputError: the folder has no finished run, or the run has no test questions.
     """
     arguments, state = read_json(run / ALL_ARGS_FILE), read_json(run / STATE_FILE)
     after = read_json(run / "test_results.json")
@@ -157,7 +157,7 @@ def search_picture(search: Path) -> bytes:
         picture.circle(400, 59, SMALL, "level2")
         picture.text(414, 64, "stopped early", "soft")
 
-    state = read_json(search / STATE_FILE)  # of the winner, whose step 0 is the pretrained model
+    state = read_json(search / STATE_FILE)  # the winner's state; its step 0 is the pretrained model
     if state:
         before = next(entry[metric] for entry in state["log_history"] if entry["step"] == 0)
         picture.text(right, 64, f"pretrained model: {before:.3f}", "soft end")
@@ -171,7 +171,7 @@ def search_picture(search: Path) -> bytes:
     picture.text((left + right) / 2, bottom + 44, "learning rate", "ink middle")
     picture.text(left - 14, top - 4, "batch", "ink end")
     for number, batch in enumerate(batches):
-        y, labelled = top + row * (number + 0.5), -math.inf  # where the last label above the line stands
+        y, label_end = top + row * (number + 0.5), -math.inf  # where the last label above the line stands
         picture.line([(left, y), (right, y)])
         picture.text(left - 14, y + 4, str(batch), "ink end")
         shown = sorted((trial for trial in trials if trial.batch == batch), key=lambda trial: trial.rate)
@@ -180,8 +180,8 @@ def search_picture(search: Path) -> bytes:
             picture.circle(x_of(math.log10(trial.rate)), y, radius, level(trial.value, low, high) + ring)
         for trial in shown:
             x = x_of(math.log10(trial.rate))
-            is_above = x - labelled >= LABEL_WIDTH
-            labelled = x if is_above else labelled
+            is_above = x - label_end >= LABEL_WIDTH
+            label_end = x if is_above else label_end
             kind = "ink middle bold" if trial is winner else "soft middle"
             picture.text(x, y - 17 if is_above else y + 27, f"{trial.value:.3f}", kind)
     return picture.svg()

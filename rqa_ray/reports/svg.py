@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-LEVELS = 5  # of the color scale: classes level0 (low) to level4 (high)
+LEVELS = 5  # levels of the color scale: classes level0 (low) to level4 (high)
 FILLS = {  # class: (light, dark)
     "ground": ("#ffffff", "#0d1117"),
     "box": ("#f6f8fa", "#161b22"),
@@ -25,7 +25,7 @@ FILLS = {  # class: (light, dark)
     "level3": ("#387bbd", "#5b9fe3"),
     "level4": ("#0b4a8f", "#a5cfff"),
 }
-LINES = {  # likewise, of strokes
+LINES = {  # the same for strokes
     "edge": ("#d1d9e0", "#3d444d"),
     "grid": ("#e4e8ec", "#262c36"),
     "arrow": ("#59636e", "#9198a1"),
@@ -68,7 +68,7 @@ class Drawing:
         self.shapes.append(f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(text)}</text>')
 
     def note(self, x: float, y: float, width: float, height: float, title: str, *lines: str) -> None:
-        """Draws a box with a title and lines of text; a line that begins with a backtick is the name of a file."""
+        """Draws a box with a title and lines of text; a line that starts with a backtick is the name of a file."""
         self.rectangle(x, y, width, height)
         self.text(x + 12, y + 23, title, "ink bold")
         for number, line in enumerate(lines):

@@ -151,7 +151,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     check_golds(survey, files, job.settings.hard_neg_ratio > 0 or own > 0)
     check_negatives(own, survey.train.num_negatives > 0)
     lines = [*([stream.report()] if stream else []), *brief(survey, files)]
-    lines += labels.describe(survey.question_keys | (stream.labelled if stream else set()))
+    lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     print("\n".join(lines))
     train = survey.train
     return Setup(

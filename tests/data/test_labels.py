@@ -114,7 +114,7 @@ def test_every_way_to_read_the_questions_gives_the_golds(ray_cluster, tiny_model
         monkeypatch.setattr(streaming, name, size)
     stream = streaming.open_stream(files, spec, labels=labels)
     assert stream.counts.num_rows == stream.num_rows.sum() == 87 and stream.counts.num_empty == 40
-    assert labels.describe(stream.labelled) == labels.describe(map(question_key, (f"q{n}" for n in range(40))))
+    assert labels.describe(stream.labeled) == labels.describe(map(question_key, (f"q{n}" for n in range(40))))
     plan, store = stream.serve(seed=0, busy_cpus=0)
     rows, numbers = WindowedRows(plan, streaming.fetcher(store)).take(0, 87)
     assert sorted(numbers) == list(range(87)) and sorted(pairs_of(rows)) == sorted(found["files"][0])
