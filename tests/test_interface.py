@@ -42,7 +42,7 @@ def test_a_notebook_shows_metrics_before_and_after_and_where_the_files_are(names
 
 
 def test_a_wrong_argument_raises_the_line_that_a_job_prints():
-    with pytest.raises(InputError, match="^--temprature: unknown argument; did you mean --temperature?"):
+    with pytest.raises(InputError, match="^temprature: unknown argument; did you mean temperature?"):
         rqa_ray.train(temprature=1, output_dir="out")
     with pytest.raises(InputError, match="^--question is missing"):
         rqa_ray.search(model="m", document_path="documents.jsonl")

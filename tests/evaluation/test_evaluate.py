@@ -169,7 +169,7 @@ def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_
         (["--num_workers", "9", "--cpus_per_worker", "1"], "--num_workers 9: needs 9 workers with 1 CPU each"),
         (["--weight_data_path", "{test_file}"], "--eval_data_path names this file too; pass other questions"),
         (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
-        (["--retriever_type", "bm52"], "--retriever_type: invalid choice: 'bm52'"),
+        (["--retriever_type", "bm52"], "--retriever_type bm52: did you mean bm25? choose one of dense"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, files, change, message, capsys, tmp_path):
