@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,19 @@ def within(location: str, folder: str) -> str | None:
         return base.removeprefix(parent) if base.startswith(parent) and query == other else None
     relative = os.path.relpath(os.path.realpath(location), os.path.realpath(folder))
     return None if relative.split(os.sep)[0] == os.pardir else relative
+
+
+def refuse_among_inputs(argument: str, output: str, names: Iterable[str], files: Iterable[str]) -> None:
+    """Raises InputError if a job would write among its own inputs, where it may replace one or read its own output.
+
+    `names` are the inputs as the user named them, `files` the files that were found there.
+    """
+    for file in files:
+        if within(file, output) is not None:
+            raise InputError(f"--{argument} {shown(output)}: has the input {shown(file)} in it; choose another folder")
+    for name in names:
+        if within(output, name) is not None:
+            raise InputError(f"--{argument} {shown(output)}: is in the input {shown(name)}; choose another folder")
 
 
 def with_suffix(location: str, suffix: str) -> str:

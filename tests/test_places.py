@@ -5,7 +5,17 @@ import os
 import pytest
 
 from rqa_ray.errors import InputError
-from rqa_ray.places import file_state, inside, read_json, refuse_temporary, staged, with_suffix, within, write_json
+from rqa_ray.places import (
+    file_state,
+    inside,
+    read_json,
+    refuse_among_inputs,
+    refuse_temporary,
+    staged,
+    with_suffix,
+    within,
+    write_json,
+)
 
 
 def test_staged_files_are_in_the_folder_when_the_block_has_ended_and_not_before(tmp_path):
@@ -90,6 +100,31 @@ def test_what_a_link_in_a_folder_leads_to_lies_elsewhere(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/checkpoints").symlink_to(tmp_path)
     assert within(str(tmp_path / "out/checkpoints/x"), str(tmp_path / "out")) is None
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "file", "message"),
+    [
+        ("/a/data", "/a/data/d.jsonl", "/a/data/d.jsonl", "/a/data: has the input /a/data/d.jsonl in it"),
+        ("/a", "/a/data", "/a/data/x/d.jsonl", "/a: has the input /a/data/x/d.jsonl in it"),
+        ("/a/data/out", "/a/data", "/a/data/d.jsonl", "/a/data/out: is in the input /a/data"),
+        (
+            "s3://b/data?region=r",
+            "s3://b/data/*?region=r",
+            "s3://b/data/d.jsonl?region=r",
+            "s3://b/data: has the input",
+        ),
+        ("/a/out", "/a/data/d.jsonl", "/a/data/d.jsonl", None),
+        ("/a/data-out", "/a/data", "/a/data/d.jsonl", None),
+        ("/a/out", "s3://b/a/out", "s3://b/a/out/d.jsonl", None),
+    ],
+)
+def test_a_folder_among_the_inputs_is_no_output(output, name, file, message):
+    if message:
+        with pytest.raises(InputError, match=f"^--output_dir {message}"):
+            refuse_among_inputs("output_dir", output, [name], [file])
+    else:
+        refuse_among_inputs("output_dir", output, [name], [file])
 
 
 def test_a_suffix_comes_before_the_query():

@@ -57,8 +57,9 @@ def encode_missing(
     """Encodes the shards that are missing in a folder, and question shards, which have their own folder.
 
     Raises:
-        InputError: the folder has embeddings of another model, corpus or setting.
+        InputError: the folder has embeddings of another model, corpus or setting, or files that are no embeddings.
     """
+    folder.check_own()
     earlier = folder.manifest()
     differ = [what for key, what in IDENTITY.items() if earlier and earlier.get(key) != manifest[key]]
     if differ and not overwrite:
@@ -66,8 +67,9 @@ def encode_missing(
             f"{folder.location}: has embeddings of {', '.join(differ)}; choose another folder, "
             "or replace them with --overwrite_output_dir"
         )
-    if not earlier or differ:
+    if differ:
         folder.clear()
+    if not earlier or differ:
         folder.start(manifest)
     elif earlier["documents"] != manifest["documents"]:  # the same texts, in files that were moved or written again
         folder.start(manifest)
@@ -141,14 +143,16 @@ def embed(settings: EmbedSettings) -> list[str]:
     refuse_temporary(settings.output_dir)
     if settings.index:
         check_index(settings.output_dir)
-    files = find_inputs({"corpus": ("document_path", settings.document_path)}, skip_bad=False)["corpus"]
+    corpus = ("document_path", settings.document_path)
+    files = find_inputs({"corpus": corpus}, skip_bad=False, outputs={"output_dir": settings.output_dir})["corpus"]
+    folder = EmbeddingFolder(settings.output_dir)
+    folder.check_own()
     model = find_model(settings)
     cluster = connect()
     workers = plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(files)
     print(plan.describe())
-    folder = EmbeddingFolder(settings.output_dir)
     manifest = manifest_of(model, files, plan, settings.precision, settings.bf16)
     encode_missing(folder, manifest, model, plan, workers, overwrite=settings.overwrite_output_dir)
     written = [f"{len(plan.passage_ids):,} embeddings in {folder.location}, {len(plan.shards):,} Parquet files"]

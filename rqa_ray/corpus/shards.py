@@ -27,7 +27,8 @@ import torch
 from pyarrow import fs
 from torch import nn
 
-from rqa_ray.places import open_location, write_whole
+from rqa_ray.errors import InputError, first_line
+from rqa_ray.places import open_location, shown, write_whole
 from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
 
 MANIFEST_FILE = "manifest.json"
@@ -67,18 +68,47 @@ class EmbeddingFolder:
     """The shards at a location, with their manifest."""
 
     def __init__(self, location: str) -> None:
+        """Opens a path or URI, which need not exist.
+
+        Raises:
+            InputError: no file system knows such a URI.
+        """
         # absolute, because workers run in other folders
         self.location = location if "://" in location else os.path.abspath(location)
-        self.filesystem, self.path = open_location(location)
+        try:
+            self.filesystem, self.path = open_location(location)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"{shown(location)}: cannot be opened ({first_line(error)})") from None
         self._manifest: dict[str, Any] | None = None
 
     def manifest(self) -> dict[str, Any] | None:
-        """Returns what `start` wrote; None where nothing was written."""
+        """Returns what `start` wrote; None where nothing was written.
+
+        Raises:
+            InputError: the location cannot be read, or its manifest.json is not one that `start` wrote.
+        """
         path = f"{self.path}/{MANIFEST_FILE}"
-        if self._manifest is None and self.filesystem.get_file_info(path).type == fs.FileType.File:
-            with self.filesystem.open_input_stream(path) as file:
-                self._manifest = json.loads(file.read())
+        try:
+            if self._manifest is None and self.filesystem.get_file_info(path).type == fs.FileType.File:
+                with self.filesystem.open_input_stream(path) as file:
+                    self._manifest = _parsed_manifest(file.read())
+        except OSError as error:
+            raise InputError(f"{shown(self.location)}: cannot be opened ({first_line(error)})") from None
+        except ValueError as error:
+            what = f"its {MANIFEST_FILE} is not about embeddings ({error})"
+            raise InputError(f"{shown(self.location)}: {what}; choose another folder") from None
         return self._manifest
+
+    def check_own(self) -> None:
+        """Raises InputError if the folder has no manifest, but other files, which would be mixed up with shards."""
+        if self.manifest() is not None:
+            return
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        names = sorted(item.base_name for item in found if not item.base_name.startswith("."))
+        if names:
+            raise InputError(
+                f"{shown(self.location)}: has files that are no embeddings ({names[0]}); choose an empty folder"
+            )
 
     def start(self, manifest: dict[str, Any]) -> None:
         """Writes the manifest."""
@@ -86,11 +116,13 @@ class EmbeddingFolder:
         self._manifest = manifest
 
     def clear(self) -> None:
-        """Deletes all shards, the manifest and the log."""
-        self._manifest = None
-        for name in [MANIFEST_FILE, LOG_FILE, *(f"{name}.parquet" for name in self.done())]:
+        """Deletes the shards that the manifest names, the log and the manifest, and no other file."""
+        names = [*(f"{shard.name}.parquet" for shard in self.shards), LOG_FILE]
+        # The manifest is the last: a folder whose deletion was cut off still says which files are its own.
+        for name in [*names, MANIFEST_FILE] if self.manifest() else []:
             if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{name}")
+        self._manifest = None
         if isinstance(self.filesystem, fs.LocalFileSystem) and os.path.isdir(self.path) and not os.listdir(self.path):
             os.rmdir(self.path)
 
@@ -207,6 +239,17 @@ class EmbeddingFolder:
         """Returns (P,) the ids of all passages, in document order."""
         parts = [self._table(shard.name, ["passage_id"])["passage_id"].to_numpy() for shard in self.shards]
         return np.concatenate(parts)
+
+
+def _parsed_manifest(content: bytes) -> dict[str, Any]:
+    """Parses a manifest; raises ValueError if it does not name shards that lie in the folder itself."""
+    manifest = json.loads(content)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), list):
+        raise ValueError("no list of shards in it")
+    for shard in manifest["shards"]:
+        if not isinstance(shard, list) or [type(item) for item in shard] != [str, int, int] or "/" in shard[0]:
+            raise ValueError(f"no shard is {shard!r:.60}")
+    return manifest
 
 
 def _joined(blocks: list[Block]) -> Block:

@@ -71,7 +71,8 @@ def prepare(settings: PrepareSettings) -> list[str]:
         raise InputError(f"--output_dir {folder}: is there already; choose another or delete it")
     settings.check_files()
     skip_bad = settings.on_bad_record == "skip"
-    inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad)
+    given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
+    inputs = find_inputs(given, skip_bad, {"output_dir": settings.output_dir})
     labels = find_labels(settings.accepted_labels)
     model = find_model_folder(settings.model_name_or_path, settings.model_revision)
     spec = ModelSpec(model, encoder_settings(model, settings), settings.trust_remote_code)

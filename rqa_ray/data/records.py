@@ -13,7 +13,7 @@ from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import open_file, open_random_access
+from rqa_ray.places import open_file, open_random_access, refuse_among_inputs
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "documents": parse_document,
@@ -161,9 +161,21 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
             raise InputError(first or problem)
 
 
-def find_inputs(given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool) -> dict[str, list[str]]:
-    """Finds the files of each input from the flag and its value, and checks how they begin."""
+def find_inputs(
+    given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool, outputs: Mapping[str, str | None] | None = None
+) -> dict[str, list[str]]:
+    """Finds the files of each input from the flag and its value, and checks how they begin.
+
+    `outputs` are the folders that the job writes to, by flag.
+
+    Raises:
+        InputError: there is no such file, it begins wrong, or it is where the job writes.
+    """
     files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
+    names = [name for _, value in given.values() for name in value or []]
+    for flag, output in (outputs or {}).items():
+        if output:
+            refuse_among_inputs(flag, output, names, itertools.chain(*files.values()))
     for name, paths in files.items():
         check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
     return files

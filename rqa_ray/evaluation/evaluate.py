@@ -96,7 +96,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         for name, value in asdict(settings).items()
         if value not in (None, False) and name != "overwrite_output_dir"
     }
-    inputs = find_inputs({name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}, skip_bad=False)
+    given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
+    outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
+    inputs = find_inputs(given, skip_bad=False, outputs=outputs)
     labels = find_labels(settings.accepted_labels)
     model = find_model(settings)
     check_output(output, config, settings.overwrite_output_dir)
@@ -111,6 +113,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         if name not in RETRIEVERS and not (Path(name) / PREDICTIONS_FILE).is_file():
             what = f"neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}"
             raise InputError(f"--compare {name}: {what}")
+    if {"dense", "hybrid"} & set(names):
+        embedding_folder(settings).check_own()
     if {"bm25", "hybrid"} & set(names):
         need_extra("bm25 and hybrid", "bm25", "bm25s")
     cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
@@ -158,6 +162,11 @@ def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
         )
 
 
+def embedding_folder(settings: EvaluateSettings) -> EmbeddingFolder:
+    """Opens the folder of the passages' embeddings."""
+    return EmbeddingFolder(settings.embeddings_path or str(Path(settings.output_dir) / EMBEDDINGS_FOLDER))
+
+
 class Retrievers:
     """Ranks the corpus for the questions with each retriever; makes once what several retrievers need."""
 
@@ -173,9 +182,8 @@ class Retrievers:
         self.settings, self.model, self.workers = settings, model, workers
         self.inputs, self.plan = inputs, plan
         self.asked = asked
-        output = Path(settings.output_dir)
-        self.folder = EmbeddingFolder(settings.embeddings_path or str(output / EMBEDDINGS_FOLDER))
-        self.question_folder = EmbeddingFolder(str(output / QUESTIONS_FOLDER))
+        self.folder = embedding_folder(settings)
+        self.question_folder = EmbeddingFolder(str(Path(settings.output_dir) / QUESTIONS_FOLDER))
         self.k = min(TOP_K, len(plan.passage_ids))
         self.shards: dict[str, list[str]] = {}  # names of question shards, by input
         self._bm25: Bm25 | None = None

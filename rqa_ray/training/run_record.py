@@ -17,7 +17,16 @@ from typing import Any
 
 from rqa_ray.cluster.probe import within_seconds
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import ALL_ARGS_FILE, absolute, inside, read_json, shown, within, write_json
+from rqa_ray.places import (
+    ALL_ARGS_FILE,
+    absolute,
+    inside,
+    read_json,
+    refuse_among_inputs,
+    shown,
+    within,
+    write_json,
+)
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import (
@@ -102,6 +111,8 @@ def check_output_dir(job: Job, model_folder: str) -> None:
         )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     in_use = found - {DEMO_FOLDER}  # the demo data is written before the data is checked
+    if not job.resume:
+        refuse_among_inputs("output_dir", job.location, [], [model_folder])
     if in_use and not (job.resume or job.settings.overwrite_output_dir):
         raise InputError(
             f"--output_dir {shown(job.location)}: is not empty; choose another folder, resume its run with "

@@ -187,7 +187,8 @@ def input_files(job: Job) -> dict[str, list[str]]:
         given = {name: ("prepared_path", [path]) for name, path in paths.items() if name != "test" or has_test}
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
-    return find_inputs(given, job.settings.on_bad_record == "skip")
+    outputs = {} if job.resume else {"output_dir": job.location}  # a run that goes on deletes nothing
+    return find_inputs(given, job.settings.on_bad_record == "skip", outputs)
 
 
 def demo_files(job: Job) -> dict[str, list[str]]:

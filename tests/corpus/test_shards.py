@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 
 from rqa_ray.corpus import shards
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
+from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 
 EMBEDDINGS = normalize(torch.randn(250, 24, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -69,6 +71,54 @@ def test_a_folder_is_complete_when_all_its_shards_are_there(folder):
     assert folder.is_complete() and folder.done() == {shard.name for shard in SHARDS}
     folder.clear()
     assert not folder.done() and folder.manifest() is None
+
+
+def test_clearing_deletes_what_the_manifest_names_and_nothing_else(folder):
+    write(folder, SHARDS[0])
+    folder.log("passages-000000", 100, 1.0)
+    theirs = [Path(folder.path) / name for name in ("documents.parquet", "passages-000009.parquet", "notes.txt")]
+    for path in theirs:
+        path.write_text("theirs")
+    EmbeddingFolder(folder.path).clear()
+    assert sorted(Path(folder.path).iterdir()) == sorted(theirs)
+    EmbeddingFolder(folder.path).clear()
+    assert sorted(Path(folder.path).iterdir()) == sorted(theirs)
+
+
+def test_a_folder_of_other_files_is_refused_and_an_empty_one_is_not(folder, tmp_path):
+    EmbeddingFolder(folder.path).check_own()
+    EmbeddingFolder(str(tmp_path / "missing")).check_own()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.DS_Store").write_text("")
+    EmbeddingFolder(str(tmp_path / "mine")).check_own()
+    (tmp_path / "mine/documents.parquet").write_text("mine")
+    with pytest.raises(InputError, match=r"mine: has files that are no embeddings \(documents\.parquet\); choose"):
+        EmbeddingFolder(str(tmp_path / "mine")).check_own()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "what"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "no list of shards in it"),
+        ("{}", "no list of shards in it"),
+        ('{"name": "a web page", "icons": []}', "no list of shards in it"),
+        ('{"shards": [["../../theirs", 0, 1]]}', r"no shard is \['../../theirs', 0, 1\]"),
+        ('{"shards": [["passages-0", 0]]}', "no shard is"),
+        ("\udcff", "'utf-8' codec can't decode"),
+    ],
+)
+def test_a_manifest_of_another_program_is_refused(tmp_path, manifest, what):
+    (tmp_path / "manifest.json").write_text(manifest, errors="surrogateescape")
+    with pytest.raises(InputError, match=f"its manifest.json is not about embeddings \\({what}.*; choose another"):
+        EmbeddingFolder(str(tmp_path)).manifest()
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        EmbeddingFolder(str(tmp_path)).clear()
+
+
+def test_a_place_that_no_file_system_knows_is_refused():
+    with pytest.raises(InputError, match=r"^foo://x: cannot be opened \(.*foo"):
+        EmbeddingFolder("foo://x")
 
 
 def test_a_write_that_is_cut_off_leaves_no_shard(folder, monkeypatch):

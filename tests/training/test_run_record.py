@@ -124,3 +124,11 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_pat
 def test_a_run_has_a_name_that_ray_takes_whatever_its_folder_is_called(folder, begins):
     name = new_run_name(Path("output") / folder)
     assert name.startswith(begins) and name.isascii() and name != new_run_name(Path("output") / folder)
+
+
+def test_a_folder_that_holds_the_model_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match=r"^--output_dir .*/out: has the input .*/out in it; choose another folder"):
+        check_output_dir(job(tmp_path / "out", "--overwrite_output_dir"), str(tmp_path / "out"))
+    check_output_dir(job(tmp_path / "out", "--overwrite_output_dir"), str(tmp_path / "model"))
