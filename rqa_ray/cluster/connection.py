@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from typing import Any
 
 import ray
+from ray._common.network_utils import parse_address
+from ray._private.services import canonicalize_bootstrap_address
 
 from rqa_ray.cluster.nodes import nodes_now, nodes_to_come
 from rqa_ray.errors import InputError, first_line
+
+ANSWER_SECONDS = 5.0  # how long a machine may take to answer
+OF_CLIENT = "ray://"  # addresses of Ray Client begin so
 
 
 def connect() -> str:
@@ -26,6 +32,8 @@ def connect() -> str:
         local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:
+            if address:
+                check_that_one_listens(address)
             ray.init(**options)
         except (ConnectionError, ValueError) as error:
             if not address:
@@ -47,6 +55,27 @@ def connect() -> str:
     here = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     growth = f", up to {len(more)} more node{'s' * (len(more) > 1)} from the autoscaler" if more else ""
     return f"{kind}, {here}{growth}"
+
+
+def check_that_one_listens(address: str) -> None:
+    """Raises ConnectionError if nothing listens at the address of a cluster; Ray itself would wait for minutes.
+
+    Raises:
+        ValueError: the address has no valid host and port.
+    """
+    if "://" in address and not address.startswith(OF_CLIENT):
+        raise ValueError(f"Ray has no addresses of {address.partition('://')[0]}")
+    is_client = address.startswith(OF_CLIENT)
+    where = address.removeprefix(OF_CLIENT) if is_client else canonicalize_bootstrap_address(address)
+    if where is None:  # Ray starts a private cluster at the address `local`
+        return
+    host, port = parse_address(where) or ("", "")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError("a host and a port up to 65535 are needed")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(first_line(error)) from None
 
 
 def why_refused(address: str, error: Exception) -> str:

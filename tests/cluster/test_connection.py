@@ -1,10 +1,13 @@
 """A wrong address or folder for Ray in the environment gives one line; no test here starts Ray."""
 
+import re
+import socket
+
 import pytest
 import ray
 from ray._private.utils import validate_socket_filepath
 
-from rqa_ray.cluster.connection import connect
+from rqa_ray.cluster.connection import check_that_one_listens, connect
 from rqa_ray.errors import InputError
 
 
@@ -14,11 +17,31 @@ from rqa_ray.errors import InputError
         ("http://localhost:8265", "is where `ray job submit` sends jobs; submit this job, or unset RAY_ADDRESS"),
         ("nonsense", r"is no address \(host:port\) \(.*\); unset it to run on this machine"),
         ("localhost:abc", r"is no address \(host:port\)"),
+        ("localhost:70000", r"is no address \(host:port\) \(a host and a port up to 65535 are needed\)"),
+        ("tcp://127.0.0.1:6379", r"is no address \(host:port\) \(Ray has no addresses of tcp\)"),
+        ("redis://127.0.0.1:6379", r"is no address \(host:port\)"),
+        ("ray://127.0.0.1", r"is no address \(host:port\)"),
     ],
 )
 def test_an_address_that_is_none_is_one_line(address, wrong, monkeypatch):
     raised = refusal({"RAY_ADDRESS": address}, monkeypatch)
     assert raised.match(f"^RAY_ADDRESS={address}: {wrong}")
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
+def test_an_address_where_nothing_listens_is_one_line_in_seconds(form, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # once closed, nobody has its port
+        address = form.format(listener.getsockname()[1])
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray would wait for minutes"))
+    raised = refusal({"RAY_ADDRESS": address}, monkeypatch)
+    assert raised.match(f"^RAY_ADDRESS={re.escape(address)}: no Ray cluster answers there .*; unset it to run on this")
+
+
+def test_an_address_where_one_listens_is_left_to_ray():
+    with socket.create_server(("", 0)) as listener:
+        port = listener.getsockname()[1]
+        check_that_one_listens(f"localhost:{port}")
+        check_that_one_listens(f"ray://localhost:{port}")
 
 
 def test_a_folder_too_long_for_sockets_is_one_line(monkeypatch, tmp_path):
