@@ -20,8 +20,8 @@ def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bo
     """Refuses data that cannot be evaluated or trained on.
 
     Raises:
-        InputError: no gold passage of the evaluation is in the corpus; or all training questions have the same gold,
-            and there are no hard negatives.
+        InputError: no gold passage of the evaluation is in the corpus; or all training questions have the same golds,
+            and no batch draws hard negatives.
     """
     evaluated = survey.splits.get("eval")
     if evaluated and len(survey.missing["eval"]) == len(np.unique(evaluated.golds)):
@@ -29,10 +29,11 @@ def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bo
             "--eval_file: none of its gold passages is in full_dataset_file_path; do the files belong together?"
             + _missing_one(survey, files, "eval")
         )
-    if survey.train.has_one_gold and not (draws_negatives and survey.train.num_negatives):
+    if survey.has_equal_golds and not draws_negatives:
         raise InputError(
-            f"--train_file: all {survey.train.num_questions:,} questions have the same gold passage and there are no "
-            "hard negatives, so there is nothing to learn; add questions of other passages, or hard_neg_docs"
+            f"--train_file: all {survey.train.num_questions:,} questions have the same gold passages, and a batch "
+            "brings no hard negatives, so there is nothing to learn; add questions of other passages, or "
+            "hard_neg_docs with --negatives_per_question 1"
         )
 
 

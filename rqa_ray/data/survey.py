@@ -70,6 +70,12 @@ class Split:
         keys = np.unique(np.stack([self.keys, self.questions]), axis=1)[0]
         return int((np.unique(keys, return_counts=True)[1] > 1).sum())
 
+    @property
+    def has_equal_golds(self) -> bool:
+        """Whether every wording has all golds, so that no question's gold is a negative of another question."""
+        num_pairs = np.unique(np.stack([self.keys, self.golds]), axis=1).shape[1]
+        return num_pairs == len(np.unique(self.keys)) * len(np.unique(self.golds))
+
     def num_questions_with(self, passage_ids: np.ndarray) -> int:
         """Returns how many questions have a gold among the passages."""
         return len(np.unique(self.questions[np.isin(self.golds, passage_ids)]))
@@ -124,6 +130,11 @@ class Survey:
     def train(self) -> Counts:
         """Numbers of the training questions, streamed or not."""
         return self.streamed or self.splits["train"].counts
+
+    @property
+    def has_equal_golds(self) -> bool:
+        """Whether all training questions have the same golds; of streamed questions, whether there is one gold."""
+        return self.streamed.has_one_gold if self.streamed else self.splits["train"].has_equal_golds
 
     @property
     def question_keys(self) -> set[int]:

@@ -27,6 +27,16 @@ def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
     return f"steps: {steps:,}, which are {questions:,} questions, {questions / num_rows:.1f} epochs of {num_rows:,}"
 
 
+def batch_of(job: Job, num_rows: int) -> int:
+    """Returns how many questions meet in one loss."""
+    return min((job.settings.global_batch_size or 0) // job.accumulation_steps, num_rows)
+
+
+def num_drawn(job: Job, batch: int) -> int:
+    """Returns how many hard negatives a batch of questions brings at most, if the questions have any."""
+    return int(job.settings.hard_neg_ratio * batch) + job.settings.negatives_per_question * batch
+
+
 def check_negatives(per_question: int, has_negatives: bool) -> None:
     """Raises InputError where questions are to bring hard negatives of their own, and none has any."""
     if per_question and not has_negatives:
@@ -37,17 +47,21 @@ def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: b
     """Returns how many questions meet in one loss, and lines about the candidates of a question.
 
     Raises:
-        InputError: there are fewer questions than workers.
+        InputError: there are fewer questions than workers, or a question has no negatives.
     """
     lines = []
-    batch = (job.settings.global_batch_size or 0) // job.accumulation_steps
-    if batch > num_rows:
-        lines.append(f"warning: batches of {num_rows} questions, as many as there are, not {batch}")
-        batch = num_rows
+    batch, asked = batch_of(job, num_rows), (job.settings.global_batch_size or 0) // job.accumulation_steps
+    if batch < asked:
+        lines.append(f"warning: batches of {batch} questions, as many as there are, not {asked}")
     if num_workers > batch:
         raise InputError(f"--num_workers {num_workers}: more workers than the {batch} questions of a batch")
     ratio, own = job.settings.hard_neg_ratio, job.settings.negatives_per_question
-    negatives = int(ratio * batch) + own * batch if has_negatives else 0
+    negatives = num_drawn(job, batch) if has_negatives else 0
+    if batch == 1 and not negatives:
+        raise InputError(
+            "--per_device_train_batch_size: a batch of one question and no hard negatives has nothing to learn from; "
+            "raise the batch size, or add hard_neg_docs with --negatives_per_question 1"
+        )
     workers = f"{num_workers} worker{'s' * (num_workers > 1)}"
     share = f" x {batch // num_workers} =" if batch % num_workers == 0 else ","
     some = f", up to {negatives} hard negatives" if negatives else ""

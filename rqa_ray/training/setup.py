@@ -27,7 +27,7 @@ from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.settings import INPUTS
-from rqa_ray.training.batch_sizes import check_negatives, with_global_batch
+from rqa_ray.training.batch_sizes import batch_of, check_negatives, num_drawn, with_global_batch
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import DEMO_FOLDER, storage_of
 from rqa_ray.training.run_record import check_output_dir
@@ -148,8 +148,9 @@ def set_up(job: Job, args_file: str) -> Setup:
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
     own = job.settings.negatives_per_question
-    check_golds(survey, files, job.settings.hard_neg_ratio > 0 or own > 0)
-    check_negatives(own, survey.train.num_negatives > 0)
+    has_negatives = survey.train.num_negatives > 0
+    check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, survey.train.num_rows)) > 0)
+    check_negatives(own, has_negatives)
     lines = [*([stream.report()] if stream else []), *brief(survey, files)]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     print("\n".join(lines))

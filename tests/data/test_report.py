@@ -82,17 +82,24 @@ def test_a_missing_gold_is_shown_beside_the_passage_that_has_its_text(tmp_path):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_training_questions_that_share_one_gold_have_nothing_to_learn_from(streamed):
-    def check(golds: tuple[int, ...], negatives: list[int], draws_negatives: bool) -> None:
-        own = {"hard_negative_ids": negatives, "hard_negative_tokens": [[1]] * len(negatives)}
-        rows = [{"passage_id": gold, **own} for gold in golds]
-        whole = survey(train=rows, eval=ids(1))
+    def check(golds: tuple[int, ...], draws_negatives: bool) -> None:
+        whole = survey(train=ids(*golds), eval=ids(1))
         check_golds(survey(whole.train, eval=ids(1)) if streamed else whole, {}, draws_negatives)
 
-    for negatives, draws_negatives in (([], True), ([5], False)):
-        with pytest.raises(InputError, match="^--train_file: all 3 questions have the same gold .* nothing to"):
-            check((2, 2, 2), negatives, draws_negatives)
-    check((2, 2, 2), [5], True)
-    check((2, 2, 1), [], True)
+    with pytest.raises(InputError, match="^--train_file: all 3 questions have the same gold .* nothing to"):
+        check((2, 2, 2), draws_negatives=False)
+    check((2, 2, 2), draws_negatives=True)
+    check((2, 2, 1), draws_negatives=False)
+
+
+def test_training_questions_that_all_have_every_gold_have_nothing_to_learn_from():
+    def rows(*pairs: tuple[int, int]) -> list[dict]:
+        return [{"line": line, "question_key": key, "passage_id": gold} for line, (key, gold) in enumerate(pairs)]
+
+    for pairs in ([(7, 1), (7, 2), (7, 3)], [(7, 1), (7, 2), (8, 1), (8, 2)]):
+        with pytest.raises(InputError, match=f"^--train_file: all {len(pairs)} questions have the same gold passages"):
+            check_golds(survey(train=rows(*pairs)), {}, False)
+    check_golds(survey(train=rows((7, 1), (7, 2), (8, 1))), {}, False)
 
 
 def test_cut_texts_empty_questions_and_chats_are_said_once_each():

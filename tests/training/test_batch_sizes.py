@@ -4,8 +4,8 @@ import pytest
 
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range
-from rqa_ray.training.batch_sizes import check_negatives, micro_batch_size
-from rqa_ray.training.job import parse_job
+from rqa_ray.training.batch_sizes import batch_of, check_negatives, micro_batch_size, num_drawn, with_global_batch
+from rqa_ray.training.job import Job, parse_job
 from rqa_ray.tuning.options import parse_search
 from rqa_ray.tuning.plan import SearchPlan
 
@@ -29,6 +29,36 @@ def test_the_candidates_of_a_question_are_those_that_its_batch_may_bring(words, 
 def test_a_share_too_small_for_one_hard_negative_is_said_where_questions_bring_none_of_their_own(own, said):
     job = parse_job([*WORDS, "--hard_neg_ratio", "0.01", "--negatives_per_question", own])
     assert any("is no hard negative" in line for line in micro_batch_size(job, 1, 900, True)[1]) is said
+
+
+def one_question_a_batch(*words: str) -> Job:
+    return with_global_batch(parse_job([*WORDS[:-2], "--per_device_train_batch_size", "1", *words]), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "num_rows", "has_negatives"),
+    [
+        ([], 900, False),
+        (["--hard_neg_ratio", "0.5"], 900, True),  # half a hard negative is none
+        (["--gradient_accumulation_steps", "4"], 900, False),
+        (["--per_device_train_batch_size", "8"], 1, False),
+    ],
+)
+def test_a_batch_of_one_question_without_hard_negatives_is_refused(words, num_rows, has_negatives):
+    with pytest.raises(InputError, match="one question and no hard negatives has nothing to learn from; raise"):
+        micro_batch_size(one_question_a_batch(*words), 1, num_rows, has_negatives)
+
+
+@pytest.mark.parametrize("words", [["--hard_neg_ratio", "1"], ["--negatives_per_question", "2"]])
+def test_a_batch_of_one_question_with_hard_negatives_is_not_refused(words):
+    size, lines = micro_batch_size(one_question_a_batch(*words), 1, 900, True)
+    assert size == 1 and "1 questions, up to" in lines[0]
+
+
+def test_a_batch_brings_a_share_of_hard_negatives_and_those_of_each_question():
+    for words, drawn in (([], 2), (["--hard_neg_ratio", "0.02"], 0), (["--negatives_per_question", "3"], 122)):
+        job = parse_job([*WORDS, *words])
+        assert num_drawn(job, batch_of(job, 900)) == drawn
 
 
 def test_hard_negatives_of_questions_that_have_none_are_refused():
