@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
+from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import CorpusSettings
 
 
@@ -32,4 +33,5 @@ def find_model(asked: CorpusSettings) -> Model:
     folder = find_model_folder(asked.embedding_model_name_or_path, asked.model_revision)
     spec = ModelSpec(folder, encoder_settings(folder, asked), asked.trust_remote_code)
     check_model(spec)
+    check_weights(spec)
     return Model(asked.embedding_model_name_or_path, spec)

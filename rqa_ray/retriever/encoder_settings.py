@@ -104,16 +104,18 @@ def read_settings(
             cannot take the length.
     """
     root, config = Path(folder), model_config(folder)
-    modules = _read_json(root / "modules.json", [])
-    general = _read_json(root / "config_sentence_transformers.json", {})
-    transformer: dict[str, Any] = next((_read_json(path, {}) for path in _transformer_settings(folder)), {})
+    modules = read_json_file(root / "modules.json", [])
+    general = read_json_file(root / "config_sentence_transformers.json", {})
+    transformer: dict[str, Any] = next((read_json_file(path, {}) for path in _transformer_settings(folder)), {})
     kinds = [_kind(module) for module in modules]
     _refuse_what_is_not_honored(folder, kinds, general, transformer)
     own_similarity = general.get("similarity_fn_name") or "cosine"
     if similarity is None and own_similarity not in SIMILARITIES:
         raise InputError(f"{folder}: compares by {own_similarity}; choose --similarity cosine or dot")
     similarity = similarity or own_similarity
-    poolings = [_read_json(root / part["path"] / "config.json", {}) for part in modules if _kind(part) == "Pooling"]
+    poolings = [
+        read_json_file(root / part["path"] / "config.json", {}) for part in modules if _kind(part) == "Pooling"
+    ]
     pooling_config: dict[str, Any] = poolings[0] if poolings else {}
     prompts = general.get("prompts") or {}
     if query_prefix is None:
@@ -143,7 +145,7 @@ def read_settings(
 
 def model_config(folder: str) -> dict[str, Any]:
     """Reads the transformer's `config.json`; raises InputError if there is none."""
-    config = _read_json(transformer_folder(folder) / "config.json", None)
+    config = read_json_file(transformer_folder(folder) / "config.json", None)
     if not isinstance(config, dict) or not config.get("model_type"):
         raise InputError(f"{folder}: not a model folder, it has no config.json with a model_type; pass one that has")
     return config
@@ -156,8 +158,14 @@ def transformer_folder(folder: str) -> Path:
 
 def module_folders(folder: str) -> list[Path]:
     """Returns the folders of a model's modules, the transformer's first."""
-    modules = _read_json(Path(folder) / "modules.json", [])
-    return [Path(folder) / (module.get("path") or "") for module in modules] or [Path(folder)]
+    return [path for _, path in modules_of(folder)]
+
+
+def modules_of(folder: str) -> list[tuple[str, Path]]:
+    """Returns the kind and the folder of each module of a model, the transformer's first."""
+    modules = read_json_file(Path(folder) / "modules.json", [])
+    found = [(_kind(module), Path(folder) / (module.get("path") or "")) for module in modules]
+    return found or [("Transformer", Path(folder))]
 
 
 def _kind(module: dict[str, Any]) -> str:
@@ -225,13 +233,14 @@ def _max_seq_length(folder: str, config: dict, transformer: dict, asked: int | N
     own = transformer.get("max_seq_length")
     # sentence-transformers 6 keeps the limit in the tokenizer
     if own is None and (Path(folder) / "modules.json").exists():
-        own = _read_json(transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
+        own = read_json_file(transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
     if not own or own > _NO_LIMIT:
         own = _DEFAULT_MAX_SEQ_LENGTH
     return int(min(own, positions or own))
 
 
-def _read_json(path: Path, default: Any) -> Any:
+def read_json_file(path: Path, default: Any) -> Any:
+    """Reads a JSON file of a model; returns the default if there is no file, raises InputError if it is no JSON."""
     if not path.is_file():
         return default
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
+from rqa_ray.retriever.weights import refuse_not_finite
 
 
 def load_encoder(
@@ -43,8 +44,7 @@ def load_encoder(
         options["model_kwargs"] = {"dtype": torch.bfloat16 if bf16 else torch.float32}
         model = _open(folder, settings, options)
         for name, value in model.named_parameters():
-            if not torch.isfinite(value.detach().sum()) and not torch.isfinite(value).all():
-                raise InputError(f"{folder}: the weights {name} are not finite; pass a folder that can be used")
+            refuse_not_finite(folder, name, value.detach())
         _apply(settings, model, folder)
     except InputError:
         raise

@@ -7,7 +7,7 @@ from typing import Any
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel
 
-from rqa_ray.errors import InputError
+from rqa_ray.retriever.weights import refuse_loading_info
 
 
 class StrictTransformer(Transformer):
@@ -23,11 +23,7 @@ class StrictTransformer(Transformer):
             model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         model, info = loaded
-        missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
-        if missing or info["mismatched_keys"]:
-            names = sorted(missing) or sorted(str(mismatch[0]) for mismatch in info["mismatched_keys"])
-            what = f"weights {'are missing' if missing else 'have another shape'}: {', '.join(names[:3])}"
-            raise InputError(f"{model_name_or_path}: {what}; pass a folder whose weights belong to its config.json")
+        refuse_loading_info(model_name_or_path, info)
         if any(key.startswith("pooler.") for key in info["missing_keys"]):
             model.pooler = None  # else random weights would be saved as the model's own
         self.__class__ = Transformer  # type: ignore[assignment]  # what modules.json names when it is saved

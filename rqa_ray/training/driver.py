@@ -170,6 +170,10 @@ def _raise(
 ) -> NoReturn:
     """Ends the program after Ray Train gave up, with one line on stderr where the reason is known."""
     if isinstance(error, WorkerGroupError):
+        wrong = wrong_input(error)
+        if wrong:  # and would be as wrong again, so there is no advice to go on
+            print(f"error: {wrong}", file=sys.stderr)
+            raise SystemExit(code)
         late = ray.get(mailbox.missing.remote(name, workers.num_workers))
         print(f"error: {reason_of(error, late)}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(code)
@@ -197,6 +201,12 @@ def draw(show: ProgressLine, mailbox: Any, job: Job) -> bool:
     return bool(records)
 
 
+def wrong_input(error: WorkerGroupError) -> str | None:
+    """Returns what a worker found wrong with the model, as only a worker can; None if the workers failed otherwise."""
+    lines = [line for _, failure in sorted(error.worker_failures.items()) for line in str(failure).splitlines()]
+    return next((line.rpartition("InputError: ")[2] for line in lines if "InputError: " in line), None)
+
+
 def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
     """Returns why the workers failed: one line where the reason is known, else Ray's report.
 
@@ -207,8 +217,6 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
         for line in failure.splitlines():
             if "running low on memory" in line:
                 return f"{line}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
-            if "InputError: " in line:  # only a worker can find these, such as weights that are not finite
-                return line.rpartition("InputError: ")[2]
             if any(words in line for words in ("StorageError: ", ": no space left", ": could not be written for")):
                 return line.rpartition("StorageError: ")[2]
     if late and any("imed out" in failure for failure in failures.values()):

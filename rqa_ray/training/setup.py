@@ -26,6 +26,7 @@ from rqa_ray.places import absolute, exists, inside, push_folder, read_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
+from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
 from rqa_ray.training.batch_sizes import batch_of, check_negatives, num_drawn, with_global_batch
 from rqa_ray.training.job import Job
@@ -97,6 +98,7 @@ def check(job: Job) -> Checked:
     check_report_to(job)
     model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
     check_model(model)
+    check_weights(model)
     cluster = connect()
     workers = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, workers.num_workers)

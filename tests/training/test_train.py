@@ -354,6 +354,18 @@ def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
     assert waited.startswith("rank 0 (node a, process 1) did not answer")
 
 
+def test_a_model_that_a_worker_refuses_is_one_line_without_advice_to_go_on(capsys) -> None:
+    from ray.train import WorkerGroupError
+
+    from rqa_ray.training.driver import _raise
+
+    page = "Traceback\nrqa_ray.errors.InputError: /model: the weights x are not finite; pass another"
+    with pytest.raises(SystemExit) as end:
+        _raise(WorkerGroupError("failed", {0: Exception(page)}), 1, None, None, None, "", "")
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: /model: the weights x are not finite; pass another\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(flags, tmp_path, number, code) -> None:
