@@ -52,7 +52,7 @@ class Stream:
     window_bytes: int  # text of one window; its rows take about `WINDOW_BYTES`
     spec: ModelSpec
     labels: Labels
-    labeled: set[int]  # keys of the questions in the files that have an accepted passage
+    labeled: set[int]  # keys of the questions for which a passage was accepted
 
     def report(self) -> str:
         """Returns a line for the user."""

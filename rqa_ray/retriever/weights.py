@@ -75,7 +75,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _expected_size(file: Any) -> int:
-    """Returns the size of a safetensors file (bytes) that its header tells; -1 if there is no header."""
+    """Reads the size of a safetensors file (bytes) from its header; returns -1 if there is no header."""
     length = int.from_bytes(file.read(8), "little")
     try:
         header = json.loads(file.read(min(length, 2**27)))  # no header of safetensors is longer than 100 MB
