@@ -20,7 +20,7 @@ class Model:
 
     def describe(self) -> str:
         """Returns lines for the user."""
-        note = prefix_note(self.name, self.spec.settings)
+        note = prefix_note(self.name, self.spec)
         return f"model: {self.name}, {self.spec.settings.describe()}" + (f"\n{note}" if note else "")
 
 

@@ -30,7 +30,6 @@ _TRANSFORMER_KEYS = set(
     "config_args config_kwargs model_args model_kwargs processing_kwargs processor_kwargs query_expansion "
     "tokenizer_args tokenizer_name_or_path".split()
 )
-_PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that names no length; encoders with a long context take --max_seq_length
 _NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 for no limit
 # Models whose positions start behind the padding index.
@@ -96,8 +95,9 @@ def read_settings(
 
     Arguments that are given override them.
 
-    The prefixes are the prompts that sentence-transformers documents for `encode_query` and `encode_document`:
-    `query`, and the first of `document`, `passage` and `corpus` that has a text.
+    The prefixes are the prompts that sentence-transformers puts before questions and passages: `query` and
+    `document`. Its `encode_document` would also look for `passage` and `corpus`, but always finds a `document`, if
+    only an empty one.
 
     Raises:
         InputError: the folder is no model folder, it has settings or modules that are not supported, or the model
@@ -121,7 +121,7 @@ def read_settings(
     if query_prefix is None:
         query_prefix = prompts.get("query") or ""
     if passage_prefix is None:
-        passage_prefix = next((prompts[name] for name in _PASSAGE_PROMPTS if prompts.get(name)), "")
+        passage_prefix = prompts.get("document") or ""
     limit, positions = _max_seq_length(folder, config, transformer, max_seq_length), _positions(config)
     lengths = {name: transformer.get(name) for name in ("query_length", "document_length")}
     for name, length in lengths.items():
@@ -141,6 +141,12 @@ def read_settings(
         truncate_dim=general.get("truncate_dim"),
         **lengths,
     )
+
+
+def unused_prompt(folder: str) -> tuple[str, str] | None:
+    """Returns name and text of a prompt that sounds meant for passages, but that no passage gets; None without one."""
+    prompts = read_json_file(Path(folder) / "config_sentence_transformers.json", {}).get("prompts") or {}
+    return next(((name, prompts[name]) for name in ("passage", "corpus") if prompts.get(name)), None)
 
 
 def model_config(folder: str) -> dict[str, Any]:

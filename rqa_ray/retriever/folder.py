@@ -136,8 +136,6 @@ def _apply(settings: EncoderSettings, model: Any, folder: str) -> None:
     if settings.lower_case:
         model[0].config_keys = [*model[0].config_keys, "do_lower_case"]  # so that the setting is saved
     model.prompts |= {"query": settings.query_prefix, "document": settings.passage_prefix}
-    if not settings.passage_prefix:  # else sentence-transformers would take one of these as the prefix
-        model.prompts |= {name: "" for name in ("passage", "corpus") if name in model.prompts}
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

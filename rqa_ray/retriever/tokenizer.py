@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, model_config, transformer_folder
+from rqa_ray.retriever.encoder_settings import (
+    EncoderSettings,
+    ModelSpec,
+    model_config,
+    transformer_folder,
+    unused_prompt,
+)
 from rqa_ray.texts import as_utf8
 
 
@@ -102,10 +108,16 @@ def check_model(spec: ModelSpec) -> None:
         )
 
 
-def prefix_note(name: str, settings: EncoderSettings) -> str | None:
-    """Returns a warning if models of that name are trained with prefixes and none is set; else None."""
+def prefix_note(name: str, spec: ModelSpec) -> str | None:
+    """Returns a warning if a model seems to be trained with prefixes that are not set; else None."""
+    unused = unused_prompt(spec.folder)
+    if unused and not spec.settings.passage_prefix:
+        return (
+            f"warning: its prompt {unused[0]!r} goes before no passage, as in sentence-transformers, which takes "
+            f"'document'; if it was trained with this prompt: --passage_prefix {unused[1]!r}"
+        )
     wanted = {"e5": "--query_prefix 'query: ' --passage_prefix 'passage: '", "bge": "--query_prefix 'Represent ...: '"}
     for family, flags in wanted.items():
-        if family in name.lower().replace("/", "-").split("-") and not settings.has_prefixes:
+        if family in name.lower().replace("/", "-").split("-") and not spec.settings.has_prefixes:
             return f"warning: {family} models were trained with prefixes and none is set; for example {flags}"
     return None

@@ -17,16 +17,7 @@ from typing import Any
 
 from rqa_ray.cluster.probe import within_seconds
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import (
-    ALL_ARGS_FILE,
-    absolute,
-    inside,
-    read_json,
-    refuse_among_inputs,
-    shown,
-    within,
-    write_json,
-)
+from rqa_ray.places import ALL_ARGS_FILE, absolute, inside, read_json, refuse_among_inputs, shown, within, write_json
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import (

@@ -76,8 +76,9 @@ assert "sentence_transformers" not in sys.modules
     ("prompts", "expected"),
     [
         ({"query": "q: ", "document": "d: ", "passage": "p: "}, ("q: ", "d: ")),
-        ({"query": "q: ", "document": "", "passage": "p: "}, ("q: ", "p: ")),
-        ({"corpus": "c: ", "sts": "s: "}, ("", "c: ")),
+        ({"query": "q: ", "document": "", "passage": "p: "}, ("q: ", "")),
+        ({"query": None, "passage": "p: "}, ("", "")),
+        ({"corpus": "c: ", "sts": "s: "}, ("", "")),
     ],
 )
 def test_prefixes_are_the_prompts_of_questions_and_of_passages(copy, prompts, expected):

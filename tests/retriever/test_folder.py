@@ -119,6 +119,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dense and normalize": {"dense": True, "normalize": True, "pooling_mode": "cls"},
     "dense and dot": {"dense": True, "similarity_fn_name": "dot", "prompts": PROMPTS},
     "prompts": {"prompts": PROMPTS, "default_prompt_name": "sts"},
+    "prompts that no passage gets": {"prompts": {"query": "q: ", "passage": "p: ", "corpus": "c: "}},
     "prompts left out of the mean": {"prompts": PROMPTS, "include_prompt": False},
     "prompts left out of the weighted mean": {
         "prompts": PROMPTS,
@@ -219,7 +220,7 @@ def test_a_flag_overrides_the_pooling_and_the_prompts_of_a_folder(tiny_model, tm
     assert read(saved / "config_sentence_transformers.json")["prompts"] == {
         "query": "q: ",
         "document": "",
-        "passage": "",
+        "passage": "p: ",
     }
     assert [part["type"].rsplit(".")[-1] for part in read(saved / "modules.json")] == ["Transformer", "Pooling"]
     source = sentence_transformers_folder(tiny_model, tmp_path / "dense", dense=True)

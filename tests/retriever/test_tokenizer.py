@@ -1,10 +1,12 @@
 """Prefixes, special tokens, the length limit and its counts, and texts that are hard for tokenizers."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
-from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.retriever.tokenizer import TextTokenizer, prefix_note
 from tests.models import save_tokenizer
 
 
@@ -107,3 +109,15 @@ def test_the_tokenizer_of_a_model_in_a_subfolder_is_found(tiny_model, tmp_path):
     (tmp_path / "0_Transformer").symlink_to(tiny_model)
     tokenizer = TextTokenizer.load(ModelSpec(str(tmp_path), EncoderSettings(max_seq_length=8)))
     assert words(tokenizer, tokenizer.passages(["a"])[0]) == ["[CLS]", "a", "[SEP]"]
+
+
+def test_prefixes_that_a_model_seems_to_be_trained_with_are_told_if_none_is_set(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"document": "", "passage": "p: "}}')
+    spec = ModelSpec(str(folder), read_settings(str(folder)))
+    said = prefix_note("mine", spec) or ""
+    assert said.startswith("warning: its prompt 'passage' goes before no passage, as in sentence-transformers")
+    assert said.endswith("--passage_prefix 'p: '")
+    assert prefix_note("mine", ModelSpec(str(folder), read_settings(str(folder), passage_prefix="p: "))) is None
+    assert "for example --query_prefix" in (prefix_note("a/e5-x", ModelSpec(tiny_model, EncoderSettings())) or "")
+    assert prefix_note("a/model", ModelSpec(tiny_model, EncoderSettings())) is None
