@@ -20,7 +20,7 @@ from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fin
 from rqa_ray.corpus.topk import search_blocks
 from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs
-from rqa_ray.data.schema import Document
+from rqa_ray.data.schema import Document, is_given
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
 from rqa_ray.progress import Progress, ProgressLine
@@ -42,7 +42,7 @@ class Hit:
     @property
     def title(self) -> str:
         metadata = self.document.metadata
-        return str(metadata.get("title") or metadata.get("source") or "passage")
+        return next((str(metadata[name]) for name in ("title", "source") if is_given(metadata, name)), "passage")
 
 
 class Searcher:
@@ -152,7 +152,7 @@ def show(hits: list[Hit], highlight: bool) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     lines = []
     for number, hit in enumerate(hits, start=1):
-        source = str(hit.document.metadata.get("source") or "")
+        source = str(hit.document.metadata["source"]) if is_given(hit.document.metadata, "source") else ""
         title = f"\033[1m{hit.title}\033[0m" if highlight else hit.title
         lines.append(f"{number:2}. {hit.score:.3f}  {title}")
         lines += [f"    {source}"] if source else []

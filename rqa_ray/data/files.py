@@ -16,6 +16,8 @@ LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
 MAX_LINE_BYTES = 2**28  # longest line; a file without line breaks would fill the memory
 UNCOMPRESSED = 4  # assumed size of the text, as a multiple of the compressed file
+# What Hugging Face's tools write about a data set. `state.json` counts only beside the first of them.
+DATASET_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
 
 
@@ -23,8 +25,9 @@ def find_files(names: Iterable[str], argument: str) -> list[str]:
     """Returns absolute paths or URIs of the files that each name (a file, a glob, a folder, a URI) stands for.
 
     The order is that of the names, and sorted within one name. A folder stands for all files in and below it that can
-    be read. A file with several names comes once. Names that begin with `_` or `.` (`_delta_log/`, `_SUCCESS`) are
-    other programs' notes on the data: folders and globs leave them out, unless the glob itself spells such a name.
+    be read. A file with several names comes once. Names that begin with `_` or `.` (`_delta_log/`, `_SUCCESS`), and
+    `DATASET_NOTES`, are other programs' notes on the data: folders and globs leave them out, unless the glob itself
+    spells such a name.
 
     Raises:
         InputError: there is no file, or its suffix is unknown; the message names the flag `argument`.
@@ -85,7 +88,9 @@ def _find_remote(uri: str, argument: str) -> list[str]:
 
 def _readable(inner: list[str], name: str, argument: str) -> list[str]:
     """Returns, sorted, the paths in a folder that are data and have a known suffix."""
-    kept = sorted(item for item in inner if item.endswith(SUFFIXES) and not _notes(item))
+    saved = [os.path.dirname(item) for item in inner if os.path.basename(item) == DATASET_NOTES[0]]
+    states = {os.path.join(folder, "state.json") for folder in saved}
+    kept = sorted(item for item in inner if item.endswith(SUFFIXES) and not _notes(item) and item not in states)
     if not kept:
         raise InputError(f"--{argument} {name}: a folder without {', '.join(SUFFIXES)} files")
     return kept
@@ -93,7 +98,8 @@ def _readable(inner: list[str], name: str, argument: str) -> list[str]:
 
 def _notes(path: str) -> list[str]:
     """Returns the parts of a path that are other programs' notes."""
-    return [name for name in path.split("/") if name.startswith(("_", ".")) and name.strip(".")]
+    names = path.split("/")
+    return [name for name in names if name in DATASET_NOTES or (name.startswith(("_", ".")) and name.strip("."))]
 
 
 def _is_data(match: str, pattern: str) -> bool:

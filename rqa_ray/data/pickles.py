@@ -162,21 +162,22 @@ def _raw_record(item: Any, index: int, name: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         found = "a Document without fields" if isinstance(item, _Document) else f"of type {type(item).__name__}"
         _refuse(name, f"item {index} is {found}, expected a Document or a dict with page_content; {_CONVERT}")
-    fmt_content = fields.get("fmt_content")
-    record = {
-        "page_content": fields.get("page_content"),
-        "fmt_content": "" if fmt_content is None else fmt_content,
-        "metadata": fields.get("metadata", {}),
-    }
+    defaults: dict[str, Any] = {"page_content": None, "fmt_content": "", "metadata": {}}
+    record = defaults | {field: fields[field] for field in defaults if not _is_missing(fields.get(field))}
     for field, expected in (("page_content", str), ("fmt_content", str), ("metadata", dict)):
         if not isinstance(record[field], expected):
-            found = f"of type {type(record[field]).__name__}" if field in fields else "missing"
+            found = f"of type {type(fields[field]).__name__}" if field in fields else "missing"
             _refuse(name, f"item {index}: {field} is {found}, expected {expected.__name__}; {_CONVERT}")
     try:
         json.dumps(record["metadata"])
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
         _refuse(name, f"item {index}: metadata is not JSON ({error}); {_CONVERT}", error)
     return record
+
+
+def _is_missing(value: Any) -> bool:
+    """Returns whether a value is None, or NaN, as which pandas writes a missing value."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _refuse(name: str, what: str, cause: Exception | None = None) -> NoReturn:

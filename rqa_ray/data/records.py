@@ -128,17 +128,20 @@ def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int,
         ]
         batches = file.iter_batches(batch_size=256, row_groups=groups)
         rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy"))
-        yield from enumerate(rows, start=start + 1)
+        try:
+            yield from enumerate(rows, start=start + 1)
+        except TypeError as error:
+            raise InputError(f"{path}: a map has keys that are no text ({error}); write them as text") from None
 
 
 def _plain(value: Any) -> Any:
     """Returns a value of Parquet as JSON would have it; values that JSON does not have stay.
 
     Missing fields are left out of objects: Parquet, which has one schema for all rows, fills them with nulls; pandas
-    fills them with NaN. Bytes are decoded to text.
+    fills them with NaN. Bytes, also those of keys, are decoded to text.
     """
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items() if item is not None and item == item}
+        return {_plain(name): _plain(item) for name, item in value.items() if item is not None and item == item}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.decode("utf-8") if isinstance(value, bytes) else value if value == value else None

@@ -32,8 +32,7 @@ class Document:
     @property
     def origin(self) -> Any:
         """The source, else the `_id`, else the title; None if there is none of them."""
-        found = (self.metadata.get(name) for name in IDENTITY)
-        return next((value for value in found if value not in (None, "")), None)
+        return next((self.metadata[name] for name in IDENTITY if is_given(self.metadata, name)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as JSON; leaves out a `fmt_content` that reading would build again."""
@@ -71,11 +70,15 @@ class Label:
     accept: bool | None  # None if nothing is decided
 
 
+def is_given(metadata: dict[str, Any], name: str) -> bool:
+    """Returns whether metadata has a value of that name. The number 0 is a value; null and an empty string are not."""
+    return metadata.get(name) not in (None, "")
+
+
 def format_passage(page_content: str, metadata: dict[str, Any]) -> str:
     """Builds the embedded text of a passage from source, title and content (LocalRQA's format)."""
-    lines = [
-        f"{label}: {metadata[key]}\n" for label, key in (("Source", "source"), ("Title", "title")) if metadata.get(key)
-    ]
+    fields = [("Source", "source"), ("Title", "title")]
+    lines = [f"{label}: {metadata[name]}\n" for label, name in fields if is_given(metadata, name)]
     return ("".join(lines) + "Content:\n" + page_content).strip()
 
 

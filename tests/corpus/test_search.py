@@ -141,6 +141,7 @@ def test_passages_are_shown_with_score_title_source_and_beginning():
     assert lines[0] == " 1. 0.512  The title" and lines[1] == "    https://a.b/c"
     assert lines[2].startswith("    word word") and any(line.endswith("...") for line in lines)
     assert lines[-2:] == [" 2. 0.100  passage", "    short"]
+    assert show([Hit(0.1, Document("short", "", {"source": 0}))], highlight=False) == " 1. 0.100  0\n    0\n    short"
     assert "\033[1mThe title\033[0m" in show([Hit(0.5, document)], highlight=True)
 
 

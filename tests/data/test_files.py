@@ -73,6 +73,18 @@ def test_names_that_begin_with_an_underscore_or_a_dot_are_no_data_in_a_folder_or
     assert names(find_files([f"{scheme}{tmp_path}/_own/_S*.json"], "train_file")) == ["_SUCCESS.json"]
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("end", ["", "/"])
+def test_what_hugging_face_writes_about_a_data_set_is_no_data(tmp_path, scheme, end):
+    for name in ("a/documents.json", "a/dataset_info.json", "a/state.json", "b/state.json", "dataset_infos.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    found = find_files([f"{scheme}{tmp_path}{end}"], "train_file")
+    assert found == [f"{scheme}{tmp_path}/a/documents.json", f"{scheme}{tmp_path}/b/state.json"]
+    assert names(find_files([f"{scheme}{tmp_path}/*/d*.json"], "train_file")) == ["documents.json"]
+    assert names(find_files([f"{scheme}{tmp_path}/a/dataset_info.json"], "train_file")) == ["dataset_info.json"]
+
+
 def test_several_names_keep_their_order_and_a_file_comes_once(folder):
     found = find_files([str(folder / "b.jsonl"), str(folder / "*.jsonl"), str(folder / "c.jsonl.gz")], "train_file")
     assert names(found) == ["b.jsonl", "a.jsonl", "c.jsonl.gz"]

@@ -333,7 +333,7 @@ def test_a_state_with_dunder_names_is_only_data(canary):
         ([{"page_content": None}], "item 0: page_content is of type NoneType"),
         ([{"page_content": b"a"}], "item 0: page_content is of type bytes"),
         ([{"page_content": "a", "fmt_content": 0}], "item 0: fmt_content is of type int"),
-        ([{"page_content": "a", "metadata": None}], "item 0: metadata is of type NoneType"),
+        ([{"page_content": float("nan")}], "item 0: page_content is of type float"),
         ([{"page_content": "a", "metadata": []}], "item 0: metadata is of type list"),
         ([{"page_content": "a", "metadata": {"x": {1}}}], "item 0: metadata is not JSON"),
         ([{"page_content": "a", "metadata": {("x",): 1}}], "item 0: metadata is not JSON"),
@@ -341,6 +341,12 @@ def test_a_state_with_dunder_names_is_only_data(canary):
 )
 def test_what_is_no_document_is_refused_with_its_place(content, found):
     assert found in refused(pickle.dumps(content, 4))
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_none_and_the_nan_of_pandas_are_missing_values_as_in_jsonl(missing):
+    content = [{"page_content": "a", "fmt_content": missing, "metadata": missing}]
+    assert load(pickle.dumps(content)) == [{"page_content": "a", "fmt_content": "", "metadata": {}}]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rqa_ray.data import files, records
 from rqa_ray.data.records import check_beginnings, read_records
+from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from tests.data.test_pickles import text
 
@@ -132,14 +133,23 @@ def test_a_document_too_deep_to_read_is_one_bad_record(tmp_path) -> None:
     assert second.page_content == "beta"
 
 
-def test_metadata_may_be_a_map(tmp_path) -> None:
-    kind = pa.schema([("page_content", pa.string()), ("metadata", pa.map_(pa.string(), pa.string()))])
-    pq.write_table(pa.Table.from_pylist([doc("alpha", source="a")], kind), tmp_path / "d.parquet")
-    [(_, record)] = read_records(str(tmp_path / "d.parquet"), "documents")
-    assert (
-        record.passage_id
-        == next(read_records(write(tmp_path / "d.jsonl", [doc("alpha", source="a")]), "documents"))[1].passage_id
-    )
+def write_map(path: Path, keys: pa.DataType, metadata: list) -> str:
+    kind = pa.schema([("page_content", pa.string()), ("metadata", pa.map_(keys, keys))])
+    pq.write_table(pa.table({"page_content": ["alpha"], "metadata": [metadata]}, kind), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("keys", [pa.string(), pa.binary()], ids=str)
+def test_metadata_may_be_a_map(tmp_path, keys) -> None:
+    path = write_map(tmp_path / "d.parquet", keys, [("source", "a"), ("title", "A")])
+    [(_, record)] = read_records(path, "documents")
+    assert record == Document("alpha", "Source: a\nTitle: A\nContent:\nalpha", {"source": "a", "title": "A"})
+
+
+def test_keys_of_a_map_that_are_no_text_are_refused_in_one_line(tmp_path) -> None:
+    path = write_map(tmp_path / "d.parquet", pa.list_(pa.string()), [(["source"], ["a"])])
+    [(_, problem)] = read_records(path, "documents")
+    assert problem == f"{path}: a map has keys that are no text (unhashable type: 'list'); write them as text"
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl.gz", ".jsonl.zst"])

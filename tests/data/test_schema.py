@@ -109,3 +109,8 @@ def test_a_document_written_and_read_again_is_the_same(document):
     again = parse_document(parse_json(json.dumps(document.to_dict())))
     assert again == document
     assert again.passage_id == document.passage_id
+
+
+def test_a_source_or_title_of_zero_is_embedded_as_it_is_part_of_the_id():
+    assert format_passage("Water boils.", {"source": 0, "title": 0}) == ("Source: 0\nTitle: 0\nContent:\nWater boils.")
+    assert format_passage("Water boils.", {"source": None, "title": ""}) == "Content:\nWater boils."
