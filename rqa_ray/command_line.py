@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import glob
 import json
+import math
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 
 from rqa_ray.errors import InputError
-from rqa_ray.fields import OWN_METADATA, REQUIRED
+from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.help_text import help_text
 from rqa_ray.places import NO_SPACE, open_file
 
@@ -180,14 +181,23 @@ def parse(kind: type[T], given: Given, about: str | None = None, free_word: str 
     return kind(**values)
 
 
-def check_values(kind: Any, values: Mapping[str, Any]) -> None:
-    """Raises InputError for the first value that its setting in a dataclass does not take."""
+def check_values(
+    kind: Any, values: Mapping[str, Any], more_checks: Mapping[str, Check] | None = None
+) -> None:
+    """Raises InputError for the first value that its setting in a dataclass does not take.
+
+    No setting takes a number that is not finite. `more_checks` are for settings that a library declares.
+    """
     for item in dataclasses.fields(kind):
-        value, check = values.get(item.name), item.metadata.get("check")
+        value = values.get(item.name)
+        check = item.metadata.get("check") or (more_checks or {}).get(item.name)
         for part in value if isinstance(value, list) else [value]:
-            if check and part is not None and not check.holds(part):
+            wanted = check.wanted if check and part is not None and not check.holds(part) else ""
+            if isinstance(part, float) and not math.isfinite(part):
+                wanted = wanted or "a finite number"
+            if wanted:
                 shown = f"{part:g}" if isinstance(part, float) else part
-                raise InputError(f"--{item.name} {shown}: has to be {check.wanted}")
+                raise InputError(f"--{item.name} {shown}: has to be {wanted}")
 
 
 def _read_config(path: str) -> dict[str, Any]:

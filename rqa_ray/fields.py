@@ -21,6 +21,10 @@ def at_least(least: int) -> Check:
     return Check(lambda value: value >= least, f"at least {least}")
 
 
+def from_to(least: float, most: float) -> Check:
+    return Check(lambda value: least <= value <= most, f"from {least} to {most}")
+
+
 ABOVE_0 = Check(lambda value: value > 0, "above 0")
 
 # metadata for our own use; the rest is for argparse

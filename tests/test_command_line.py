@@ -30,6 +30,7 @@ class Example:
     fast: bool = DATA.setting(False, "In a hurry.")
     slow: bool = DATA.setting(True, "Patient.")
     prefix: str | None = DATA.setting(None, "Said first.")
+    weight: float = DATA.setting(1.0, "In kg.")
     color: Literal["red", "green"] = OUTPUT.setting("red", "Painted so.")
 
 
@@ -76,6 +77,8 @@ def test_a_switch_needs_no_value_and_may_have_one(words, fast):
 def test_a_wrong_value_is_named_with_what_it_has_to_be():
     assert error_of("--folder", "a", "--count", "0") == "--count 0: has to be at least 1"
     assert error_of("--folder", "a", "--sizes", "3", "0") == "--sizes 0: has to be at least 1"
+    for number in ("nan", "inf", "-inf"):
+        assert error_of("--folder", "a", f"--weight={number}") == f"--weight {number}: has to be a finite number"
     assert error_of("--folder", "a", "--count", "few") == "--count: 'few' is no whole number"
 
 

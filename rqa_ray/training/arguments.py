@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
-from rqa_ray.fields import ABOVE_0, BATCHES, EVALUATION, LOGGING, OUTPUT, STEPS, WORKERS, Check, at_least
+from rqa_ray.fields import ABOVE_0, BATCHES, EVALUATION, LOGGING, OUTPUT, STEPS, WORKERS, Check, at_least, from_to
+
+SEED = from_to(0, 2**32 - 1)  # those that numpy takes
 
 
 @dataclass
 class UsualArguments(TrainingArguments):
     """Those of transformers' TrainingArguments that a short `-h` shows, with the defaults of transformers."""
 
-    num_train_epochs: float = STEPS.setting(3.0, "Passes over the questions.", unset="--max_steps decides")
+    num_train_epochs: float = STEPS.setting(3.0, "Passes over the questions.", ABOVE_0, unset="--max_steps decides")
     gradient_accumulation_steps: int = BATCHES.setting(1, "Batches that a worker adds up in one step.", at_least(1))
     bf16: bool = BATCHES.setting(False, "Train in bf16: fast on GPUs, and on CPUs with AMX or AVX512-BF16.")
     use_cpu: bool = WORKERS.setting(False, "Use no GPU.")
@@ -44,7 +46,7 @@ class RetrieverTrainingArguments(UsualArguments):
         "cosine", "A schedule of transformers: linear, ...", metavar="NAME"
     )
     warmup_steps: float = STEPS.setting(0.1, "Steps of a rising learning rate (below 1: share of all).", at_least(0))
-    weight_decay: float = STEPS.setting(0.01, "Weight decay of the optimizer.")
+    weight_decay: float = STEPS.setting(0.01, "Weight decay of the optimizer.", at_least(0))
     logging_steps: float = LOGGING.setting(10, "Steps between log lines (below 1: share of all).", ABOVE_0)
     eval_strategy: IntervalStrategy | str = EVALUATION.setting(
         "steps", "When to evaluate and save; no: first and last step only."
@@ -58,11 +60,20 @@ class RetrieverTrainingArguments(UsualArguments):
         "eval_retr/document_recall/recall4", "Chooses the best model."
     )
     report_to: str | None = LOGGING.setting("tensorboard", "Logs go to tensorboard, wandb, mlflow ..., or none.")
-    seed: int = STEPS.setting(42, "Seed of batches, hard negatives and dropout.", at_least(0))
+    seed: int = STEPS.setting(42, "Seed of batches, hard negatives and dropout.", SEED)
     resume_from_checkpoint: str | None = OUTPUT.path(
         None, "Go on with the run in output_dir (true), or with this checkpoint."
     )
 
+
+# The values that arguments take of which transformers declares the setting.
+CHECKS = {
+    "data_seed": SEED,
+    "ddp_timeout": at_least(1),
+    "max_grad_norm": at_least(0),
+    "adam_epsilon": at_least(0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Check(lambda value: 0 <= value < 1, "from 0 to below 1")),
+}
 
 # Names that transformers 5 dropped: the new name, or None if there is nothing to choose; and the reason.
 ALIASES: dict[str, tuple[str | None, str]] = {

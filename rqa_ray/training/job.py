@@ -15,7 +15,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import TrainSettings
-from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments
+from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
 
@@ -79,7 +79,7 @@ def check(job: Job) -> None:
     if settings.demo_size is None and not settings.prepared_path:
         settings.check_files()
     check_values(TrainSettings, vars(settings))
-    check_values(RetrieverTrainingArguments, training)
+    check_values(RetrieverTrainingArguments, training, CHECKS)
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
     training["metric_for_best_model"] = _metric(training["metric_for_best_model"])

@@ -30,6 +30,7 @@ from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
 from rqa_ray.training.batch_sizes import batch_of, check_negatives, num_drawn, with_global_batch
 from rqa_ray.training.job import Job
+from rqa_ray.training.optimizer import check_optimizer
 from rqa_ray.training.output_folder import DEMO_FOLDER, storage_of
 from rqa_ray.training.run_record import check_output_dir
 from rqa_ray.training.spec import WorkerSpec
@@ -97,6 +98,7 @@ def check(job: Job) -> Checked:
     job.notes.extend([note] if note else [])
     check_output_dir(job, model_folder)
     check_report_to(job)
+    check_optimizer(job.training)
     check_model(model)
     check_weights(model)
     cluster = connect()

@@ -13,6 +13,7 @@ from rqa_ray.reports.trials import Choices, Range, Space
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.training.job import Job, check
+from rqa_ray.training.optimizer import check_optimizer
 
 # Arguments that all trials have to share, with the reason for the user.
 SHARED = {
@@ -90,6 +91,13 @@ def read_dimension(name: str, text: str, job: Job, parser: Parser) -> Choices | 
     if rest and low <= 0:
         raise InputError(f"{where}: a log-uniform range has to begin above 0")
     return Range(low, high, bool(rest), isinstance(low, int) and isinstance(high, int))
+
+
+def check_optimizers(space: Space, job: Job) -> None:
+    """Raises InputError if a trial's optimizer or schedule cannot be built; tries each value of an argument alone."""
+    for name, dimension in space.items():
+        for value in dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high):
+            check_optimizer(with_values(job, {name: value}).training)
 
 
 def with_values(job: Job, values: dict[str, Any]) -> Job:

@@ -39,6 +39,7 @@ from rqa_ray.training.train import TrainResult
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
 from rqa_ray.tuning.options import Search
 from rqa_ray.tuning.plan import SearchPlan
+from rqa_ray.tuning.space import check_optimizers
 from rqa_ray.tuning.trial import Shared, run_trial
 from rqa_ray.tuning.watch import Watch
 
@@ -78,6 +79,7 @@ def tune(asked: Search) -> TuneResult:
     settings = asked.settings
     if settings.search_alg == "optuna":
         need_extra("--search_alg optuna", "optuna", "optuna")
+    check_optimizers(asked.space, asked.job)
     asked = replace(asked, job=with_local_output(asked.job))
     setup = set_up(asked.job, SEARCH_ARGS_FILE)
     job, workers = setup.job, setup.workers

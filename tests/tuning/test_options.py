@@ -7,7 +7,7 @@ import pytest
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range
 from rqa_ray.tuning.options import parse_search
-from rqa_ray.tuning.space import combinations
+from rqa_ray.tuning.space import check_optimizers, combinations
 
 WORDS = ["--model_name_or_path", "m", "--demo_size", "100", "--output_dir", "out"]
 
@@ -89,6 +89,17 @@ def test_a_wrong_wish_is_one_line_that_says_what_to_do(words, said):
     with pytest.raises(InputError) as error:
         parse_search([*WORDS, *words])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_value_from_which_no_schedule_can_be_built_is_refused():
+    def check(values: str, *words: str) -> None:
+        search = parse_search([*WORDS, *words, "--tune", f"lr_scheduler_type={values}"])
+        check_optimizers(search.space, search.job)
+
+    check("linear,cosine")
+    check("cosine_with_min_lr,cosine_warmup_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0}')
+    with pytest.raises(InputError, match="^--lr_scheduler_type cosine_with_min_lr: cannot be used: .* min_lr"):
+        check("cosine,cosine_with_min_lr")
 
 
 def test_a_space_of_lists_has_an_end_and_a_range_has_none():
