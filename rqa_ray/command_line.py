@@ -34,6 +34,8 @@ PLAIN_WORDS = {  # for what argparse and HfArgumentParser say
 }
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # as HfArgumentParser has them
 
+DOCUMENT_SUFFIX = re.compile(r"\.(jsonl?|parquet|pkl|csv|tsv|txt|md|pdf|html?)(\.\w+)?$", re.IGNORECASE)
+
 
 class _Help(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
@@ -108,7 +110,7 @@ class Parser(HfArgumentParser):
         if isinstance(given, Mapping):
             return self._flags_of(given)
         words = list(given)
-        if not words or words[0].startswith("-") or (has_free_word and not words[0].endswith(".json")):
+        if not words or words[0].startswith("-") or (has_free_word and not _is_config(words[0])):
             return words
         path = os.path.expanduser(words[0])
         return self._flags_of(_read_config(path), f"{path}: ") + words[1:]
@@ -181,9 +183,7 @@ def parse(kind: type[T], given: Given, about: str | None = None, free_word: str 
     return kind(**values)
 
 
-def check_values(
-    kind: Any, values: Mapping[str, Any], more_checks: Mapping[str, Check] | None = None
-) -> None:
+def check_values(kind: Any, values: Mapping[str, Any], more_checks: Mapping[str, Check] | None = None) -> None:
     """Raises InputError for the first value that its setting in a dataclass does not take.
 
     No setting takes a number that is not finite. `more_checks` are for settings that a library declares.
@@ -215,19 +215,30 @@ def _read_config(path: str) -> dict[str, Any]:
     return config
 
 
+def _is_config(word: str) -> bool:
+    """Returns whether a word is a config rather than a question that ends in the name of one."""
+    is_name = not any(character.isspace() for character in word)
+    return word.endswith(".json") and (is_name or os.path.exists(os.path.expanduser(word)))
+
+
 def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
     """Puts `--name=` before the word that belongs to no flag.
 
-    A flag takes as many words as it needs; a list of files takes words that may be files.
+    A flag takes as many words as it needs; a list of files takes words that may be files. All words after `--` belong
+    to no flag.
 
     Raises:
         InputError: there are several words without a flag.
     """
     named, taken, free = [], 0, ""
     action: argparse.Action | None = None
+    end = words.index("--") if "--" in words else len(words)
     for place, word in enumerate(words):
         is_last = place == len(words) - 1
-        if word.startswith("-"):
+        if place == end:
+            action = None
+            continue
+        if word.startswith("-") and place < end:
             action, taken = parser.flags.get(word), 0
         elif action is not None and (
             (action.nargs is None and not taken)
@@ -248,12 +259,13 @@ def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:
 def _is_no_file(word: str) -> bool:
     """Returns whether a word is no file, glob or URI, and does not look like one.
 
-    A word looks like a file if it contains no space, but a slash or a dot.
+    A word looks like a file if it contains no space, but a slash or the suffix of a document.
     """
     path = os.path.expanduser(word)
     if "://" in word or os.path.exists(path) or glob.glob(path, recursive=True):
         return False
-    return any(character.isspace() for character in word) or not (os.sep in word or "." in word)
+    looks_like_one = os.sep in word or DOCUMENT_SUFFIX.search(word)
+    return any(character.isspace() for character in word) or not looks_like_one
 
 
 def _expand_home(value: Any) -> Any:

@@ -150,6 +150,7 @@ MODEL = ("--model", "m")
         (*MODEL, "--document_path", "a.jsonl", "--top_k", "5", "how?"),
         (*MODEL, "--document_path", "a.jsonl", "--question", "how?"),
         ("--question=how?", *MODEL, "--document_path", "a.jsonl"),
+        (*MODEL, "--document_path", "a.jsonl", "--", "how?"),
     ],
 )
 def test_the_question_is_the_word_without_a_flag_wherever_it_stands(words):
@@ -168,7 +169,19 @@ def test_the_last_word_of_a_list_of_files_is_the_question_if_it_names_no_file(tm
     assert capsys.readouterr().err == ""
     assert asked(*MODEL, "--document_path", "a.jsonl", "what is a/b.c?").question == "what is a/b.c?"
     assert capsys.readouterr().err == "note: 'what is a/b.c?' names no file, so it is the question\n"
+    assert asked(*MODEL, "--document_path", "a.jsonl", "node.js").question == "node.js"
     assert asked(*MODEL, "--document_path", "refunds").question is None
+    assert asked(*MODEL, "--document_path", "a.jsonl", "b.csv.gz").question is None
+
+
+def test_a_question_may_end_like_a_config_or_begin_like_a_flag(tmp_path):
+    assert asked("what is package.json", *MODEL).question == "what is package.json"
+    config = tmp_path / "my search.json"
+    config.write_text('{"model": "m", "question": "how?"}')
+    assert asked(str(config)).question == "how?"
+    assert asked(*MODEL, "--", "--bf16 or --fp16?").question == "--bf16 or --fp16?"
+    with pytest.raises(InputError, match="^package.json: cannot be read"):
+        asked("package.json", *MODEL)
 
 
 def test_a_question_without_quotes_is_not_cut_to_its_last_word():
