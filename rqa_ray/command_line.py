@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
+from rqa_ray.config import is_config, misfit, read_config
 from rqa_ray.errors import InputError
 from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.help_text import help_text
-from rqa_ray.places import NO_SPACE, open_file
+from rqa_ray.places import NO_SPACE
 
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class Parser(HfArgumentParser):
         plain.metadata["aliases"] += [alias.replace("_", "-") for alias in aliases if "_" in alias]
         HfArgumentParser._parse_dataclass_field(parser, plain)
         action = parser._option_string_actions[f"--{field.name}"]
+        action.setting = field  # type: ignore[attr-defined]  # for `misfit`
         if field.metadata.get("may_be_empty"):
             action.nargs = "*"
         action.required = False  # `read` has a shorter message for a missing flag
@@ -110,10 +112,10 @@ class Parser(HfArgumentParser):
         if isinstance(given, Mapping):
             return self._flags_of(given)
         words = list(given)
-        if not words or words[0].startswith("-") or (has_free_word and not _is_config(words[0])):
+        if not words or words[0].startswith("-") or (has_free_word and not is_config(words[0])):
             return words
         path = os.path.expanduser(words[0])
-        return self._flags_of(_read_config(path), f"{path}: ") + words[1:]
+        return self._flags_of(read_config(path), f"{path}: ") + words[1:]
 
     def _flags_of(self, config: Mapping[str, Any], where: str = "") -> list[str]:
         words = []
@@ -122,6 +124,9 @@ class Parser(HfArgumentParser):
                 raise InputError(f"{where}{self.unknown(name)}")
             if value is None:
                 continue
+            wanted = misfit(self.flags[f"--{name}"], value)
+            if wanted:
+                raise InputError(f"{where}{name} {value!r}: has to be {wanted}")
             if isinstance(value, (list, tuple)):
                 words += [f"--{name}", *map(str, value)]
             else:  # name and value in one word, so that the value may begin with a dash
@@ -198,27 +203,6 @@ def check_values(kind: Any, values: Mapping[str, Any], more_checks: Mapping[str,
             if wanted:
                 shown = f"{part:g}" if isinstance(part, float) else part
                 raise InputError(f"--{item.name} {shown}: has to be {wanted}")
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    if not path.endswith(".json"):
-        raise InputError(f"{path}: not an argument; the first word is a .json config or a --flag")
-    try:
-        with open_file(path) if "://" in path else open(path, "rb") as file:
-            config = json.loads(file.read().decode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: has to be an object of argument names and values")
-    return config
-
-
-def _is_config(word: str) -> bool:
-    """Returns whether a word is a config rather than a question that ends in the name of one."""
-    is_name = not any(character.isspace() for character in word)
-    return word.endswith(".json") and (is_name or os.path.exists(os.path.expanduser(word)))
 
 
 def _name_free_word(words: list[str], parser: Parser, name: str) -> list[str]:

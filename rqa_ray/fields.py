@@ -28,7 +28,7 @@ def from_to(least: float, most: float) -> Check:
 ABOVE_0 = Check(lambda value: value > 0, "above 0")
 
 # metadata for our own use; the rest is for argparse
-OWN_METADATA = ("group", "unset", "check", "more_names", "is_path", "may_be_empty")
+OWN_METADATA = ("group", "unset", "check", "more_names", "is_path", "may_be_empty", "may_be_true")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Group:
         more_names: tuple[str, ...] = (),
         is_path: bool = False,
         may_be_empty: bool = False,
+        may_be_true: bool = False,
         **for_argparse: Any,
     ) -> Any:
         """Declares a field of a settings class.
@@ -59,8 +60,11 @@ class Group:
             more_names: further flags for the same setting.
             is_path: whether `~` in the value is the home folder.
             may_be_empty: whether a list may be given without items.
+            may_be_true: whether a text may be the truth value true.
         """
-        own = dict(zip(OWN_METADATA, (self, unset, check, more_names, is_path, may_be_empty), strict=True))
+        own = dict(
+            zip(OWN_METADATA, (self, unset, check, more_names, is_path, may_be_empty, may_be_true), strict=True)
+        )
         return field(default=default, metadata={"help": text, **own, **for_argparse})
 
     def path(self, default: Any, text: str, **more: Any) -> Any:

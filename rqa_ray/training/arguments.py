@@ -62,8 +62,13 @@ class RetrieverTrainingArguments(UsualArguments):
     report_to: str | None = LOGGING.setting("tensorboard", "Logs go to tensorboard, wandb, mlflow ..., or none.")
     seed: int = STEPS.setting(42, "Seed of batches, hard negatives and dropout.", SEED)
     resume_from_checkpoint: str | None = OUTPUT.path(
-        None, "Go on with the run in output_dir (true), or with this checkpoint."
+        None, "Go on with the run in output_dir (true), or with this checkpoint.", may_be_true=True
     )
+
+
+def loggers_of(training: dict[str, object]) -> list[str]:
+    """Returns the loggers that `--report_to` names, with commas or spaces between them."""
+    return str(training["report_to"] or "none").replace(",", " ").split() or ["none"]
 
 
 # The values that arguments take of which transformers declares the setting.

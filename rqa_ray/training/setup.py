@@ -28,6 +28,7 @@ from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
+from rqa_ray.training.arguments import loggers_of
 from rqa_ray.training.batch_sizes import batch_of, check_negatives, num_drawn, with_global_batch
 from rqa_ray.training.job import Job
 from rqa_ray.training.optimizer import check_optimizer
@@ -121,7 +122,7 @@ def check(job: Job) -> Checked:
 
 def check_report_to(job: Job) -> None:
     """Raises InputError for a logger of `--report_to` that is not installed; else only a worker would notice."""
-    asked = {*(job.training["report_to"] or "").replace(",", " ").split()} - {"none", "all", "tensorboard"}
+    asked = {*loggers_of(job.training)} - {"none", "all", "tensorboard"}
     if asked:
         from transformers.integrations import get_available_reporting_integrations
 

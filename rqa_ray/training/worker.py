@@ -30,7 +30,7 @@ from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.retriever.losses import LOSSES
-from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.arguments import RetrieverTrainingArguments, loggers_of
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, read_checkpoint, write_evaluation
 from rqa_ray.training.plan_forward import compile_transformer, plan_forward
@@ -193,6 +193,7 @@ def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -
     own = {
         "output_dir": scratch,
         "run_name": spec.training.get("run_name") or os.path.basename(shown(spec.output_dir)),
+        "report_to": loggers_of(spec.training),
         "use_cpu": not spec.use_gpu,
         "disable_tqdm": True,
         # The Trainer computes samples per second from it.

@@ -294,6 +294,13 @@ def test_a_written_config_neither_deletes_nor_resumes_a_run():
     assert not {"overwrite_output_dir", "resume_from_checkpoint"} & written.keys()
 
 
+def test_true_resumes_a_run_and_is_no_folder():
+    needed = {"model_name_or_path": "m", "demo_size": 9}
+    assert parse_job({**needed, "output_dir": "out", "resume_from_checkpoint": True}).resume == "true"
+    with pytest.raises(InputError, match="^output_dir True: has to be a path"):
+        parse_job({**needed, "output_dir": True})
+
+
 # Old, refused and idle names
 
 

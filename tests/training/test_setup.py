@@ -3,6 +3,7 @@
 import pytest
 
 from rqa_ray.errors import InputError
+from rqa_ray.training.arguments import loggers_of
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.setup import check_report_to
 
@@ -18,5 +19,11 @@ def test_a_log_that_is_not_installed_is_refused(log, monkeypatch):
 
 def test_an_installed_log_or_none_is_taken(monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
-    for log in ("tensorboard", "none", "wandb", "all"):
+    for log in ("tensorboard", "none", "wandb", "all", "tensorboard,wandb"):
         check_report_to(parse_job([*JOB, log]))
+
+
+def test_several_logs_have_commas_or_spaces_between_them():
+    for several in ("tensorboard,wandb", "tensorboard wandb", "tensorboard, wandb"):
+        assert loggers_of({"report_to": several}) == ["tensorboard", "wandb"]
+    assert loggers_of({"report_to": "none"}) == loggers_of({"report_to": ""}) == ["none"]
