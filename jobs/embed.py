@@ -8,7 +8,7 @@ example: python jobs/embed.py --model output/run --document_path documents.jsonl
 import sys
 
 from rqa_ray.command_line import parse, user_errors
-from rqa_ray.settings import EmbedSettings
+from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.texts import command
 
 

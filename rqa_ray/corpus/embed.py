@@ -16,11 +16,11 @@ from rqa_ray.corpus.encode import encode_corpus, plan_corpus
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import EmbeddingFolder, fingerprint
+from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import file_state, refuse_temporary
 from rqa_ray.progress import Progress, ProgressLine
-from rqa_ray.settings import EmbedSettings
 
 INDEX_FILE = "index.faiss"
 IDENTITY = {

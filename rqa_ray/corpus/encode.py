@@ -1,10 +1,9 @@
-"""Encodes a corpus of any size and ranks it for questions, on a whole cluster; restarts shard by shard.
+"""Encodes a corpus of any size, and other texts, on a whole cluster; restarts shard by shard.
 
 1. `plan_corpus` parses all documents. So a bad line is reported before anything is encoded, the position of every
    distinct passage is known, and every run cuts the same shards.
 2. `encode_corpus` streams the documents through Ray Data: tasks read and tokenize, actors encode and write shards.
    Shards that exist are left out.
-3. `search` ranks: one task for each worker searches its share of the shards, and the running top-k are merged.
 """
 
 from __future__ import annotations
@@ -31,17 +30,14 @@ from rqa_ray.cluster.model_copies import bring_model, share_model
 from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
 from rqa_ray.corpus.shards import EmbeddingFolder
-from rqa_ray.corpus.topk import RunningTopK, search_blocks
 from rqa_ray.data.columns import Ragged
 from rqa_ray.data.distinct import refuse_clashes
-from rqa_ray.data.rows import Questions
 from rqa_ray.data.schema import text_hash
 from rqa_ray.data.token_tables import TOKENS, make_tokenizer
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec
 
-QUESTIONS_AT_ONCE = 65_536  # the best 100 of each take 52 MB
 READER_CPUS = 0.5  # CPUs of a task that reads; encoders leave them free
 IDS_SCHEMA = pa.schema(
     [
@@ -98,17 +94,17 @@ def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
     return pa.Table.from_pylist([row], IDS_SCHEMA)
 
 
-def question_shards(questions: Questions, folder: EmbeddingFolder, encoder: str = "") -> list[pa.Table]:
-    """Returns the token rows of questions as shards, named after their content and their encoder."""
-    rows = rows_per_shard(len(questions))
+def text_shards(tokens: Sequence[np.ndarray], folder: EmbeddingFolder, encoder: str = "") -> list[pa.Table]:
+    """Returns the token rows of texts as shards, named after their content and their encoder."""
+    rows = rows_per_shard(len(tokens))
     tables = []
-    for start in range(0, len(questions), rows):
-        tokens = [questions.tokens[row] for row in range(start, min(start + rows, len(questions)))]
-        content = b"|".join([encoder.encode(), *(row.tobytes() for row in tokens)])
+    for start in range(0, len(tokens), rows):
+        part = [tokens[row] for row in range(start, min(start + rows, len(tokens)))]
+        content = b"|".join([encoder.encode(), *(row.tobytes() for row in part)])
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         shard = {"location": folder.location, "precision": "fp32", "name": f"questions-{digest}", "first": start}
-        blank = {"passage_ids": np.zeros(len(tokens), np.int64), "documents": [""] * len(tokens)}
-        tables.append(_one_row({**shard, **blank, "tokens": tokens}))
+        blank = {"passage_ids": np.zeros(len(part), np.int64), "documents": [""] * len(part)}
+        tables.append(_one_row({**shard, **blank, "tokens": part}))
     return tables
 
 
@@ -126,7 +122,7 @@ def encode_corpus(
     bf16: bool = False,
     on_shard: Callable[[str, int, float], None] = lambda name, num_rows, seconds: None,
 ) -> None:
-    """Encodes and writes the shards that a folder lacks, and those of `question_shards`.
+    """Encodes and writes the shards that a folder lacks, and those of `text_shards`.
 
     `on_shard` is called with the name, the number of texts and the seconds of each encoded shard.
 
@@ -227,40 +223,3 @@ class ShardEncoder:
             folder.write(shard["name"], shard["first"], *texts, embeddings, shard["precision"])
         row = {"location": shard["location"], "name": shard["name"], "num_rows": len(tokens), "seconds": seconds}
         return pa.Table.from_pylist([{**row, "problem": self.problem}])
-
-
-def search(
-    folder: EmbeddingFolder,
-    question_folder: EmbeddingFolder,
-    questions: Sequence[str],
-    k: int,
-    workers: Workers,
-    normalize: bool,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns scores and positions (Q, K) of the best passages, and the seconds of the slowest worker."""
-    names = [shard.name for shard in folder.shards]
-    shares = [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
-    resources = {"num_cpus": workers.cpus, "num_gpus": 1 if workers.use_gpu else 0}
-    asked = torch.cat([block.embeddings for block in question_folder.blocks(questions)])
-    fixed = (folder.location, ray.put(asked.numpy()), k, workers.cpus, workers.use_gpu, normalize)
-    found = ray.get([_search_share.options(**resources).remote(share, *fixed) for share in shares])
-    topk = RunningTopK(len(asked), k)
-    for keys, _ in found:
-        topk.merge(torch.from_numpy(keys.copy()))
-    scores, positions = topk.result()
-    return scores.numpy(), positions.numpy(), max(seconds for _, seconds in found)
-
-
-@ray.remote
-def _search_share(
-    names: list[str], location: str, questions: np.ndarray, k: int, cpus: int, use_gpu: bool, normalize: bool
-) -> tuple[np.ndarray, float]:
-    """Returns the keys (Q, k) of the best passages in some shards, and the seconds that the search took."""
-    torch.set_num_threads(cpus)
-    device = "cuda" if use_gpu else "cpu"
-    folder, started = EmbeddingFolder(location), time.perf_counter()
-    keys = [
-        search_blocks(part.to(device), folder.blocks(names, normalize), k, 1 if use_gpu else cpus).keys.cpu()
-        for part in torch.from_numpy(questions.copy()).split(QUESTIONS_AT_ONCE)
-    ]
-    return torch.cat(keys).numpy(), time.perf_counter() - started

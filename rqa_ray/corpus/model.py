@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rqa_ray.corpus_settings import CorpusSettings
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.retriever.weights import check_weights
-from rqa_ray.settings import CorpusSettings
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fingerprint
 from rqa_ray.corpus.topk import search_blocks
+from rqa_ray.corpus_settings import SearchSettings
 from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs
 from rqa_ray.data.schema import Document, is_given
@@ -25,7 +26,6 @@ from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
-from rqa_ray.settings import SearchSettings
 from rqa_ray.texts import html_table
 
 HELD_BYTES = 2**31  # embeddings that are held in memory; larger ones are read again for each question

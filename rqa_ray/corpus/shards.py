@@ -27,6 +27,7 @@ import torch
 from pyarrow import fs
 from torch import nn
 
+from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import open_location, shown, write_whole
 from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
@@ -34,6 +35,7 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
 MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
 EMBEDDINGS_FOLDER = "embeddings"  # name of the folder inside a model's or an evaluation's folder
+QUESTIONS_FOLDER = "questions"  # the embeddings of questions, for a run that goes on
 PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
 ROWS_PER_BLOCK = 16_384
 # Files in a transformer's folder that change its embeddings.
@@ -235,6 +237,12 @@ class EmbeddingFolder:
                 found |= {int(position): json.loads(text) for position, text in zip(here, texts, strict=True)}
         return found
 
+    def texts(self, names: Sequence[str]) -> Iterator[str]:
+        """The embedded texts of the passages of some shards, in their order."""
+        for name in names:
+            for text in self._table(name, ["document"])["document"].to_pylist():
+                yield Document(**json.loads(text)).fmt_content
+
     def passage_ids(self) -> np.ndarray:
         """Returns (P,) the ids of all passages, in document order."""
         parts = [self._table(shard.name, ["passage_id"])["passage_id"].to_numpy() for shard in self.shards]
@@ -266,12 +274,12 @@ def _quantize(embeddings: np.ndarray, precision: str) -> tuple[np.ndarray, np.nd
     return np.round(embeddings / scales[:, None]).astype(np.int8), scales.astype(np.float32)
 
 
-def fingerprint(model_folder: str, settings: EncoderSettings) -> str:
+def fingerprint(model_folder: str, settings: EncoderSettings | None) -> str:
     """Returns a hash of a model's settings and weights; models with the same hash give the same embeddings.
 
     Only files that change embeddings count. Results, checkpoints and embeddings in the same folder do not.
     """
-    digest = hashlib.blake2b(json.dumps(vars(settings), sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps(settings and vars(settings), sort_keys=True).encode(), digest_size=16)
     root, (transformer, *others) = Path(model_folder), module_folders(model_folder)
     files = {root / "modules.json", *(path for kind in MODEL_FILES for path in transformer.glob(kind))}
     files |= {path for folder in others if folder != root for path in folder.rglob("*")}

@@ -14,11 +14,12 @@ import torch
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.corpus.bm25 import Bm25, Hybrid
-from rqa_ray.corpus.embed import encode_missing, manifest_of
-from rqa_ray.corpus.encode import plan_corpus, question_shards, search
+from rqa_ray.corpus.encode import plan_corpus
+from rqa_ray.corpus.encoded import Encoded
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
-from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
+from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, QUESTIONS_FOLDER, EmbeddingFolder
+from rqa_ray.corpus_settings import RETRIEVERS, EvaluateSettings
 from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
@@ -31,12 +32,10 @@ from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, read_json, refuse_temporary, staged, write_json
-from rqa_ray.settings import RETRIEVERS, EvaluateSettings
 from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = "test-predictions.jsonl"
-QUESTIONS_FOLDER = "questions"  # folder of the questions' embeddings, which a later run reuses
 SPLIT = "test"
 INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
 
@@ -179,36 +178,26 @@ class Retrievers:
         plan: CorpusPlan,
         asked: Mapping[str, AskedQuestions],
     ) -> None:
-        self.settings, self.model, self.workers = settings, model, workers
-        self.inputs, self.plan = inputs, plan
-        self.asked = asked
+        self.settings, self.inputs, self.plan, self.asked = settings, inputs, plan, asked
         self.folder = embedding_folder(settings)
-        self.question_folder = EmbeddingFolder(str(Path(settings.output_dir) / QUESTIONS_FOLDER))
+        texts = EmbeddingFolder(str(Path(settings.output_dir) / QUESTIONS_FOLDER))
+        self.encoded = Encoded(model, self.folder, texts, workers)
         self.k = min(TOP_K, len(plan.passage_ids))
-        self.shards: dict[str, list[str]] = {}  # names of question shards, by input
         self._bm25: Bm25 | None = None
 
     def embed(self, questions: dict[str, Questions]) -> None:
         """Encodes the questions and passages that are not encoded yet."""
-        precision = (self.folder.manifest() or {}).get("precision", "fp32")  # the precision that jobs/embed.py used
-        manifest = manifest_of(self.model, self.inputs["corpus"], self.plan, precision, self.settings.bf16)
-        encoder = f"{manifest['fingerprint']} {self.settings.bf16}"
-        tables = {name: question_shards(part, self.question_folder, encoder) for name, part in questions.items()}
-        self.shards = {name: [table["name"][0].as_py() for table in part] for name, part in tables.items()}
-        done = self.question_folder.done()
-        missing = [table for part in tables.values() for table in part if table["name"][0].as_py() not in done]
+        tokens = {name: part.tokens for name, part in questions.items()}
         overwrite = self.settings.overwrite_output_dir and not self.settings.embeddings_path
-        encode_missing(self.folder, manifest, self.model, self.plan, self.workers, missing, overwrite)
+        self.encoded.encode(self.inputs["corpus"], self.plan, tokens, self.settings.bf16, overwrite)
 
     def result(self, name: str) -> Result:
         """Returns what a retriever finds for the test questions."""
         test, latency, weight = self.asked["test"], None, None
         if name == "dense":
-            normalize = self.model.spec.settings.unit_length
-            scores, positions, seconds = search(
-                self.folder, self.question_folder, self.shards["test"], self.k, self.workers, normalize
-            )
-            latency = (seconds + self.question_folder.logged_seconds(self.shards["test"])) / len(test.questions)
+            shards = self.encoded.shards["test"]
+            scores, positions, seconds = self.encoded.search(shards, self.k)
+            latency = (seconds + self.encoded.texts.logged_seconds(shards)) / len(test.questions)
         elif name == "bm25":
             scores, positions = self.bm25().rank(test.questions, self.k)
         else:
@@ -217,13 +206,12 @@ class Retrievers:
             weight = 0.5
             if "weight" in self.asked:
                 other = self.asked["weight"]
-                embeddings = self._question_embeddings("weight")
+                embeddings = self.encoded.embeddings("weight")
                 weight = choose_weight(hybrid, other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
             print(f"hybrid: {weight:g} of the embeddings' z-scores and {1 - weight:g} of BM25's", end="")
             print(", chosen on --weight_data_path" if "weight" in self.asked else "; --weight_data_path would choose")
-            scores, positions = hybrid.rank(test.questions, self._question_embeddings("test"), [weight], self.k)[
-                weight
-            ]
+            embeddings = self.encoded.embeddings("test")
+            scores, positions = hybrid.rank(test.questions, embeddings, [weight], self.k)[weight]
         values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
         return Result(values, (scores, positions), latency, weight)
 
@@ -231,12 +219,9 @@ class Retrievers:
         self._bm25 = self._bm25 or Bm25([document.fmt_content for document in self.plan.documents()])
         return self._bm25
 
-    def _question_embeddings(self, split: str) -> torch.Tensor:
-        return torch.cat([block.embeddings for block in self.question_folder.blocks(self.shards[split])])
-
     def documents(self, positions: np.ndarray) -> Callable[[int], dict[str, Any]]:
         """Returns the documents at some positions."""
-        if self.shards:
+        if self.encoded.shards:
             return self.folder.documents(positions).__getitem__
         wanted = set(positions.ravel().tolist())
         every = enumerate(self.plan.documents())

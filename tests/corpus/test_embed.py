@@ -4,8 +4,8 @@ import pytest
 
 from rqa_ray.corpus.embed import embed, encode_missing
 from rqa_ray.corpus.shards import EmbeddingFolder
+from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.errors import InputError
-from rqa_ray.settings import EmbedSettings
 from tests.conftest import write_lines
 
 

@@ -75,11 +75,11 @@ def questions(spec) -> Questions:
 @pytest.fixture(scope="module")
 def encoded(plan, questions, spec, workers, tmp_path_factory) -> tuple[EmbeddingFolder, list[str]]:
     """A complete folder, and the names of the question shards."""
-    from rqa_ray.corpus.encode import encode_corpus, question_shards
+    from rqa_ray.corpus.encode import encode_corpus, text_shards
 
     folder = EmbeddingFolder(str(tmp_path_factory.mktemp("encoded") / "embeddings"))
     folder.start({"shards": plan.shards})
-    tables = question_shards(questions, folder)
+    tables = text_shards(questions.tokens, folder)
     encode_corpus(plan, folder, tables, spec, workers)
     return folder, [table["name"][0].as_py() for table in tables]
 
@@ -147,7 +147,7 @@ def test_saved_embeddings_are_the_encoders(encoded, spec, documents):
 
 
 def test_shards_that_are_there_are_not_encoded_again(encoded, plan, questions, spec, workers):
-    from rqa_ray.corpus.encode import encode_corpus, question_shards
+    from rqa_ray.corpus.encode import encode_corpus, text_shards
 
     folder, names = encoded
     before = {path: path.stat().st_mtime_ns for path in Path(folder.path).glob("*.parquet")}
@@ -155,7 +155,7 @@ def test_shards_that_are_there_are_not_encoded_again(encoded, plan, questions, s
     for name in lost:
         (Path(folder.path) / f"{name}.parquet").unlink()
     seen = []
-    tables = [table for table in question_shards(questions, folder) if table["name"][0].as_py() in lost]
+    tables = [table for table in text_shards(questions.tokens, folder) if table["name"][0].as_py() in lost]
     encode_corpus(plan, folder, tables, spec, workers, on_shard=lambda name, *_: seen.append(name))
     assert sorted(seen) == sorted(lost)
     after = {path: path.stat().st_mtime_ns for path in Path(folder.path).glob("*.parquet")}
@@ -167,7 +167,7 @@ def test_shards_that_are_there_are_not_encoded_again(encoded, plan, questions, s
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers):
     from rqa_ray.cluster.workers import Workers
-    from rqa_ray.corpus.encode import search
+    from rqa_ray.corpus.sharded_search import search
 
     folder, names = encoded
     scores, positions, seconds = search(folder, folder, names, 50, Workers(num_workers, 1, False), normalize=True)
@@ -182,7 +182,7 @@ def test_the_ranking_is_the_same_for_any_number_of_workers(encoded, num_workers)
 
 def test_planted_ties_rank_in_document_order_for_any_number_of_workers(ray_cluster, tmp_path):
     from rqa_ray.cluster.workers import Workers
-    from rqa_ray.corpus.encode import search
+    from rqa_ray.corpus.sharded_search import search
 
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(400, 16, generator=generator)

@@ -15,13 +15,13 @@ from rqa_ray.corpus import search as ask
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.search import Hit, Searcher, search, show
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
+from rqa_ray.corpus_settings import SearchSettings
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_state
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
-from rqa_ray.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "alpha beta pi"

@@ -1,13 +1,7 @@
 """Whole runs of jobs/evaluate.py and jobs/embed.py on a real cluster: what users get, and what they are told."""
 
 import json
-import os
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,25 +10,7 @@ import pytest
 
 from rqa_ray.data.formats import parse_document
 from rqa_ray.evaluation.metrics import retrieval_metrics
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(job: str, *words: str) -> None:
-    """Runs the job in this process, on the tests' cluster."""
-    before, sys.argv = sys.argv, [f"jobs/{job}.py", *map(str, words)]
-    try:
-        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
-    finally:
-        sys.argv = before
-
-
-def refused(capsys, job: str, *words: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        run(job, *words)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in said
-    return said
+from tests.jobs import kill_half_way, logged_shards, refused, run
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +33,12 @@ def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
     """The output folder of an evaluation that was killed together with Ray, and then run again."""
     folder = tmp_path_factory.mktemp("evaluate") / "out"
     words = [*flags, "--output_dir", str(folder), "--compare", "--weight_data_path", files["eval_file"]]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", SMALL_SHARDS, str(ROOT), *words]
     log = folder / "embeddings" / "shards.jsonl"
-    job = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 300  # other work may share the cores
-        while not log.is_file() or len(log.read_text().splitlines()) < 2:
-            assert job.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline, "it encodes nothing"
-            time.sleep(0.05)
-    finally:
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+    kill_half_way("evaluate", log, *words)
     assert not (folder / "score.json").exists()
     shutil.copy(log, folder.parent / "killed.jsonl")
     run("evaluate", *words)
     return folder
-
-
-def shards(log: Path) -> list[str]:
-    return [json.loads(line)["shard"] for line in log.read_text().splitlines()]
 
 
 def predictions(folder: Path) -> list[dict]:
@@ -212,17 +173,6 @@ def test_embeddings_can_be_made_beforehand_with_an_index_and_in_less_precision(
 
 
 def test_a_killed_evaluation_goes_on_where_it_was_and_encodes_each_shard_once(evaluated):
-    done, logged = shards(evaluated.parent / "killed.jsonl"), shards(evaluated / "embeddings" / "shards.jsonl")
+    done = logged_shards(evaluated.parent / "killed.jsonl")
+    logged = logged_shards(evaluated / "embeddings" / "shards.jsonl")
     assert logged[: len(done)] == done and len(set(logged)) == len(logged)
-
-
-# Small shards, so that there are several; everything else is the job.
-SMALL_SHARDS = """
-import runpy, sys
-root = sys.argv[1]
-sys.path.insert(0, root)
-from rqa_ray.corpus import plan
-plan.FEWEST_ROWS = 4
-sys.argv = [root + "/jobs/evaluate.py", *sys.argv[2:]]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""

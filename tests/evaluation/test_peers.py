@@ -71,7 +71,8 @@ def test_all_metrics_equal_sentence_transformers_evaluator_on_faire(minilm, ray_
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.evaluation import InformationRetrievalEvaluator
 
-    from tests.evaluation.test_evaluate import run, score
+    from tests.evaluation.test_evaluate import score
+    from tests.jobs import run
 
     documents_path, questions_path = DATA["faire"]
     if not documents_path.is_file():

@@ -1,0 +1,80 @@
+"""Ranks saved embeddings for questions on a cluster: one task for each worker searches its share of the shards.
+
+Shapes: Q questions, K passages kept per question.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import ray
+import torch
+
+from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.mining import PairScores
+from rqa_ray.corpus.shards import Block, EmbeddingFolder
+from rqa_ray.corpus.topk import RunningTopK, search_blocks
+
+QUESTIONS_AT_ONCE = 65_536  # the best 100 of each take 52 MB
+
+
+def search(
+    folder: EmbeddingFolder,
+    question_folder: EmbeddingFolder,
+    questions: Sequence[str],
+    k: int,
+    workers: Workers,
+    normalize: bool,
+    pairs: PairScores | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns scores and positions (Q, K) of the best passages, and the seconds of the slowest worker.
+
+    The same pass over the corpus fills the scores of `pairs`.
+    """
+    names = [shard.name for shard in folder.shards]
+    shares = [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
+    asked = torch.cat([block.embeddings for block in question_folder.blocks(questions)])
+    fixed = (folder.location, ray.put(asked.numpy()), k, workers, normalize, ray.put(pairs))
+    found = ray.get([_search_share.options(**workers.of_a_task).remote(share, *fixed) for share in shares])
+    topk = RunningTopK(len(asked), k)
+    for keys, scores, _ in found:
+        topk.merge(torch.from_numpy(keys.copy()))
+        if pairs is not None:
+            pairs.merge(scores)
+    best, positions = topk.result()
+    return best.numpy(), positions.numpy(), max(seconds for *_, seconds in found)
+
+
+@ray.remote
+def _search_share(
+    names: list[str],
+    location: str,
+    questions: np.ndarray,
+    k: int,
+    workers: Workers,
+    normalize: bool,
+    pairs: PairScores | None,
+) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """Returns the keys (Q, k) of the best passages in some shards, the scores of the pairs, and the seconds taken."""
+    torch.set_num_threads(workers.cpus)
+    folder, started = EmbeddingFolder(location), time.perf_counter()
+    device, num_threads = ("cuda", 1) if workers.use_gpu else ("cpu", workers.cpus)
+    asked = torch.from_numpy(questions.copy())
+    if pairs is not None:
+        pairs.scores = pairs.scores.copy()  # what comes from the object store is read-only
+    keys: list[torch.Tensor] = []
+    for part in asked.split(QUESTIONS_AT_ONCE):
+        blocks = folder.blocks(names, normalize)
+        if pairs is not None and not keys:
+            blocks = _scored(blocks, asked, pairs)
+        keys.append(search_blocks(part.to(device), blocks, k, num_threads).keys.cpu())
+    return torch.cat(keys).numpy(), None if pairs is None else pairs.scores, time.perf_counter() - started
+
+
+def _scored(blocks: Iterator[Block], questions: torch.Tensor, pairs: PairScores) -> Iterator[Block]:
+    """Yields the blocks, and scores the pairs of each before."""
+    for block in blocks:
+        pairs.add(questions, *block)
+        yield block

@@ -1,0 +1,86 @@
+"""The settings of the jobs that read a corpus without training: embed, evaluate, search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rqa_ray.fields import BATCHES, DATA, EVALUATION, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least
+from rqa_ray.settings import (
+    DEFAULT_WORKERS,
+    ModelSettings,
+    WorkerSettings,
+    corpus_path,
+    labels_path,
+    model_path,
+)
+
+Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: dense and BM25 together
+RETRIEVERS = get_args(Retriever)
+
+
+def _embeddings() -> Any:
+    text = "Embeddings that jobs/embed.py wrote, or where to write them."
+    return DATA.path(None, text, unset="output_dir/embeddings")
+
+
+@dataclass(kw_only=True)
+class CorpusSettings(ModelSettings):
+    """A model that encodes passages and questions."""
+
+    embedding_model_name_or_path: str = model_path(REQUIRED, "Model")
+    bf16: bool = BATCHES.setting(False, "Compute embeddings in bf16: faster, cosine to fp32 is 0.9999.")
+
+
+@dataclass(kw_only=True)
+class EncodingSettings(CorpusSettings, WorkerSettings):
+    """A model that encodes a corpus on the workers of a cluster."""
+
+    document_path: list[str] = corpus_path(REQUIRED)
+    num_workers: int | None = WORKERS.setting(None, "Processes that encode.", at_least(1), unset=DEFAULT_WORKERS)
+    use_cpu: bool = WORKERS.setting(False, "Use no GPU.")
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings(EncodingSettings):
+    """The settings of jobs/evaluate.py."""
+
+    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
+    accepted_labels: list[str] | None = labels_path()
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the results. The same command goes on after a stop.")
+    embeddings_path: str | None = _embeddings()
+    retriever_type: Retriever = EVALUATION.setting("dense", "Retriever to score (hybrid: both others, fused).")
+    weight_data_path: list[str] | None = EVALUATION.path(
+        None, "Other questions, which choose the weight of the hybrid."
+    )
+    compare: list[str] | None = EVALUATION.path(
+        None,
+        "Compare with these retrievers, or with earlier runs by their output folders; without a value: with all "
+        "retrievers.",
+        may_be_empty=True,
+        metavar="RETRIEVER|DIR",
+    )
+    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace results of other settings.")
+
+
+@dataclass(kw_only=True)
+class EmbedSettings(EncodingSettings):
+    """The settings of jobs/embed.py."""
+
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder or URI (s3://...). The same command goes on after a stop.")
+    precision: Literal["fp32", "fp16", "int8"] = OUTPUT.setting("fp32", "Type of the saved numbers.")
+    index: bool = OUTPUT.setting(False, "Write a FAISS index too (exact, inner product).")
+    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace embeddings of other settings.")
+
+
+@dataclass(kw_only=True)
+class SearchSettings(CorpusSettings):
+    """The settings of jobs/search.py."""
+
+    question: str | None = QUESTION.setting(None, "The question; the flag may be left out.", unset="a prompt asks")
+    document_path: list[str] | None = corpus_path(None)
+    embeddings_path: str | None = DATA.path(
+        None, "Embeddings that jobs/embed.py wrote.", unset="embeddings/ in the model folder"
+    )
+    top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
+    json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")
