@@ -1,7 +1,7 @@
 """rqa_ray: contrastive fine-tuning of retrievers, scaled on Ray.
 
-`from rqa_ray import Embedder, evaluate, search, train, tune` gives notebooks and programs what the jobs do. A name is
-loaded when it is used, so `import rqa_ray` alone imports neither torch nor Ray.
+`from rqa_ray import Embedder, evaluate, mine, search, train, tune` gives notebooks and programs what the jobs do. A
+name is loaded when it is used, so `import rqa_ray` alone imports neither torch nor Ray.
 """
 
 import importlib
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import rqa_ray.ray_environment  # noqa: F401  (before anything here imports Ray)
 
 if TYPE_CHECKING:
-    from rqa_ray.interface import evaluate, search, train, tune
+    from rqa_ray.interface import evaluate, mine, search, train, tune
     from rqa_ray.retriever.embedder import Embedder
 
-__all__ = ["Embedder", "evaluate", "search", "train", "tune"]
+__all__ = ["Embedder", "evaluate", "mine", "search", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,14 @@
-"""The settings of the jobs that read a corpus without training: embed, evaluate, search."""
+"""The settings of the jobs that read a corpus without training: embed, evaluate, mine, search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rqa_ray.fields import BATCHES, DATA, EVALUATION, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least
+from rqa_ray.fields import BATCHES, DATA, EVALUATION, LOSS, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least
 from rqa_ray.settings import (
     DEFAULT_WORKERS,
+    MiningSettings,
     ModelSettings,
     WorkerSettings,
     corpus_path,
@@ -61,6 +62,21 @@ class EvaluateSettings(EncodingSettings):
         metavar="RETRIEVER|DIR",
     )
     overwrite_output_dir: bool = OUTPUT.setting(False, "Replace results of other settings.")
+
+
+@dataclass(kw_only=True)
+class MineSettings(MiningSettings, EncodingSettings):
+    """The settings of jobs/mine.py."""
+
+    train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages: JSONL or Parquet.")
+    eval_file: list[str] | None = DATA.path(None, "Evaluation questions; the mined golds of them are counted.")
+    test_file: list[str] | None = DATA.path(None, "Test questions; the mined golds of them are counted.")
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder of train.jsonl. The same command goes on after a stop.")
+    num_negatives: int = LOSS.setting(8, "Hard negatives of a question, at most.", at_least(1))
+    teacher: str | None = LOSS.path(None, "Cross-encoder or embedding model whose scores decide instead.")
+    embeddings_path: str | None = _embeddings()
+    seed: int = LOSS.setting(42, "Seed of the draw among the candidates.", at_least(0))
+    overwrite_output_dir: bool = OUTPUT.setting(False, "Replace what was mined with other settings.")
 
 
 @dataclass(kw_only=True)

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rqa_ray.command_line import parse
-from rqa_ray.corpus_settings import EvaluateSettings, SearchSettings
+from rqa_ray.corpus_settings import EvaluateSettings, MineSettings, SearchSettings
 
 if TYPE_CHECKING:  # each function loads what it needs, so that a search does not import Ray
+    from rqa_ray.corpus.mine import MineResult
     from rqa_ray.corpus.search import Answer
     from rqa_ray.evaluation.evaluate import EvaluateResult
     from rqa_ray.training.train import TrainResult
@@ -85,6 +86,30 @@ def evaluate(**flags: Any) -> EvaluateResult:
     settings = parse(EvaluateSettings, flags)
     with _no_exit():
         return evaluate(settings)
+
+
+def mine(**flags: Any) -> MineResult:
+    """Finds hard negatives for training questions, as `jobs/mine.py` does; train.jsonl in output_dir has them.
+
+    >>> from rqa_ray import mine
+    >>> mined = mine(
+    ...     model=folder / "run",
+    ...     document_path=files["full_dataset_file_path"],
+    ...     train_file=files["train_file"],
+    ...     num_negatives=2,
+    ...     output_dir=folder / "mined",
+    ... )
+    >>> mined.report.counts["negative"] <= 2 * mined.report.counts["questions"]
+    True
+
+    Raises:
+        InputError: an argument or a file is wrong; nothing was written.
+    """
+    from rqa_ray.corpus.mine import mine
+
+    settings = parse(MineSettings, flags)
+    with _no_exit():
+        return mine(settings)
 
 
 def search(**flags: Any) -> Answer:

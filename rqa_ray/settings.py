@@ -27,6 +27,7 @@ from rqa_ray.fields import (
 )
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
+MINED_FROM = ("dense", "bm25")  # rankings that find candidates
 DEFAULT_WORKERS = "one for each GPU of the cluster, else 1"
 
 # LocalRQA's names, and sentence-transformers' names of poolings that LocalRQA does not have.
@@ -145,6 +146,25 @@ class WorkerSettings:
     """Number and resources of workers."""
 
     cpus_per_worker: int | None = WORKERS.setting(None, "CPU cores of a worker.", at_least(1), unset="an even share")
+
+
+@dataclass(kw_only=True)
+class MiningSettings:
+    """Which passages may become hard negatives."""
+
+    mine_margin: float = LOSS.setting(
+        0.95,
+        "Mine no passage that scores this share of the gold's score, or more; 1000 mines all.",
+        Check(lambda value: 0 < value < float("inf"), "above 0 and finite"),
+    )
+    mine_from: list[str] | None = LOSS.setting(
+        None,
+        "Rankings that find candidates; bm25 needs bm25s.",
+        Check(lambda value: value in MINED_FROM, "dense or bm25"),
+        unset="dense bm25",
+        metavar="dense|bm25",
+    )
+    mine_depth: int = LOSS.setting(100, "Candidates of a question from each ranking.", at_least(1))
 
 
 def _is_number_of_workers(value: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from rqa_ray.command_line import parse, user_errors
-from rqa_ray.corpus_settings import EmbedSettings, EvaluateSettings, SearchSettings
+from rqa_ray.corpus_settings import EmbedSettings, EvaluateSettings, MineSettings, SearchSettings
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.fields import DATA, OUTPUT, REQUIRED, at_least
 from rqa_ray.settings import PrepareSettings
@@ -132,9 +132,11 @@ def test_paths_of_every_job_know_the_home_folder(home):
     words = "--model_name_or_path m --demo_size 9 --output_dir=~/run --storage_path=~/s --resume_from_checkpoint=~/c"
     job = parse_job(words.split())
     assert (job.output_dir, job.settings.storage_path, job.resume) == (f"{home}/run", f"{home}/s", f"{home}/c")
-    for kind in (EmbedSettings, EvaluateSettings, PrepareSettings, SearchSettings):
+    for kind in (EmbedSettings, EvaluateSettings, MineSettings, PrepareSettings, SearchSettings):
         for item in dataclasses.fields(kind):
-            named = item.name.endswith(("_path", "_file", "_labels", "compare")) or item.name == "output_dir"
+            named = (
+                item.name.endswith(("_path", "_file", "_labels", "compare", "teacher")) or item.name == "output_dir"
+            )
             assert item.metadata["is_path"] == named, item.name
 
 
@@ -203,7 +205,7 @@ def said_by(job: str, *words: str) -> int:
     return end.value.code
 
 
-@pytest.mark.parametrize("job", [*JOBS, "benchmark train", "benchmark data", "benchmark eval"])
+@pytest.mark.parametrize("job", [*JOBS, "benchmark train", "benchmark data", "benchmark eval", "benchmark mine"])
 def test_the_help_of_every_job_is_short_and_begins_with_what_it_does_its_usage_an_example(job, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "")
     assert said_by(job, "-h") == 0
@@ -227,7 +229,7 @@ def test_every_job_is_short_and_says_a_mistake_in_one_line(job, capsys):
 def test_a_benchmark_that_there_is_not_is_met_with_the_nearest(capsys):
     assert said_by("benchmark", "trian") == 2
     assert capsys.readouterr().err == (
-        "error: trian: no benchmark; did you mean train? choose one of train, data, eval (-h lists them)\n"
+        "error: trian: no benchmark; did you mean train? choose one of train, data, eval, mine (-h lists them)\n"
     )
 
 

@@ -9,7 +9,7 @@ import rqa_ray
 from rqa_ray import interface
 from rqa_ray.errors import InputError
 
-FUNCTIONS = ("train", "tune", "evaluate", "search")  # an example uses what those before it made
+FUNCTIONS = ("train", "tune", "evaluate", "mine", "search")  # an example uses what those before it made
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_a_notebook_shows_metrics_before_and_after_and_where_the_files_are(names
     assert str(names["folder"] / "run") in page
     assert "<th>learning_rate</th>" in names["searched"]._repr_html_()
     assert "<td>dense</td>" in names["found"]._repr_html_() and str(names["folder"]) in names["found"]._repr_html_()
+    assert "<td>negative</td>" in names["mined"]._repr_html_()
     assert "<th>alpha beta</th>" in names["answer"]._repr_html_()
 
 

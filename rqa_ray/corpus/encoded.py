@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from rqa_ray.corpus.mining import PairScores
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.sharded_search import search
-from rqa_ray.corpus.shards import EmbeddingFolder
+from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
+from rqa_ray.corpus_settings import EvaluateSettings, MineSettings
+
+
+def embedding_folder(settings: EvaluateSettings | MineSettings) -> EmbeddingFolder:
+    """Opens the folder of the passages' embeddings."""
+    return EmbeddingFolder(settings.embeddings_path or str(Path(settings.output_dir) / EMBEDDINGS_FOLDER))
 
 
 class Encoded:

@@ -1,19 +1,18 @@
-"""Which passages teach a question as hard negatives: candidates, filters, the draw. Knows no model and no Ray.
+"""Chooses the hard negatives of questions: candidates, filters, the draw. Knows no model and no Ray.
 
 The candidates of a question are the best passages of a dense model and of BM25, the two rankings interleaved. A
-candidate is dropped by the first filter that applies, in the order of `Verdict`. Of those left, the first ranks
-are the pool from which the negatives are drawn.
+candidate is dropped by the first filter that applies, in the order of `Verdict`. The negatives are drawn from the
+first ranks of those left.
 
-Scores close to a gold's: the margin is relative to the gold's score, as NV-Retriever (de Souza P. Moreira et al. 2024)
-found best.
+The margin is relative to the gold's score, which NV-Retriever (de Souza P. Moreira et al. 2024) found best.
 
-Q questions (distinct wordings), K candidates of a ranking, M candidates of all questions, G golds of all questions.
+Shapes: Q questions (distinct wordings), K candidates of a ranking, M candidates and G golds of all questions.
 A position is a passage's place in the corpus, or of a gold that the corpus lacks one behind its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,10 +26,10 @@ from rqa_ray.data.distinct import first_places
 from rqa_ray.data.passages import Negatives, PassageTable
 from rqa_ray.data.rows import Golds
 
-POOL = 4  # times num_negatives candidates are drawn from
-LEVEL_STEP, HIGHEST_LEVEL = 0.05, 1.5  # of the histogram of levels
-PAIRS_AT_ONCE = 1 << 14  # that are scored: 50 MB in fp64 at 384 dimensions
-QUESTIONS_AT_ONCE = 2_048  # whose candidates are filtered
+POOL = 4  # negatives are drawn from so many times their number
+LEVEL_STEP, HIGHEST_LEVEL = 0.05, 1.5  # columns of the histogram
+PAIRS_AT_ONCE = 1 << 14  # pairs that are scored together; they take 50 MB at 384 dimensions
+QUESTIONS_AT_ONCE = 2_048  # questions whose candidates are filtered together
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class MiningRules:
     round: int = 0
 
     def limits(self, lowest: np.ndarray) -> np.ndarray:
-        """(Q,) fp64: the score from which on a candidate is a suspect, by the lowest gold's score (Q,).
+        """Returns the scores (Q,) from which on a candidate is a suspect, by the lowest score (Q,) of the golds.
 
-        Below a negative score too.
+        The limit is below the gold's score, also where the score is negative.
         """
         lowest = lowest.astype(np.float64)
         return lowest - (1 - self.margin) * np.abs(lowest)
@@ -63,7 +62,7 @@ class Wordings:
 
     @classmethod
     def of(cls, question_keys: np.ndarray, passage_ids: np.ndarray) -> Wordings:
-        """From the question keys and the golds (N,) of all pairs, in the order of the input."""
+        """Groups the pairs by the question keys (N,); passage_ids (N,) are their golds."""
         first = first_places(question_keys)
         keys, order = question_keys[first], np.argsort(question_keys[first])
         of_pairs = order[np.searchsorted(keys, question_keys, sorter=order)]
@@ -93,7 +92,7 @@ class Candidates:
 
     @classmethod
     def united(cls, dense: tuple[np.ndarray, np.ndarray], bm25: tuple[np.ndarray, np.ndarray]) -> Candidates:
-        """Two rankings interleaved: ordered by the better rank of a passage, the dense one first among equals.
+        """Interleaves two rankings: by the better rank of a passage, the dense ranking first among equals.
 
         dense, bm25: positions (Q, K), best first, -1 where a ranking ends, and scores (Q, K) of the model that
         decides. K is 0 of a ranking that is not wanted.
@@ -118,11 +117,19 @@ class Candidates:
 
     @property
     def questions(self) -> np.ndarray:
-        """(M,) the question of each."""
+        """The question (M,) of each candidate."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    @classmethod
+    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Joins the candidates of several sets of questions."""
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        names = ("positions", "scores", "dense_ranks", "bm25_ranks")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(**arrays, offsets=_offsets(counts))
+
     def where(self, kept: np.ndarray) -> Candidates:
-        """Those that are kept, by a mask (M,), in their order."""
+        """Returns the candidates that a mask (M,) keeps."""
         counts = np.bincount(self.questions[kept], minlength=len(self.offsets) - 1)
         ranks = self.dense_ranks[kept], self.bm25_ranks[kept]
         return Candidates(self.positions[kept], self.scores[kept], *ranks, _offsets(counts))
@@ -137,7 +144,7 @@ class ScoredGolds:
     offsets: np.ndarray  # (Q + 1,)
 
     def lowest(self) -> np.ndarray:
-        """(Q,) the lowest score of each question's golds."""
+        """Returns the lowest score (Q,) of each question's golds."""
         return np.minimum.reduceat(self.scores, self.offsets[:-1]) if len(self.scores) else self.scores
 
 
@@ -180,30 +187,31 @@ class Mined:
     lowest: np.ndarray  # (Q,) the lowest gold's score
 
     def of(self, verdict: Verdict) -> Candidates:
-        """Those with a verdict, in their order."""
+        """Returns the candidates with a verdict."""
         return self.candidates.where(self.verdicts == verdict)
 
     def counts(self) -> dict[str, int]:
-        """Candidates by verdict."""
+        """Returns the number of candidates by the name of their verdict."""
         return {verdict.name.lower(): int((self.verdicts == verdict).sum()) for verdict in Verdict}
 
     def levels(self, candidates: Candidates) -> np.ndarray:
-        """(M,) how close scores come to the lowest gold's: their ratio where that is positive, 1 where they are equal.
+        """Returns (M,) how close scores come to the lowest gold's score.
 
-        A candidate is a suspect from the level `MiningRules.margin` on.
+        The level is the ratio of the two where the gold's is positive, and 1 where they are equal. A candidate is a
+        suspect from the level `MiningRules.margin` on.
         """
         lowest = self.lowest.astype(np.float64)[candidates.questions]
         return 1 + (candidates.scores - lowest) / np.maximum(np.abs(lowest), 1e-9)
 
     def histogram(self) -> np.ndarray:
-        """Candidates that passed all filters before the margin, by level: below 0, by LEVEL_STEP, above."""
+        """Counts by level the candidates that pass all filters but the margin: below 0, each LEVEL_STEP, above."""
         passed = self.candidates.where(self.verdicts >= Verdict.SUSPECT)
         edges = np.arange(round(HIGHEST_LEVEL / LEVEL_STEP) + 1) * LEVEL_STEP
         places = np.searchsorted(edges, self.levels(passed), side="right")
         return np.bincount(places, minlength=len(edges) + 1)
 
     def negatives(self, table: PassageTable, ids: np.ndarray, questions: np.ndarray, round: int = 0) -> Negatives:
-        """The negatives of training pairs, each of which has those of its question (N,).
+        """Returns the negatives of training pairs; each pair has those of its question, whose number is in (N,).
 
         table: has the tokens of all passages. ids: passage ids by position.
         """
@@ -232,7 +240,7 @@ def choose(
 
 
 def _filtered(candidates: Candidates, golds: ScoredGolds, texts: Signatures, part: slice) -> np.ndarray:
-    """The verdicts on the candidates of some questions, by comparing each with all golds of its question."""
+    """Compares the candidates of some questions with the golds, and returns their verdicts."""
     places = slice(candidates.offsets[part.start], candidates.offsets[part.stop])
     counts = np.diff(candidates.offsets)[part]
     num_golds = np.repeat(np.diff(golds.offsets)[part], counts)
@@ -247,7 +255,7 @@ def _filtered(candidates: Candidates, golds: ScoredGolds, texts: Signatures, par
 
 
 def _drawn(rules: MiningRules, keys: np.ndarray, offsets: np.ndarray, verdicts: np.ndarray) -> np.ndarray:
-    """Numbers of the candidates that are drawn as negatives."""
+    """Returns the numbers of the candidates that are drawn as negatives."""
     drawn = []
     for key, start, stop in zip(keys.tolist(), offsets[:-1], offsets[1:], strict=True):
         pool = start + np.flatnonzero(verdicts[start:stop] == Verdict.SPARE)[: POOL * rules.num_negatives]

@@ -15,10 +15,10 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.corpus.bm25 import Bm25, Hybrid
 from rqa_ray.corpus.encode import plan_corpus
-from rqa_ray.corpus.encoded import Encoded
+from rqa_ray.corpus.encoded import Encoded, embedding_folder
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
-from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, QUESTIONS_FOLDER, EmbeddingFolder
+from rqa_ray.corpus.shards import QUESTIONS_FOLDER, EmbeddingFolder
 from rqa_ray.corpus_settings import RETRIEVERS, EvaluateSettings
 from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.readers import read_inputs
@@ -159,11 +159,6 @@ def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
         raise InputError(
             f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"
         )
-
-
-def embedding_folder(settings: EvaluateSettings) -> EmbeddingFolder:
-    """Opens the folder of the passages' embeddings."""
-    return EmbeddingFolder(settings.embeddings_path or str(Path(settings.output_dir) / EMBEDDINGS_FOLDER))
 
 
 class Retrievers:

@@ -1,0 +1,156 @@
+"""Mines hard negatives for training questions on a whole cluster; restarts shard by shard.
+
+1. Read the training pairs and the corpus, and encode all passages and distinct questions. Golds that the corpus lacks
+   are encoded beside it, so that every question has a gold's score to compare with.
+2. Mine the questions (`miner.py`).
+3. Write the files, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rqa_ray.cluster.connection import connect
+from rqa_ray.cluster.workers import plan_workers
+from rqa_ray.corpus.encode import plan_corpus
+from rqa_ray.corpus.encoded import embedding_folder
+from rqa_ray.corpus.mined_files import (
+    MINING_FILE,
+    NEGATIVES_FILE,
+    SUSPECTS_FILE,
+    TRAIN_FILE,
+    MiningReport,
+    write_negatives,
+    write_suspects,
+    write_train,
+)
+from rqa_ray.corpus.miner import Miner, mined_from
+from rqa_ray.corpus.mining_inputs import HeldOut, TrainingPairs
+from rqa_ray.corpus.model import find_model
+from rqa_ray.corpus.teacher import find_teacher
+from rqa_ray.corpus_settings import MineSettings
+from rqa_ray.data.readers import read_inputs
+from rqa_ray.data.records import find_inputs
+from rqa_ray.errors import InputError, need_extra
+from rqa_ray.places import refuse_temporary, staged
+from rqa_ray.texts import duration, html_table
+
+INPUTS = {"corpus": "document_path", "asked": "train_file", "eval": "eval_file", "test": "test_file"}
+LACKING = "golds that the corpus lacks, encoded beside it and no candidates"
+IDENTITY = {
+    "model": "model, or other settings of it",
+    "corpus": "corpus",
+    "questions": "training questions or golds",
+    "teacher": "--teacher",
+    "precision": "precision of the embeddings",
+    "bf16": "--bf16",
+    "num_negatives": "--num_negatives",
+    "mine_margin": "--mine_margin",
+    "mine_from": "--mine_from",
+    "mine_depth": "--mine_depth",
+    "seed": "--seed",
+    "held_out": "eval or test questions",
+}
+
+
+@dataclass
+class MineResult:
+    """What `mine` found; the files are in output_dir."""
+
+    output_dir: str
+    report: MiningReport
+    seconds: float = 0.0  # 0 where an earlier run has mined it
+    encoding_seconds: float = 0.0
+
+    def describe(self) -> str:
+        """Returns the summary that the job prints."""
+        counts, settings = self.report.counts, self.report.identity
+        lines = [
+            f"{counts['questions']:,} questions, {counts['candidates']:,} candidates: "
+            f"{counts['negative']:,} negatives",
+            f"left out: {counts['gold']:,} golds, {counts['same_text']:,} with the text of a gold, "
+            f"{counts['near_duplicate']:,} that hold nearly all of a gold, {counts['suspect']:,} suspects "
+            f"(from {settings['mine_margin']:g} of the lowest gold's score on)",
+        ]
+        few = counts["questions_with_fewer"]
+        lines += [f"questions with fewer than {settings['num_negatives']} negatives: {few:,}"] if few else []
+        for split, leaks in self.report.leaks.items():
+            met = f"{leaks['with_a_mined_gold']:,} of {leaks['questions']:,} {split} questions"
+            lines.append(f"leaks: the golds of {met} are among the negatives")
+        if self.seconds:
+            lines.append(f"{duration(self.seconds)}, of which encoding {duration(self.encoding_seconds)}")
+        lines.append(
+            f"written: {Path(self.output_dir) / TRAIN_FILE}, {NEGATIVES_FILE}, {SUSPECTS_FILE}, {MINING_FILE}"
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_table(["mined", "number"], [*self.report.counts.items()]) + f"<p>{self.output_dir}</p>"
+
+
+def mine(settings: MineSettings) -> MineResult:
+    """Finds hard negatives for all training questions, and writes them to output_dir.
+
+    Raises:
+        InputError: what the user gave is wrong; nothing was written.
+    """
+    started = time.perf_counter()
+    refuse_temporary(settings.output_dir)
+    given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
+    outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
+    inputs = find_inputs(given, skip_bad=False, outputs=outputs)
+    embedding_folder(settings).check_own()
+    model = find_model(settings)
+    teacher = find_teacher(settings.teacher) if settings.teacher else None
+    if "bm25" in mined_from(settings):
+        need_extra("--mine_from bm25", "bm25", "bm25s")
+    cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
+    print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
+    plan = plan_corpus(inputs["corpus"])
+    pairs = TrainingPairs(read_inputs({"asked": inputs["asked"]}, model.spec)["asked"].tables(), plan.passage_ids)
+    held_out = {split: HeldOut(inputs[split]) for split in ("eval", "test") if split in inputs}
+    print(f"data: {len(pairs.questions):,} questions in {pairs.num_pairs:,} training pairs; {plan.describe()}")
+    for number, what in ((pairs.num_empty, "empty questions, left out"), (len(pairs.beside), LACKING)):
+        if number:
+            print(f"note: {what}: {number:,}")
+    miner = Miner(settings, model, teacher, workers, plan, pairs)
+    output, identity = Path(settings.output_dir), miner.identity()
+    identity["held_out"] = {split: part.digest for split, part in held_out.items()}
+    earlier = MiningReport.load(output)
+    if earlier and not settings.overwrite_output_dir:
+        differ = [what for name, what in IDENTITY.items() if earlier.identity.get(name) != identity[name]]
+        if differ:
+            raise InputError(
+                f"--output_dir {output}: was mined with another {', another '.join(differ)}; choose another folder, "
+                "or replace it with --overwrite_output_dir"
+            )
+        print("mined already; nothing to do")
+        return MineResult(settings.output_dir, earlier)
+    encoding = time.perf_counter()
+    miner.encode(inputs["corpus"])
+    encoding = time.perf_counter() - encoding
+    found = miner.mined()
+    (output / MINING_FILE).unlink(missing_ok=True)  # the old report does not fit new files
+    with staged(output) as staging:
+        negatives = found.negatives()
+        replaced = write_train(staging / TRAIN_FILE, inputs["asked"], pairs, found, miner.passages)
+        write_negatives(staging / NEGATIVES_FILE, pairs, negatives)
+        written = write_suspects(staging / SUSPECTS_FILE, pairs, found, miner.passages)
+    if replaced:
+        print(f"note: hard negatives of the input, replaced by those that were mined: {replaced:,}")
+    counts = {
+        "pairs": pairs.num_pairs,
+        "questions": len(pairs.questions),
+        "golds_beside_the_corpus": len(pairs.beside),
+        **found.counts,
+        "questions_with_fewer": int((np.diff(negatives.offsets) < settings.num_negatives).sum()),
+        "suspects_written": written,
+    }
+    leaks: dict[str, dict[str, int]] = {split: part.leaks(negatives, pairs.ids) for split, part in held_out.items()}
+    report = MiningReport(identity, counts, found.levels(), leaks)
+    report.save(output)
+    return MineResult(settings.output_dir, report, time.perf_counter() - started, encoding)

@@ -1,0 +1,166 @@
+"""Writes what was mined: training lines with hard negatives, the negatives by id, the suspects, a report.
+
+Shapes: Q questions (distinct wordings), G golds of all questions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rqa_ray.corpus.mining import HIGHEST_LEVEL, LEVEL_STEP, Candidates, Mined, ScoredGolds, Verdict
+from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
+from rqa_ray.data.columns import runs
+from rqa_ray.data.records import good_records
+from rqa_ray.data.schema import question_key
+from rqa_ray.places import read_json, write_json
+
+TRAIN_FILE, NEGATIVES_FILE, SUSPECTS_FILE, MINING_FILE = (
+    "train.jsonl",
+    "negatives.parquet",
+    "suspects.jsonl",
+    "mining.json",
+)
+SUSPECTS_PER_QUESTION, MOST_SUSPECTS = 3, 5_000  # suspects that are written; nobody reads more
+RECORDS_AT_ONCE = 2_048  # the documents of their negatives are in memory together
+
+
+@dataclass
+class MiningReport:
+    """The contents of mining.json: what was mined, from what, and how."""
+
+    identity: dict[str, Any]  # hashes of model, corpus, questions and teacher, and the settings
+    counts: dict[str, int]
+    levels: dict[str, list[float]]  # `Mined.histogram`, and the edges of its columns
+    leaks: dict[str, dict[str, int]]  # by split
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / MINING_FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> MiningReport | None:
+        """Returns the report of an earlier run; None where there is none."""
+        found = read_json(folder / MINING_FILE)
+        return found and cls(**found)
+
+
+class MinedQuestions:
+    """Collects what is mined for all questions: keeps negatives and the best suspects, counts the other candidates."""
+
+    def __init__(self) -> None:
+        self._negatives: list[Candidates] = []
+        self._suspects: list[Candidates] = []
+        self._levels: list[np.ndarray] = []
+        self._gold_scores: list[np.ndarray] = []
+        self.counts = {"candidates": 0, **{verdict.name.lower(): 0 for verdict in Verdict}}
+        self.histogram: np.ndarray | int = 0
+
+    def add(self, mined: Mined, golds: ScoredGolds) -> None:
+        """Adds the next slice of questions."""
+        suspects = mined.of(Verdict.SUSPECT)
+        levels = mined.levels(suspects)
+        rank = np.empty(len(levels), np.int64)  # rank of a suspect in its question
+        rank[np.lexsort([-levels, suspects.questions])] = np.arange(len(levels)) - suspects.offsets[suspects.questions]
+        kept = rank < SUSPECTS_PER_QUESTION
+        self._suspects.append(suspects.where(kept))
+        self._levels.append(levels[kept])
+        self._negatives.append(mined.of(Verdict.NEGATIVE))
+        self._gold_scores.append(golds.scores)
+        for name, number in {"candidates": len(mined.verdicts), **mined.counts()}.items():
+            self.counts[name] += number
+        self.histogram = self.histogram + mined.histogram()
+
+    def negatives(self) -> Candidates:
+        """Returns the negatives of all questions."""
+        return Candidates.join(self._negatives)
+
+    def suspects(self) -> tuple[Candidates, np.ndarray]:
+        """Returns at most SUSPECTS_PER_QUESTION of each question, and their levels."""
+        return Candidates.join(self._suspects), np.concatenate(self._levels)
+
+    def gold_scores(self) -> np.ndarray:
+        """Returns the (G,) scores of `Wordings.golds`."""
+        return np.concatenate(self._gold_scores)
+
+    def levels(self) -> dict[str, list[float]]:
+        """Returns the histogram and the edges of its columns, for the report."""
+        edges = np.arange(round(HIGHEST_LEVEL / LEVEL_STEP) + 1) * LEVEL_STEP
+        return {"edges": np.round(edges, 2).tolist(), "candidates": np.asarray(self.histogram).tolist()}
+
+
+def write_train(path: Path, files: list[str], pairs: TrainingPairs, found: MinedQuestions, passages: Passages) -> int:
+    """Writes a line for each question of each input line, in LocalRQA's form.
+
+    Returns how many hard negatives of the input the mined ones replace.
+    """
+    rows = {key: row for row, key in enumerate(pairs.wordings.keys.tolist())}
+    golds, gold_scores, negatives, replaced = pairs.wordings.golds, found.gold_scores(), found.negatives(), 0
+    records = (record for record in good_records(files, "questions") if record.questions)
+    with path.open("w", encoding="utf-8") as file:
+        while part := list(islice(records, RECORDS_AT_ONCE)):
+            asked = [(record, question) for record in part for question in record.questions]
+            replaced += sum(len(record.hard_neg_docs) for record in part)
+            numbers = np.array([rows[question_key(question)] for _, question in asked])
+            places, ends = runs(negatives.offsets[numbers], np.diff(negatives.offsets)[numbers])
+            documents = passages.documents(negatives.positions[places])
+            for number, (record, question) in enumerate(asked):
+                own, row = places[ends[number] : ends[number + 1]], numbers[number]
+                ids = np.array([gold.passage_id for gold in record.gold_docs])
+                of_golds = golds.offsets[row] + np.searchsorted(golds[row], ids)
+                line = {
+                    "questions": [question],
+                    "gold_docs": [vars(gold) for gold in record.gold_docs],
+                    "hard_neg_docs": [vars(documents[place]) for place in negatives.positions[own].tolist()],
+                    "hard_neg_scores": negatives.scores[own].tolist(),
+                    "gold_scores": gold_scores[of_golds].tolist(),
+                    "chat_history": [],
+                }
+                file.write(json.dumps(line) + "\n")
+    return replaced
+
+
+def write_negatives(path: Path, pairs: TrainingPairs, negatives: Candidates) -> None:
+    """Writes a row for each question and negative; a rank is null where that ranking does not have the passage."""
+    questions = pa.array(negatives.questions.astype(np.int32))
+    columns = {
+        "question_key": pa.array(pairs.wordings.keys[negatives.questions]),
+        "question": pa.DictionaryArray.from_arrays(questions, pa.array(pairs.questions, pa.string())),
+        "passage_id": pa.array(pairs.ids[negatives.positions]),
+        "score": pa.array(negatives.scores),
+        "dense_rank": pa.array(negatives.dense_ranks, mask=negatives.dense_ranks == 0),
+        "bm25_rank": pa.array(negatives.bm25_ranks, mask=negatives.bm25_ranks == 0),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def write_suspects(path: Path, pairs: TrainingPairs, found: MinedQuestions, passages: Passages) -> int:
+    """Writes a line for each suspect, the closest to its gold first; returns the number of lines."""
+    (suspects, levels), gold_scores = found.suspects(), found.gold_scores()
+    golds, questions = pairs.wordings.golds, suspects.questions
+    order = np.argsort(-levels, kind="stable")[:MOST_SUSPECTS]
+    of_golds, ends = runs(golds.offsets[questions[order]], np.diff(golds.offsets)[questions[order]])
+    documents = passages.documents(np.concatenate([suspects.positions[order], pairs.gold_positions[of_golds]]))
+    with path.open("w", encoding="utf-8") as file:
+        for number, place in enumerate(order.tolist()):
+            own, question = of_golds[ends[number] : ends[number + 1]], questions[place]
+            rival, key = int(suspects.positions[place]), int(pairs.wordings.keys[question])
+            line = {
+                "id": f"{key % 2**64:016x}-{int(pairs.ids[rival]) % 2**64:016x}",
+                "question": pairs.questions[question],
+                "gold_docs": [vars(documents[gold]) for gold in pairs.gold_positions[own].tolist()],
+                "gold_score": float(gold_scores[own].min()),
+                "rival": vars(documents[rival]),
+                "score": float(suspects.scores[place]),
+                "dense_rank": int(suspects.dense_ranks[place]) or None,
+                "bm25_rank": int(suspects.bm25_ranks[place]) or None,
+                "accept": None,
+            }
+            file.write(json.dumps(line) + "\n")
+    return len(order)

@@ -1,0 +1,90 @@
+"""Holds what mining knows beside embeddings: training pairs, documents, and the golds of held-out questions.
+
+Shapes: N pairs of a question and a gold, Q questions (distinct wordings), P passages of the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from rqa_ray.corpus.mining import Candidates, Wordings
+from rqa_ray.corpus.shards import EmbeddingFolder
+from rqa_ray.data.columns import column, input_order
+from rqa_ray.data.distinct import first_places
+from rqa_ray.data.records import good_records
+from rqa_ray.data.schema import Document
+
+
+class TrainingPairs:
+    """The pairs of the training files: their questions, their golds, and the golds that the corpus lacks."""
+
+    def __init__(self, tables: Sequence[pa.Table], corpus_ids: np.ndarray) -> None:
+        """Takes blocks of `token_tables.SCHEMAS["questions"]`, and the passage ids (P,) in document order."""
+        order = input_order(tables)
+        ids = column(tables, "passage_id")[order]
+        self.wordings = Wordings.of(column(tables, "question_key")[order], ids)
+        self.num_pairs = len(ids)
+        self.num_empty = int(column(tables, "num_empty_questions").sum())
+        self.questions: list[str] = _texts(tables, "question", order[self.wordings.first])
+        lacking = first_places(ids)
+        lacking = lacking[~np.isin(ids[lacking], corpus_ids)]
+        self.beside = [Document(**json.loads(text)) for text in _texts(tables, "gold_doc", order[lacking])]
+        self.ids = np.concatenate([corpus_ids, ids[lacking]])  # by position
+        by_id = np.argsort(self.ids)
+        golds = self.wordings.golds
+        self.gold_positions = by_id[np.searchsorted(self.ids, golds.ids, sorter=by_id)]  # as golds.ids
+        parts = [ids.tobytes(), column(tables, "question_key")[order].tobytes(), *map(_utf8, self.questions)]
+        parts += [_utf8(document.fmt_content) for document in self.beside]
+        self.digest = hashlib.blake2b(b"|".join(parts), digest_size=16).hexdigest()
+
+
+def _texts(tables: Sequence[pa.Table], name: str, rows: np.ndarray) -> list[str]:
+    """Returns the texts of a column at some rows of all tables."""
+    texts = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], pa.string())
+    return [texts[int(row)].as_py() for row in rows]
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+@dataclass
+class Passages:
+    """Reads documents by position: those of the corpus from saved shards, then the golds beside it."""
+
+    location: str  # where the shards are
+    number: int  # passages of the corpus
+    beside: list[Document]
+
+    def documents(self, positions: np.ndarray) -> dict[int, Document]:
+        """Returns the documents at some positions."""
+        wanted = np.unique(positions)
+        found = EmbeddingFolder(self.location).documents(wanted[wanted < self.number])
+        documents = {place: Document(**record) for place, record in found.items()}
+        return documents | {int(place): self.beside[place - self.number] for place in wanted[wanted >= self.number]}
+
+
+class HeldOut:
+    """The golds of questions that are kept for evaluation."""
+
+    def __init__(self, files: list[str]) -> None:
+        records = [record for record in good_records(files, "questions") if record.questions]
+        self.golds = [{gold.passage_id for gold in record.gold_docs} for record in records for _ in record.questions]
+        ids = np.array([number for golds in self.golds for number in sorted(golds)], np.int64)
+        self.digest = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()
+
+    def leaks(self, negatives: Candidates, ids: np.ndarray) -> dict[str, int]:
+        """Counts the questions with a gold among mined negatives, and these golds."""
+        mined = {*ids[np.unique(negatives.positions)].tolist()}
+        met = [golds & mined for golds in self.golds]
+        return {
+            "questions": len(met),
+            "with_a_mined_gold": sum(map(bool, met)),
+            "mined_golds": len(set().union(*met)),
+        }

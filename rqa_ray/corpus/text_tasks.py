@@ -1,0 +1,59 @@
+"""Makes what mining needs of the texts of a corpus, on a cluster: signatures for near-duplicates, BM25's rankings.
+
+Neither depends on a model, so every round of mining uses the same.
+
+Shapes: Q questions, K passages kept per question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import ray
+
+from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.bm25 import Bm25
+from rqa_ray.corpus.near_duplicates import Signatures
+from rqa_ray.corpus.shards import EmbeddingFolder
+
+Texts = Callable[[], Iterable[str]]  # a function that a task calls
+
+
+def saved_texts(location: str, shards: Sequence[str]) -> Iterable[str]:
+    """Returns the texts of some shards of saved embeddings."""
+    return EmbeddingFolder(location).texts(shards)
+
+
+def signatures(parts: Sequence[Texts]) -> Signatures:
+    """Returns the signatures of the texts of all parts; each part is a task."""
+    return Signatures.join(ray.get([_signatures.remote(part) for part in parts]))
+
+
+@ray.remote
+def _signatures(texts: Texts) -> Signatures:
+    return Signatures.of(texts())
+
+
+def build_bm25(texts: Texts) -> ray.ObjectRef:
+    """Returns a `Bm25` of the texts, made by a task; the workers of a node share its memory."""
+    return _build_bm25.remote(texts)
+
+
+@ray.remote
+def _build_bm25(texts: Texts) -> Bm25:
+    return Bm25(list(texts()))
+
+
+def bm25_rankings(index: ray.ObjectRef, questions: Sequence[str], k: int, workers: Workers) -> np.ndarray:
+    """Returns positions (Q, K), best first, -1 where no further passage has a word of the question."""
+    number = min(workers.num_workers * workers.cpus, len(questions))
+    cuts = [len(questions) * part // number for part in range(number + 1)]
+    parts = [questions[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    return np.concatenate(ray.get([_rank.remote(index, part, k) for part in parts]))
+
+
+@ray.remote
+def _rank(index: Bm25, questions: list[str], k: int) -> np.ndarray:
+    scores, positions = index.rank(questions, k)
+    return np.where(scores > 0, positions, -1)
