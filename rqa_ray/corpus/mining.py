@@ -1,13 +1,13 @@
-"""Chooses the hard negatives of questions: candidates, filters, the draw. Knows no model and no Ray.
+"""Chooses hard negatives for questions: candidates, filters, a seeded draw. It needs neither a model nor Ray.
 
-The candidates of a question are the best passages of a dense model and of BM25, the two rankings interleaved. A
-candidate is dropped by the first filter that applies, in the order of `Verdict`. The negatives are drawn from the
-first ranks of those left.
+The candidates of a question are the best passages of a dense model and of BM25, with the two rankings interleaved.
+Each filter in the order of `Verdict` drops candidates. The negatives are drawn from the first ranks of the candidates
+that are left.
 
 The margin is relative to the gold's score, which NV-Retriever (de Souza P. Moreira et al. 2024) found best.
 
-Shapes: Q questions (distinct wordings), K candidates of a ranking, M candidates and G golds of all questions.
-A position is a passage's place in the corpus, or of a gold that the corpus lacks one behind its end.
+Shapes: Q questions (distinct wordings), K candidates of a ranking, M candidates and G golds of all questions. A
+position is a passage's place in the corpus. A gold that the corpus lacks has a position behind the end of the corpus.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rqa_ray.data.distinct import first_places
 from rqa_ray.data.passages import Negatives, PassageTable
 from rqa_ray.data.rows import Golds
 
-POOL = 4  # negatives are drawn from so many times their number
+POOL = 4  # negatives are drawn from POOL times as many candidates
 LEVEL_STEP, HIGHEST_LEVEL = 0.05, 1.5  # columns of the histogram
 PAIRS_AT_ONCE = 1 << 14  # pairs that are scored together; they take 50 MB at 384 dimensions
 QUESTIONS_AT_ONCE = 2_048  # questions whose candidates are filtered together
@@ -34,18 +34,18 @@ QUESTIONS_AT_ONCE = 2_048  # questions whose candidates are filtered together
 
 @dataclass(frozen=True)
 class MiningRules:
-    """How negatives are chosen."""
+    """The settings by which negatives are chosen."""
 
-    num_negatives: int = 8  # of a question, at most
-    margin: float = 0.95  # share of the lowest gold's score from which on a candidate is a suspect
+    num_negatives: int = 8  # largest number of negatives of a question
+    margin: float = 0.95  # a candidate with at least this share of the lowest gold's score is a suspect
     depth: int = 100  # candidates of each ranking
     seed: int = 42
     round: int = 0
 
     def limits(self, lowest: np.ndarray) -> np.ndarray:
-        """Returns the scores (Q,) from which on a candidate is a suspect, by the lowest score (Q,) of the golds.
+        """Returns (Q,) the scores at which a candidate becomes a suspect, from the lowest gold scores (Q,).
 
-        The limit is below the gold's score, also where the score is negative.
+        The limit is below the gold's score, also if that score is negative.
         """
         lowest = lowest.astype(np.float64)
         return lowest - (1 - self.margin) * np.abs(lowest)
@@ -53,12 +53,12 @@ class MiningRules:
 
 @dataclass
 class Wordings:
-    """The questions that pairs of a question and a gold ask, each wording once, in the order of the input."""
+    """The questions of all pairs of a question and a gold, each wording once, in the order of the input."""
 
     keys: np.ndarray  # (Q,) `schema.question_key`
-    first: np.ndarray  # (Q,) the first pair that asks each
-    golds: Golds  # (Q,) of all pairs of a wording
-    of_pairs: np.ndarray  # (N,) the question of each pair
+    first: np.ndarray  # (Q,) the first pair with each question
+    golds: Golds  # (Q,) golds of all pairs with the wording
+    of_pairs: np.ndarray  # (N,) the question number of each pair
 
     @classmethod
     def of(cls, question_keys: np.ndarray, passage_ids: np.ndarray) -> Wordings:
@@ -70,32 +70,32 @@ class Wordings:
 
 
 class Verdict(IntEnum):
-    """What becomes of a candidate; a filter that comes first counts."""
+    """The decision about a candidate; if several filters apply, the first one counts."""
 
-    GOLD = 0  # of the question, in whatever line of the input
-    SAME_TEXT = 1  # as a gold
-    NEAR_DUPLICATE = 2  # of a gold
-    SUSPECT = 3  # its score is too close to the lowest gold's
-    SPARE = 4  # could be a negative, was not drawn
+    GOLD = 0  # it is a gold of the question, in some line of the input
+    SAME_TEXT = 1  # it has the same text as a gold
+    NEAR_DUPLICATE = 2  # it is nearly a gold
+    SUSPECT = 3  # its score is too close to that of the lowest gold
+    SPARE = 4  # it may be a negative, but was not drawn
     NEGATIVE = 5
 
 
 @dataclass
 class Candidates:
-    """Passages that questions may be taught, ragged: those of question i are offsets[i] to offsets[i + 1]."""
+    """The candidates of all questions in one list: question i has those from offsets[i] to offsets[i + 1]."""
 
     positions: np.ndarray  # (M,)
     scores: np.ndarray  # (M,) fp32
-    dense_ranks: np.ndarray  # (M,) from 1 on, 0 where the dense model does not find it
-    bm25_ranks: np.ndarray  # (M,) likewise
+    dense_ranks: np.ndarray  # (M,) ranks from 1; 0 if the dense model does not find the passage
+    bm25_ranks: np.ndarray  # (M,) ranks from 1; 0 if BM25 does not find the passage
     offsets: np.ndarray  # (Q + 1,)
 
     @classmethod
     def united(cls, dense: tuple[np.ndarray, np.ndarray], bm25: tuple[np.ndarray, np.ndarray]) -> Candidates:
-        """Interleaves two rankings: by the better rank of a passage, the dense ranking first among equals.
+        """Interleaves two rankings by the better rank of each passage; of equal ranks, the dense one comes first.
 
         dense, bm25: positions (Q, K), best first, -1 where a ranking ends, and scores (Q, K) of the model that
-        decides. K is 0 of a ranking that is not wanted.
+        decides. K is 0 for a ranking that is not wanted.
         """
         width = max(dense[0].shape[1], bm25[0].shape[1])
         positions, scores = (
@@ -137,7 +137,7 @@ class Candidates:
 
 @dataclass
 class ScoredGolds:
-    """The golds of questions, ragged: those of question i are offsets[i] to offsets[i + 1], at least one."""
+    """The golds of all questions in one list: question i has those from offsets[i] to offsets[i + 1], at least one."""
 
     positions: np.ndarray  # (G,)
     scores: np.ndarray  # (G,) fp32
@@ -149,10 +149,10 @@ class ScoredGolds:
 
 
 class PairScores:
-    """The scores of some pairs of a question and a passage, whose embeddings stream by; foldable over ranks.
+    """The scores of given pairs of a question and a passage, filled in while the corpus comes in blocks.
 
-    scores: (N,) fp32 of the N pairs in the order given, -inf of those whose passage has not come by. Equal to those of
-    a search (`topk.py`) to the bit.
+    scores: (N,) fp32 of the N pairs in the order given; -inf until the passage of the pair has come. They equal the
+    scores of a search (`topk.py`) to the bit. States of several ranks can be merged.
     """
 
     def __init__(self, questions: np.ndarray, positions: np.ndarray) -> None:
@@ -161,7 +161,10 @@ class PairScores:
         self.scores = np.full(len(positions), -np.inf, np.float32)
 
     def add(self, question_embeddings: torch.Tensor, positions: torch.Tensor, embeddings: torch.Tensor) -> None:
-        """Scores the pairs of a block of passages at positions (B,) with embeddings (B, D); all questions': (Q, D)."""
+        """Scores the pairs whose passages are in a block with positions (B,) and embeddings (B, D).
+
+        The embeddings of all questions are (Q, D).
+        """
         places = positions.cpu().numpy()
         starts = np.searchsorted(self._positions, places)
         counts = np.searchsorted(self._positions, places, side="right") - starts
@@ -180,11 +183,11 @@ class PairScores:
 
 @dataclass
 class Mined:
-    """What became of the candidates."""
+    """The decisions about all candidates."""
 
     candidates: Candidates
-    verdicts: np.ndarray  # (M,) of `Verdict`
-    lowest: np.ndarray  # (Q,) the lowest gold's score
+    verdicts: np.ndarray  # (M,) values of `Verdict`
+    lowest: np.ndarray  # (Q,) score of the lowest gold
 
     def of(self, verdict: Verdict) -> Candidates:
         """Returns the candidates with a verdict."""
@@ -195,25 +198,25 @@ class Mined:
         return {verdict.name.lower(): int((self.verdicts == verdict).sum()) for verdict in Verdict}
 
     def levels(self, candidates: Candidates) -> np.ndarray:
-        """Returns (M,) how close scores come to the lowest gold's score.
+        """Returns (M,) how close scores are to the lowest gold's score.
 
-        The level is the ratio of the two where the gold's is positive, and 1 where they are equal. A candidate is a
-        suspect from the level `MiningRules.margin` on.
+        The level is the ratio of the two scores if the gold's is positive, and always 1 if they are equal. From the
+        level `MiningRules.margin`, a candidate is a suspect.
         """
         lowest = self.lowest.astype(np.float64)[candidates.questions]
         return 1 + (candidates.scores - lowest) / np.maximum(np.abs(lowest), 1e-9)
 
     def histogram(self) -> np.ndarray:
-        """Counts by level the candidates that pass all filters but the margin: below 0, each LEVEL_STEP, above."""
+        """Counts by level the candidates that pass all filters except the margin: below 0, each LEVEL_STEP, above."""
         passed = self.candidates.where(self.verdicts >= Verdict.SUSPECT)
         edges = np.arange(round(HIGHEST_LEVEL / LEVEL_STEP) + 1) * LEVEL_STEP
         places = np.searchsorted(edges, self.levels(passed), side="right")
         return np.bincount(places, minlength=len(edges) + 1)
 
     def negatives(self, table: PassageTable, ids: np.ndarray, questions: np.ndarray, round: int = 0) -> Negatives:
-        """Returns the negatives of training pairs; each pair has those of its question, whose number is in (N,).
+        """Returns the negatives of training pairs; pair i has the negatives of its question, whose number is in (N,).
 
-        table: has the tokens of all passages. ids: passage ids by position.
+        table: the tokens of all passages. ids: passage ids by position.
         """
         drawn = self.of(Verdict.NEGATIVE)
         places, offsets = runs(drawn.offsets[questions], np.diff(drawn.offsets)[questions])
@@ -225,8 +228,8 @@ def choose(
 ) -> Mined:
     """Filters the candidates of questions, and draws their negatives.
 
-    keys: (Q,) `schema.question_key`, which seed the draw, so that a question has the same negatives whatever others
-    are mined with it. texts: of all positions.
+    keys: (Q,) `schema.question_key`, which seeds the draw. So a question has the same negatives whichever other
+    questions are mined with it. texts: signatures of the texts at all positions.
     """
     lowest = golds.lowest()
     verdicts = np.full(len(candidates.positions), Verdict.SPARE, np.int8)
@@ -245,12 +248,13 @@ def _filtered(candidates: Candidates, golds: ScoredGolds, texts: Signatures, par
     counts = np.diff(candidates.offsets)[part]
     num_golds = np.repeat(np.diff(golds.offsets)[part], counts)
     of_golds, _ = runs(np.repeat(golds.offsets[:-1][part], counts), num_golds)
-    numbers = np.repeat(np.arange(len(num_golds)), num_golds)  # of the candidate in each pair with a gold
+    # number of the candidate in each pair of a candidate and a gold
+    numbers = np.repeat(np.arange(len(num_golds)), num_golds)
     positions, gold_positions = candidates.positions[places][numbers], golds.positions[of_golds]
     verdicts = np.full(len(num_golds), Verdict.SPARE, np.int8)
     verdicts[numbers[texts.contained(gold_positions, positions) >= LIMIT]] = Verdict.NEAR_DUPLICATE
     verdicts[numbers[texts.exact[positions] == texts.exact[gold_positions]]] = Verdict.SAME_TEXT
-    verdicts[numbers[positions == gold_positions]] = Verdict.GOLD  # last, for it counts most
+    verdicts[numbers[positions == gold_positions]] = Verdict.GOLD  # set last, because this verdict counts most
     return verdicts
 
 
