@@ -23,6 +23,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.help_text import help_text
 from rqa_ray.places import NO_SPACE
+from rqa_ray.stops import stop_on_signals
 
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
 T = TypeVar("T")
@@ -259,8 +260,8 @@ def _expand_home(value: Any) -> Any:
 
 
 @contextmanager
-def user_errors(when_stopped: str | None = None) -> Iterator[None]:
-    """Ends a job with one line and exit code 2 after an InputError, and with exit code 130 after Ctrl-C.
+def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
+    """Ends a job with one line and exit code 2 after an InputError, 130 after Ctrl-C, 143 after SIGTERM.
 
     Characters that the terminal's encoding lacks are printed as `?`.
     """
@@ -268,7 +269,8 @@ def user_errors(when_stopped: str | None = None) -> Iterator[None]:
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        yield
+        with stop_on_signals():
+            yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -277,7 +279,6 @@ def user_errors(when_stopped: str | None = None) -> Iterator[None]:
             raise
         print(f"error: {error.filename or 'output'}: no space left; free some, and go on", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        if when_stopped:
-            print(when_stopped)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        print(when_stopped)
+        raise SystemExit(getattr(stop, "code", 130)) from None

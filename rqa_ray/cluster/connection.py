@@ -23,6 +23,8 @@ OF_CLIENT = "ray://"  # addresses of Ray Client begin so
 
 def connect() -> str:
     """Connects to the cluster that RAY_ADDRESS names, or starts a private one; returns a line that says which."""
+    found = signal.getsignal(signal.SIGTERM)
+    on_sigterm = found if callable(found) else lambda *_: sys.exit(128 + signal.SIGTERM)
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         if not address:  # no node will be taken away here, and the watcher would be one more process
@@ -39,6 +41,9 @@ def connect() -> str:
             if not address:
                 raise
             raise InputError(why_refused(address, error)) from None
+        except SystemExit:  # from Ray's own handler of SIGTERM, which would end this process with 15
+            on_sigterm(signal.SIGTERM, None)
+            raise
         except Exception as error:
             if "AF_UNIX path length" in str(error):
                 folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
@@ -47,8 +52,8 @@ def connect() -> str:
                 raise
             ray.shutdown()  # Ray waits 30 s for its node; a busy machine may need longer to load Ray the first time
             ray.init(**options)
-    if threading.current_thread() is threading.main_thread():  # Ray's own handler exits with 15
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
     nodes, more = nodes_now(), nodes_to_come()
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     kind = f"cluster at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "private local cluster"

@@ -1,7 +1,9 @@
 """A wrong address or folder for Ray in the environment gives one line; no test here starts Ray."""
 
 import re
+import signal
 import socket
+import sys
 
 import pytest
 import ray
@@ -42,6 +44,26 @@ def test_an_address_where_one_listens_is_left_to_ray():
         port = listener.getsockname()[1]
         check_that_one_listens(f"localhost:{port}")
         check_that_one_listens(f"ray://localhost:{port}")
+
+
+def test_sigterm_while_ray_starts_is_left_to_the_job(monkeypatch):
+    def start(**options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            connect()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(77))
+        with pytest.raises(SystemExit) as of_job:
+            connect()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (end.value.code, of_job.value.code) == (143, 77)
 
 
 def test_a_folder_too_long_for_sockets_is_one_line(monkeypatch, tmp_path):

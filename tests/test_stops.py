@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM end a job with one line and their exit code, whatever a library does with the exception."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rqa_ray.stops import stop_on_signals
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+JOB = """
+import time
+from rqa_ray import stops
+from rqa_ray.command_line import user_errors
+stops.GRACE_SECONDS = {grace}
+with user_errors():
+    for said in ("ready", "swallowed"):
+        try:
+            print(said, flush=True)
+            time.sleep(60)
+        except BaseException:
+            {reaction}
+"""
+
+
+def job(reaction: str, grace: float) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOB.format(reaction=reaction, grace=grace)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_ends_a_job_with_one_line(number, code):
+    process = job("raise", grace=60)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("stopped\n", "")
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_job_whose_library_swallows_the_exception_ends_soon_after(number, code):
+    process = job("pass", grace=0.3)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == (
+        "swallowed\n",
+        "stopped, without waiting any longer for a library to end\n",
+    )
+    assert process.returncode == code
+
+
+def test_a_second_signal_ends_a_job_at_once():
+    process = job("pass", grace=60)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout and process.stdout.readline() == "swallowed\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 143
+
+
+def test_the_handlers_of_before_are_back_after_the_block():
+    before = [signal.getsignal(number) for number, _ in SIGNALS]
+    with stop_on_signals():
+        assert [signal.getsignal(number) for number, _ in SIGNALS] != before
+    assert [signal.getsignal(number) for number, _ in SIGNALS] == before
