@@ -72,9 +72,21 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Reads the value of a JSON file; returns None if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads the object in a JSON file; returns None if there is no file.
+
+    Raises:
+        InputError: the file contains something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); a program or a person has changed the file") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: has to be a JSON object; a program or a person has changed the file")
+    return found
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:

@@ -137,3 +137,14 @@ def test_a_file_that_was_written_again_has_another_state(tmp_path):
     before = file_state(str(file))
     os.utime(file, ns=(1, 1))
     assert before[:2] == file_state(str(file))[:2] == (str(file), 3) and before != file_state(str(file))
+
+
+def test_a_json_file_has_an_object_or_is_not_there(tmp_path):
+    file = tmp_path / "a.json"
+    assert read_json(file) is None
+    write_json(file, {"a": 1})
+    assert read_json(file) == {"a": 1}
+    for content, said in (("{", "not JSON"), ("[1]", "has to be a JSON object")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=f"^{file}: {said}"):
+            read_json(file)

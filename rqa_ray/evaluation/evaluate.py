@@ -154,8 +154,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Raises InputError if the folder has results of another evaluation."""
-    earlier = read_json(output / ALL_ARGS_FILE)
-    if earlier is not None and earlier != config and not overwrite:
+    earlier = None if overwrite else read_json(output / ALL_ARGS_FILE)
+    if earlier is not None and earlier != config:
         raise InputError(
             f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"
         )

@@ -6,6 +6,7 @@ The files are read as plain JSON. So a process that only tokenizes needs neither
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ POOLING_FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+HEADS = ("Dense", "LayerNorm")  # modules with weights that may follow a transformer
 SIMILARITIES = ("cosine", "dot")
 # Modules that need inputs which our forward pass does not make: all layers, token ids, or a task.
 _UNTRAINABLE = {"Asym", "CNN", "LSTM", "MultiVectorMask", "Router", "WeightedLayerPooling", "WordWeights"}
@@ -172,6 +174,20 @@ def modules_of(folder: str) -> list[tuple[str, Path]]:
     modules = read_json_file(Path(folder) / "modules.json", [])
     found = [(_kind(module), Path(folder) / (module.get("path") or "")) for module in modules]
     return found or [("Transformer", Path(folder))]
+
+
+def heads(read: Callable[[str], Any]) -> list[str]:
+    """Describes the modules with weights behind a model's transformer, by kind and sizes.
+
+    `read` reads a JSON file by its path in the model's folder, and returns None if there is none.
+    """
+    found = []
+    for module in read("modules.json") or []:
+        if _kind(module) in HEADS:
+            config = read(f"{module['path']}/config.json") or {}
+            sizes = [f"{name} {value}" for name, value in sorted(config.items()) if type(value) is int]
+            found.append(f"{_kind(module)} ({', '.join(sizes)})")
+    return found
 
 
 def _kind(module: dict[str, Any]) -> str:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.encoder_settings import ModelSpec, modules_of, read_json_file
+from rqa_ray.retriever.encoder_settings import HEADS, ModelSpec, modules_of, read_json_file
 
 LARGEST_READ = 4 * 2**30  # bytes of weights whose values are looked at: half a second, or as long as the disk takes
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them; .index.json lists several files
-_WITH_WEIGHTS = ("Dense", "LayerNorm", "Transformer")  # kinds of modules
 _POINTER = b"version https://git-lfs"
 
 
@@ -26,7 +25,7 @@ def check_weights(spec: ModelSpec) -> None:
     files = []
     for kind, folder in modules_of(spec.folder):
         own = weight_files(folder)
-        if kind in _WITH_WEIGHTS and not own:
+        if kind in ("Transformer", *HEADS) and not own:
             raise InputError(f"{folder}: has no model.safetensors; pass a folder that is complete")
         files += own
     for path in files:

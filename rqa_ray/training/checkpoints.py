@@ -23,7 +23,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
 from rqa_ray.places import inside, open_location
-from rqa_ray.retriever.encoder_settings import model_config
+from rqa_ray.retriever.encoder_settings import heads, model_config, read_json_file
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, STEP_FILE
 
 MANIFEST_FILE = "manifest.json"
@@ -90,7 +90,12 @@ class StoredCheckpoint:
         other = model_config(model_folder)
         sizes = [name for name in own if type(own[name]) is int and not name.endswith("_token_id")]
         names = [name for name in ["model_type", *sizes] if name in own and name in other]
-        return ", ".join(f"{name} {own[name]}, not {other[name]}" for name in names if own[name] != other[name])
+        differ = [f"{name} {own[name]}, not {other[name]}" for name in names if own[name] != other[name]]
+        own_heads = heads(lambda name: _read_json(self.filesystem, f"{self.path}/{MODEL_FOLDER}/{name}"))
+        other_heads = heads(lambda name: read_json_file(Path(model_folder) / name, None))
+        if own_heads != other_heads:
+            differ.append(f"{', '.join(own_heads) or 'no head'}, not {', '.join(other_heads) or 'none'}")
+        return ", ".join(differ)
 
     def download(self, name: str, target: Path) -> None:
         """Copies a file or folder of the checkpoint."""

@@ -31,6 +31,13 @@ from rqa_ray.training.output_folder import (
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
 from rqa_ray.training.summary import BAD_RECORDS_FILE
 
+RECORDED: dict[str, Any] = {  # types of what `RUN_FILE` keeps, beside the location
+    "storage_path": str,
+    "run_names": list,
+    "resume_from": (str, type(None)),
+    "files": list,
+}
+
 
 @dataclass
 class RunRecord:
@@ -49,15 +56,24 @@ class RunRecord:
 
     @classmethod
     def read(cls, job: Job) -> RunRecord | None:
-        """Reads the record in output_dir; returns None if there is none."""
+        """Reads the record in output_dir; returns None if there is none.
+
+        Raises:
+            InputError: the file is no record that this version can read.
+        """
         kept = read_json(Path(job.output_dir) / RUN_FILE)
         if kept is None:
             return None
-        here = absolute(job.location)
+        here, home = absolute(job.location), kept.pop("location", "another folder")
+        wrong = _unreadable(kept)
+        if wrong:
+            raise InputError(
+                f"--output_dir {shown(job.location)}: this version cannot read {', '.join(wrong)} of its {RUN_FILE}; "
+                "choose another folder, or delete this one"
+            )
         for name in ("storage_path", "resume_from"):
-            if kept[name] and kept[name] != absolute(kept[name]):
+            if kept.get(name) and kept[name] != absolute(kept[name]):
                 kept[name] = inside(here, kept[name])
-        home = kept.pop("location", "another folder")
         is_own = home == shown(here) or within(kept["storage_path"], here) is not None
         return cls(here, **kept, copy_of=None if is_own else home)
 
@@ -78,6 +94,13 @@ class RunRecord:
             )
 
 
+def _unreadable(kept: dict[str, Any]) -> list[str]:
+    """Returns the names in a record that are unknown, or that are missing or of another type."""
+    unknown = sorted(kept.keys() - RECORDED.keys())
+    given = {"files": [], "resume_from": None} | kept
+    return unknown or [name for name, kind in RECORDED.items() if not isinstance(given.get(name), kind)]
+
+
 def check_output_dir(job: Job, model_folder: str) -> None:
     """Refuses a folder in use, unless the user has said what to do with it.
 
@@ -86,6 +109,7 @@ def check_output_dir(job: Job, model_folder: str) -> None:
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {job.location}: is a file")
+    RunRecord.read(job)  # a record that cannot be read is found here, before anything starts
     try:
         checkpoint = within_seconds(lambda: checkpoint_to_resume(job), f"{job.resume_flag}: storage")
     except InputError:

@@ -18,7 +18,7 @@ from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, p
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
-from rqa_ray.places import ALL_ARGS_FILE, inside, read_json, shown, with_suffix, write_json, write_whole
+from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import command
 from rqa_ray.training.job import Job
@@ -67,7 +67,7 @@ def write_files(
 
 def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
     """Adds (step, metrics) of evaluations beside training to the history in `trainer_state.json`."""
-    state = read_json(path)
+    state = json.loads(path.read_text(encoding="utf-8"))
     state["log_history"] += [{"step": step, **metrics} for step, metrics in evaluations]
     state["log_history"].sort(key=lambda entry: entry["step"])
     write_json(path, state)

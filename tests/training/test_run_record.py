@@ -118,6 +118,48 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "run.json: not JSON"),
+        ("[]", "run.json: has to be a JSON object"),
+        ("{}", "cannot read storage_path, run_names of its run.json; choose another folder, or delete"),
+        ('{"storage_path": "s", "run_names": ["r"], "rounds": 3}', "cannot read rounds of its run.json"),
+        ('{"storage_path": "s", "run_names": "r"}', "cannot read run_names of its run.json"),
+    ],
+)
+@pytest.mark.parametrize("words", [["--overwrite_output_dir"], ["--resume_from_checkpoint", "true"]])
+def test_a_record_that_cannot_be_read_is_one_line_before_anything_starts(tmp_path, content, said, words):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=said) as error:
+        check_output_dir(job(tmp_path, *words), "m")
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_checkpoint_with_another_head_is_refused(tmp_path):
+    def save(folder: Path, *sizes: int) -> str:
+        (folder / "2_Dense").mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        kinds = ["Transformer", "Pooling", "Dense", "Normalize"] if sizes else ["Transformer", "Pooling"]
+        modules = [{"type": f"st.{kind}", "path": f"{place}_{kind}" * (place > 0)} for place, kind in enumerate(kinds)]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "2_Dense/config.json").write_text(json.dumps({"in_features": 32, "out_features": sum(sizes)}))
+        return str(folder)
+
+    trained = store(open_run(job(tmp_path / "a")), 3)
+    save(trained / "model", 16)
+    (trained / "manifest.json").unlink()
+    write_manifest(trained, 3)
+    again = job(tmp_path / "a", "--resume_from_checkpoint", "true")
+    check_output_dir(again, save(tmp_path / "same", 16))
+    for model, other in (
+        (save(tmp_path / "bare"), "none"),
+        (save(tmp_path / "wide", 24), r"Dense .*out_features 24\)"),
+    ):
+        with pytest.raises(InputError, match=rf"another model .*\(Dense \(.*out_features 16\), not {other}\);"):
+            check_output_dir(again, model)
+
+
+@pytest.mark.parametrize(
     ("folder", "begins"),
     [("run-1", "run-1-2"), ("lauf_ü", "lauf_u-2"), ("my run", "my-run-2"), ("検索", "run-2"), ("a#b?c", "a-b-c-2")],
 )
