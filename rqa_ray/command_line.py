@@ -36,6 +36,7 @@ PLAIN_WORDS = {  # for what argparse and HfArgumentParser say
 }
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")  # as HfArgumentParser has them
 
+LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
 DOCUMENT_SUFFIX = re.compile(r"\.(jsonl?|parquet|pkl|csv|tsv|txt|md|pdf|html?)(\.\w+)?$", re.IGNORECASE)
 
 
@@ -149,6 +150,7 @@ class Parser(HfArgumentParser):
                 raise InputError(f"--{item.name} is missing ({self._where_all_are()})")
             if item.metadata.get("is_path"):
                 values[item.name] = _expand_home(values[item.name])
+                _refuse_long_names(item.name, values[item.name])
         return values
 
     def unknown(self, name: str) -> str:
@@ -257,6 +259,13 @@ def _expand_home(value: Any) -> Any:
     if isinstance(value, list):
         return [os.path.expanduser(part) for part in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _refuse_long_names(setting: str, value: Any) -> None:
+    for path in value if isinstance(value, list) else [value]:
+        for name in path.split(os.sep) if isinstance(path, str) and "://" not in path else []:
+            if len(os.fsencode(name)) > LONGEST_NAME:
+                raise InputError(f"--{setting} {path:.60}...: has a name of more than {LONGEST_NAME} bytes")
 
 
 @contextmanager

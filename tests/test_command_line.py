@@ -140,6 +140,13 @@ def test_paths_of_every_job_know_the_home_folder(home):
             assert item.metadata["is_path"] == named, item.name
 
 
+def test_a_path_that_no_file_can_have_is_refused(home):
+    assert example("--folder", "ü" * 127).folder == "ü" * 127
+    assert error_of("--folder", "a/" + "ü" * 128).startswith("--folder a/üü")
+    assert error_of("--folder", "a", "--files", "b", "c" * 300).endswith("...: has a name of more than 255 bytes")
+    assert example("--folder", "s3://bucket/" + "k" * 300).folder.endswith("kk")
+
+
 MODEL = ("--model", "m")
 
 

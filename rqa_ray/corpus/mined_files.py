@@ -48,7 +48,7 @@ class MiningReport:
     def load(cls, folder: Path) -> MiningReport | None:
         """Returns the report of an earlier run; None where there is none."""
         found = read_json(folder / MINING_FILE)
-        return found and cls(**found)
+        return cls(**found) if found is not None else None
 
 
 class MinedQuestions:

@@ -26,7 +26,7 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
 
     Raises:
         InputError: padded token batches differ too, so the saved model would not be the trained one; or the model
-            cannot embed a text.
+            cannot embed a text, or embeds a text as numbers that are not finite.
     """
     was_training, settings, notes = encoder.training, encoder.settings, []
     kind, dtype = encoder.transformer.config.model_type, next(encoder.transformer.parameters()).dtype
@@ -35,6 +35,11 @@ def check_against_sentence_transformers(encoder: Encoder) -> list[str]:
     encoder.eval()
     try:
         alone, together = (_by_sentence_transformers(encoder, batch_size) for batch_size in (1, len(TEXTS)))
+        if not torch.isfinite(alone).all():
+            raise InputError(
+                f"the model ({kind}) gives embeddings that are not finite, also in sentence-transformers: its weights "
+                f"are too large for {str(dtype).removeprefix('torch.')}; choose another model"
+            )
         apart = _distance(together, alone)
         packed = encoder.packs_here
         if packed:

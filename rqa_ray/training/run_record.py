@@ -184,7 +184,7 @@ def new_run_name(folder: Path) -> str:
     """Returns a name that no other run has, in ASCII as Ray requires, whatever the folder is called."""
     plain = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
     name = re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "run"
-    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return f"{name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def delete_run(job: Job, record: RunRecord) -> None:

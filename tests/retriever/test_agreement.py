@@ -67,3 +67,10 @@ def test_a_model_whose_inputs_are_not_all_made_here_is_refused(tmp_path):
 def test_a_model_that_cannot_embed_a_text_is_refused_in_a_line(tmp_path):
     with pytest.raises(InputError, match=r"the model \(nystromformer\) cannot embed a text: shape '.*' is invalid"):
         Embedder.load(small_model(tmp_path, "nystromformer", segment_means_seq_len=64, num_landmarks=8), "cpu")
+
+
+def test_a_model_whose_finite_weights_overflow_is_refused(tiny_model):
+    encoder = load_encoder(tiny_model, EncoderSettings(max_seq_length=64))
+    encoder.transformer.embeddings.LayerNorm.weight.data.fill_(3e38)
+    with pytest.raises(InputError, match="embeddings that are not finite, also in .* its weights are too large"):
+        check_against_sentence_transformers(encoder)

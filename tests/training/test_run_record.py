@@ -161,7 +161,14 @@ def test_a_checkpoint_with_another_head_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("folder", "begins"),
-    [("run-1", "run-1-2"), ("lauf_ü", "lauf_u-2"), ("my run", "my-run-2"), ("検索", "run-2"), ("a#b?c", "a-b-c-2")],
+    [
+        ("run-1", "run-1-2"),
+        ("lauf_ü", "lauf_u-2"),
+        ("my run", "my-run-2"),
+        ("検索", "run-2"),
+        ("a#b?c", "a-b-c-2"),
+        ("x" * 250, "x" * 100 + "-2"),
+    ],
 )
 def test_a_run_has_a_name_that_ray_takes_whatever_its_folder_is_called(folder, begins):
     name = new_run_name(Path("output") / folder)
