@@ -6,7 +6,7 @@ example: python jobs/benchmark.py train --train_file train.jsonl --output train.
 
 import sys
 
-from rqa_ray.command_line import user_errors
+from rqa_ray.stops import user_errors
 
 
 def main() -> None:

@@ -7,13 +7,15 @@ example: python jobs/embed.py --model output/run --document_path documents.jsonl
 
 import sys
 
-from rqa_ray.command_line import parse, user_errors
 from rqa_ray.corpus_settings import EmbedSettings
+from rqa_ray.stops import user_errors
 from rqa_ray.texts import command
 
 
 def main() -> None:
     with user_errors("stopped; the same command goes on"):
+        from rqa_ray.command_line import parse
+
         settings = parse(EmbedSettings, sys.argv[1:], __doc__)
         from rqa_ray.corpus.embed import embed  # Ray is imported after the arguments are known to be right
 

@@ -7,12 +7,14 @@ example: python jobs/evaluate.py --model output/run --document_path documents.js
 
 import sys
 
-from rqa_ray.command_line import parse, user_errors
 from rqa_ray.corpus_settings import EvaluateSettings
+from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors("stopped; the same command goes on"):
+        from rqa_ray.command_line import parse
+
         settings = parse(EvaluateSettings, sys.argv[1:], __doc__)
         from rqa_ray.evaluation.evaluate import evaluate  # Ray is imported after the arguments are known to be right
 

@@ -6,13 +6,15 @@ example: python jobs/medquad.py --source output/MedQuAD --output_dir output/medq
 
 import sys
 
-from rqa_ray.command_line import parse, user_errors
-from rqa_ray.data.medquad import medquad
 from rqa_ray.settings import MedquadSettings
+from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors():
+        from rqa_ray.command_line import parse
+        from rqa_ray.data.medquad import medquad
+
         settings = parse(MedquadSettings, sys.argv[1:], __doc__)
         print("\n".join(medquad(settings)))
         print(f"written: {settings.output_dir}")

@@ -6,13 +6,15 @@ example: python jobs/pictures.py --run output/demo --search output/search --outp
 
 import sys
 
-from rqa_ray.command_line import parse, user_errors
-from rqa_ray.reports.pictures import pictures
 from rqa_ray.settings import PicturesSettings
+from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors():
+        from rqa_ray.command_line import parse
+        from rqa_ray.reports.pictures import pictures
+
         for file in pictures(parse(PicturesSettings, sys.argv[1:], __doc__)):
             print(f"written: {file}")
 

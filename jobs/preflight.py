@@ -6,13 +6,14 @@ example: python jobs/preflight.py jobs/demo.json --num_workers 4
 
 import sys
 
-from rqa_ray.command_line import user_errors
+from rqa_ray.stops import user_errors
 from rqa_ray.texts import command
-from rqa_ray.training.job import parse_job
 
 
 def main() -> None:
     with user_errors():
+        from rqa_ray.training.job import parse_job
+
         job = parse_job(sys.argv[1:], __doc__)
         from rqa_ray.training.preflight import preflight  # Ray is imported after the arguments are known to be right
 

@@ -7,13 +7,15 @@ example: python jobs/prepare.py --train_file train.jsonl --eval_file eval.jsonl 
 
 import sys
 
-from rqa_ray.command_line import parse, user_errors
 from rqa_ray.settings import PrepareSettings
+from rqa_ray.stops import user_errors
 from rqa_ray.texts import command
 
 
 def main() -> None:
     with user_errors():
+        from rqa_ray.command_line import parse
+
         settings = parse(PrepareSettings, sys.argv[1:], __doc__)
         from rqa_ray.data.prepare import prepare  # Ray is imported after the arguments are known to be right
 

@@ -7,14 +7,16 @@ example: python jobs/search.py --model output/run --document_path documents.json
 import os
 import sys
 
-from rqa_ray.command_line import parse, user_errors
 from rqa_ray.corpus_settings import SearchSettings
+from rqa_ray.stops import user_errors
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 def main() -> None:
     with user_errors():
+        from rqa_ray.command_line import parse
+
         settings = parse(SearchSettings, sys.argv[1:], __doc__, free_word="question")
         from rqa_ray.corpus.search import prompt, search
 

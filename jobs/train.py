@@ -6,12 +6,13 @@ example: python jobs/train.py jobs/demo.json --output_dir output/demo
 
 import sys
 
-from rqa_ray.command_line import user_errors
-from rqa_ray.training.job import parse_job
+from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors():  # Ctrl-C before or after training, which has a handler of its own
+        from rqa_ray.training.job import parse_job
+
         job = parse_job(sys.argv[1:], __doc__)
         from rqa_ray.training.train import train  # Ray is imported after the arguments are known to be right
 

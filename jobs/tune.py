@@ -6,12 +6,13 @@ example: python jobs/tune.py jobs/demo.json --output_dir output/search --tune_ba
 
 import sys
 
-from rqa_ray.command_line import user_errors
-from rqa_ray.tuning.options import parse_search
+from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors():
+        from rqa_ray.tuning.options import parse_search
+
         search = parse_search(sys.argv[1:], __doc__)
         from rqa_ray.tuning.tune import tune  # Ray is imported after the arguments are known to be right
 

@@ -12,8 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
@@ -22,8 +21,6 @@ from rqa_ray.config import is_config, misfit, read_config
 from rqa_ray.errors import InputError
 from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.help_text import help_text
-from rqa_ray.places import NO_SPACE
-from rqa_ray.stops import stop_on_signals
 
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
 T = TypeVar("T")
@@ -266,28 +263,3 @@ def _refuse_long_names(setting: str, value: Any) -> None:
         for name in path.split(os.sep) if isinstance(path, str) and "://" not in path else []:
             if len(os.fsencode(name)) > LONGEST_NAME:
                 raise InputError(f"--{setting} {path:.60}...: has a name of more than {LONGEST_NAME} bytes")
-
-
-@contextmanager
-def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
-    """Ends a job with one line and exit code 2 after an InputError, 130 after Ctrl-C, 143 after SIGTERM.
-
-    Characters that the terminal's encoding lacks are printed as `?`.
-    """
-    for stream in (sys.stdout, sys.stderr, sys.stdin):
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    try:
-        with stop_on_signals():
-            yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        print(f"error: {error.filename or 'output'}: no space left; free some, and go on", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt as stop:
-        print(when_stopped)
-        raise SystemExit(getattr(stop, "code", 130)) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -18,7 +17,6 @@ from pyarrow import NativeFile, fs
 
 from rqa_ray.errors import InputError
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a used up quota
 ALL_ARGS_FILE = "all_args.json"  # name of the file with the arguments of a run, beside its results
 
 

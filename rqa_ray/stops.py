@@ -1,7 +1,12 @@
-"""Ends a job after Ctrl-C or SIGTERM, also where a library swallows the exception."""
+"""Ends a job with one line: after a mistake of the user, and after Ctrl-C or SIGTERM.
+
+A job enters `user_errors` before it imports anything large, because such an import takes seconds. So this file imports
+little.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rqa_ray.errors import InputError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a used up quota
 GRACE_SECONDS = 15.0  # how long a job may take to end by itself
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,6 +28,31 @@ class Stop(KeyboardInterrupt):
     def __init__(self, code: int) -> None:
         super().__init__()
         self.code = code
+
+
+@contextmanager
+def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
+    """Ends a job with one line and exit code 2 after an InputError, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Characters that the terminal's encoding lacks are printed as `?`.
+    """
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        with stop_on_signals():
+            yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        print(f"error: {error.filename or 'output'}: no space left; free some, and go on", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as stop:
+        print(when_stopped)
+        raise SystemExit(getattr(stop, "code", 130)) from None
 
 
 @contextmanager

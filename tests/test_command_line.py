@@ -1,7 +1,6 @@
 """How command lines, JSON configs and keyword arguments become settings; every mistake gives one line."""
 
 import dataclasses
-import io
 import json
 import runpy
 import sys
@@ -10,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from rqa_ray.command_line import parse, user_errors
+from rqa_ray.command_line import parse
 from rqa_ray.corpus_settings import EmbedSettings, EvaluateSettings, MineSettings, SearchSettings
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.fields import DATA, OUTPUT, REQUIRED, at_least
@@ -238,14 +237,6 @@ def test_a_benchmark_that_there_is_not_is_met_with_the_nearest(capsys):
     assert capsys.readouterr().err == (
         "error: trian: no benchmark; did you mean train? choose one of train, data, eval, mine (-h lists them)\n"
     )
-
-
-def test_a_terminal_without_utf_8_shows_question_marks_and_ends_nothing(monkeypatch):
-    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", screen)
-    with user_errors():
-        print("für 5 €", flush=True)
-    assert screen.buffer.getvalue() == b"f?r 5 ?\n"
 
 
 def test_a_missing_package_is_installed_from_this_folder_not_from_an_index():

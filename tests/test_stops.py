@@ -1,18 +1,20 @@
-"""Ctrl-C and SIGTERM end a job with one line and their exit code, whatever a library does with the exception."""
+"""A job ends with one line and its exit code, whatever a library does with the exception of a signal."""
 
+import io
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from rqa_ray.stops import stop_on_signals
+from rqa_ray.stops import stop_on_signals, user_errors
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 JOB = """
 import time
 from rqa_ray import stops
-from rqa_ray.command_line import user_errors
+from rqa_ray.stops import user_errors
 stops.GRACE_SECONDS = {grace}
 with user_errors():
     for said in ("ready", "swallowed"):
@@ -68,3 +70,20 @@ def test_the_handlers_of_before_are_back_after_the_block():
     with stop_on_signals():
         assert [signal.getsignal(number) for number, _ in SIGNALS] != before
     assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+
+
+def test_a_terminal_without_utf_8_shows_question_marks_and_ends_nothing(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with user_errors():
+        print("für 5 €", flush=True)
+    assert screen.buffer.getvalue() == b"f?r 5 ?\n"
+
+
+def test_no_job_imports_a_large_library_before_it_handles_signals():
+    jobs = sorted((Path(__file__).parents[1] / "jobs").glob("*.py"))
+    imports = [line for job in jobs for line in job.read_text().splitlines() if line.startswith(("from ", "import "))]
+    loaded = "sorted({'transformers', 'torch', 'pyarrow', 'numpy'} & set(sys.modules))"
+    words = "\n".join([*imports, f"print({loaded})"])
+    done = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True)
+    assert "from rqa_ray.stops import user_errors" in imports and done.stdout == "[]\n"

@@ -13,7 +13,7 @@ from ray.train import CheckpointUploadMode
 
 from rqa_ray.cluster.probe import PATIENCE_SECONDS
 from rqa_ray.errors import first_line
-from rqa_ray.places import NO_SPACE
+from rqa_ray.stops import NO_SPACE
 
 LONGEST_WAIT_SECONDS = 20.0  # longest wait between two attempts
 LAST_TRIES_SECONDS = 5.0  # how long uploads are tried after a stop

@@ -124,7 +124,7 @@ def train_worker(spec, log: str, what: str):
 
 def main() -> None:
     log, what, *words = sys.argv[1:]
-    from rqa_ray.command_line import user_errors
+    from rqa_ray.stops import user_errors
     from rqa_ray.training.job import parse_job
 
     with user_errors():

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from rqa_ray.command_line import user_errors
 from rqa_ray.errors import InputError
 from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.settings import TrainSettings
+from rqa_ray.stops import user_errors
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments, UsualArguments
 from rqa_ray.training.job import parse_job
 
