@@ -3,22 +3,32 @@ r"""Finds hard negatives for training questions: passages that look like an answ
 usage:   python jobs/mine.py [CONFIG.json] [--FLAG VALUE ...]
 example: python jobs/mine.py --model output/run --full_dataset_file_path documents.jsonl \
              --train_file train.jsonl --output_dir output/mined
+# --audit DIR, and no other flag: mines nothing, and makes suspects.html in DIR again
 """
 
 import sys
+from pathlib import Path
 
-from rqa_ray.corpus_settings import MineSettings
+from rqa_ray.corpus_settings import AuditSettings, MineSettings
 from rqa_ray.stops import user_errors
 
 
 def main() -> None:
+    words = sys.argv[1:]
     with user_errors("stopped; the same command goes on"):
         from rqa_ray.command_line import parse
 
-        settings = parse(MineSettings, sys.argv[1:], __doc__)
-        from rqa_ray.corpus.mine import mine  # Ray is imported after the arguments are known to be right
+        if any(word.partition("=")[0] == "--audit" for word in words):
+            folder = parse(AuditSettings, words, __doc__).audit
+        else:
+            settings = parse(MineSettings, words, __doc__)
+            from rqa_ray.corpus.mine import mine  # Ray is imported after the arguments are known to be right
 
-        print(mine(settings).describe())
+            print(mine(settings).describe())
+            folder = settings.output_dir
+        from rqa_ray.reports.suspects_page import write_suspects_page
+
+        print(write_suspects_page(Path(folder)))
 
 
 if __name__ == "__main__":

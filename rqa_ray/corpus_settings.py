@@ -65,12 +65,20 @@ class EvaluateSettings(EncodingSettings):
 
 
 @dataclass(kw_only=True)
+class AuditSettings:
+    """The settings of jobs/mine.py --audit, which mines nothing."""
+
+    audit: str = OUTPUT.path(REQUIRED, "Folder with a suspects.jsonl; the job writes suspects.html beside it.")
+
+
+@dataclass(kw_only=True)
 class MineSettings(MiningSettings, EncodingSettings):
     """The settings of jobs/mine.py."""
 
     train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages: JSONL or Parquet.")
     eval_file: list[str] | None = DATA.path(None, "Evaluation questions; the mined golds of them are counted.")
     test_file: list[str] | None = DATA.path(None, "Test questions; the mined golds of them are counted.")
+    accepted_labels: list[str] | None = labels_path()
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of train.jsonl. The same command goes on after a stop.")
     num_negatives: int = LOSS.setting(8, "Hard negatives of a question, at most.", at_least(1))
     teacher: str | None = LOSS.path(None, "Cross-encoder or embedding model whose scores decide instead.")

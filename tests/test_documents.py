@@ -47,7 +47,8 @@ def names_of(item: dataclasses.Field) -> set[str]:
 def known_flags() -> set[str]:
     benchmarks = [item for kind, _ in BENCHMARKS.values() for item in dataclasses.fields(kind)]
     names = {name for items in [*settings_by_job().values(), benchmarks] for item in items for name in names_of(item)}
-    return names | {item.name for item in dataclasses.fields(TrainingArguments)} | ALIASES.keys() | {"help"}
+    alone = {item.name for item in dataclasses.fields(corpus_settings.AuditSettings)}
+    return names | alone | {item.name for item in dataclasses.fields(TrainingArguments)} | ALIASES.keys() | {"help"}
 
 
 def prose(document: Path) -> str:

@@ -34,7 +34,7 @@ from rqa_ray.corpus.model import find_model
 from rqa_ray.corpus.teacher import find_teacher
 from rqa_ray.corpus_settings import MineSettings
 from rqa_ray.data.readers import read_inputs
-from rqa_ray.data.records import find_inputs
+from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import refuse_temporary, staged
 from rqa_ray.texts import duration, html_table
@@ -103,6 +103,7 @@ def mine(settings: MineSettings) -> MineResult:
     given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
     outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
     inputs = find_inputs(given, skip_bad=False, outputs=outputs)
+    labels = find_labels(settings.accepted_labels)
     embedding_folder(settings).check_own()
     model = find_model(settings)
     teacher = find_teacher(settings.teacher) if settings.teacher else None
@@ -111,9 +112,13 @@ def mine(settings: MineSettings) -> MineResult:
     cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
-    pairs = TrainingPairs(read_inputs({"asked": inputs["asked"]}, model.spec)["asked"].tables(), plan.passage_ids)
-    held_out = {split: HeldOut(inputs[split]) for split in ("eval", "test") if split in inputs}
+    blocks = read_inputs({"asked": inputs["asked"]}, model.spec, labels=labels)["asked"]
+    pairs = TrainingPairs(blocks.tables(), plan.passage_ids)
+    held_out = {split: HeldOut(inputs[split], labels) for split in ("eval", "test") if split in inputs}
     print(f"data: {len(pairs.questions):,} questions in {pairs.num_pairs:,} training pairs; {plan.describe()}")
+    asked = set(pairs.wordings.keys.tolist()).union(*(part.labelled for part in held_out.values()))
+    for line in labels.describe(asked):
+        print(line)
     for number, what in ((pairs.num_empty, "empty questions, left out"), (len(pairs.beside), LACKING)):
         if number:
             print(f"note: {what}: {number:,}")
@@ -137,7 +142,8 @@ def mine(settings: MineSettings) -> MineResult:
     (output / MINING_FILE).unlink(missing_ok=True)  # the old report does not fit new files
     with staged(output) as staging:
         negatives = found.negatives()
-        replaced = write_train(staging / TRAIN_FILE, inputs["asked"], pairs, found, miner.passages)
+        records = good_records(inputs["asked"], "questions", labels=labels)
+        replaced = write_train(staging / TRAIN_FILE, records, pairs, found, miner.passages)
         write_negatives(staging / NEGATIVES_FILE, pairs, negatives)
         written = write_suspects(staging / SUSPECTS_FILE, pairs, found, miner.passages)
     if replaced:

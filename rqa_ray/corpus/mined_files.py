@@ -6,6 +6,7 @@ Shapes: Q questions (distinct wordings), G golds of all questions.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,8 +19,7 @@ import pyarrow.parquet as pq
 from rqa_ray.corpus.mining import HIGHEST_LEVEL, LEVEL_STEP, Candidates, Mined, ScoredGolds, Verdict
 from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
 from rqa_ray.data.columns import runs
-from rqa_ray.data.records import good_records
-from rqa_ray.data.schema import question_key
+from rqa_ray.data.schema import QARecord, question_key
 from rqa_ray.places import read_json, write_json
 
 TRAIN_FILE, NEGATIVES_FILE, SUSPECTS_FILE, MINING_FILE = (
@@ -95,16 +95,18 @@ class MinedQuestions:
         return {"edges": np.round(edges, 2).tolist(), "candidates": np.asarray(self.histogram).tolist()}
 
 
-def write_train(path: Path, files: list[str], pairs: TrainingPairs, found: MinedQuestions, passages: Passages) -> int:
-    """Writes a line for each question of each input line, in LocalRQA's form.
+def write_train(
+    path: Path, records: Iterable[QARecord], pairs: TrainingPairs, found: MinedQuestions, passages: Passages
+) -> int:
+    """Writes a line for each question of each record, in LocalRQA's form.
 
     Returns how many hard negatives of the input the mined ones replace.
     """
     rows = {key: row for row, key in enumerate(pairs.wordings.keys.tolist())}
     golds, gold_scores, negatives, replaced = pairs.wordings.golds, found.gold_scores(), found.negatives(), 0
-    records = (record for record in good_records(files, "questions") if record.questions)
+    asking = (record for record in records if record.questions)
     with path.open("w", encoding="utf-8") as file:
-        while part := list(islice(records, RECORDS_AT_ONCE)):
+        while part := list(islice(asking, RECORDS_AT_ONCE)):
             asked = [(record, question) for record in part for question in record.questions]
             replaced += sum(len(record.hard_neg_docs) for record in part)
             numbers = np.array([rows[question_key(question)] for _, question in asked])

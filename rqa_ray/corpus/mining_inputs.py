@@ -17,6 +17,7 @@ from rqa_ray.corpus.mining import Candidates, Wordings
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import column, input_order
 from rqa_ray.data.distinct import first_places
+from rqa_ray.data.labels import Labels
 from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import Document
 
@@ -73,8 +74,9 @@ class Passages:
 class HeldOut:
     """The golds of questions that are kept for evaluation."""
 
-    def __init__(self, files: list[str]) -> None:
-        records = [record for record in good_records(files, "questions") if record.questions]
+    def __init__(self, files: list[str], labels: Labels) -> None:
+        records = [record for record in good_records(files, "questions", labels=labels) if record.questions]
+        self.labelled = set().union(*map(labels.keys_in, records))  # keys of the questions with an accepted passage
         self.golds = [{gold.passage_id for gold in record.gold_docs} for record in records for _ in record.questions]
         ids = np.array([number for golds in self.golds for number in sorted(golds)], np.int64)
         self.digest = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()

@@ -316,6 +316,27 @@ def test_training_reads_the_pairs_of_the_input_with_the_negatives_that_were_mine
         assert not {*own.tolist()} & {*after.golds[pair].tolist()}
 
 
+def test_an_accepted_suspect_is_a_gold_of_its_question_when_the_questions_are_mined_again(
+    mined, flags, tmp_path, capsys
+):
+    assert (mined / "suspects.html").is_file()
+    accepted = read_lines(mined / "suspects.jsonl")[0]
+    labels = write_lines(tmp_path / "labels.jsonl", [accepted | {"accept": True}])
+    more = ["--embeddings_path", mined / "embeddings", "--accepted_labels", labels]
+    output = mine_again(flags, tmp_path / "out", *more)
+    assert "accepted labels: 1 passages are golds of 1 questions now\n" in capsys.readouterr().out
+    assert accepted["id"] not in {suspect["id"] for suspect in read_lines(output / "suspects.jsonl")}
+    key, number = question_key(accepted["question"]), len(read_lines(mined / "train.jsonl"))
+    lines = read_lines(output / "train.jsonl")
+    assert len(lines) == number
+    for line in lines:
+        assert (accepted["rival"] in line["gold_docs"]) >= (question_key(line["questions"][0]) == key)
+        assert len(line["gold_docs"]) == len(line["gold_scores"])
+    rows = pq.read_table(output / "negatives.parquet").to_pylist()
+    rival = parse_document(accepted["rival"]).passage_id
+    assert not [row for row in rows if (row["question_key"], row["passage_id"]) == (key, rival)]
+
+
 def test_leaks_are_the_held_out_questions_whose_golds_were_mined(mined, data):
     ids = {*pq.read_table(mined / "negatives.parquet")["passage_id"].to_pylist()}
     held_out = [
