@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from rqa_ray.errors import InputError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a used up quota
+AGAIN_SECONDS = 3.0  # until the exception is raised again if it has not left the block
 GRACE_SECONDS = 15.0  # how long a job may take to end by itself
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,34 +61,45 @@ def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
 def stop_on_signals() -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM raise `Stop` in a block, and makes sure that the process ends.
 
-    An exception that comes while a library is imported, or in a callback, may be lost. So the process ends at once
-    after a second signal, and otherwise 15 s after the first one.
+    An exception that comes while a library is imported, or in a callback, may be lost: Cython swallows those that it
+    meets while it patches modules. So the exception is raised again after 3 s, and the process ends after 15 s, or at
+    once after a second signal.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield
         return
-    asked = False
+    asked = again = has_left = False
 
     def on_signal(number: int, _: Any) -> None:
-        nonlocal asked
-        code = 128 + number
-        if asked:
-            os._exit(code)
-        asked = True
-        watch = threading.Timer(GRACE_SECONDS, _end, [code])
-        watch.daemon = True
-        watch.start()
-        raise Stop(code)
+        nonlocal asked, again
+        if again and has_left:
+            return
+        if asked and not again:
+            os._exit(128 + number)
+        if not asked:
+            threading.Thread(target=watch, args=(number,), daemon=True).start()
+        asked, again = True, False
+        raise Stop(128 + number)
 
+    def watch(number: int) -> None:
+        nonlocal again
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() + AGAIN_SECONDS < deadline:
+            time.sleep(AGAIN_SECONDS)
+            if not has_left:
+                again = True
+                signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        print("stopped, without waiting any longer for a library to end", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    hook = sys.unraisablehook  # it prints a traceback of an exception that is lost
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stop) else hook(lost)
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:
         yield
     finally:
+        has_left, sys.unraisablehook = True, hook
         if not asked:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _end(code: int) -> None:
-    print("stopped, without waiting any longer for a library to end", file=sys.stderr, flush=True)
-    os._exit(code)

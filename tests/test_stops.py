@@ -15,7 +15,7 @@ JOB = """
 import time
 from rqa_ray import stops
 from rqa_ray.stops import user_errors
-stops.GRACE_SECONDS = {grace}
+stops.GRACE_SECONDS, stops.AGAIN_SECONDS = {grace}, 1
 with user_errors():
     for said in ("ready", "swallowed"):
         try:
@@ -54,6 +54,13 @@ def test_a_job_whose_library_swallows_the_exception_ends_soon_after(number, code
         "stopped, without waiting any longer for a library to end\n",
     )
     assert process.returncode == code
+
+
+def test_an_exception_that_is_lost_comes_again():
+    process = job("if said == 'swallowed': raise", grace=60)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("swallowed\nstopped\n", "")
+    assert process.returncode == 130
 
 
 def test_a_second_signal_ends_a_job_at_once():
