@@ -45,7 +45,8 @@ def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
         with stop_on_signals():
             yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Ray raises an InputError of its tasks again, with the task's traceback as the message.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in NO_SPACE:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rqa_ray.errors import InputError
 from rqa_ray.stops import stop_on_signals, user_errors
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
@@ -77,6 +78,14 @@ def test_the_handlers_of_before_are_back_after_the_block():
     with stop_on_signals():
         assert [signal.getsignal(number) for number, _ in SIGNALS] != before
     assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+
+
+def test_an_input_error_of_a_task_of_ray_is_one_line(capsys):
+    error = InputError("ray::task()\n  File ...\nInputError: d.jsonl:1: wrong")
+    error.cause = InputError("d.jsonl:1: wrong")  # as RayTaskError.as_instanceof_cause makes it
+    with pytest.raises(SystemExit), user_errors():
+        raise error
+    assert capsys.readouterr().err == "error: d.jsonl:1: wrong\n"
 
 
 def test_a_terminal_without_utf_8_shows_question_marks_and_ends_nothing(monkeypatch):

@@ -28,7 +28,15 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rqa_ray.cluster.model_copies import bring_model, share_model
 from rqa_ray.cluster.workers import Workers
-from rqa_ray.corpus.plan import CorpusPlan, group_ranges, kept_documents, read_documents, rows_per_shard
+from rqa_ray.corpus.plan import (
+    CorpusPlan,
+    changed_since,
+    documents_digest,
+    group_ranges,
+    kept_documents,
+    read_documents,
+    rows_per_shard,
+)
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import Ragged
 from rqa_ray.data.distinct import refuse_clashes
@@ -56,6 +64,17 @@ SHARD_SCHEMA = pa.schema(
         ("passage_ids", pa.list_(pa.int64())),
         ("documents", pa.list_(pa.string())),
         ("tokens", pa.list_(TOKENS)),
+        ("problem", pa.string()),  # why there is no shard
+    ]
+)
+
+ENCODED_SCHEMA = pa.schema(
+    [
+        ("location", pa.string()),
+        ("name", pa.string()),
+        ("num_rows", pa.int64()),
+        ("seconds", pa.float64()),
+        ("problem", pa.string()),
     ]
 )
 
@@ -109,7 +128,7 @@ def text_shards(tokens: Sequence[np.ndarray], folder: EmbeddingFolder, encoder: 
 
 
 def _one_row(shard: dict[str, Any]) -> pa.Table:
-    return pa.table({name: pa.array([shard[name]], SHARD_SCHEMA.field(name).type) for name in SHARD_SCHEMA.names})
+    return pa.table({name: pa.array([shard.get(name)], SHARD_SCHEMA.field(name).type) for name in SHARD_SCHEMA.names})
 
 
 def encode_corpus(
@@ -127,13 +146,13 @@ def encode_corpus(
     `on_shard` is called with the name, the number of texts and the seconds of each encoded shard.
 
     Raises:
-        InputError: the model's weights cannot be loaded.
+        InputError: the model's weights cannot be loaded, or the documents have changed since the plan was made.
     """
     done = folder.done()
     items = []
     for group in plan.groups:
         if not {shard.name for shard in group.shards} <= done:
-            shards = [[*shard, shard.name in done] for shard in group.shards]
+            shards = [[*shard, shard.name in done, plan.digest_of(shard)] for shard in group.shards]
             item = {"ranges": json.dumps(group.ranges), "shards": json.dumps(shards)}
             items.append({**item, "keep": np.packbits(group.keep).tobytes(), "num_documents": len(group.keep)})
     if not items and not questions:
@@ -179,20 +198,29 @@ def _a_block_a_row() -> Iterator[None]:
 
 
 def _read_shards(batch: dict[str, np.ndarray], spec: ModelSpec, location: str, precision: str) -> Iterator[pa.Table]:
-    """Yields the shards of a group that are missing, tokenized, one shard in each row."""
+    """Yields the shards of a group that are missing, tokenized, one shard in each row.
+
+    If the documents have changed since the plan was made, the last row says so in `problem`.
+    """
     bits = np.unpackbits(np.frombuffer(batch["keep"][0], np.uint8), count=int(batch["num_documents"][0]))
-    kept = kept_documents(json.loads(str(batch["ranges"][0])), bits.astype(bool))
+    ranges = json.loads(str(batch["ranges"][0]))
+    kept = kept_documents(ranges, bits.astype(bool))
     bring_model(spec.folder, spec.copy)
     tokenizer = make_tokenizer(spec)
-    for name, first, num_rows, is_done in json.loads(str(batch["shards"][0])):
-        documents = list(islice(kept, num_rows))
-        if is_done:
-            continue
-        shard = {"location": location, "precision": precision, "name": name, "first": first}
-        shard["passage_ids"] = [document.passage_id for document in documents]
-        shard["documents"] = [json.dumps(document.to_dict()) for document in documents]
-        yield _one_row({**shard, "tokens": tokenizer.passages([document.fmt_content for document in documents])})
-    next(kept, None)  # checks that no document follows the last shard
+    try:
+        for name, first, num_rows, is_done, digest in json.loads(str(batch["shards"][0])):
+            documents = list(islice(kept, num_rows))
+            if is_done:
+                continue
+            if documents_digest(documents) != digest:
+                raise changed_since(ranges)
+            shard = {"location": location, "precision": precision, "name": name, "first": first}
+            shard["passage_ids"] = [document.passage_id for document in documents]
+            shard["documents"] = [json.dumps(document.to_dict()) for document in documents]
+            yield _one_row({**shard, "tokens": tokenizer.passages([document.fmt_content for document in documents])})
+        next(kept, None)  # checks that no document follows the last shard
+    except InputError as error:  # Ray Data would print a page about the error of a task
+        yield _one_row({"problem": str(error)})
 
 
 class ShardEncoder:
@@ -212,14 +240,15 @@ class ShardEncoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Returns a row with location, name, number of texts and seconds of the shard, or with a problem."""
-        (shard,) = batch.select(["location", "precision", "name", "first"]).to_pylist()
-        tokens, seconds = batch["tokens"][0].values, 0.0
-        if not self.problem:
-            started = time.perf_counter()
+        (shard,) = batch.select(["location", "precision", "name", "first", "problem"]).to_pylist()
+        problem, num_rows, seconds = self.problem or shard["problem"], 0, 0.0
+        if not problem:
+            tokens = batch["tokens"][0].values
+            num_rows, started = len(tokens), time.perf_counter()
             embeddings = self.embedder.rows(Ragged([tokens], np.arange(len(tokens))))
             seconds = time.perf_counter() - started
             texts = batch["passage_ids"][0].values, batch["documents"][0].values
             folder = EmbeddingFolder(shard["location"])
             folder.write(shard["name"], shard["first"], *texts, embeddings, shard["precision"])
-        row = {"location": shard["location"], "name": shard["name"], "num_rows": len(tokens), "seconds": seconds}
-        return pa.Table.from_pylist([{**row, "problem": self.problem}])
+        row = {"location": shard["location"], "name": shard["name"], "num_rows": num_rows, "seconds": seconds}
+        return pa.Table.from_pylist([{**row, "problem": problem}], ENCODED_SCHEMA)

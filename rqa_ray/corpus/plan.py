@@ -15,7 +15,7 @@ from rqa_ray.corpus.shards import Shard
 from rqa_ray.data.distinct import first_places
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.report import describe_corpus
-from rqa_ray.data.schema import Document
+from rqa_ray.data.schema import Document, text_hash
 from rqa_ray.errors import InputError
 from rqa_ray.places import file_size
 
@@ -42,8 +42,8 @@ def rows_per_shard(num_rows: int) -> int:
 class CorpusPlan:
     """The distinct passages of the document files, in document order, and how they are cut into shards.
 
-    `passage_ids` is (P,) int64, `digest` a hash of their texts, `num_documents` the number of documents with
-    duplicates.
+    `passage_ids` and `text_hashes` are (P,) int64, `digest` is a hash of all texts, `num_documents` the number of
+    documents with duplicates.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class CorpusPlan:
         keep = np.zeros(len(every), bool)
         keep[first_places(every)] = True
         self.passage_ids, self.num_documents = every[keep], len(every)
-        self.digest = hashlib.blake2b(np.concatenate(text_hashes)[keep].tobytes(), digest_size=16).hexdigest()
+        self.text_hashes = np.concatenate(text_hashes)[keep]
+        self.digest = hashlib.blake2b(self.text_hashes.tobytes(), digest_size=16).hexdigest()
         self.groups: list[Group] = []
         rows, first, number = rows_per_shard(len(self.passage_ids)), 0, 0
         for part, kept in zip(ranges, np.split(keep, np.cumsum([len(part) for part in ids])[:-1]), strict=True):
@@ -69,6 +70,11 @@ class CorpusPlan:
     def shards(self) -> list[Shard]:
         """The shards of all groups."""
         return [shard for group in self.groups for shard in group.shards]
+
+    def digest_of(self, shard: Shard) -> str:
+        """Returns the `documents_digest` of a shard's documents."""
+        part = slice(shard.first, shard.first + shard.rows)
+        return _digest(self.passage_ids[part], self.text_hashes[part])
 
     def describe(self) -> str:
         """Returns a line for the user."""
@@ -110,8 +116,7 @@ def kept_documents(ranges: Sequence[Range], keep: np.ndarray) -> Iterator[Docume
     Raises:
         InputError: the files have changed since the plan was made.
     """
-    wanted = iter(keep)
-    changed = InputError(f"{ranges[0][0]}: this file, or one after it, changed while it was read")
+    wanted, changed = iter(keep), changed_since(ranges)
     for document in read_documents(ranges):
         is_kept = next(wanted, None)
         if is_kept is None or isinstance(document, str):
@@ -120,3 +125,19 @@ def kept_documents(ranges: Sequence[Range], keep: np.ndarray) -> Iterator[Docume
             yield document
     if next(wanted, None) is not None:
         raise changed
+
+
+def changed_since(ranges: Sequence[Range]) -> InputError:
+    """Returns the error of files that have changed since the plan was made."""
+    return InputError(f"{ranges[0][0]}: this file, or one after it, changed while it was read; run the job again")
+
+
+def documents_digest(documents: Sequence[Document]) -> str:
+    """Returns a hash of the ids and the embedded texts of some documents, in their order."""
+    ids = [document.passage_id for document in documents]
+    hashes = [text_hash(document.fmt_content) for document in documents]
+    return _digest(np.array(ids, np.int64), np.array(hashes, np.int64))
+
+
+def _digest(passage_ids: np.ndarray, text_hashes: np.ndarray) -> str:
+    return hashlib.blake2b(passage_ids.tobytes() + text_hashes.tobytes(), digest_size=8).hexdigest()

@@ -135,6 +135,23 @@ def test_files_that_changed_since_the_plan_are_not_taken_for_the_same(paths, tmp
     assert len(list(kept_documents([(paths[0], 0, None)], np.ones(152, bool)))) == 152
 
 
+@pytest.mark.parametrize("change", ["shorter", "another word"])
+def test_a_file_that_changes_after_the_plan_is_one_line_and_no_shard(ray_cluster, spec, workers, tmp_path, change):
+    from rqa_ray.corpus.encode import encode_corpus, plan_corpus
+
+    path = tmp_path / "d.jsonl"
+    lines = [json.dumps({"page_content": word, "metadata": {"source": number}}) for number, word in enumerate(WORDS)]
+    path.write_text("\n".join(lines))
+    plan = plan_corpus([str(path)])
+    path.write_text("\n".join(lines[:-1] if change == "shorter" else [*lines[:-1], lines[-1].replace("tau", "new")]))
+    folder = EmbeddingFolder(str(tmp_path / "embeddings"))
+    with pytest.raises(InputError) as caught:
+        encode_corpus(plan, folder, [], spec, workers)
+    message = f"{path}: this file, or one after it, changed while it was read; run the job again"
+    assert str(caught.value) == message
+    assert not folder.done()
+
+
 def test_saved_embeddings_are_the_encoders(encoded, spec, documents):
     folder, _ = encoded
     assert folder.is_complete()
