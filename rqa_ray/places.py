@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -35,6 +36,19 @@ def refuse_temporary(output_dir: str, or_else: str = "") -> None:
             f"--output_dir {output_dir}: relative, and this job runs in a temporary copy of the working directory; "
             f"give a folder that all nodes share, or a URI (s3://...){or_else}"
         )
+
+
+def check_local_folder(output_dir: str) -> None:
+    """Raises InputError if a job cannot write files into a local folder of that name, which need not exist yet."""
+    refuse_temporary(output_dir)
+    if "://" in output_dir:
+        raise InputError(f"--output_dir {shown(output_dir)}: a URI; this job writes to local folders only")
+    try:
+        os.listdir(output_dir)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a file, below a file, a name that is too long, no permission
+        raise InputError(f"--output_dir {output_dir}: cannot be a folder ({error.strerror})") from None
 
 
 @contextmanager
@@ -158,11 +172,21 @@ def open_random_access(path: str) -> NativeFile:
     return filesystem.open_input_file(inner)
 
 
-def file_state(path: str) -> tuple[str, int, int | None]:
-    """Returns path, size (bytes) and time of last change (ns), which differ after a change of the file."""
+def file_content(path: str) -> str:
+    """Returns what tells the content of a file from any other, to be compared with an earlier answer.
+
+    Of a local file, a hash of its bytes: the same after a touch or a move, another after any edit (1 s for 1 GB). Of
+    any other, to avoid the download, its address, size and time of last change, which its storage sets.
+    """
     filesystem, inner = open_location(path)
-    info = filesystem.get_file_info(inner)
-    return path, info.size, info.mtime_ns
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        info = filesystem.get_file_info(inner)
+        return f"{shown(path)} {info.size} {info.mtime_ns}"
+    digest = hashlib.blake2b(digest_size=16)
+    with open(inner, "rb") as file:
+        while part := file.read(2**24):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def file_size(path: str) -> int:

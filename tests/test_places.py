@@ -6,7 +6,8 @@ import pytest
 
 from rqa_ray.errors import InputError
 from rqa_ray.places import (
-    file_state,
+    check_local_folder,
+    file_content,
     inside,
     read_json,
     refuse_among_inputs,
@@ -131,12 +132,25 @@ def test_a_suffix_comes_before_the_query():
     assert (with_suffix("out/", "-2"), with_suffix("s3://b/out?x=1", "-2")) == ("out-2", "s3://b/out-2?x=1")
 
 
-def test_a_file_that_was_written_again_has_another_state(tmp_path):
-    file = tmp_path / "a"
+def test_a_file_is_told_by_its_content_and_not_by_its_name_or_time(tmp_path):
+    file, other = tmp_path / "a", tmp_path / "b"
     file.write_text("one")
-    before = file_state(str(file))
-    os.utime(file, ns=(1, 1))
-    assert before[:2] == file_state(str(file))[:2] == (str(file), 3) and before != file_state(str(file))
+    other.write_text("one")
+    os.utime(other, ns=(1, 1))
+    assert file_content(str(file)) == file_content(str(other)) == file_content(f"file://{other}")
+    other.write_text("two")
+    os.utime(other, ns=(1, 1))
+    assert file_content(str(file)) != file_content(str(other))
+
+
+@pytest.mark.parametrize("name", ["file", "file/x", "x" * 300, "s3://bucket/x"])
+def test_what_cannot_be_a_local_folder_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    place = name if "://" in name else str(tmp_path / name)
+    with pytest.raises(InputError, match=f"^--output_dir {place}: (cannot be a folder|a URI)"):
+        check_local_folder(place)
+    check_local_folder(str(tmp_path))
+    check_local_folder(str(tmp_path / "new/folder"))
 
 
 def test_a_json_file_has_an_object_or_is_not_there(tmp_path):

@@ -15,14 +15,13 @@ from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.corpus.encode import encode_corpus, plan_corpus
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
-from rqa_ray.corpus.shards import EmbeddingFolder, fingerprint
+from rqa_ray.corpus.shards import INDEX_FILE, EmbeddingFolder, fingerprint
 from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import file_state, refuse_temporary
+from rqa_ray.places import check_local_folder, file_content
 from rqa_ray.progress import Progress, ProgressLine
 
-INDEX_FILE = "index.faiss"
 IDENTITY = {
     "fingerprint": "another model or other settings",
     "digest": "other documents",
@@ -37,7 +36,7 @@ def manifest_of(model: Model, files: list[str], plan: CorpusPlan, precision: str
         "model": model.name,
         "settings": vars(model.spec.settings),
         "fingerprint": fingerprint(model.spec.folder, model.spec.settings),
-        "documents": [list(file_state(path)) for path in files],
+        "documents": [file_content(path) for path in files],
         "digest": plan.digest,
         "precision": precision,
         "bf16": bf16,
@@ -71,7 +70,7 @@ def encode_missing(
         folder.clear()
     if not earlier or differ:
         folder.start(manifest)
-    elif earlier["documents"] != manifest["documents"]:  # the same texts, in files that were moved or written again
+    elif earlier.get("documents") != manifest["documents"]:  # the same texts, in files that were written again
         folder.start(manifest)
     meter = _Meter(plan, folder.done())
     if meter.found:
@@ -140,7 +139,8 @@ def embed(settings: EmbedSettings) -> list[str]:
     Raises:
         InputError: the user's input is wrong; nothing was written.
     """
-    refuse_temporary(settings.output_dir)
+    if "://" not in settings.output_dir:
+        check_local_folder(settings.output_dir)
     if settings.index:
         check_index(settings.output_dir)
     corpus = ("document_path", settings.document_path)

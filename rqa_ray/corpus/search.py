@@ -23,7 +23,7 @@ from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs
 from rqa_ray.data.schema import Document, is_given
 from rqa_ray.errors import InputError
-from rqa_ray.places import file_state
+from rqa_ray.places import file_content
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.texts import html_table
@@ -81,13 +81,19 @@ class Searcher:
     def _saved(self, model: Model, files: list[str] | None, embeddings_path: str | None) -> EmbeddingFolder | None:
         """Returns the saved embeddings, if they are from this model and these documents."""
         folder = EmbeddingFolder(embeddings_path or str(Path(model.spec.folder) / EMBEDDINGS_FOLDER))
-        manifest = folder.manifest()
-        problem = None
+        manifest, problem = None, None
+        try:
+            manifest = folder.manifest()
+        except InputError as error:
+            if embeddings_path:
+                raise
+            print(f"note: {error}", file=sys.stderr)
+            return None
         if manifest is None:
             problem = "no embeddings in it"
-        elif manifest["fingerprint"] != fingerprint(model.spec.folder, model.spec.settings):
-            problem = f"its embeddings belong to another model or other settings ({manifest['model']})"
-        elif files and manifest["documents"] != [list(file_state(path)) for path in files]:
+        elif manifest.get("fingerprint") != fingerprint(model.spec.folder, model.spec.settings):
+            problem = f"its embeddings belong to another model or other settings ({manifest.get('model')})"
+        elif files and manifest.get("documents") != [file_content(path) for path in files]:
             problem = "its embeddings belong to other documents, or to an earlier version of these; run jobs/embed.py"
         elif not folder.is_complete():
             problem = "its embeddings are not complete; run jobs/embed.py again"

@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
 
 MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
+INDEX_FILE = "index.faiss"  # the index that jobs/embed.py --index makes
 EMBEDDINGS_FOLDER = "embeddings"  # name of the folder inside a model's or an evaluation's folder
 QUESTIONS_FOLDER = "questions"  # the embeddings of questions, for a run that goes on
 PRECISIONS = {"fp32": pa.float32(), "fp16": pa.float16(), "int8": pa.int8()}
@@ -80,8 +82,11 @@ class EmbeddingFolder:
         try:
             self.filesystem, self.path = open_location(location)
         except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"{shown(location)}: cannot be opened ({first_line(error)})") from None
+            raise self._not_opened(error) from None
         self._manifest: dict[str, Any] | None = None
+
+    def _not_opened(self, error: BaseException) -> InputError:
+        return InputError(f"{shown(self.location)}: cannot be opened ({first_line(error)})")
 
     def manifest(self) -> dict[str, Any] | None:
         """Returns what `start` wrote; None where nothing was written.
@@ -95,7 +100,7 @@ class EmbeddingFolder:
                 with self.filesystem.open_input_stream(path) as file:
                     self._manifest = _parsed_manifest(file.read())
         except OSError as error:
-            raise InputError(f"{shown(self.location)}: cannot be opened ({first_line(error)})") from None
+            raise self._not_opened(error) from None
         except ValueError as error:
             what = f"its {MANIFEST_FILE} is not about embeddings ({error})"
             raise InputError(f"{shown(self.location)}: {what}; choose another folder") from None
@@ -105,7 +110,13 @@ class EmbeddingFolder:
         """Raises InputError if the folder has no manifest, but other files, which would be mixed up with shards."""
         if self.manifest() is not None:
             return
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        try:
+            if isinstance(self.filesystem, fs.LocalFileSystem):
+                with suppress(FileNotFoundError):
+                    os.listdir(self.path)  # Arrow takes a path below a file for one that does not exist
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        except OSError as error:
+            raise self._not_opened(error) from None
         names = sorted(item.base_name for item in found if not item.base_name.startswith("."))
         if names:
             raise InputError(
@@ -118,8 +129,8 @@ class EmbeddingFolder:
         self._manifest = manifest
 
     def clear(self) -> None:
-        """Deletes the shards that the manifest names, the log and the manifest, and no other file."""
-        names = [*(f"{shard.name}.parquet" for shard in self.shards), LOG_FILE]
+        """Deletes the shards that the manifest names, the log, the index and the manifest, and no other file."""
+        names = [*(f"{shard.name}.parquet" for shard in self.shards), LOG_FILE, INDEX_FILE]
         # The manifest is the last: a folder whose deletion was cut off still says which files are its own.
         for name in [*names, MANIFEST_FILE] if self.manifest() else []:
             if self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File:
@@ -220,10 +231,15 @@ class EmbeddingFolder:
         return Block(torch.from_numpy(table["position"].to_numpy().copy()), embeddings)
 
     def _table(self, name: str, columns: list[str] | None) -> pa.Table:
-        with self.filesystem.open_input_file(f"{self.path}/{name}.parquet") as file:
-            parquet = pq.ParquetFile(file)
-            names = columns or [name for name in parquet.schema_arrow.names if name not in ("document", "passage_id")]
-            return parquet.read(columns=names)
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{name}.parquet") as file:
+                parquet = pq.ParquetFile(file)
+                every = parquet.schema_arrow.names
+                numbers = [name for name in every if name not in ("document", "passage_id")]
+                return parquet.read(columns=columns or numbers)
+        except (OSError, pa.ArrowException) as error:
+            what = f"cannot be read ({first_line(error)}); delete it and embed again, which makes it anew"
+            raise InputError(f"{shown(self.location)}/{name}.parquet: {what}") from None
 
     def documents(self, positions: np.ndarray) -> dict[int, dict[str, Any]]:
         """Returns the documents at some positions."""

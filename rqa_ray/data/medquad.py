@@ -24,7 +24,7 @@ from typing import Any
 from rqa_ray.data.schema import Document
 from rqa_ray.data.splits import folded, split_groups, write_together
 from rqa_ray.errors import InputError
-from rqa_ray.places import refuse_temporary
+from rqa_ray.places import check_local_folder
 from rqa_ray.settings import MedquadSettings
 
 REPOSITORY = "https://github.com/abachaa/MedQuAD"
@@ -58,7 +58,7 @@ def medquad(settings: MedquadSettings) -> list[str]:
     Raises:
         InputError: there is no MedQuAD, or the folder cannot be written to; nothing was written.
     """
-    refuse_temporary(settings.output_dir)
+    check_local_folder(settings.output_dir)
     pairs, problems = read_pairs(Path(settings.source))
     answered = [pair for pair in pairs if pair.question and len(pair.answer) >= MIN_ANSWER_CHARS]
     if not answered:

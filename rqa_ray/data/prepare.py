@@ -30,7 +30,7 @@ from rqa_ray.data.schema import Document
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
-from rqa_ray.places import refuse_temporary
+from rqa_ray.places import check_local_folder
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model
@@ -65,7 +65,7 @@ def prepare(settings: PrepareSettings) -> list[str]:
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written.
     """
-    refuse_temporary(settings.output_dir)
+    check_local_folder(settings.output_dir)
     folder = Path(settings.output_dir)
     if folder.exists():
         raise InputError(f"--output_dir {folder}: is there already; choose another or delete it")

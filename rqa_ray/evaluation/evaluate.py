@@ -31,7 +31,7 @@ from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
-from rqa_ray.places import ALL_ARGS_FILE, read_json, refuse_temporary, staged, write_json
+from rqa_ray.places import ALL_ARGS_FILE, check_local_folder, read_json, refuse_among_inputs, staged, write_json
 from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
@@ -86,7 +86,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     Raises:
         InputError: the user's input is wrong; nothing was written.
     """
-    refuse_temporary(settings.output_dir)
+    check_local_folder(settings.output_dir)
     if settings.compare == []:
         settings = replace(settings, compare=[*RETRIEVERS])
     output = Path(settings.output_dir)
@@ -112,6 +112,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         if name not in RETRIEVERS and not (Path(name) / PREDICTIONS_FILE).is_file():
             what = f"neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}"
             raise InputError(f"--compare {name}: {what}")
+        if name not in RETRIEVERS:
+            refuse_among_inputs("output_dir", settings.output_dir, [], [str(Path(name) / PREDICTIONS_FILE)])
     if {"dense", "hybrid"} & set(names):
         embedding_folder(settings).check_own()
     if {"bm25", "hybrid"} & set(names):
@@ -231,14 +233,18 @@ def read_predictions(location: str, asked: AskedQuestions) -> Result:
     """
     path = Path(location) / PREDICTIONS_FILE
     questions, retrieved = [], []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        record = json.loads(line)
-        questions.append(record["question"])
-        found = parse_qa_record({"question": "", "gold_docs": record["retrieved_docs"]}).gold_docs
-        retrieved.append([document.passage_id for document in found])
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            record = json.loads(line)
+            questions.append(record["question"])
+            found = parse_qa_record({"question": "", "gold_docs": record["retrieved_docs"]}).gold_docs
+            retrieved.append([document.passage_id for document in found])
+        ranked = np.array(retrieved)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--compare {location}: {path} was not written by jobs/evaluate.py ({error!r:.80})") from None
     if questions != asked.questions:
         raise InputError(f"--compare {location}: its predictions are of other questions than --eval_data_path")
-    return Result(question_metrics(np.array(retrieved), asked.gold_ids))
+    return Result(question_metrics(ranked, asked.gold_ids))
 
 
 def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]:

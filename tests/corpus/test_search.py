@@ -1,6 +1,7 @@
 """A person asks and gets the passages that a search over everything would give, without Ray."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rqa_ray.corpus_settings import SearchSettings
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
-from rqa_ray.places import file_state
+from rqa_ray.places import file_content
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 
@@ -61,7 +62,7 @@ def saved(model, corpus, tmp_path_factory) -> EmbeddingFolder:
         {
             "model": "tiny",
             "fingerprint": fingerprint(model.spec.folder, model.spec.settings),
-            "documents": [list(file_state(path))],
+            "documents": [file_content(path)],
             "shards": shards,
         }
     )
@@ -116,16 +117,31 @@ def test_embeddings_of_something_else_are_refused_or_left_alone(model, saved, co
         Searcher(model, None, None)
 
 
-def test_a_file_that_was_edited_to_the_same_size_is_another(model, saved, corpus, tmp_path):
-    file = Path(shutil.copy2(corpus[0], tmp_path / "documents.jsonl"))
-    folder = EmbeddingFolder(str(shutil.copytree(saved.location, tmp_path / "saved")))
-    folder.start(folder.manifest() | {"documents": [list(file_state(str(file)))]})
-    assert "saved embeddings" in Searcher(model, [str(file)], folder.location).source
+def test_an_edit_is_found_whatever_size_and_time_say_and_a_touch_or_another_name_is_none(
+    model, saved, corpus, tmp_path
+):
+    file = Path(shutil.copy(corpus[0], tmp_path / "documents.jsonl"))
+    os.utime(file, ns=(1, 1))
+    for name in (str(file), f"file://{file}"):
+        assert "saved embeddings" in Searcher(model, [name], saved.location).source
     text = file.read_text()
     file.write_text(text.replace("alpha", "ahpla"))
+    os.utime(file, ns=(1, 1))
     assert len(file.read_text()) == len(text) and file.read_text() != text
     with pytest.raises(InputError, match="an earlier version of these"):
-        Searcher(model, [str(file)], folder.location)
+        Searcher(model, [str(file)], saved.location)
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"shards": []}', '{"shards": [], "fingerprint": 1}'])
+def test_a_folder_that_is_not_about_embeddings_is_refused_or_left_alone(model, corpus, tmp_path, manifest, capsys):
+    folder = shutil.copytree(model.spec.folder, tmp_path / "model")
+    (folder / "embeddings").mkdir()
+    (folder / "embeddings/manifest.json").write_text(manifest)
+    with pytest.raises(InputError, match=f"{folder}/embeddings: its (manifest.json is not|embeddings belong to)"):
+        Searcher(model, None, str(folder / "embeddings"))
+    here = Model("here", ModelSpec(str(folder), model.spec.settings))
+    assert "encoded now" in Searcher(here, [corpus[0]], None).source
+    assert capsys.readouterr().err.count("note: ") == 1
 
 
 def test_a_bad_document_is_named(model, tmp_path):

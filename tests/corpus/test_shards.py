@@ -76,6 +76,7 @@ def test_a_folder_is_complete_when_all_its_shards_are_there(folder):
 def test_clearing_deletes_what_the_manifest_names_and_nothing_else(folder):
     write(folder, SHARDS[0])
     folder.log("passages-000000", 100, 1.0)
+    (Path(folder.path) / "index.faiss").write_text("ours")
     theirs = [Path(folder.path) / name for name in ("documents.parquet", "passages-000009.parquet", "notes.txt")]
     for path in theirs:
         path.write_text("theirs")
@@ -116,9 +117,22 @@ def test_a_manifest_of_another_program_is_refused(tmp_path, manifest, what):
         EmbeddingFolder(str(tmp_path)).clear()
 
 
-def test_a_place_that_no_file_system_knows_is_refused():
-    with pytest.raises(InputError, match=r"^foo://x: cannot be opened \(.*foo"):
-        EmbeddingFolder("foo://x")
+def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("foo://x", tmp_path / "file", tmp_path / "file/x", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match=rf"^{place}: cannot be opened \("):
+            EmbeddingFolder(str(place)).check_own()
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not that", None])
+def test_a_shard_that_is_damaged_or_lost_is_one_line(folder, content):
+    write(folder, SHARDS[0])
+    path = Path(folder.path) / "passages-000000.parquet"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(folder.blocks(["passages-000000"]))
+    assert str(caught.value).startswith(f"{path}: cannot be read (") and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; delete it and embed again, which makes it anew")
 
 
 def test_a_write_that_is_cut_off_leaves_no_shard(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Whole runs of jobs/evaluate.py and jobs/embed.py on a real cluster: what users get, and what they are told."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rqa_ray.corpus_settings import EvaluateSettings
 from rqa_ray.data.formats import parse_document
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.evaluate import evaluate
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from tests.jobs import kill_half_way, logged_shards, refused, run
 
@@ -138,6 +142,46 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, files,
     said = refused(capsys, "evaluate", *flags, "--output_dir", tmp_path / "out", *change)
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_dir": "{file}"}, "--output_dir {file}: cannot be a folder (Not a directory)"),
+        ({"output_dir": "{file}/x"}, "--output_dir {file}/x: cannot be a folder (Not a directory)"),
+        ({"output_dir": "s3://bucket/x"}, "--output_dir s3://bucket/x: a URI; this job writes to local folders only"),
+        ({"embeddings_path": "foo://x"}, "foo://x: cannot be opened (Unrecognized filesystem type"),
+        ({"embeddings_path": "{file}"}, "{file}: cannot be opened ("),
+        ({"embeddings_path": "{file}/x"}, "{file}/x: cannot be opened ("),
+        ({"embeddings_path": "{folder}"}, "{folder}: has files that are no embeddings (all_args.json)"),
+        ({"output_dir": "{folder}"}, "{folder}/all_args.json: not JSON ("),
+        ({"document_path": "{folder}/documents.jsonl", "output_dir": "{folder}"}, "has the input {folder}/documents"),
+        ({"compare": "{earlier}", "output_dir": "{earlier}"}, "{earlier}: has the input {earlier}/test-predictions"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_found_before_ray_starts(
+    tiny_model, files, tmp_path, monkeypatch, change, message
+):
+    places = {name: tmp_path / name for name in ("folder", "earlier", "file")}
+    folder = places["folder"]
+    folder.mkdir()
+    places["earlier"].mkdir()
+    (places["earlier"] / "test-predictions.jsonl").write_text("")
+    places["file"].write_text("")
+    (folder / "all_args.json").write_text("{")
+    shutil.copy(files["full_dataset_file_path"], folder / "documents.jsonl")
+    monkeypatch.setattr("rqa_ray.evaluation.evaluate.connect", lambda: pytest.fail("Ray is started"))
+    given = {
+        "embedding_model_name_or_path": tiny_model,
+        "document_path": files["full_dataset_file_path"],
+        "eval_data_path": files["test_file"],
+        "output_dir": str(tmp_path / "out"),
+        **{flag: value.format(**places) for flag, value in change.items()},
+    }
+    lists = {flag: [given[flag]] for flag in ("document_path", "eval_data_path", "compare") if flag in given}
+    with pytest.raises(InputError, match=re.escape(message.format(**places))):
+        evaluate(EvaluateSettings(**given | lists))
+    assert sorted(path.name for path in folder.iterdir()) == ["all_args.json", "documents.jsonl"]
 
 
 def test_weights_that_are_missing_are_one_line_and_leave_nothing(ray_cluster, flags, capsys, tmp_path):
