@@ -28,12 +28,12 @@ import torch
 from pyarrow import fs
 from torch import nn
 
+from rqa_ray.corpus.manifest import MANIFEST_FILE, parse_manifest
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import open_location, shown, write_whole
 from rqa_ray.retriever.encoder_settings import EncoderSettings, module_folders
 
-MANIFEST_FILE = "manifest.json"
 LOG_FILE = "shards.jsonl"
 INDEX_FILE = "index.faiss"  # the index that jobs/embed.py --index makes
 EMBEDDINGS_FOLDER = "embeddings"  # name of the folder inside a model's or an evaluation's folder
@@ -98,7 +98,7 @@ class EmbeddingFolder:
         try:
             if self._manifest is None and self.filesystem.get_file_info(path).type == fs.FileType.File:
                 with self.filesystem.open_input_stream(path) as file:
-                    self._manifest = _parsed_manifest(file.read())
+                    self._manifest = parse_manifest(file.read())
         except OSError as error:
             raise self._not_opened(error) from None
         except ValueError as error:
@@ -263,17 +263,6 @@ class EmbeddingFolder:
         """Returns (P,) the ids of all passages, in document order."""
         parts = [self._table(shard.name, ["passage_id"])["passage_id"].to_numpy() for shard in self.shards]
         return np.concatenate(parts)
-
-
-def _parsed_manifest(content: bytes) -> dict[str, Any]:
-    """Parses a manifest; raises ValueError if it does not name shards that lie in the folder itself."""
-    manifest = json.loads(content)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), list):
-        raise ValueError("no list of shards in it")
-    for shard in manifest["shards"]:
-        if not isinstance(shard, list) or [type(item) for item in shard] != [str, int, int] or "/" in shard[0]:
-            raise ValueError(f"no shard is {shard!r:.60}")
-    return manifest
 
 
 def _joined(blocks: list[Block]) -> Block:
