@@ -51,6 +51,16 @@ def check_local_folder(output_dir: str) -> None:
         raise InputError(f"--output_dir {output_dir}: cannot be a folder ({error.strerror})") from None
 
 
+def refuse_files_of_others(output: Path, names: Iterable[str]) -> None:
+    """Raises InputError if a folder without a record of an earlier run has files that the job would replace."""
+    for name in names:
+        if (output / name).exists():
+            raise InputError(
+                f"--output_dir {output}: has {name}, which no finished run of this job wrote; choose another folder, "
+                "or replace it with --overwrite_output_dir"
+            )
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Yields a folder to write into; its contents are moved into `folder` if the block succeeds, else deleted."""

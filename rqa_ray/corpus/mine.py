@@ -36,7 +36,7 @@ from rqa_ray.corpus_settings import MineSettings
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import refuse_temporary, staged
+from rqa_ray.places import check_local_folder, refuse_files_of_others, staged
 from rqa_ray.texts import duration, html_table
 
 INPUTS = {"corpus": "document_path", "asked": "train_file", "eval": "eval_file", "test": "test_file"}
@@ -99,12 +99,16 @@ def mine(settings: MineSettings) -> MineResult:
         InputError: what the user gave is wrong; nothing was written.
     """
     started = time.perf_counter()
-    refuse_temporary(settings.output_dir)
+    check_local_folder(settings.output_dir)
     given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
     outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
     inputs = find_inputs(given, skip_bad=False, outputs=outputs)
     labels = find_labels(settings.accepted_labels)
     embedding_folder(settings).check_own()
+    output = Path(settings.output_dir)
+    earlier = MiningReport.load(output)
+    if not earlier and not settings.overwrite_output_dir:
+        refuse_files_of_others(output, [TRAIN_FILE, NEGATIVES_FILE, SUSPECTS_FILE])
     model = find_model(settings)
     teacher = find_teacher(settings.teacher) if settings.teacher else None
     if "bm25" in mined_from(settings):
@@ -123,9 +127,8 @@ def mine(settings: MineSettings) -> MineResult:
         if number:
             print(f"note: {what}: {number:,}")
     miner = Miner(settings, model, teacher, workers, plan, pairs)
-    output, identity = Path(settings.output_dir), miner.identity()
+    identity = miner.identity()
     identity["held_out"] = {split: part.digest for split, part in held_out.items()}
-    earlier = MiningReport.load(output)
     if earlier and not settings.overwrite_output_dir:
         differ = [what for name, what in IDENTITY.items() if earlier.identity.get(name) != identity[name]]
         if differ:

@@ -20,6 +20,7 @@ from rqa_ray.corpus.mining import HIGHEST_LEVEL, LEVEL_STEP, Candidates, Mined, 
 from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
 from rqa_ray.data.columns import runs
 from rqa_ray.data.schema import QARecord, question_key
+from rqa_ray.errors import InputError
 from rqa_ray.places import read_json, write_json
 
 TRAIN_FILE, NEGATIVES_FILE, SUSPECTS_FILE, MINING_FILE = (
@@ -46,9 +47,17 @@ class MiningReport:
 
     @classmethod
     def load(cls, folder: Path) -> MiningReport | None:
-        """Returns the report of an earlier run; None where there is none."""
+        """Returns the report of an earlier run; None where there is none.
+
+        Raises:
+            InputError: another program, or another version of this one, wrote the file.
+        """
         found = read_json(folder / MINING_FILE)
-        return cls(**found) if found is not None else None
+        try:
+            return None if found is None else cls(**found)
+        except TypeError:
+            what = "not a report of this version of jobs/mine.py"
+            raise InputError(f"{folder / MINING_FILE}: {what}; choose another folder") from None
 
 
 class MinedQuestions:

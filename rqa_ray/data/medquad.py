@@ -70,7 +70,11 @@ def medquad(settings: MedquadSettings) -> list[str]:
     splits = split(questions)
     files = {f"{name}.jsonl": records(splits[name]) for name in splits}
     files["documents.jsonl"] = [passage.to_dict() for passage in passages]
-    write_together(Path(settings.output_dir), files)
+    output = Path(settings.output_dir)
+    for name in files:
+        if (output / name).exists():
+            raise InputError(f"--output_dir {output}: has {name} already; choose another folder or delete the file")
+    write_together(output, files)
     counts = ", ".join(f"{len(splits[name]):,} {name}" for name in ("train", "eval", "test"))
     return [
         f"{len(pairs):,} questions, {len(answered):,} with an answer; the others are left out",

@@ -31,7 +31,15 @@ from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
-from rqa_ray.places import ALL_ARGS_FILE, check_local_folder, read_json, refuse_among_inputs, staged, write_json
+from rqa_ray.places import (
+    ALL_ARGS_FILE,
+    check_local_folder,
+    read_json,
+    refuse_among_inputs,
+    refuse_files_of_others,
+    staged,
+    write_json,
+)
 from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
@@ -155,9 +163,13 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
-    """Raises InputError if the folder has results of another evaluation."""
-    earlier = None if overwrite else read_json(output / ALL_ARGS_FILE)
-    if earlier is not None and earlier != config:
+    """Raises InputError if the folder has results of another evaluation, or of another program."""
+    if overwrite:
+        return
+    earlier = read_json(output / ALL_ARGS_FILE)
+    if earlier is None:
+        refuse_files_of_others(output, [SCORE_FILE, PREDICTIONS_FILE])
+    elif earlier != config:
         raise InputError(
             f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"
         )

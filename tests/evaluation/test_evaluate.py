@@ -156,7 +156,14 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(ray_cluster, flags, files,
         ({"embeddings_path": "{folder}"}, "{folder}: has files that are no embeddings (all_args.json)"),
         ({"output_dir": "{folder}"}, "{folder}/all_args.json: not JSON ("),
         ({"document_path": "{folder}/documents.jsonl", "output_dir": "{folder}"}, "has the input {folder}/documents"),
-        ({"compare": "{earlier}", "output_dir": "{earlier}"}, "{earlier}: has the input {earlier}/test-predictions"),
+        (
+            {"output_dir": "{earlier}"},
+            "{earlier}: has test-predictions.jsonl, which no finished run of this job wrote",
+        ),
+        (
+            {"compare": "{earlier}", "output_dir": "{earlier}", "overwrite_output_dir": "yes"},
+            "{earlier}: has the input {earlier}/test-predictions",
+        ),
     ],
 )
 def test_a_place_where_nothing_can_be_written_is_found_before_ray_starts(
