@@ -36,7 +36,7 @@ from rqa_ray.corpus_settings import MineSettings
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import check_local_folder, refuse_files_of_others, staged
+from rqa_ray.places import check_local_folder, refuse_among_inputs, refuse_files_of_others, staged
 from rqa_ray.texts import duration, html_table
 
 INPUTS = {"corpus": "document_path", "asked": "train_file", "eval": "eval_file", "test": "test_file"}
@@ -104,6 +104,8 @@ def mine(settings: MineSettings) -> MineResult:
     outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
     inputs = find_inputs(given, skip_bad=False, outputs=outputs)
     labels = find_labels(settings.accepted_labels)
+    suspects = str(Path(settings.output_dir) / SUSPECTS_FILE)  # a person's decisions in it would be replaced
+    refuse_among_inputs("output_dir", suspects, [], settings.accepted_labels or [])
     embedding_folder(settings).check_own()
     output = Path(settings.output_dir)
     earlier = MiningReport.load(output)

@@ -375,6 +375,10 @@ def test_the_same_command_again_says_that_it_is_there_and_another_is_refused(min
         (["--num_negatives", "0"], "--num_negatives 0: has to be at least 1"),
         (["--output_dir", "{folder}"], "has the input {folder}/"),
         (["--output_dir", "{others}"], "{others}: has suspects.jsonl, which no finished run of this job wrote"),
+        (
+            ["--output_dir", "{others}", "--accepted_labels", "{others}/suspects.jsonl"],
+            "has the input {others}/",
+        ),
         (["--output_dir", "{newer}"], "{newer}/mining.json: not a report of this version of jobs/mine.py; choose"),
         (["--output_dir", "{newer}/mining.json"], "cannot be a folder (Not a directory)"),
         (["--embeddings_path", "{others}"], "{others}: has files that are no embeddings (suspects.jsonl)"),
@@ -385,7 +389,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(flags, change, message, ca
     for name, file in (("others", "suspects.jsonl"), ("newer", "mining.json")):
         named[name] = tmp_path / name
         named[name].mkdir()
-        (named[name] / file).write_text('{"rounds": 2}')
+        (named[name] / file).write_text('{"question": "a", "rival": {"text": "b"}, "accept": true}')
     change, message = [word.format(**named) for word in change], message.format(**named)
     cross_encoder(tmp_path / "teacher", labels=2)
     capsys.readouterr()  # transformers says that it writes
