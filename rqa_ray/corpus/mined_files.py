@@ -117,7 +117,7 @@ def write_train(
     with path.open("w", encoding="utf-8") as file:
         while part := list(islice(asking, RECORDS_AT_ONCE)):
             asked = [(record, question) for record in part for question in record.questions]
-            replaced += sum(len(record.hard_neg_docs) for record in part)
+            replaced += sum(len(record.hard_neg_docs) for record in part if not record.first_question)
             numbers = np.array([rows[question_key(question)] for _, question in asked])
             places, ends = runs(negatives.offsets[numbers], np.diff(negatives.offsets)[numbers])
             documents = passages.documents(negatives.positions[places])

@@ -33,7 +33,7 @@ class Counts:
         self.num_questions += len(record.questions)
         self.num_empty += record.num_empty_questions
         self.num_chats += rows * record.has_chat_history
-        self.num_negatives += len(record.hard_neg_docs) * (rows > 0)
+        self.num_negatives += len(record.hard_neg_docs) * (rows > 0 and not record.first_question)
         golds = [gold.passage_id for gold in record.gold_docs] if rows else []
         self.smallest_gold = min(self.smallest_gold, *golds, LARGEST_ID)
         self.largest_gold = max(self.largest_gold, *golds, -LARGEST_ID)

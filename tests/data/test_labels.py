@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rqa_ray.data.counts import Counts
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.records import find_labels, read_records
 from rqa_ray.data.rows import Questions, TrainingRows
@@ -35,6 +36,10 @@ def test_only_the_questions_of_that_wording_get_the_gold_and_all_stay_in_their_o
     ]
     assert [part.first_question for part in parts] == [0, 1, 3]
     assert sum(part.num_empty_questions for part in parts) == 1
+    counts = Counts()
+    for part in parts:
+        counts.add(part)
+    assert (counts.num_rows, counts.num_questions, counts.num_negatives) == (6, 4, 1)
     assert all(part.hard_neg_docs == [RIVAL] and part.hard_neg_scores == [0.5] for part in parts)
 
 
