@@ -167,6 +167,19 @@ class MiningSettings:
     mine_depth: int = LOSS.setting(100, "Candidates of a question from each ranking.", at_least(1))
 
 
+@dataclass(kw_only=True)
+class RoundSettings:
+    """When training mines hard negatives itself."""
+
+    mine_negatives: int = LOSS.setting(0, "Hard negatives to mine for each question before training.", at_least(0))
+    mine_every: float | None = LOSS.setting(
+        None,
+        "Mine again after each share of the run (0.33: each third).",
+        Check(lambda value: 0 < value < 1, "a fraction between 0 and 1"),
+        unset="never",
+    )
+
+
 def _is_number_of_workers(value: str) -> bool:
     fewest, _, most = value.partition(":")
     return all(part.isdecimal() for part in (fewest, most or fewest)) and 1 <= int(fewest) <= int(most or fewest)
@@ -176,7 +189,9 @@ def _is_number_of_workers(value: str) -> bool:
 
 
 @dataclass(kw_only=True)
-class TrainSettings(WorkerSettings, BatchSettings, LossSettings, DataSettings, ModelSettings):
+class TrainSettings(
+    WorkerSettings, MiningSettings, RoundSettings, BatchSettings, LossSettings, DataSettings, ModelSettings
+):
     """The settings of jobs/train.py, in addition to transformers' TrainingArguments."""
 
     model_name_or_path: str | None = model_path(None, "Encoder to fine-tune", "required")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 
 SMALL_WINDOWS = {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}  # of streamed files
-STREAMED = ["--data_mode", "streaming", "--cpus_per_worker", "1"]  # one CPU is left for an evaluation beside training
+# One CPU is left for an evaluation beside training; hard negatives are mined before step 1 and after step 6.
+STREAMED = "--data_mode streaming --cpus_per_worker 1 --mine_negatives 2 --mine_every 0.5".split()
+STREAMED += "--mine_margin 1000 --negatives_per_question 1".split()
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
 # Ray's processes that have read data, and imported all that takes, wait for the next test instead of ending.
@@ -146,7 +148,7 @@ def train_flags(files, tiny_model) -> list[str]:
 
 @pytest.fixture(scope="session")
 def one_worker(ray_cluster, train_flags, tmp_path_factory) -> Path:
-    """The output folder of a run with one worker, whose training file is streamed in several windows."""
+    """The output folder of a run with one worker that streams its training file in several windows and mines twice."""
     folder = tmp_path_factory.mktemp("one-worker") / "out"
     with pytest.MonkeyPatch.context() as patch:
         from rqa_ray.data import streaming

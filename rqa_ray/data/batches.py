@@ -73,6 +73,10 @@ class ShuffledRows:
         parts = [self._permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
         return self.rows, np.concatenate(parts)
 
+    def parts(self) -> Iterator[TrainingRows]:
+        """Yields all rows, in one part."""
+        yield self.rows
+
 
 class GlobalBatches(Dataset):
     """The global batches of a run: `batches[b]` is this rank's share of batch b, the same at each call.

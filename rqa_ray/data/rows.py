@@ -127,6 +127,11 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.passage_ids)
 
+    @property
+    def table(self) -> PassageTable:
+        """The tokens of all passages by id."""
+        return PassageTable.of(self.passage_ids, self.tokens.take(self.text_of))
+
 
 def first_of_question(tables: Sequence[pa.Table], order: np.ndarray) -> np.ndarray:
     """Returns the places in `order` where another question begins; a question with several golds has several rows."""

@@ -11,7 +11,7 @@ was read before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -102,6 +102,11 @@ class WindowedRows:
             windows.append((epoch, window))
             place += int(starts[window + 1]) - within
         return self._rows(tuple(windows)), first - begin + np.arange(count)
+
+    def parts(self) -> Iterator[TrainingRows]:
+        """Yields all rows, one window at a time."""
+        for window in range(len(self.plan.epoch(0).parts)):
+            yield self._read(((0, window),))
 
     def _read(self, windows: tuple[tuple[int, int], ...]) -> TrainingRows:
         tables = [self.fetch(*window) for window in windows]

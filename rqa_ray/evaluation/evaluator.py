@@ -6,7 +6,8 @@ Memory holds one block and the running top k.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,19 @@ TOP_K = max(RECALL_CUTOFFS)
 TEXTS_PER_BLOCK = 4096
 
 
+class CorpusPass(Protocol):
+    """Something that sees the embeddings of the whole corpus once, each rank those of its share."""
+
+    def begin(self) -> None:
+        """Is called before the first passage."""
+
+    def add(self, passages: torch.Tensor, positions: torch.Tensor) -> None:
+        """Takes a block of passages: embeddings (N, D) and positions (N,)."""
+
+    def end(self) -> None:
+        """Is called after the last passage; merges what the ranks have found."""
+
+
 class RetrievalEvaluator:
     """Evaluates an embedder on the questions of each split, against one corpus."""
 
@@ -36,49 +50,53 @@ class RetrievalEvaluator:
         # called with the number of texts that this rank has encoded, and of all
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
         by_id = np.argsort(corpus.passage_ids)
-        self._gold_positions = [
+        self.gold_positions = [
             positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
         ]
         self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, sorted by their text
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
 
-    def evaluate(self, temperature: float) -> Evaluation:
+    @property
+    def device(self) -> torch.device:
+        """The device of the embeddings."""
+        return next(self.embedder.encoder.parameters()).device
+
+    def evaluate(self, temperature: float, *others: CorpusPass) -> Evaluation:
         """Returns the evaluation, the same on all ranks. All ranks have to call it together.
 
-        `temperature` is the temperature of the loss.
+        `temperature` is the temperature of the loss. `others` see the same embeddings of the corpus.
 
         Raises:
             Interrupted: on all ranks, see `interrupts.py`.
+        """
+        ranking = _Ranking(self, temperature)
+        self.look_through(ranking, *others)
+        return ranking.results()
+
+    def look_through(self, *passes: CorpusPass) -> None:
+        """Encodes the corpus once for all passes, each rank its share. All ranks have to call it together.
+
+        Raises:
+            Interrupted: on all ranks.
         """
         encoder = self.embedder.encoder
         was_training = encoder.training
         encoder.eval()
         try:
             with torch.inference_mode():
-                return self._evaluate(temperature)
+                for one in passes:
+                    one.begin()
+                with encoder.interrupts.part(self.device):
+                    for passages, positions in self._blocks():
+                        for one in passes:
+                            one.add(passages, positions)
+                for one in passes:
+                    one.end()
         finally:
             encoder.train(was_training)
 
-    def _evaluate(self, temperature: float) -> Evaluation:
-        encoder = self.embedder.encoder
-        device = next(encoder.parameters()).device
-        rows = [row for part in self.questions.values() for row in part.tokens]
-        self._done, self._total = 0, -(-len(rows) // distributed.world_size())
-        started = _now(device)
-        questions = self._embed_questions(rows)
-        search_seconds = _now(device) - started
-
-        topk = RunningTopK(len(rows), min(TOP_K, len(self.corpus)), device)
-        loss = CorpusLoss(self._gold_positions, temperature, device)
-        with encoder.interrupts.part(device):
-            search_seconds += self._search(questions, topk, loss)
-        _merge_ranks(topk, loss)
-        slowest = distributed.gather(torch.tensor([search_seconds], device=device)).max().item()
-        return self._results(topk, loss, slowest / len(rows))
-
-    def _search(self, questions: torch.Tensor, topk: RunningTopK, loss: CorpusLoss) -> float:
-        """Searches this rank's share of the corpus; returns how long that took, without encoding (seconds)."""
-        device, seconds = questions.device, 0.0
+    def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Encodes this rank's share of the corpus; yields embeddings (N, D) and positions (N,)."""
         tokens = self.corpus.tokens
         mine = np.argsort(tokens.lengths, kind="stable")[distributed.rank() :: distributed.world_size()]
         self._done, self._total = 0, len(mine)
@@ -88,33 +106,16 @@ class RetrievalEvaluator:
             counts = self._first_of_text[texts + 1] - self._first_of_text[texts]
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             positions = self._by_text[np.repeat(self._first_of_text[texts], counts) + within]
-            passages = embeddings[torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(device)]
-            started = _now(device)
-            search_block(questions, passages, torch.from_numpy(positions).to(device), topk, loss)
-            seconds += _now(device) - started
-        return seconds
+            places = torch.from_numpy(np.repeat(np.arange(len(texts)), counts)).to(embeddings.device)
+            yield embeddings[places], torch.from_numpy(positions).to(embeddings.device)
 
-    def _results(self, topk: RunningTopK, loss: CorpusLoss, latency: float) -> Evaluation:
-        scores, positions = (part.cpu().numpy() for part in topk.result())
-        results, start = {}, 0
-        for split, part in self.questions.items():
-            rows = slice(start, start + len(part))
-            start += len(part)
-            metrics = retrieval_metrics(self.corpus.passage_ids[positions[rows]], part.golds)
-            metrics[LATENCY] = latency
-            corpus_loss = loss.result(rows)
-            if corpus_loss is not None:
-                metrics["loss"] = corpus_loss
-            results[split] = SplitResult(metrics, scores[rows], positions[rows])
-        return Evaluation(results)
-
-    def _embed_questions(self, rows: list[np.ndarray]) -> torch.Tensor:
-        """Returns (Q, D): each of the W ranks encodes every W-th question, and all ranks get all."""
+    def embed(self, rows: list[np.ndarray]) -> torch.Tensor:
+        """Returns (n, D) of n token rows: each of the W ranks encodes every W-th row, and all ranks get all."""
         world_size = distributed.world_size()
+        self._done, self._total = 0, -(-len(rows) // world_size)
         # the gather needs the same number of rows from every rank
         padded = rows + [rows[-1]] * (-len(rows) % world_size)
-        encoder = self.embedder.encoder
-        with encoder.interrupts.part(next(encoder.parameters()).device):
+        with self.embedder.encoder.interrupts.part(self.device):
             own = self.embedder.rows(padded[distributed.rank() :: world_size], self._on_batch)
         share = distributed.gather(own)
         return share.view(world_size, -1, share.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
@@ -122,6 +123,48 @@ class RetrievalEvaluator:
     def _on_batch(self, num_rows: int) -> None:
         self._done += num_rows
         self.on_progress(self._done, self._total)
+
+
+class _Ranking:
+    """Finds the best passages for the questions of all splits, and their loss against the corpus."""
+
+    def __init__(self, evaluator: RetrievalEvaluator, temperature: float) -> None:
+        self.evaluator, self.temperature = evaluator, temperature
+
+    def begin(self) -> None:
+        device, rows = (
+            self.evaluator.device,
+            [row for part in self.evaluator.questions.values() for row in part.tokens],
+        )
+        started = _now(device)
+        self.questions = self.evaluator.embed(rows)
+        self.seconds = _now(device) - started  # the encoding of the corpus left out
+        self.topk = RunningTopK(len(rows), min(TOP_K, len(self.evaluator.corpus)), device)
+        self.loss = CorpusLoss(self.evaluator.gold_positions, self.temperature, device)
+
+    def add(self, passages: torch.Tensor, positions: torch.Tensor) -> None:
+        started = _now(passages.device)
+        search_block(self.questions, passages, positions, self.topk, self.loss)
+        self.seconds += _now(passages.device) - started
+
+    def end(self) -> None:
+        merge_topk(self.topk)
+        merge_loss(self.loss)
+
+    def results(self) -> Evaluation:
+        scores, positions = (part.cpu().numpy() for part in self.topk.result())
+        seconds = distributed.gather(torch.tensor([self.seconds], device=self.evaluator.device)).max().item()
+        results, start = {}, 0
+        for split, part in self.evaluator.questions.items():
+            rows = slice(start, start + len(part))
+            start += len(part)
+            metrics = retrieval_metrics(self.evaluator.corpus.passage_ids[positions[rows]], part.golds)
+            metrics[LATENCY] = seconds / len(self.questions)
+            corpus_loss = self.loss.result(rows)
+            if corpus_loss is not None:
+                metrics["loss"] = corpus_loss
+            results[split] = SplitResult(metrics, scores[rows], positions[rows])
+        return Evaluation(results)
 
 
 def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
@@ -137,17 +180,24 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _merge_ranks(topk: RunningTopK, loss: CorpusLoss) -> None:
-    """Merges the states of all ranks in the order of ranks, so that all ranks end with the same bits."""
+def merge_topk(topk: RunningTopK) -> None:
+    """Merges the best passages of all ranks in the order of ranks, so that all ranks end with the same bits."""
+    if not distributed.is_distributed():
+        return
+    keys = distributed.gather(topk.keys).view(distributed.world_size(), *topk.keys.shape)
+    topk.keys.fill_(EMPTY)
+    for part in keys:
+        topk.merge(part)
+
+
+def merge_loss(loss: CorpusLoss) -> None:
+    """Merges what all ranks have seen of the corpus, in the order of ranks too."""
     if not distributed.is_distributed():
         return
     world_size = distributed.world_size()
-    keys = distributed.gather(topk.keys).view(world_size, *topk.keys.shape)
     lse = distributed.gather(loss.lse).view(world_size, -1)
     gold_scores = distributed.gather(loss.gold_scores).view(world_size, -1)
-    topk.keys.fill_(EMPTY)
     loss.lse.fill_(-torch.inf)
     loss.gold_scores.fill_(-torch.inf)
     for rank in range(world_size):
-        topk.merge(keys[rank])
         loss.merge(lse[rank], gold_scores[rank])

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rqa_ray.command_line import Given, Parser, check_values, is_none_of
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
-from rqa_ray.settings import TrainSettings
+from rqa_ray.settings import MINED_FROM, MiningSettings, TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
@@ -82,12 +82,36 @@ def check(job: Job) -> None:
     check_values(RetrieverTrainingArguments, training, CHECKS)
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
+    job.notes += _check_mining(settings)
     training["metric_for_best_model"] = _metric(training["metric_for_best_model"])
     if (settings.similarity or "cosine") == "cosine" and settings.temperature >= 0.5:
         job.notes.append(
             f"warning: --temperature {settings.temperature:g} leaves a nearly flat loss with cosine similarity; "
             "0.02 to 0.1 is usual, or --similarity dot"
         )
+
+
+def _check_mining(settings: TrainSettings) -> list[str]:
+    """Returns notes for the user.
+
+    Raises:
+        InputError: values that cannot work together.
+    """
+    number, own = settings.mine_negatives, settings.negatives_per_question
+    if settings.mine_every and not number:
+        raise InputError(f"--mine_every {settings.mine_every:g}: needs --mine_negatives N, how many a round mines")
+    if number and not (own or settings.hard_neg_ratio):
+        raise InputError(f"--mine_negatives {number}: no batch would have them; give --negatives_per_question K too")
+    if number and own > number:
+        raise InputError(f"--negatives_per_question {own}: is more than --mine_negatives {number}")
+    if number and "bm25" in (settings.mine_from or MINED_FROM):
+        need_extra("--mine_from bm25", "bm25", "bm25s")
+    given = [item.name for item in dataclasses.fields(MiningSettings) if getattr(settings, item.name) != item.default]
+    idle = ", ".join(f"--{name}" for name in given)
+    notes = [f"{idle}: no effect without --mine_negatives"] if idle and not number else []
+    if settings.mine_every and settings.async_eval:
+        notes.append("note: --async_eval knows too late which model is worse, so every round of --mine_every is used")
+    return notes
 
 
 def _metric(name: str | None) -> str:

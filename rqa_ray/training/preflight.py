@@ -17,5 +17,6 @@ def preflight(job: Job) -> list[str]:
     """
     checked = check(with_local_output(job))
     counts = estimate(checked.files["train"])
-    _, lines = micro_batch_size(checked.job, checked.workers.num_workers, counts.num_rows, bool(counts.num_negatives))
+    has_negatives = counts.num_negatives > 0 or checked.job.settings.mine_negatives > 0
+    _, lines = micro_batch_size(checked.job, checked.workers.num_workers, counts.num_rows, has_negatives)
     return [f"about {counts.num_rows:,} training rows, one for each question and gold passage", *lines]

@@ -64,7 +64,7 @@ class ReportCallback(TrainerCallback):
     def on_evaluation_progress(self, done: int, total: int) -> None:
         """Takes the number of encoded texts; the evaluator calls it."""
         if done < total:
-            self.send(phase=f"evaluating at step {self.progress.step}, texts", done=done, total=total)
+            self.send(phase=f"{self.trainer.doing} at step {self.progress.step}, texts", done=done, total=total)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         self.progress.quality = f"{self.metric.rsplit('/', 1)[-1]} {metrics[self.metric]:.3f}"

@@ -75,3 +75,13 @@ def evaluations_due(step: int, max_steps: int, fraction: float) -> int:
     fraction to a whole number of steps, and so evaluate less often than asked.
     """
     return int((step + 0.5) / (fraction * max_steps) + 1e-9)
+
+
+def rounds_due(step: int, max_steps: int, every: float | None) -> int:
+    """Returns how many rounds of mining are due by a step: one before step 1, then one after each share of the run.
+
+    There is at most one round a step, and none after the last step, because no batch follows it.
+    """
+    if not every:
+        return 1
+    return 1 + evaluations_due(min(step, max_steps - 1), max_steps, max(every, 1 / max_steps))

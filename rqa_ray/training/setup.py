@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from rqa_ray.cluster.connection import connect
@@ -28,9 +30,11 @@ from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
+from rqa_ray.texts import duration
 from rqa_ray.training.arguments import loggers_of
 from rqa_ray.training.batch_sizes import batch_of, check_negatives, num_drawn, with_global_batch
 from rqa_ray.training.job import Job
+from rqa_ray.training.mining_texts import read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
 from rqa_ray.training.output_folder import DEMO_FOLDER, storage_of
 from rqa_ray.training.run_record import check_output_dir
@@ -49,6 +53,8 @@ class Setup:
     model: ModelSpec
     blocks: dict[str, Blocks]  # corpus, eval, and test if there is one; train if it is resident
     stream: Stream | None  # the training files, if they are streamed
+    train_files: list[str]
+    labels: Labels
     num_rows: int  # training rows: one for each question and gold passage
     has_negatives: bool
     skipped: Skipped
@@ -66,6 +72,17 @@ class Setup:
             use_gpu=self.workers.use_gpu,
             **more,
         )
+
+    def read_mining_texts(self) -> Any:
+        """Reads what mining needs to know about texts, and prints a line; returns a reference for the spec."""
+        started = time.monotonic()
+        corpus, settings = self.blocks["corpus"], self.job.settings
+        texts = read_mining_texts(self.train_files, self.labels, corpus, self.num_rows, settings, self.workers)
+        print(
+            f"mining: {len(texts.wordings.keys):,} questions; signatures of passages and BM25's candidates in "
+            f"{duration(time.monotonic() - started)}"
+        )
+        return ray.put(texts)
 
     def write_bad_records(self) -> None:
         """Lists the records that were left out in output_dir, and prints a line about them."""
@@ -152,16 +169,26 @@ def set_up(job: Job, args_file: str) -> Setup:
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
-    own = job.settings.negatives_per_question
-    has_negatives = survey.train.num_negatives > 0
-    check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, survey.train.num_rows)) > 0)
+    train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
+    has_negatives = train.num_negatives > 0 or mined > 0
+    check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, train.num_rows)) > 0)
     check_negatives(own, has_negatives)
     lines = [*([stream.report()] if stream else []), *brief(survey, files)]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
+    if mined and train.num_negatives:
+        lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
     print("\n".join(lines))
-    train = survey.train
     return Setup(
-        job, checked.workers, spec, blocks, stream, train.num_rows, bool(train.num_negatives), Skipped.of(skipped)
+        job=job,
+        workers=checked.workers,
+        model=spec,
+        blocks=blocks,
+        stream=stream,
+        train_files=files["train"],
+        labels=labels,
+        num_rows=train.num_rows,
+        has_negatives=has_negatives,
+        skipped=Skipped.of(skipped),
     )
 
 

@@ -29,6 +29,7 @@ class WorkerSpec:
     blocks: dict[str, list]  # references to the tokenized tables by input: corpus, eval, perhaps test and train
     micro_batch: int = 0  # questions of all ranks that meet in one loss
     windows: Any = None  # plan and store of streamed training files, which replace the train blocks
+    mining: Any = None  # reference of the MiningTexts (`rounds.py`), if hard negatives are mined
 
     # Where to train.
     output_dir: str = ""  # folder or URI, as the user knows it

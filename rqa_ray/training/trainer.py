@@ -5,6 +5,7 @@ This file does not import Ray: the loop runs in one process, under torch.distrib
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch
-from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.evaluation.evaluator import CorpusPass, RetrievalEvaluator
 from rqa_ray.evaluation.results import BEFORE, Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import gather_candidates
@@ -29,6 +30,7 @@ from rqa_ray.retriever.interrupts import Interrupted, Interrupts
 from rqa_ray.retriever.losses import average_gradients, mean_over_global_batch, start_alike
 from rqa_ray.retriever.step import forward_backward
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, load_evaluation, save_evaluations
+from rqa_ray.training.rounds import Rounds
 from rqa_ray.training.schedule import Schedule
 
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -43,9 +45,9 @@ class ContrastiveTrainer(Trainer):
     """Trains an encoder, and the parameters of a loss if it has some, on global batches.
 
     A checkpoint contains `model/` (a complete model folder), the loss's parameters, optimizer and scheduler,
-    `trainer_state.json` and the forward plan. It also contains two evaluations (`checkpoint_files.py`): that of its
-    step, if there is one, and that of step 0. It contains no random state, because batches and dropout masks are
-    functions of (seed, batch, rank, place).
+    `trainer_state.json`, the forward plan and the mined hard negatives. It also contains two evaluations
+    (`checkpoint_files.py`): that of its step, if there is one, and that of step 0. It contains no random state,
+    because batches and dropout masks are functions of (seed, batch, rank, place).
     """
 
     control: TrainerControl
@@ -63,15 +65,18 @@ class ContrastiveTrainer(Trainer):
         *,
         trust_remote_code: bool = False,
         evaluates_beside: bool = False,
+        rounds: Rounds | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         """Takes a loss as in `retriever/losses.py`; its `temperature` is also the temperature of `eval_loss`."""
+        self.rounds = rounds
+        self.doing = "evaluating"  # or mining, when the evaluator encodes the corpus
         self.loss: Any = loss.to(args.device)
         start_alike(self.loss)
         self.batches = batches
         self.evaluator = evaluator
         self.trust_remote_code = trust_remote_code
-        self.found = Evaluation()  # result of the last evaluation
+        self.found, self.found_step = Evaluation(), -1  # result of the last evaluation, and its step
         self.interrupts: Interrupts = encoder.interrupts
         self.schedule = Schedule(evaluates_beside)
         self._seconds = {"waiting": 0.0, "computing": 0.0}  # time since the loss was last logged
@@ -92,6 +97,7 @@ class ContrastiveTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[override]
         self.loss.zero_grad()
+        self._mine_if_due()
         with self._timed("waiting"):
             return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
 
@@ -156,25 +162,45 @@ class ContrastiveTrainer(Trainer):
         yield
         self._seconds[what] += time.perf_counter() - start
 
-    def rank_questions(self) -> Evaluation:
+    def rank_questions(self, *others: CorpusPass) -> Evaluation:
         """Evaluates the model on all questions; gives up if a stop is asked for."""
         with self.interrupts.watch(True):
             temperature = self.loss.temperature  # a number, or a tensor that is computed from a parameter
             number = float(temperature.detach() if torch.is_tensor(temperature) else temperature)
-            return self.evaluator.evaluate(number)
+            return self.evaluator.evaluate(number, *others)
+
+    def _mine_if_due(self) -> None:
+        """Mines a round before the next batch, if a round is due and no evaluation of this step has mined it."""
+        step, before = self.state.global_step, self.schedule.before
+        quality = self._quality(before if step == 0 else self.found if self.found_step == step else Evaluation())
+        mining = self.rounds.start(step, self.state.max_steps, quality) if self.rounds else None
+        if self.rounds and mining:
+            self.doing = "mining"
+            with self.interrupts.watch(True):
+                self.evaluator.look_through(mining)
+            self.doing = "evaluating"
+            self.rounds.finish(mining, quality)
+
+    def _quality(self, found: Evaluation) -> float:
+        """Returns the metric that chooses the best model, NaN for an empty evaluation."""
+        return found.metrics_of("eval").get(self.args.metric_for_best_model or "", math.nan)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Returns the metrics of the eval questions.
 
         The same pass ranks the test questions, but only step 0 logs their metrics.
         """
+        step = self.state.global_step
+        mining = self.rounds.start(step, self.state.max_steps) if self.rounds else None
         try:
-            self.found = self.rank_questions()
+            self.found, self.found_step = self.rank_questions(*([mining] if mining else [])), step
         except Interrupted:
-            self.schedule.pending_step = self.state.global_step
+            self.schedule.pending_step = step
             raise
+        if self.rounds and mining:
+            self.rounds.finish(mining, self._quality(self.found))
         metrics = self.found.metrics_of("eval")
-        if self.state.global_step == 0:
+        if step == 0:
             self.schedule.before = self.found
             metrics = self.found.metrics
         self.log(dict(metrics))
@@ -202,6 +228,8 @@ class ContrastiveTrainer(Trainer):
             save_model(self.loss, str(folder / LOSS_FILE))
         here = self.found if self.schedule.is_evaluated_here(step) else Evaluation()
         save_evaluations(folder, here, self.schedule.before)
+        if self.rounds:
+            self.rounds.save(folder)
         StepNote(step, evaluation_pending=self.schedule.pending_step == step).save(folder)
 
     def save_interrupted(self) -> None:
@@ -219,6 +247,8 @@ class ContrastiveTrainer(Trainer):
         load_weights(self.model, str(folder / MODEL_FOLDER), self.trust_remote_code)
         if self.loss.state_dict():
             load_model(self.loss, folder / LOSS_FILE, strict=True)
+        if self.rounds:
+            self.rounds.load(folder)
         self.schedule.saved_step = StepNote.load(folder).step
         self.schedule.before = self.schedule.before or load_evaluation(folder, BEFORE)
 

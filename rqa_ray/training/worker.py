@@ -35,6 +35,7 @@ from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, read_checkpoint, write_evaluation
 from rqa_ray.training.plan_forward import compile_transformer, plan_forward
 from rqa_ray.training.report_callback import PushLogs, ReportCallback
+from rqa_ray.training.rounds import Rounds, stand_ins
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.trainer import ContrastiveTrainer, NonFiniteLossError
 from rqa_ray.training.uploads import StorageError, Uploads, is_full
@@ -116,8 +117,13 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         world_size=args.world_size,
         negatives_per_question=settings.negatives_per_question,
     )
+    texts = ray.get(spec.mining) if settings.mine_negatives else None
+    corpus = Corpus.from_tables(tables["corpus"])
+    if texts:
+        batches.set_negatives(stand_ins(corpus.table, len(rows), settings.mine_negatives))
     before = ForwardPlan.load(Path(checkpoint)) if checkpoint else None
     plan = plan_forward(settings, args, encoder, batches, before, spec.memory_sharers)
+    batches = batches.with_plan(plan)
     options = EmbedOptions(
         batches.pad_id,
         plan.max_tokens,
@@ -128,14 +134,16 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
     torch.manual_seed(args.seed)  # for the initial values of a loss's own parameters
     splits: dict[str, Questions] = {}
     splits |= {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables}
+    evaluator = RetrievalEvaluator(corpus, splits, Embedder(encoder, options))
     trainer = ContrastiveTrainer(
         encoder,
         LOSSES[settings.contrastive_loss].of(settings),
         args,
-        batches.with_plan(plan),
-        RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, Embedder(encoder, options)),
+        batches,
+        evaluator,
         trust_remote_code=settings.trust_remote_code,
         evaluates_beside=spec.spare is not None,
+        rounds=Rounds(settings, texts, batches, evaluator, args.metric_for_best_model or "") if texts else None,
     )
     trainer.schedule.before = spec.before
     return trainer
@@ -158,6 +166,8 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
             workers = f"{args.world_size} worker{'s' * (args.world_size > 1)}"
             tell(f"restarted on {workers}, from step {note.step}")
         tell(trainer.batches.plan.describe())
+        if trainer.rounds:
+            trainer.rounds.tell = tell
         mailbox.keep_group.remote(spec.run, ray.util.get_current_placement_group())
     trainer.evaluator.on_progress = report.on_evaluation_progress
     trainer.add_callback(report)
@@ -168,14 +178,16 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
 
 def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: str) -> None:
     """Makes the evaluation that a stop has put off, and stores it beside the checkpoint."""
-    stored = read_checkpoint(location)
+    stored, step = read_checkpoint(location), StepNote.load(Path(checkpoint)).step
+    trainer.found_step = step
     if stored and stored.metrics:  # an earlier attempt has made it
+        trainer.found = stored.evaluation()
         return
     trainer._load_from_checkpoint(checkpoint)
-    found = trainer.rank_questions()
+    trainer.found = trainer.rank_questions()
     if trainer.args.process_index == 0:
         filesystem, path = open_location(location)
-        write_evaluation(ray.train.Checkpoint(path, filesystem), StepNote.load(Path(checkpoint)).step, found)
+        write_evaluation(ray.train.Checkpoint(path, filesystem), step, trainer.found)
 
 
 def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -> RetrieverTrainingArguments:

@@ -37,6 +37,11 @@ class SearchPlan:
             points = random.Random(job.training["seed"]).sample(points, settings.num_samples)
         return cls(job, space, budget, points, len(points) if points else settings.num_samples)
 
+    @property
+    def mines(self) -> bool:
+        """Whether trials mine hard negatives."""
+        return self.job.settings.mine_negatives > 0 or "mine_negatives" in self.space
+
     def describe(self, search: Search, at_once: int) -> list[str]:
         """Returns lines for the user."""
         space = "; ".join(f"{name} {dimension}" for name, dimension in self.space.items())

@@ -85,13 +85,15 @@ def tune(asked: Search) -> TuneResult:
     job, workers = setup.job, setup.workers
     plan = SearchPlan.of(asked, job, setup.num_rows)
     at_once = trials_at_once(settings.max_concurrent_trials, workers)
-    lines = plan.describe_batches(workers.num_workers, setup.has_negatives)
+    has_negatives = setup.has_negatives or plan.mines
+    lines = plan.describe_batches(workers.num_workers, has_negatives)
     print("\n".join([*plan.describe(asked, at_once), *lines]))
     record = open_search(asked, job)
     setup.write_bad_records()
     root = inside(record.storage_path, record.run_names[0])
     print(f"checkpoints in {shown(root)}")
 
+    mining = setup.read_mining_texts() if plan.mines else None
     before = evaluate_pretrained(setup, plan.space, root)
     name = f"mailbox-{record.run_names[0]}"
     mailbox = new_mailbox(name)  # the mailbox lives as long as this reference
@@ -100,9 +102,9 @@ def tune(asked: Search) -> TuneResult:
         budget=plan.budget,
         workers=workers,
         at_once=at_once,
-        spec=setup.worker_spec(),
+        spec=setup.worker_spec(mining=mining),
         stream=setup.stream,
-        has_negatives=setup.has_negatives,
+        has_negatives=has_negatives,
         root=root,
         mailbox=name,
         before=before,

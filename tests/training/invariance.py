@@ -13,7 +13,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
 from transformers import BertConfig, TrainerCallback
 
+from rqa_ray.corpus.mining import Wordings
+from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.data.batches import GlobalBatches
+from rqa_ray.data.columns import input_order
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever import candidates as candidates_module
@@ -25,18 +28,24 @@ from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import InBatchContrastive
+from rqa_ray.settings import MINED_FROM, TrainSettings
 from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.rounds import MiningTexts, Rounds
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.builders import table
 from tests.models import save_model
 
 GLOBAL_BATCH, STEPS, VOCABULARY = 16, 10, 100
+MINED = TrainSettings(mine_negatives=3, mine_every=0.5, mine_depth=8, mine_margin=1.0)  # rounds at steps 0 and 5
 MUTATIONS = ("factor W", "factor 1/W", "no mask", "mask before the gather", "detached gather")
 
 
-def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
-    """40 questions over 12 passages: passages repeat in every batch of 16, and every third question has two golds."""
+def tables(seed: int = 0, lacking: tuple[int, ...] = ()) -> dict[str, list[pa.Table]]:
+    """40 questions over 12 passages: passages repeat in every batch of 16, and every third question has two golds.
+
+    The corpus has 20 passages, but those that it is `lacking`.
+    """
     generator = np.random.default_rng(seed)
 
     def tokens(shortest: int, longest: int) -> list[int]:
@@ -64,9 +73,24 @@ def tables(seed: int = 0) -> dict[str, list[pa.Table]]:
             )
     train = table("train", rows)
     documents = [
-        {"line": number, "passage_id": number, "text_hash": number, "tokens": passages[number]} for number in range(20)
+        {"line": number, "passage_id": number, "text_hash": number, "tokens": passages[number]}
+        for number in range(20)
+        if number not in lacking
     ]
     return {"train": [train], "eval": [train], "corpus": [table("corpus", documents)]}
+
+
+def mining_texts(data: dict[str, list[pa.Table]], rounds: TrainSettings) -> MiningTexts:
+    """What mining would read of the texts of `tables`, whose words are the tokens; BM25's candidates are drawn."""
+    rows, corpus = TrainingRows.from_tables(data["train"]), Corpus.from_tables(data["corpus"])
+    wordings = Wordings.of(data["train"][0]["question_key"].to_numpy()[input_order(data["train"])], rows.passage_ids)
+    missing = np.setdiff1d(rows.passage_ids, corpus.passage_ids)
+    passages = [corpus.tokens[text] for text in corpus.text_of]
+    passages += [rows.table.tokens[row] for row in rows.table.rows_of(missing)]
+    depth = 6 if "bm25" in (rounds.mine_from or MINED_FROM) else 0
+    bm25 = np.stack([np.random.default_rng(key).permutation(len(corpus))[:depth] for key in wordings.keys])
+    bm25[::4, depth // 2 :] = -1  # questions of few words
+    return MiningTexts(wordings, missing, bm25, Signatures.of(" ".join(map(str, tokens)) for tokens in passages))
 
 
 class LearnedTemperature(torch.nn.Module):
@@ -111,6 +135,7 @@ def run(
     mutation: str,
     loss: str,
     per_question: int,
+    mined: bool,
 ) -> None:
     """Trains; rank 0 saves gradients, losses, weights and facts about the data to `folder`/result.pt."""
     torch.set_num_threads(1)
@@ -122,10 +147,12 @@ def run(
     mutate(mutation)
     recorder = Recorder()
     of_loss = LOSSES[loss]()
-    trainer = make_trainer(
-        folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, per_question, loss=of_loss
-    )
+    more = {"per_question": per_question, "loss": of_loss, "rounds": MINED if mined else None}
+    trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, **more)
     encoder, batches = trainer.model, trainer.batches
+    told: list[str] = []
+    if trainer.rounds:
+        trainer.rounds.tell = told.append
     start = weights(encoder)
     trainer.train()
     if rank == 0:
@@ -139,6 +166,8 @@ def run(
                 "losses": losses,
                 "of loss": {name: value.detach().clone() for name, value in of_loss.named_parameters()},
                 "num_masked": count_masked(batches),
+                "rounds": told,
+                "round": trainer.rounds and trainer.rounds.round and vars(trainer.rounds.round),
                 "num_negatives": len(batches.draw_negatives(0)),
             },
             Path(folder) / "result.pt",
@@ -186,6 +215,8 @@ def make_trainer(
     per_question: int = 0,
     max_tokens: int = 150,
     loss: torch.nn.Module | None = None,
+    rounds: TrainSettings | None = None,
+    lacking: tuple[int, ...] = (),
     **extra,
 ) -> ContrastiveTrainer:
     """One rank's trainer, whose questions bring `per_question` hard negatives: a random BERT without dropout, SGD."""
@@ -209,7 +240,7 @@ def make_trainer(
         "ddp_broadcast_buffers": False,
     }
     args = RetrieverTrainingArguments(**(own | extra))
-    data = tables()
+    data = tables(lacking=lacking)
     batches = GlobalBatches(
         TrainingRows.from_tables(data["train"]),
         global_batch_size=GLOBAL_BATCH,
@@ -227,7 +258,8 @@ def make_trainer(
         Embedder(encoder, EmbedOptions(0, 150, 8)),
     )
     loss = loss or InBatchContrastive(0.2)
-    trainer = ContrastiveTrainer(encoder, loss, args, batches, evaluator, callbacks=[recorder])
+    mining = rounds and Rounds(rounds, mining_texts(data, rounds), batches, evaluator, args.metric_for_best_model)
+    trainer = ContrastiveTrainer(encoder, loss, args, batches, evaluator, rounds=mining, callbacks=[recorder])
     trainer._save_checkpoint = lambda *_: None  # no test of the steps needs it
     return trainer
 

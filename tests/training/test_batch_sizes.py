@@ -76,3 +76,16 @@ def test_a_search_over_their_number_is_refused_before_its_first_trial(values, fo
     assert plan.describe_batches(1, has_negatives=True)
     with pytest.raises(InputError, match=f"--negatives_per_question {values[-1]}: "):
         plan.describe_batches(1, has_negatives=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "mines"),
+    [
+        (["--tune", "temperature=0.05,0.1"], False),
+        (["--tune", "mine_negatives=0,4"], True),
+        (["--mine_negatives", "8", "--tune", "mine_margin=0.9:1.1", "negatives_per_question=1:4"], True),
+    ],
+)
+def test_a_search_mines_where_any_of_its_trials_does(words, mines):
+    search = parse_search([*WORDS, *words])
+    assert SearchPlan.of(search, search.job, 900).mines is mines

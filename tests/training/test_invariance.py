@@ -29,12 +29,13 @@ def result(
     loss: str = "own",
     dense: bool = False,
     per_question: int = 0,
+    mined: bool = False,
 ) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         invariance.random_bert(folder, dense)
-        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question)
+        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question, mined)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
-        return torch.load(Path(folder) / "result.pt")
+        return torch.load(Path(folder) / "result.pt", weights_only=False)
 
 
 def differences(one: dict, other: dict) -> dict[str, float]:
@@ -69,6 +70,14 @@ def test_hard_negatives_that_each_question_brings_make_the_same_steps_too() -> N
     one, other = result(1, 0.25, per_question=2), result(2, 0.25, per_question=2)
     assert is_the_same_training(one, other), differences(one, other)
     assert one["num_negatives"] > result(1, 0.25)["num_negatives"]
+
+
+def test_hard_negatives_that_are_mined_twice_make_the_same_steps_too() -> None:
+    one, other = result(1, 0.25, per_question=2, mined=True), result(2, 0.25, per_question=2, mined=True)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert [told.partition(":")[0] for told in one["rounds"]] == ["mined round 1 at step 0", "mined round 2 at step 5"]
+    assert (one["round"]["ids"] == other["round"]["ids"]).all()
+    assert not is_the_same_training(one, result(1, 0.25, per_question=2))
 
 
 @pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False), (2, True)])

@@ -124,6 +124,9 @@ def test_the_defaults_are_those_of_the_contract():
         "temperature": 0.05,
         "hard_neg_ratio": 0.05,
         "negatives_per_question": 0,
+        "mine_negatives": 0,
+        "mine_margin": 0.95,
+        "mine_depth": 100,
         "contrastive_loss": "inbatch_contrastive",
         "gradient_cache": "auto",
         "data_mode": "auto",
@@ -443,6 +446,18 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("--eval_delay nan", "--eval_delay nan: has to be a finite number"),
         ("--ddp_timeout 0", "--ddp_timeout 0: has to be at least 1"),
         ("--bf16 --fp16", "--bf16 and --fp16: choose one"),
+        ("--negatives_per_question -1", "--negatives_per_question -1: has to be at least 0"),
+        ("--mine_every 0.3", "--mine_every 0.3: needs --mine_negatives N"),
+        ("--mine_every 1", "--mine_every 1: has to be a fraction between 0 and 1"),
+        (
+            "--mine_negatives 4 --hard_neg_ratio 0",
+            "--mine_negatives 4: no batch would have them; give --negatives_per",
+        ),
+        (
+            "--mine_negatives 4 --negatives_per_question 5",
+            "--negatives_per_question 5: is more than --mine_negatives 4",
+        ),
+        ("--mine_negatives 4 --mine_from sparse", "--mine_from sparse: has to be dense or bm25"),
         ("--demo_size 9", "--demo_size makes its own data: leave out --train_file, or --demo_size"),
         ("--output_dir=", "--output_dir is missing: "),
         ("--num_workers 3:2", "--num_workers 3:2: has to be at least 1, or a range such as 2:8"),
@@ -454,6 +469,20 @@ def test_own_settings_do_not_hide_names_of_transformers():
 )
 def test_a_wrong_word_is_named_in_one_line(words, message):
     assert error_of([*MINIMAL, *words.split()]).startswith(message)
+
+
+def test_settings_of_mining_without_mining_are_noted():
+    assert parse("--mine_margin 0.9 --mine_from dense").notes == [
+        "--mine_margin, --mine_from: no effect without --mine_negatives"
+    ]
+    assert parse("--mine_margin 0.9 --mine_negatives 4").notes == []
+    assert "every round of --mine_every is used" in parse("--mine_negatives 4 --mine_every 0.3 --async_eval").notes[0]
+
+
+def test_bm25_is_asked_for_candidates_only_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert error_of([*MINIMAL, "--mine_negatives", "4"]).startswith("--mine_from bm25: needs bm25s: pip install")
+    assert parse("--mine_negatives 4 --mine_from dense").settings.mine_from == ["dense"]
 
 
 def test_a_value_with_line_breaks_does_not_break_the_line():

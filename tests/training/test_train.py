@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from rqa_ray.data.formats import parse_document, parse_json
-from rqa_ray.data.schema import Document
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import Document, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from tests.conftest import SMALL_WINDOWS, STREAMED
@@ -123,6 +124,26 @@ def test_the_weights_are_those_of_the_best_step_the_pretrained_ones_if_none_was_
 def test_small_data_is_held_unless_it_is_asked_to_be_streamed(one_worker: Path, two_workers: Path) -> None:
     modes = [read_json(folder / "all_args.json")["data_mode"] for folder in (one_worker, two_workers)]
     assert modes == ["streaming", "resident"]
+
+
+def test_every_checkpoint_has_the_round_of_negatives_that_training_goes_on_with(
+    one_worker, two_workers, files
+) -> None:
+    rounds = {}
+    for path in manifests(one_worker):
+        with np.load(path.parent / "negatives.npz") as kept:
+            rounds[read_json(path)["step"]] = dict(kept)
+    assert all(kept["number"] == (1 if step < 6 else 2) for step, kept in rounds.items()) and 12 in rounds
+    records = list(read_records(files["train_file"], "questions"))
+    golds: dict[int, set[int]] = {}
+    for _, record in records:
+        for question in record.questions:
+            golds.setdefault(question_key(question), set()).update(gold.passage_id for gold in record.gold_docs)
+    of_questions = np.split(rounds[12]["ids"], rounds[12]["offsets"][1:-1])
+    for ids, own in zip(of_questions, golds.values(), strict=True):
+        assert len(ids) <= 2 and not own & set(ids.tolist())
+    assert len(rounds[12]["ids"]) > len(golds)
+    assert not list(two_workers.rglob("negatives.npz"))
 
 
 def test_sentence_transformers_finds_the_same_passages(finished: Path, files) -> None:
@@ -282,6 +303,8 @@ def test_evaluations_beside_training_are_those_of_the_loop(resumed, one_worker) 
     folder, said = resumed
     assert "evaluating beside training, with 1 CPU; step 0 is evaluated before" in said
     assert "evaluated step 12 beside training: recall4 0." in said
+    assert "hard_neg_docs of the training files are not used; --mine_negatives takes their place" in said
+    assert "mining: 48 questions; " in said and "mined round" not in said  # the checkpoint has it
     expected, found = evaluations(one_worker), evaluations(folder)
     assert list(expected) == list(found) == [0, 4, 8, 12]
     for step, entry in expected.items():

@@ -1,0 +1,102 @@
+"""Reads what mining needs to know about texts, once for all rounds of a run and all trials of a search.
+
+The training files are read again, because the tokenized rows of a run have no texts.
+
+N pairs of a question and a gold, in the order of the input.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.mining import Wordings
+from rqa_ray.corpus.near_duplicates import Signatures
+from rqa_ray.corpus.plan import Range, group_ranges
+from rqa_ray.corpus.text_tasks import bm25_rankings, build_bm25, signatures
+from rqa_ray.data.labels import Labels
+from rqa_ray.data.readers import Blocks, fetch_tables
+from rqa_ray.data.records import read_records
+from rqa_ray.data.schema import Document, QARecord, question_key
+from rqa_ray.evaluation.predictions import Documents
+from rqa_ray.settings import MINED_FROM, MiningSettings
+from rqa_ray.training.rounds import MiningTexts
+
+
+def read_mining_texts(
+    train_files: list[str],
+    labels: Labels,
+    corpus: Blocks,
+    num_pairs: int,
+    settings: MiningSettings,
+    workers: Workers,
+) -> MiningTexts:
+    """Reads the questions of training files, ranks passages for them by BM25, and makes signatures of all passages.
+
+    Passages are in the order of `rows.Corpus`.
+
+    Raises:
+        RuntimeError: the files have another number of pairs than when they were first read.
+    """
+    documents = Documents(corpus.tables())
+    found = [_read_pairs.remote(ranges, labels, documents.passage_ids) for ranges in group_ranges(train_files)]
+    keys, ids = [], []
+    texts: dict[int, str] = {}
+    missing: dict[int, str] = {}
+    for part in ray.get(found):
+        keys.append(part[0])
+        ids.append(part[1])
+        texts = part[2] | texts
+        missing = part[3] | missing
+    wordings = Wordings.of(np.concatenate(keys), np.concatenate(ids))
+    if len(wordings.of_pairs) != num_pairs:
+        raise RuntimeError(f"{train_files[0]}: it, or a file behind it, changed while it was read")
+    number = len(documents.passage_ids)
+    tasks = min(workers.num_workers * workers.cpus, number)
+    cuts = [number * part // tasks for part in range(tasks + 1)]
+    shares = zip(cuts[:-1], cuts[1:], strict=True)
+    of_passages = signatures([functools.partial(corpus_texts, corpus.refs, *share) for share in shares])
+    bm25 = np.zeros((len(wordings.keys), 0), np.int64)
+    if "bm25" in (settings.mine_from or MINED_FROM):
+        index = build_bm25(functools.partial(corpus_texts, corpus.refs, 0, number))
+        questions = [texts[key] for key in wordings.keys.tolist()]
+        bm25 = bm25_rankings(index, questions, min(settings.mine_depth, number), workers)
+    order = sorted(missing)
+    beside = Signatures.of(missing[number] for number in order)
+    return MiningTexts(wordings, np.array(order, np.int64), bm25, Signatures.join([of_passages, beside]))
+
+
+def corpus_texts(refs: Sequence[Any], start: int, stop: int) -> Iterator[str]:
+    """Yields the texts of the passages at positions from `start` to `stop`, in a Ray task."""
+    documents = Documents(fetch_tables(list(refs)))
+    return (Document(**documents.document(place)).fmt_content for place in range(start, stop))
+
+
+@ray.remote
+def _read_pairs(
+    ranges: list[Range], labels: Labels, corpus_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[int, str], dict[int, str]]:
+    """Returns of all pairs the question keys (N,) and the golds (N,), and texts: questions by key, golds by id.
+
+    Of the golds only those that the corpus lacks.
+    """
+    keys, ids = [], []
+    texts: dict[int, str] = {}
+    golds: dict[int, str] = {}
+    for path, start, end in ranges:
+        for _, record in read_records(path, "questions", start, end, labels):
+            if isinstance(record, QARecord):  # bad records were reported when the files were first read
+                for question in record.questions:
+                    key = question_key(question)
+                    texts.setdefault(key, question)
+                    keys += [key] * len(record.gold_docs)
+                    ids += [gold.passage_id for gold in record.gold_docs]
+                if record.questions:
+                    golds = {gold.passage_id: gold.fmt_content for gold in record.gold_docs} | golds
+    missing = np.setdiff1d(np.array(ids, np.int64), corpus_ids)
+    return np.array(keys, np.int64), np.array(ids, np.int64), texts, {key: golds[key] for key in missing.tolist()}
