@@ -23,7 +23,6 @@ from rqa_ray.corpus.near_duplicates import LIMIT, Signatures
 from rqa_ray.corpus.topk import pair_scores
 from rqa_ray.data.columns import concat, runs
 from rqa_ray.data.distinct import first_places
-from rqa_ray.data.passages import Negatives, PassageTable
 from rqa_ray.data.rows import Golds
 
 POOL = 4  # negatives are drawn from POOL times as many candidates
@@ -212,15 +211,6 @@ class Mined:
         edges = np.arange(round(HIGHEST_LEVEL / LEVEL_STEP) + 1) * LEVEL_STEP
         places = np.searchsorted(edges, self.levels(passed), side="right")
         return np.bincount(places, minlength=len(edges) + 1)
-
-    def negatives(self, table: PassageTable, ids: np.ndarray, questions: np.ndarray, round: int = 0) -> Negatives:
-        """Returns the negatives of training pairs; pair i has the negatives of its question, whose number is in (N,).
-
-        table: the tokens of all passages. ids: passage ids by position.
-        """
-        drawn = self.of(Verdict.NEGATIVE)
-        places, offsets = runs(drawn.offsets[questions], np.diff(drawn.offsets)[questions])
-        return Negatives.of(table, ids[drawn.positions[places]], offsets, drawn.scores[places], round)
 
 
 def choose(

@@ -12,6 +12,7 @@ from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.columns import Ragged
 from rqa_ray.data.passages import PassageTable
 from rqa_ray.data.schema import question_key
+from rqa_ray.training.rounds import Round
 from tests.conftest import WORDS
 from tests.corpus.mining_oracle import exact_scores, verdicts
 
@@ -84,7 +85,7 @@ def test_pairs_share_the_negatives_of_their_question():
     golds = ScoredGolds(np.array([0, 0]), np.ones(2, np.float32), np.arange(3))
     mined = choose(MiningRules(), np.array([5, 6]), candidates, golds, Signatures.of(WORDS[:5]))
     table = PassageTable(np.arange(10, 15), Ragged([], np.zeros(0, np.int64)))
-    negatives = mined.negatives(table, np.arange(10, 15), np.array([1, 0, 1]), round=3)
+    negatives = Round.of(mined, np.arange(10, 15), 3, 0.5).negatives(table, np.array([1, 0, 1]))
     assert negatives.ids.tolist() == [13, 14, 11, 12, 13, 14] and negatives.offsets.tolist() == [0, 2, 4, 6]
     assert negatives.scores is not None and negatives.scores[2] == np.float32(0.1) and negatives.round == 3
 
@@ -172,7 +173,7 @@ def test_the_choice_is_that_of_brute_force_and_has_no_gold_by_id_text_or_other_w
 
     ids = np.arange(len(texts))
     table = PassageTable(ids, Ragged([], np.zeros(0, np.int64)))
-    negatives = mined.negatives(table, ids, wordings.of_pairs)
+    negatives = Round.of(mined, ids, 1, 0.5).negatives(table, wordings.of_pairs)
     for pair, (question, _) in enumerate(pairs):
         here = {*negatives.ids[negatives.offsets[pair] : negatives.offsets[pair + 1]].tolist()}
         golds = {other for asked, other in pairs if question_key(asked) == question_key(question)}
