@@ -85,15 +85,8 @@ def small_shards() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def mined(ray_cluster, flags, tmp_path_factory) -> Path:
-    """The output folder of a run that was killed, with all of its Ray, and went on."""
-    folder = tmp_path_factory.mktemp("mine") / "out"
-    words = [*flags, "--output_dir", str(folder)]
-    log = folder / "embeddings" / "shards.jsonl"
-    done = kill_half_way("mine", log, *words)
-    assert not any((folder / name).exists() for name in FILES)
-    run("mine", *words)
-    assert logged_shards(log)[: len(done)] == done
-    return folder
+    """The output folder of a run."""
+    return mine_again(flags, tmp_path_factory.mktemp("mine") / "out")
 
 
 def mine_again(flags: list[str], output: Path, *more: object) -> Path:
@@ -215,14 +208,26 @@ def assert_is(folder: Path, oracle: Oracle, told: list[Verdicts], scores: np.nda
 RULES = MiningRules(num_negatives=3, margin=1.01, depth=20)
 
 
-def test_a_killed_run_goes_on_encodes_each_shard_once_and_mines_as_brute_force(mined, data, tiny_model):
-    logged = logged_shards(mined / "embeddings" / "shards.jsonl")
-    assert len(logged) == len({*logged}) <= 16  # the kill may come between a shard and its line
+def test_what_is_mined_is_what_brute_force_finds(mined, data, tiny_model):
     oracle = Oracle(data, mined, tiny_model)
     told = oracle.mined(RULES)
     assert_is(mined, oracle, told, oracle.dense)
     assert all(any(getattr(found, name) for found in told) for name in DROPPED)
     assert any(found.suspects for found in told) and any(len(found.negatives) == 3 for found in told)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_encodes_each_shard_once_and_leaves_the_same_bytes(mined, flags, tmp_path):
+    folder = tmp_path / "out"
+    log, words = folder / "embeddings" / "shards.jsonl", [*flags, "--output_dir", str(folder)]
+    done = kill_half_way("mine", log, *words)
+    assert not any((folder / name).exists() for name in FILES)
+    run("mine", *words)
+    logged = logged_shards(log)
+    assert logged[: len(done)] == done
+    assert len(logged) == len({*logged}) <= 16  # the kill may come between a shard and its line
+    for name in FILES:
+        assert (folder / name).read_bytes() == (mined / name).read_bytes(), name
 
 
 def test_two_workers_and_slices_of_questions_leave_the_same_bytes(mined, flags, tmp_path, monkeypatch, capsys):

@@ -163,6 +163,7 @@ def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags
     assert left == []
 
 
+@pytest.mark.slow
 def test_optuna_searches_on_when_a_trial_is_killed_twice(ray_cluster, flags, tmp_path):
     pytest.importorskip("optuna")
     folder, killed = tmp_path / "out", []
@@ -187,9 +188,9 @@ def test_optuna_searches_on_when_a_trial_is_killed_twice(ray_cluster, flags, tmp
     del words[test_file : test_file + 2]
     words += ["--search_alg", "optuna", "--num_samples", "3", "--scheduler", "none", "--tune_batch_size", "4", "8"]
     words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=cls", "mine_margin=10:1000:log"]
-    words += ["negatives_per_question=0:2", "--mine_negatives", "2", "--mine_every", "0.3"]
+    words += ["negatives_per_question=0:2", "--mine_negatives", "2", "--mine_every", "0.5"]
     words += ["--tune_learning_rate", "1e-5", "1e-3"]
-    run([*words, "--max_steps", "200", "--eval_steps", "0.1", "--logging_steps", "100", "--output_dir", str(folder)])
+    run([*words, "--max_steps", "100", "--eval_steps", "0.2", "--logging_steps", "100", "--output_dir", str(folder)])
     rows = rows_of(folder)
     assert len(killed) == 2 and [row["state"] for row in rows] == ["failed", "finished", "finished"]
     assert rows[0]["problem"]
