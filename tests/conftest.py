@@ -129,6 +129,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
 
 
+@pytest.fixture(scope="module")
+def small_shards():
+    """Cuts a small corpus into several shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
+        yield
+
+
 @pytest.fixture(scope="session")
 def train_flags(files, tiny_model) -> list[str]:
     """The flags of a run that ends in seconds; one epoch is 7 steps."""

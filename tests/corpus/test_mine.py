@@ -3,7 +3,6 @@
 import gzip
 import json
 import random
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from tests.models import save_tokenizer
 DATA = Path(__file__).parents[3] / "shared" / "data"
 DROPPED = ("gold", "same_text", "near_duplicate")
 FILES = ("train.jsonl", "negatives.parquet", "suspects.jsonl", "mining.json")
+
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +75,6 @@ def cross_encoder(folder: Path, labels: int) -> str:
     BertForSequenceClassification(config).save_pretrained(folder)
     save_tokenizer(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
-        yield
 
 
 @pytest.fixture(scope="module")

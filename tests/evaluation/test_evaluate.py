@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from rqa_ray.evaluation.evaluate import evaluate
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from tests.jobs import kill_half_way, logged_shards, refused, run
 
+pytestmark = pytest.mark.usefixtures("small_shards")
+
 
 @pytest.fixture(scope="module")
 def flags(files, tiny_model) -> list[str]:
@@ -23,13 +24,6 @@ def flags(files, tiny_model) -> list[str]:
         *("--embedding_model_name_or_path", tiny_model, "--document_path", files["full_dataset_file_path"]),
         *("--eval_data_path", files["test_file"], "--max_seq_length", "32"),
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rqa_ray.corpus.plan.FEWEST_ROWS", 4)
-        yield
 
 
 @pytest.fixture(scope="module")
