@@ -28,7 +28,7 @@ def from_to(least: float, most: float) -> Check:
 ABOVE_0 = Check(lambda value: value > 0, "above 0")
 
 # metadata for our own use; the rest is for argparse
-OWN_METADATA = ("group", "unset", "check", "more_names", "is_path", "may_be_empty", "may_be_true")
+OWN_METADATA = ("group", "unset", "check", "more_names", "is_path", "may_be_empty", "may_be_true", "is_rare")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Group:
         is_path: bool = False,
         may_be_empty: bool = False,
         may_be_true: bool = False,
+        is_rare: bool = False,
         **for_argparse: Any,
     ) -> Any:
         """Declares a field of a settings class.
@@ -61,10 +62,10 @@ class Group:
             is_path: whether `~` in the value is the home folder.
             may_be_empty: whether a list may be given without items.
             may_be_true: whether a text may be the truth value true.
+            is_rare: whether only `-h all` shows the setting.
         """
-        own = dict(
-            zip(OWN_METADATA, (self, unset, check, more_names, is_path, may_be_empty, may_be_true), strict=True)
-        )
+        values = (self, unset, check, more_names, is_path, may_be_empty, may_be_true, is_rare)
+        own = dict(zip(OWN_METADATA, values, strict=True))
         return field(default=default, metadata={"help": text, **own, **for_argparse})
 
     def path(self, default: Any, text: str, **more: Any) -> Any:

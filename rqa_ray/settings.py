@@ -217,9 +217,9 @@ class TrainSettings(
     overwrite_output_dir: bool = OUTPUT.setting(False, "Delete an earlier run in output_dir and start anew.")
     write_predictions: bool = OUTPUT.setting(True, "Write eval-predictions.jsonl and test-predictions.jsonl.")
     logging_dir: str | None = LOGGING.path(None, "Folder of TensorBoard files.", unset="output_dir/tensorboard")
-    run_project: str | None = LOGGING.setting(None, "Weights & Biases project, for --report_to wandb.")
-    run_group: str | None = LOGGING.setting(None, "Weights & Biases group.")
-    run_entity: str | None = LOGGING.setting(None, "Weights & Biases entity (a team or a user).")
+    run_project: str | None = LOGGING.setting(None, "Weights & Biases project, for --report_to wandb.", is_rare=True)
+    run_group: str | None = LOGGING.setting(None, "Weights & Biases group.", is_rare=True)
+    run_entity: str | None = LOGGING.setting(None, "Weights & Biases entity (a team or a user).", is_rare=True)
 
 
 @dataclass(kw_only=True)

@@ -188,15 +188,17 @@ def help_of(*words: str) -> str:
 def test_a_short_help_has_own_settings_and_the_usual_ones_of_transformers():
     text = help_of("-h")
     shown = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
-    own = {field.name for field in dataclasses.fields(TrainSettings)}
+    rare = {"run_project", "run_group", "run_entity"}
+    own = {field.name for field in dataclasses.fields(TrainSettings)} - rare
     assert own | set(RetrieverTrainingArguments.__annotations__) | set(UsualArguments.__annotations__) == shown
-    assert text.splitlines()[-1] == "-h all adds transformers' TrainingArguments."
+    assert text.splitlines()[-1] == "-h all adds the flags of Weights & Biases, and transformers' TrainingArguments."
     assert help_of("--help") == text
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_the_whole_help_has_every_argument_and_says_which_are_not_what_they_are_in_transformers(word):
     text = " ".join(help_of(word, "all").split())
+    assert " --run_project TEXT " in text
     for item in dataclasses.fields(TrainingArguments):
         assert f" --{item.name} " in text
     for name, reason in REFUSED.items():
