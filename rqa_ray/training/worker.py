@@ -15,27 +15,23 @@ import torch
 import transformers
 
 from rqa_ray.cluster.model_copies import bring_model
-from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
-from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.places import open_location, shown
 from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.agreement import check_against_sentence_transformers
-from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.interrupts import Interrupted
-from rqa_ray.retriever.losses import LOSSES
 from rqa_ray.training.arguments import RetrieverTrainingArguments, loggers_of
+from rqa_ray.training.assembly import TrainingData, assemble
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, read_checkpoint, write_evaluation
-from rqa_ray.training.plan_forward import compile_transformer, plan_forward
+from rqa_ray.training.plan_forward import compile_transformer
 from rqa_ray.training.report_callback import PushLogs, ReportCallback
-from rqa_ray.training.rounds import Rounds, stand_ins
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.trainer import ContrastiveTrainer, NonFiniteLossError
 from rqa_ray.training.uploads import StorageError, Uploads, is_full
@@ -107,43 +103,19 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         rows = WindowedRows(windows, fetcher(store))
     else:
         rows = TrainingRows.from_tables(tables["train"])
-    batches = GlobalBatches(
-        rows,
-        global_batch_size=spec.micro_batch,
-        hard_neg_ratio=settings.hard_neg_ratio,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        pad_id=encoder.tokenizer.pad_token_id,
-        rank=args.process_index,
-        world_size=args.world_size,
-        negatives_per_question=settings.negatives_per_question,
-    )
-    texts = ray.get(spec.mining) if settings.mine_negatives else None
-    corpus = Corpus.from_tables(tables["corpus"])
-    if texts:
-        batches.set_negatives(stand_ins(corpus.table, len(rows), settings.mine_negatives))
-    before = ForwardPlan.load(Path(checkpoint)) if checkpoint else None
-    plan = plan_forward(settings, args, encoder, batches, before, spec.memory_sharers)
-    batches = batches.with_plan(plan)
-    options = EmbedOptions(
-        batches.pad_id,
-        plan.max_tokens,
-        args.per_device_eval_batch_size,
-        plan.packed,
-        spec.eval_precision,
-    )
-    torch.manual_seed(args.seed)  # for the initial values of a loss's own parameters
     splits: dict[str, Questions] = {}
     splits |= {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables}
-    evaluator = RetrievalEvaluator(corpus, splits, Embedder(encoder, options))
-    trainer = ContrastiveTrainer(
+    texts = ray.get(spec.mining) if settings.mine_negatives else None
+    trainer = assemble(
         encoder,
-        LOSSES[settings.contrastive_loss].of(settings),
         args,
-        batches,
-        evaluator,
-        trust_remote_code=settings.trust_remote_code,
+        settings,
+        TrainingData(rows, Corpus.from_tables(tables["corpus"]), splits, texts),
+        spec.micro_batch,
+        eval_precision=spec.eval_precision,
+        plan=ForwardPlan.load(Path(checkpoint)) if checkpoint else None,
+        memory_sharers=spec.memory_sharers,
         evaluates_beside=spec.spare is not None,
-        rounds=Rounds(settings, texts, batches, evaluator, args.metric_for_best_model or "") if texts else None,
     )
     trainer.schedule.before = spec.before
     return trainer

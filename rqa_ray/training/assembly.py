@@ -1,0 +1,87 @@
+"""Puts the parts of a trainer together: batches, forward plan, evaluator, loss, and rounds of hard negatives.
+
+This file does not import Ray: workers of Ray Train and benchmarks in one process use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rqa_ray.data.batches import GlobalBatches
+from rqa_ray.data.rows import Corpus, Questions, TrainingRows
+from rqa_ray.data.windows import WindowedRows
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
+from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.forward_plan import ForwardPlan
+from rqa_ray.retriever.losses import LOSSES
+from rqa_ray.settings import TrainSettings
+from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.plan_forward import plan_forward
+from rqa_ray.training.rounds import MiningTexts, Rounds, stand_ins
+from rqa_ray.training.trainer import ContrastiveTrainer
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The tokenized data of a run, as one rank holds them."""
+
+    rows: TrainingRows | WindowedRows
+    corpus: Corpus
+    questions: dict[str, Questions]  # by split: eval, maybe test
+    mining: MiningTexts | None = None  # None if no hard negatives are mined
+
+
+def assemble(
+    encoder: Encoder,
+    args: RetrieverTrainingArguments,
+    settings: TrainSettings,
+    data: TrainingData,
+    micro_batch: int,
+    *,
+    eval_precision: torch.dtype | None = None,
+    plan: ForwardPlan | None = None,
+    memory_sharers: int = 1,
+    evaluates_beside: bool = False,
+) -> ContrastiveTrainer:
+    """Builds the trainer of this rank.
+
+    Args:
+        micro_batch: questions of all ranks that meet in one loss.
+        eval_precision: the type to which evaluations autocast.
+        plan: the forward plan of the run that is resumed.
+        memory_sharers: the number of runs that may share this node's memory.
+        evaluates_beside: whether evaluations are made by other processes.
+    """
+    batches = GlobalBatches(
+        data.rows,
+        global_batch_size=micro_batch,
+        hard_neg_ratio=settings.hard_neg_ratio,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        pad_id=encoder.tokenizer.pad_token_id,
+        rank=args.process_index,
+        world_size=args.world_size,
+        negatives_per_question=settings.negatives_per_question,
+    )
+    texts = data.mining
+    if texts:
+        batches.set_negatives(stand_ins(data.corpus.table, len(data.rows), settings.mine_negatives))
+    chosen = plan_forward(settings, args, encoder, batches, plan, memory_sharers)
+    batches = batches.with_plan(chosen)
+    options = EmbedOptions(
+        batches.pad_id, chosen.max_tokens, args.per_device_eval_batch_size, chosen.packed, eval_precision
+    )
+    torch.manual_seed(args.seed)  # for the initial values of a loss's own parameters
+    evaluator = RetrievalEvaluator(data.corpus, data.questions, Embedder(encoder, options))
+    return ContrastiveTrainer(
+        encoder,
+        LOSSES[settings.contrastive_loss].of(settings),
+        args,
+        batches,
+        evaluator,
+        trust_remote_code=settings.trust_remote_code,
+        evaluates_beside=evaluates_beside,
+        rounds=Rounds(settings, texts, batches, evaluator, args.metric_for_best_model or "") if texts else None,
+    )
