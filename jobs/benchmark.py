@@ -1,6 +1,6 @@
-"""Measures speed and memory of this project, of the limit of the machine, and of other projects.
+"""Measures speed, memory and quality of this project and of others, and the limit of the machine.
 
-usage:   python jobs/benchmark.py train|data|eval [CONFIG.json] [--FLAG VALUE ...]
+usage:   python jobs/benchmark.py train|data|eval|mine|quality [CONFIG.json] [--FLAG VALUE ...]
 example: python jobs/benchmark.py train --train_file train.jsonl --output train.json
 """
 

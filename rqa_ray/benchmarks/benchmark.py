@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rqa_ray.benchmarks import data, evaluate, mine, train
+from rqa_ray.benchmarks import data, evaluate, mine, quality, train
 from rqa_ray.command_line import is_none_of, parse
 from rqa_ray.errors import InputError
 from rqa_ray.settings import BenchmarkSettings
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
     "data": (data.DataBenchmark, data.run),  # reading files to token rows, and the memory of streaming
     "eval": (evaluate.EvaluationBenchmark, evaluate.run),  # an evaluation from texts to metrics, and the search alone
     "mine": (mine.MineBenchmark, mine.run),  # mining hard negatives
+    "quality": (quality.QualityBenchmark, quality.run),  # what recipes of training gain
 }
 
 

@@ -28,7 +28,7 @@ from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import BenchmarkSettings
+from rqa_ray.settings import SpeedSettings
 
 OWN = "rqa_ray, Ray Data"
 RECORDS_AT_ONCE = 256
@@ -38,7 +38,7 @@ BATCH_SIZE = 256
 
 
 @dataclass(kw_only=True)
-class DataBenchmark(BenchmarkSettings):
+class DataBenchmark(SpeedSettings):
     """Measures how fast files become token rows, and how much memory streaming takes.
 
     usage:   python jobs/benchmark.py data [CONFIG.json] [--FLAG VALUE ...]

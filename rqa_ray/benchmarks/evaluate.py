@@ -32,7 +32,7 @@ from rqa_ray.fields import BATCHES, DATA, MEASUREMENT, WORKERS, at_least
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
-from rqa_ray.settings import BenchmarkSettings
+from rqa_ray.settings import SpeedSettings
 
 QUALITY = {
     "nDCG@10": ("retr/document_ndcg/ndcg10", "cosine_ndcg@10"),
@@ -54,7 +54,7 @@ class Task:
 
 
 @dataclass(kw_only=True)
-class EvaluationBenchmark(BenchmarkSettings):
+class EvaluationBenchmark(SpeedSettings):
     """Measures the speed and memory of an evaluation, from texts to metrics, and of a search.
 
     usage:   python jobs/benchmark.py eval [CONFIG.json] [--FLAG VALUE ...]

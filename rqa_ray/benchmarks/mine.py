@@ -22,13 +22,13 @@ from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.fields import DATA, LOSS, REQUIRED, at_least
 from rqa_ray.retriever.find_model import find_model_folder
-from rqa_ray.settings import BenchmarkSettings, MiningSettings, corpus_path
+from rqa_ray.settings import MiningSettings, SpeedSettings, corpus_path
 
 PEER = "sentence-transformers"
 
 
 @dataclass(kw_only=True)
-class MineBenchmark(MiningSettings, BenchmarkSettings):
+class MineBenchmark(MiningSettings, SpeedSettings):
     """Measures the speed and memory of mining hard negatives.
 
     usage:   python jobs/benchmark.py mine [CONFIG.json] [--FLAG VALUE ...]

@@ -32,13 +32,13 @@ from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import BenchmarkSettings
+from rqa_ray.settings import SpeedSettings
 
 PEERS = ("sentence-transformers", "cached", "LocalRQA")  # names of `contenders.peers`
 
 
 @dataclass(kw_only=True)
-class TrainBenchmark(BenchmarkSettings):
+class TrainBenchmark(SpeedSettings):
     """Measures the speed and memory of a training step.
 
     usage:   python jobs/benchmark.py train [CONFIG.json] [--FLAG VALUE ...]

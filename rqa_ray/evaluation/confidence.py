@@ -10,7 +10,7 @@ Shapes: Q questions, C clusters, R resamples, M metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -65,15 +65,25 @@ def gold_clusters(gold_ids: GoldIds) -> np.ndarray:
 
 def intervals(values: Mapping[str, np.ndarray], clusters: np.ndarray) -> dict[str, tuple[float, float]]:
     """Returns the 95% percentile interval of each metric's mean over (Q,) values; resamples whole clusters (Q,)."""
+    lows, highs = _ends(_resampled_means(values, clusters))
+    return dict(zip(values, zip(lows.tolist(), highs.tolist(), strict=True), strict=True))
+
+
+def _resampled_means(values: Mapping[str, np.ndarray], clusters: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns (R, M) means of M metrics, each over a resample of whole clusters."""
     totals = np.stack([np.bincount(clusters, part) for part in values.values()], axis=1)  # (C, M)
     sizes = np.bincount(clusters)
-    generator, even = np.random.default_rng(0), np.full(len(sizes), 1 / len(sizes))
+    generator, even = np.random.default_rng(seed), np.full(len(sizes), 1 / len(sizes))
     means = []
     for size in _parts(RESAMPLES, len(sizes)):
         draws = generator.multinomial(len(sizes), even, size)  # (R, C) how often each cluster is drawn
         means.append(draws @ totals / (draws @ sizes)[:, None])
-    lows, highs = np.percentile(np.concatenate(means), [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
-    return dict(zip(values, zip(lows.tolist(), highs.tolist(), strict=True), strict=True))
+    return np.concatenate(means)
+
+
+def _ends(means: np.ndarray) -> np.ndarray:
+    """Returns the lower and the upper ends (2, M) of the intervals of resampled means (R, M)."""
+    return np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
 
 
 def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarray) -> Difference:
@@ -87,6 +97,24 @@ def paired_difference(before: np.ndarray, after: np.ndarray, clusters: np.ndarra
     gains = np.asarray(after, float) - np.asarray(before, float)
     low, high = intervals({"gain": gains}, clusters)["gain"]
     return Difference(float(gains.mean()), low, high, _p_value(np.bincount(clusters, gains)))
+
+
+def pooled_difference(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Difference:
+    """Compares several sets of questions at once; each set counts the same, whatever its size.
+
+    The parts are values before, values after, and clusters, each (Q,). Clusters are resampled inside their set.
+    """
+    gains = [np.asarray(after, float) - np.asarray(before, float) for before, after, _ in parts]
+    resampled = [
+        _resampled_means({"gain": gain}, clusters, seed)
+        for seed, (gain, (_, _, clusters)) in enumerate(zip(gains, parts, strict=True))
+    ]
+    low, high = _ends(np.mean(resampled, axis=0)[:, 0])
+    of_clusters = [
+        np.bincount(clusters, gain) / len(gain) for gain, (_, _, clusters) in zip(gains, parts, strict=True)
+    ]
+    mean = float(np.mean([gain.mean() for gain in gains]))
+    return Difference(mean, float(low), float(high), _p_value(np.concatenate(of_clusters)))
 
 
 def _p_value(gains: np.ndarray) -> float:

@@ -1,0 +1,121 @@
+"""Measures what training gains: recipes x data sets x seeds, with paired tests.
+
+Every run encodes the same number of texts in training. The eval questions choose the weights of the hybrids; nothing
+else is chosen here. Runs that are in the output file already are not made again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import transformers
+
+from rqa_ray.benchmarks.quality_data import BUILT_IN, DataSet, Values, read_data_set
+from rqa_ray.benchmarks.quality_peers import PEERS, train_peer
+from rqa_ray.benchmarks.quality_report import QualityReport
+from rqa_ray.benchmarks.quality_runs import GIVEN, OWN, Base, Setup, rank_base, train_own
+from rqa_ray.errors import InputError, need_extra
+from rqa_ray.fields import ABOVE_0, BATCHES, DATA, LOSS, MEASUREMENT, STEPS, Check, at_least
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
+from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.settings import BenchmarkSettings
+from rqa_ray.texts import duration
+
+REFERENCE = "in-batch"  # the recipe that the others are compared with
+HYBRID = "pretrained and BM25"
+SEEDS = (1, 2, 3)
+RECIPES = (*OWN, *PEERS)
+
+
+@dataclass(kw_only=True)
+class QualityBenchmark(BenchmarkSettings):
+    """Measures what training gains, by recipe.
+
+    usage:   python jobs/benchmark.py quality [CONFIG.json] [--FLAG VALUE ...]
+    example: python jobs/benchmark.py quality --output quality.json --recipes in-batch mined --seeds 1 2
+    """
+
+    data: list[str] | None = DATA.path(
+        None,
+        "builtin, or folders of train*, eval*, test* and documents*; FOLDER:300 trains on 300 questions.",
+        unset=BUILT_IN,
+    )
+    recipes: list[str] | None = LOSS.setting(
+        None,
+        "Recipes to compare.",
+        Check(lambda value: value in RECIPES, f"one of {', '.join(RECIPES)}"),
+        unset="all that are installed",
+        metavar="NAME ...",
+    )
+    seeds: list[int] | None = MEASUREMENT.setting(
+        None, "One run of each recipe for each seed.", at_least(0), unset="1 2 3"
+    )
+    steps: int = STEPS.setting(36, "Steps of the recipe in-batch; the others encode as many texts.", at_least(1))
+    batch_size: int = BATCHES.setting(64, "Questions of a step.", at_least(2))
+    learning_rate: float = STEPS.setting(1e-4, "Peak learning rate.", ABOVE_0)
+    temperature: float = LOSS.setting(0.05, "Divides the scores.", ABOVE_0)
+    bf16: bool = BATCHES.setting(False, "Train and evaluate in bf16.")
+
+
+def run(settings: QualityBenchmark) -> str:
+    """Makes the runs that are missing, writes all figures after each, and returns tables.
+
+    Raises:
+        InputError: a file or the model is wrong, the output file has figures of other settings, or a package is
+            missing.
+    """
+    need_extra("jobs/benchmark.py quality", "bm25", "bm25s")
+    has_peers = bool(importlib.util.find_spec("datasets"))
+    recipes = settings.recipes or [*OWN, *(PEERS if has_peers else [])]
+    if not has_peers and any(recipe in PEERS for recipe in recipes):
+        raise InputError("--recipes: sentence-transformers trains with the package datasets: pip install datasets")
+    transformers.utils.logging.set_verbosity_error()
+    folder = find_model_folder(settings.model_name_or_path)
+    model = ModelSpec(folder, read_settings(folder, max_seq_length=settings.max_seq_length))
+    setup = Setup(model, settings.batch_size, settings.learning_rate, settings.temperature, settings.bf16)
+    report = QualityReport.open(settings.output, _comparable(settings))
+    for name in settings.data or [BUILT_IN]:
+        wanted = [(recipe, seed) for seed in settings.seeds or SEEDS for recipe in recipes]
+        missing = [run for run in wanted if not report.has(name, *run)]
+        if missing:
+            _measure(report, name, missing, setup, 2 * settings.steps * settings.batch_size)
+    return report.tables(REFERENCE)
+
+
+def _comparable(settings: QualityBenchmark) -> dict[str, Any]:
+    """Returns the settings that runs must share to be compared."""
+    own = {"output", "data", "recipes", "seeds"}
+    return {name: value for name, value in asdict(settings).items() if name not in own}
+
+
+def _measure(report: QualityReport, name: str, missing: list[tuple[str, int]], setup: Setup, num_texts: int) -> None:
+    """Makes runs on one data set; `missing` are recipes and seeds."""
+    data = read_data_set(name, setup.model)
+    began = time.monotonic()
+    base = rank_base(data, setup)
+    report.add_data(name, data.clusters, {"pretrained": base.values, "BM25": base.bm25, HYBRID: base.hybrid})
+    _say(f"{name}: ranked with the pretrained model, {duration(time.monotonic() - began)}")
+    for recipe, seed in missing:
+        began = time.monotonic()
+        if recipe == GIVEN and not any(record.hard_neg_docs for record in data.records):
+            _say(f"{name}: {recipe}: left out, because the data have no hard_neg_docs")
+            continue
+        values, hybrid = _trained(data, setup, base, recipe, num_texts, seed)
+        report.add(name, recipe, seed, values, hybrid)
+        scored = ", ".join(f"{split} {of['nDCG@10'].mean():.4f}" for split, of in values.items())
+        _say(f"{name}: {recipe}, seed {seed}: nDCG@10 {scored}; {duration(time.monotonic() - began)}")
+
+
+def _trained(data: DataSet, setup: Setup, base: Base, recipe: str, num_texts: int, seed: int) -> tuple[Values, Values]:
+    if recipe in PEERS:
+        return train_peer(data, setup, PEERS[recipe], num_texts, seed)
+    trained = train_own(data, setup, base, OWN[recipe], num_texts, seed)
+    return trained.values, trained.hybrid
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

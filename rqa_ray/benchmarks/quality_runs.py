@@ -1,0 +1,208 @@
+"""One training run of `jobs/benchmark.py quality`, in this process: this project's recipes, and a peer's.
+
+All recipes encode the same number of texts in training.
+
+P passages, D dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rqa_ray.benchmarks.quality_data import DataSet, Values, without_near_duplicates
+from rqa_ray.corpus.bm25 import Hybrid
+from rqa_ray.evaluation.evaluator import CorpusPass, RetrievalEvaluator
+from rqa_ray.evaluation.hybrid_weight import choose_weight
+from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.retriever.embedder import Embedder, EmbedOptions
+from rqa_ray.retriever.encoder_settings import ModelSpec
+from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.settings import TrainSettings
+from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.assembly import assemble
+from rqa_ray.training.rounds import MiningPass
+from rqa_ray.training.trainer import ContrastiveTrainer
+
+GIVEN = "given negatives"
+METRIC = "eval_retr/document_ndcg/ndcg10"
+MINED = 8  # negatives of a question
+NO_MARGIN = 1000.0  # above the score of every passage
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs on all data sets share."""
+
+    model: ModelSpec
+    batch_size: int
+    learning_rate: float
+    temperature: float
+    bf16: bool
+
+    @property
+    def eval_precision(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.bf16 else None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How this project trains, beside what all recipes share."""
+
+    settings: dict[str, Any] = field(default_factory=dict)  # of TrainSettings
+    filters: bool = True  # whether near-duplicates of golds are no negatives
+
+
+_MINED = {"mine_negatives": MINED, "negatives_per_question": 1, "hard_neg_ratio": 0.0}
+
+OWN: dict[str, Recipe] = {
+    "in-batch": Recipe({"hard_neg_ratio": 0.0}),
+    GIVEN: Recipe({"negatives_per_question": 1, "hard_neg_ratio": 0.0}),
+    "mined, no filter": Recipe(_MINED | {"mine_margin": NO_MARGIN}, filters=False),
+    "mined": Recipe(_MINED),
+    "mined again": Recipe(_MINED | {"mine_every": 0.34}),
+}
+
+
+@dataclass
+class Trained:
+    """A trained model, ranked on all questions."""
+
+    values: Values
+    hybrid: Values
+    texts: int  # encoded in training
+    losses: list[float]
+
+
+class KeptEmbeddings:
+    """Keeps the embeddings (P, D) of the corpus of one evaluation."""
+
+    def __init__(self, num_passages: int) -> None:
+        self.number = num_passages
+
+    def begin(self) -> None:
+        self.embeddings = torch.empty(0)
+
+    def add(self, passages: torch.Tensor, positions: torch.Tensor) -> None:
+        if not len(self.embeddings):
+            self.embeddings = torch.empty(self.number, passages.shape[1])
+        self.embeddings[positions.cpu()] = passages.float().cpu()
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass
+class Base:
+    """The pretrained model on one data set: its rankings, and the candidates that it finds for training questions."""
+
+    values: Values
+    hybrid: Values
+    bm25: Values
+    candidates: MiningPass
+
+
+def rank_base(data: DataSet, setup: Setup) -> Base:
+    """Ranks and mines with the pretrained model, in one pass over the corpus."""
+    settings = _settings(setup, _MINED)
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        trainer = _trainer(data, setup, settings, 1, 0, scratch)
+        assert trainer.rounds
+        candidates = trainer.rounds.start(0, 1)
+        assert candidates
+        values, kept = _rank(data, trainer, candidates)
+        bm25 = {split: data.bm25.rank(asked.questions, 100)[1] for split, asked in data.asked.items()}
+        return Base(values, _hybrid(data, trainer.evaluator, kept), data.values(bm25), candidates)
+
+
+def train_own(data: DataSet, setup: Setup, base: Base, recipe: Recipe, num_texts: int, seed: int) -> Trained:
+    """Trains by a recipe until `num_texts` texts are encoded."""
+    settings = _settings(setup, recipe.settings)
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        # the number of texts of a batch is known when its negatives are
+        trainer = _trainer(data, setup, settings, 1, seed, scratch)
+        if trainer.rounds:
+            candidates = copy.copy(base.candidates)
+            if not recipe.filters:
+                candidates.texts = without_near_duplicates(candidates.texts)
+            trainer.rounds.finish(candidates, float("nan"))
+        per_step = len(trainer.batches.make(0).order)
+        trainer.args.max_steps = max(1, round(num_texts / per_step))
+        trainer.train()
+        steps = trainer.state.global_step
+        texts = sum(len(trainer.batches.make(number).order) for number in range(steps))
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        values, kept = _rank(data, trainer)
+        return Trained(values, _hybrid(data, trainer.evaluator, kept), texts, losses)
+
+
+def rank_folder(data: DataSet, setup: Setup, folder: str) -> tuple[Values, Values]:
+    """Ranks with a saved model; returns its values, and those of its hybrid with BM25."""
+    encoder = load_encoder(folder, setup.model.settings, 0.0, False)
+    options = replace(EmbedOptions.for_device(encoder), mixed_precision=setup.eval_precision)
+    evaluator = RetrievalEvaluator(data.tokenized.corpus, data.tokenized.questions, Embedder(encoder, options))
+    kept = KeptEmbeddings(len(data.texts))
+    found = evaluator.evaluate(setup.temperature, kept)
+    return data.values(_positions(found)), _hybrid(data, evaluator, kept)
+
+
+def _settings(setup: Setup, more: dict[str, Any]) -> TrainSettings:
+    return TrainSettings(temperature=setup.temperature, dropout=0.0, **more)
+
+
+def _trainer(
+    data: DataSet, setup: Setup, settings: TrainSettings, steps: int, seed: int, scratch: str
+) -> ContrastiveTrainer:
+    args = RetrieverTrainingArguments(
+        output_dir=scratch,
+        max_steps=steps,
+        learning_rate=setup.learning_rate,
+        per_device_train_batch_size=setup.batch_size,
+        bf16=setup.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        logging_steps=5,
+        disable_tqdm=True,
+        seed=seed,
+        ddp_broadcast_buffers=False,
+        metric_for_best_model=METRIC,
+        logging_nan_inf_filter=False,
+    )
+    tokenized = data.tokenized if settings.mine_negatives else replace(data.tokenized, mining=None)
+    encoder = load_encoder(setup.model.folder, setup.model.settings, settings.dropout, False)
+    size = min(setup.batch_size, len(data.tokenized.rows))
+    return assemble(
+        encoder, args, settings, tokenized, size, eval_precision=setup.eval_precision, evaluates_beside=True
+    )
+
+
+def _rank(data: DataSet, trainer: ContrastiveTrainer, *passes: CorpusPass) -> tuple[Values, KeptEmbeddings]:
+    kept = KeptEmbeddings(len(data.texts))
+    found = trainer.rank_questions(kept, *passes)
+    return data.values(_positions(found)), kept
+
+
+def _positions(found: Evaluation) -> dict[str, np.ndarray]:
+    return {split: result.positions for split, result in found.splits.items()}
+
+
+def _hybrid(data: DataSet, evaluator: RetrievalEvaluator, kept: KeptEmbeddings) -> Values:
+    """Ranks with BM25 on top, with the weight chosen on the eval questions."""
+    hybrid = Hybrid(data.bm25, kept.embeddings)
+    questions = {
+        split: evaluator.embed(list(part.tokens)).float().cpu() for split, part in evaluator.questions.items()
+    }
+    chosen = data.asked["eval"]
+    weight = choose_weight(hybrid, chosen.questions, questions["eval"], chosen.gold_ids, data.passage_ids)
+    ranked = {
+        split: hybrid.rank(data.asked[split].questions, embeddings, [weight], 100)[weight][1]
+        for split, embeddings in questions.items()
+    }
+    return data.values(ranked)
