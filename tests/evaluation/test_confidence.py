@@ -84,7 +84,7 @@ def _binomials(n: int) -> list[int]:
 def test_a_chance_difference_is_seldom_called_significant():
     generator = np.random.default_rng(1)
     rejected = 0
-    for _ in range(60):
+    for _ in range(200):
         before, after = (generator.random(60) < 0.5 for _ in range(2))
         rejected += paired_difference(before, after, np.arange(60)).p_value < 0.05
     assert rejected / 200 < 0.09
