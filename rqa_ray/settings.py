@@ -196,6 +196,11 @@ class TrainSettings(
 
     model_name_or_path: str | None = model_path(None, "Encoder to fine-tune", "required")
     prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
+    train_share: float = DATA.setting(
+        1.0,
+        "Train on this share of the questions, chosen by source document.",
+        Check(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    )
     demo_size: int | None = DATA.setting(
         None, "Train on this many questions of the built-in data, not on files.", at_least(1)
     )

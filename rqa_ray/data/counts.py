@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from rqa_ray.data.files import text_bytes
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import QARecord
+from rqa_ray.data.share import ALL, Share
 
 SAMPLE_RECORDS, SAMPLE_ROWS = 500, 2_000
 LARGEST_ID = 2**63 - 1
-NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives")
+NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives", "num_left_out")
 
 
 @dataclass
@@ -25,10 +26,14 @@ class Counts:
     num_negatives: int = 0  # hard negatives of all records
     smallest_gold: int = LARGEST_ID  # the smallest and the largest passage id of a gold
     largest_gold: int = -LARGEST_ID
+    num_left_out: int = 0  # rows that `--train_share` leaves out, which are counted nowhere else
 
-    def add(self, record: QARecord) -> None:
-        """Counts one more record."""
+    def add(self, record: QARecord, share: Share = ALL) -> None:
+        """Counts one more record; of a record that is not in the share, only its rows."""
         rows = len(record.questions) * len(record.gold_docs)
+        if not share.has(record):
+            self.num_left_out += rows
+            return
         self.num_rows += rows
         self.num_questions += len(record.questions)
         self.num_empty += record.num_empty_questions

@@ -14,6 +14,7 @@ import pyarrow as pa
 from rqa_ray.data.columns import Ragged, arrays, column, concat, inner_places, input_order, runs
 from rqa_ray.data.distinct import first_places
 from rqa_ray.data.passages import Negatives, PassageTable
+from rqa_ray.data.share import Share
 
 
 @dataclass
@@ -55,6 +56,11 @@ class TrainingRows:
             negatives=Negatives.of(table, negative_ids, offsets, None if np.isnan(scores).all() else scores),
             pairs=np.arange(len(ids)) if pairs is None else pairs,
         )
+
+    @classmethod
+    def of_share(cls, tables: Sequence[pa.Table], share: Share) -> TrainingRows:
+        """Makes the rows of a share of the pairs; they are numbered as if the blocks had no others."""
+        return cls.from_tables(tables, input_order(tables)[share.numbers(tables)])
 
     def __len__(self) -> int:
         return len(self.passage_ids)

@@ -6,10 +6,12 @@ but their title.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 IDENTITY = ("source", "_id", "title")  # the first of these in the metadata and the content make the passage's id
+PART_OF_SOURCE = re.compile(r"(#[^/#]*|:\d+)$")
 
 
 @dataclass
@@ -33,6 +35,12 @@ class Document:
     def origin(self) -> Any:
         """The source, else the `_id`, else the title; None if there is none of them."""
         return next((self.metadata[name] for name in IDENTITY if is_given(self.metadata, name)), None)
+
+    @property
+    def source_document(self) -> str | None:
+        """The source, without the part of a page (`#2`) or the line of a file (`:17`) at its end; None if unknown."""
+        has_source = is_given(self.metadata, "source")
+        return PART_OF_SOURCE.sub("", str(self.metadata["source"])) if has_source else None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as JSON; leaves out a `fmt_content` that reading would build again."""
@@ -59,6 +67,12 @@ class QARecord:
     def passages(self) -> list[Document]:
         """The golds, then the hard negatives."""
         return self.gold_docs + self.hard_neg_docs
+
+    @property
+    def source_key(self) -> int:
+        """Signed 64-bit hash of the source document of the first gold; without a source, the gold's passage id."""
+        source = self.gold_docs[0].source_document
+        return self.gold_docs[0].passage_id if source is None else _hash64(source)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord, text_hash
+from rqa_ray.data.share import ALL, Share, Shared
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
@@ -53,6 +54,7 @@ class Stream:
     spec: ModelSpec
     labels: Labels
     labeled: set[int]  # keys of the questions for which a passage was accepted
+    share: Share
 
     def report(self) -> str:
         """Returns a line for the user."""
@@ -61,12 +63,19 @@ class Stream:
             f"in windows of {self.window_bytes / 2**20:.0f} MB that mix {WINDOW_BYTES // PART_BYTES} places of files"
         )
 
+    @property
+    def shared(self) -> Shared:
+        """How many pairs are in the share."""
+        rows = self.counts.num_rows
+        return Shared(self.share, rows, rows + self.counts.num_left_out)
+
     def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
         """Returns the order of the rows, and the store from which workers fetch windows."""
         free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
         plan = WindowPlan(self.parts, self.num_rows, seed, self.window_bytes)
         # A task that asks for a CPU would wait for ever if the workers hold all CPUs.
-        return plan, WindowStore.remote(plan, self.spec, self.labels, int(free_cpus >= 1))  # type: ignore[attr-defined]
+        given = (plan, self.spec, self.labels, self.share, int(free_cpus >= 1))
+        return plan, WindowStore.remote(*given)  # type: ignore[attr-defined]
 
 
 def is_too_large(files: list[str], spec: ModelSpec) -> bool:
@@ -85,8 +94,10 @@ def expansion(files: list[str], spec: ModelSpec) -> float:
     return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)
 
 
-def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False, labels: Labels = NO_LABELS) -> Stream:
-    """Parses all training files and counts their rows; one task parses a group of parts.
+def open_stream(
+    files: list[str], spec: ModelSpec, skip_bad: bool = False, labels: Labels = NO_LABELS, share: Share = ALL
+) -> Stream:
+    """Parses all training files and counts their rows in the share; one task parses a group of parts.
 
     Raises:
         InputError: a bad line; passages that clash (in files larger than 1 GB, only a share of them is checked); a
@@ -99,7 +110,7 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False, label
     tasks = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(sizes // RANGE_BYTES)) + 1)
     looked_at = 1 + int(sizes[-1]) // LOOKED_AT_BYTES
     items = [{"parts": json.dumps([(int(number), *parts[number]) for number in numbers])} for numbers in tasks]
-    given = {"skip_bad": skip_bad, "looked_at": looked_at, "labels": labels}
+    given = {"skip_bad": skip_bad, "looked_at": looked_at, "labels": labels, "share": share}
     counted = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(_count, batch_size=1, fn_kwargs=given)
@@ -115,12 +126,13 @@ def open_stream(files: list[str], spec: ModelSpec, skip_bad: bool = False, label
     counts = [Counts(**row) for row in table.select(list(vars(Counts()))).to_pylist()]
     num_rows = np.array([part.num_rows for part in counts])
     in_file = np.zeros(len(files), np.int64)
-    np.add.at(in_file, [part.file for part in parts], num_rows)
+    np.add.at(in_file, [part.file for part in parts], [part.num_rows + part.num_left_out for part in counts])
     for path, number in zip(files, in_file, strict=True):
         if not number:
             raise InputError(f"{path}: it has no good record with a question")
     labeled = set(inner([table], "labeled").tolist())
-    return Stream(parts, num_rows, Counts.of(counts), skipped, int(WINDOW_BYTES / times), spec, labels, labeled)
+    window_bytes = int(WINDOW_BYTES / times)
+    return Stream(parts, num_rows, Counts.of(counts), skipped, window_bytes, spec, labels, labeled, share)
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
@@ -146,18 +158,20 @@ COUNTED = pa.schema(
 )
 
 
-def _count(batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int, labels: Labels) -> Iterator[pa.Table]:
+def _count(
+    batch: dict[str, np.ndarray], skip_bad: bool, looked_at: int, labels: Labels, share: Share
+) -> Iterator[pa.Table]:
     for number, *place in json.loads(batch["parts"][0]):
-        yield _count_part(number, Part(*place), skip_bad, looked_at, labels)
+        yield _count_part(number, Part(*place), skip_bad, looked_at, labels, share)
 
 
-def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels: Labels) -> pa.Table:
+def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels: Labels, share: Share) -> pa.Table:
     counts, skipped, problem = Counts(), Skipped(), None
     texts: set[tuple[int, int]] = set()  # passage ids and text hashes; of all ids, one in `looked_at` is checked
     labeled: set[int] = set()
     for line, record in read_records(part.path, "questions", part.start, part.end, labels):
         if isinstance(record, QARecord):
-            counts.add(record)
+            counts.add(record, share)
             labeled |= labels.keys_in(record)
             ids = ((document, document.passage_id) for document in record.passages)
             texts |= {(one, text_hash(document.fmt_content)) for document, one in ids if one % looked_at == 0}
@@ -175,8 +189,8 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels:
 class WindowStore:
     """Lets Ray tasks make windows ahead of the workers, and keeps the windows in use; a window is always the same."""
 
-    def __init__(self, plan: WindowPlan, spec: ModelSpec, labels: Labels, num_cpus: int) -> None:
-        self._plan, self._spec, self._num_cpus = plan, spec, num_cpus
+    def __init__(self, plan: WindowPlan, spec: ModelSpec, labels: Labels, share: Share, num_cpus: int) -> None:
+        self._plan, self._spec, self._share, self._num_cpus = plan, spec, share, num_cpus
         self._labels = ray.put(labels)  # once for all windows
         self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # in the order of their last use
 
@@ -193,7 +207,7 @@ class WindowStore:
                 parts = [self._plan.parts[number] for number in sorted(numbers)]
                 expected = int(self._plan.num_rows[numbers].sum())
                 read = _read_window.options(num_cpus=self._num_cpus)
-                self._refs[key] = read.remote(parts, expected, self._spec, self._labels)
+                self._refs[key] = read.remote(parts, expected, self._spec, self._labels, self._share)
             self._refs.move_to_end(key)
         while len(self._refs) > WINDOWS_KEPT:
             self._refs.popitem(last=False)
@@ -201,13 +215,13 @@ class WindowStore:
 
 
 @ray.remote
-def _read_window(parts: list[Part], expected: int, spec: ModelSpec, labels: Labels) -> pa.Table:
+def _read_window(parts: list[Part], expected: int, spec: ModelSpec, labels: Labels, share: Share) -> pa.Table:
     bring_model(spec.folder, spec.copy)
     tables, tokenizer = [], make_tokenizer(spec)
     named: Named = set()
     for part in parts:
         records = read_records(part.path, "questions", part.start, part.end, labels)
-        good = ((line, record) for line, record in records if isinstance(record, QARecord))
+        good = ((line, record) for line, record in records if isinstance(record, QARecord) and share.has(record))
         while some := list(islice(good, RECORDS_AT_ONCE)):
             rows: list[dict[str, Any]] = train_rows(some, tokenizer, named)
             tables.append(to_table([row | {"file": part.file} for row in rows], "train"))

@@ -48,6 +48,7 @@ SCHEMAS = {
     "train": pa.schema(
         [
             *_QUESTION,
+            ("source_key", pa.int64()),  # `schema.QARecord.source_key`
             ("hard_negative_ids", pa.list_(pa.int64())),
             ("hard_negative_scores", pa.list_(pa.float32())),  # scores of a teacher; null if there are none
             # The passages that no earlier row of the task has named, each once.
@@ -104,7 +105,8 @@ def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list
     passages = _once(tokenizer.passages, [text for brought in new for text in brought.values()])
     rows = []
     for (line, record), brought in zip(records, new, strict=True):
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, Any] = {
+            "source_key": record.source_key,
             "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
             "hard_negative_scores": record.hard_neg_scores or [None] * len(record.hard_neg_docs),
             "new_passage_ids": [number for number, _ in brought],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rqa_ray.command_line import Given, Parser, check_values, is_none_of
+from rqa_ray.data.share import Share
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
@@ -52,6 +53,11 @@ class Job:
     def max_failures(self) -> int:
         default = RESTARTS_OF_A_RANGE if isinstance(self.num_workers, tuple) else 0
         return default if self.settings.max_failures is None else self.settings.max_failures
+
+    @property
+    def share(self) -> Share:
+        """The share of the training pairs that are trained on."""
+        return Share(self.settings.train_share, self.training["seed"])
 
     @property
     def accumulation_steps(self) -> int:

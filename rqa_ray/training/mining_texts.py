@@ -23,6 +23,7 @@ from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, fetch_tables
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, question_key
+from rqa_ray.data.share import ALL, Share
 from rqa_ray.evaluation.predictions import Documents
 from rqa_ray.settings import MINED_FROM, MiningSettings
 from rqa_ray.training.rounds import MiningTexts
@@ -35,16 +36,17 @@ def read_mining_texts(
     num_pairs: int,
     settings: MiningSettings,
     workers: Workers,
+    share: Share = ALL,
 ) -> MiningTexts:
     """Reads the questions of training files, ranks passages for them by BM25, and makes signatures of all passages.
 
-    Passages are in the order of `rows.Corpus`.
+    The questions are those in the share. Passages are in the order of `rows.Corpus`.
 
     Raises:
         RuntimeError: the files have another number of pairs than when they were first read.
     """
     documents = Documents(corpus.tables())
-    found = [_read_pairs.remote(ranges, labels, documents.passage_ids) for ranges in group_ranges(train_files)]
+    found = [_read_pairs.remote(ranges, labels, share, documents.passage_ids) for ranges in group_ranges(train_files)]
     keys, ids = [], []
     texts: dict[int, str] = {}
     missing: dict[int, str] = {}
@@ -79,7 +81,7 @@ def corpus_texts(refs: Sequence[Any], start: int, stop: int) -> Iterator[str]:
 
 @ray.remote
 def _read_pairs(
-    ranges: list[Range], labels: Labels, corpus_ids: np.ndarray
+    ranges: list[Range], labels: Labels, share: Share, corpus_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str], dict[int, str]]:
     """Returns of all pairs the question keys (N,) and the golds (N,), and texts: questions by key, golds by id.
 
@@ -90,7 +92,8 @@ def _read_pairs(
     golds: dict[int, str] = {}
     for path, start, end in ranges:
         for _, record in read_records(path, "questions", start, end, labels):
-            if isinstance(record, QARecord):  # bad records were reported when the files were first read
+            # bad records were reported when the files were first read
+            if isinstance(record, QARecord) and share.has(record):
                 for question in record.questions:
                     key = question_key(question)
                     texts.setdefault(key, question)

@@ -17,6 +17,7 @@ def preflight(job: Job) -> list[str]:
     """
     checked = check(with_local_output(job))
     counts = estimate(checked.files["train"])
+    num_rows = max(1, round(counts.num_rows * checked.job.settings.train_share))
     has_negatives = counts.num_negatives > 0 or checked.job.settings.mine_negatives > 0
-    _, lines = micro_batch_size(checked.job, checked.workers.num_workers, counts.num_rows, has_negatives)
-    return [f"about {counts.num_rows:,} training rows, one for each question and gold passage", *lines]
+    _, lines = micro_batch_size(checked.job, checked.workers.num_workers, num_rows, has_negatives)
+    return [f"about {num_rows:,} training rows, one for each question and gold passage", *lines]

@@ -45,6 +45,12 @@ class MiningTexts:
     bm25: np.ndarray  # (Q, K) positions, best first, -1 after the last; K is 0 if BM25 gives no candidates
     signatures: Signatures  # (P + E,)
 
+    def of_pairs(self, pairs: np.ndarray, passage_ids: np.ndarray) -> MiningTexts:
+        """Returns the same for some pairs (n,) alone, whose golds are passage_ids (n,); they are numbered anew."""
+        asked = self.wordings.of_pairs[pairs]
+        wordings = Wordings.of(self.wordings.keys[asked], passage_ids)
+        return replace(self, wordings=wordings, bm25=self.bm25[asked[wordings.first]])
+
 
 @dataclass(frozen=True)
 class Round:

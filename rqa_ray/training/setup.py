@@ -20,6 +20,7 @@ from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.report import brief, check_golds
+from rqa_ray.data.share import Shared
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
@@ -55,9 +56,14 @@ class Setup:
     stream: Stream | None  # the training files, if they are streamed
     train_files: list[str]
     labels: Labels
-    num_rows: int  # training rows: one for each question and gold passage
+    shared: Shared  # the training pairs, of which `num_rows` are trained on
     has_negatives: bool
     skipped: Skipped
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows: one for each question and gold passage."""
+        return self.shared.num_pairs
 
     def worker_spec(self, **more: Any) -> WorkerSpec:
         """Returns the spec for all training workers; `more` are further fields of it."""
@@ -77,7 +83,8 @@ class Setup:
         """Reads what mining needs to know about texts, and prints a line; returns a reference for the spec."""
         started = time.monotonic()
         corpus, settings = self.blocks["corpus"], self.job.settings
-        texts = read_mining_texts(self.train_files, self.labels, corpus, self.num_rows, settings, self.workers)
+        given = (self.num_rows, settings, self.workers, self.shared.share)
+        texts = read_mining_texts(self.train_files, self.labels, corpus, *given)
         print(
             f"mining: {len(texts.wordings.keys):,} questions; signatures of passages and BM25's candidates in "
             f"{duration(time.monotonic() - started)}"
@@ -162,21 +169,23 @@ def set_up(job: Job, args_file: str) -> Setup:
     job = with_data_mode(job, files["train"], spec, args_file)
     skip_bad = job.settings.on_bad_record == "skip"
     streamed = job.settings.data_mode == "streaming"
-    stream = open_stream(files["train"], spec, skip_bad, labels) if streamed else None
+    stream = open_stream(files["train"], spec, skip_bad, labels, job.share) if streamed else None
     read = {name: paths for name, paths in files.items() if not (streamed and name == "train")}
     blocks = read_inputs(read, spec, skip_bad, labels)
     skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
+    shared = stream.shared if stream else Shared.of(job.share, blocks["train"].small)
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
     train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
     has_negatives = train.num_negatives > 0 or mined > 0
-    check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, train.num_rows)) > 0)
+    check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, shared.num_pairs)) > 0)
     check_negatives(own, has_negatives)
     lines = [*([stream.report()] if stream else []), *brief(survey, files)]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
+    lines += shared.describe()
     print("\n".join(lines))
     return Setup(
         job=job,
@@ -186,7 +195,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         stream=stream,
         train_files=files["train"],
         labels=labels,
-        num_rows=train.num_rows,
+        shared=shared,
         has_negatives=has_negatives,
         skipped=Skipped.of(skipped),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rqa_ray.data.share import Share
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -31,6 +32,7 @@ class WorkerSpec:
     windows: Any = None  # plan and store of streamed training files, which replace the train blocks
     mining: Any = None  # reference of the MiningTexts (`rounds.py`), if hard negatives are mined
 
+
     # Where to train.
     output_dir: str = ""  # folder or URI, as the user knows it
     working_dir: str = ""  # the driver's working directory, where relative paths begin
@@ -46,6 +48,11 @@ class WorkerSpec:
     before: Evaluation = field(default_factory=Evaluation)  # the evaluation of step 0, if another process made it
     report: Callable[..., None] | None = None  # replaces `ray.train.report` if this is no worker of Ray Train
     phase: str = ""  # words of the progress line during an evaluation
+
+    @property
+    def share(self) -> Share:
+        """The share of the training pairs that are trained on."""
+        return Share(self.settings.train_share, self.training["seed"])
 
     @property
     def eval_precision(self) -> torch.dtype | None:

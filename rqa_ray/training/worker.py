@@ -102,10 +102,12 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         windows, store = spec.windows
         rows = WindowedRows(windows, fetcher(store))
     else:
-        rows = TrainingRows.from_tables(tables["train"])
+        rows = TrainingRows.of_share(tables["train"], spec.share)
     splits: dict[str, Questions] = {}
     splits |= {split: Questions.from_tables(tables[split]) for split in ("eval", "test") if split in tables}
     texts = ray.get(spec.mining) if settings.mine_negatives else None
+    if texts and isinstance(rows, TrainingRows) and len(texts.wordings.of_pairs) > len(rows):  # those of a search
+        texts = texts.of_pairs(spec.share.numbers(tables["train"]), rows.passage_ids)
     trainer = assemble(
         encoder,
         args,

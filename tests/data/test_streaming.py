@@ -6,6 +6,7 @@ import json
 import pytest
 
 from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.share import Share
 from rqa_ray.data.windows import WindowedRows
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import read_settings
@@ -76,9 +77,17 @@ def test_an_epoch_has_the_rows_of_a_resident_run_once_over_two_workers(
         return [item for batch in range(rank, 18, 2) for item in ids_of(source, 50 * batch, 50)]
 
     seen = sum(ray.get([worker.remote(0), worker.remote(1)]), [])
-    rows = TrainingRows.from_tables(read_inputs({"train": paths}, spec)["train"].tables())
+    tables = read_inputs({"train": paths}, spec)["train"].tables()
+    rows = TrainingRows.from_tables(tables)
     resident = [(int(rows.passage_ids[n]), tuple(rows.questions[n].tolist()).__hash__()) for n in range(len(rows))]
     assert sorted(seen) == sorted(resident) and len(set(seen)) == 900
+
+    share = Share(0.4, 1)
+    part = open_stream(paths, spec, share=share)
+    kept = [resident[number] for number in share.numbers(tables)]
+    assert part.shared.describe() == [f"training on {len(kept)} of 900 pairs (--train_share 0.4)"] and kept
+    plan, store = part.serve(seed=3, busy_cpus=0)
+    assert sorted(ids_of(WindowedRows(plan, fetcher(store)), 0, len(kept))) == sorted(kept)
 
 
 def test_the_same_seed_streams_the_same_rows_again(spec, paths, small_windows) -> None:

@@ -121,6 +121,7 @@ def test_the_defaults_are_those_of_the_contract():
     given = ("model_name_or_path", "train_file", "eval_file", "full_dataset_file_path")
     own = {key: value for key, value in dataclasses.asdict(job.settings).items() if value is not None}
     assert {key: value for key, value in own.items() if key not in given} == {
+        "train_share": 1.0,
         "temperature": 0.05,
         "hard_neg_ratio": 0.05,
         "negatives_per_question": 0,

@@ -11,6 +11,7 @@ from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.data.labels import NO_LABELS
 from rqa_ray.data.records import good_records, read_records
 from rqa_ray.data.schema import question_key
+from rqa_ray.data.share import Share
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.settings import TrainSettings
 
@@ -62,6 +63,18 @@ def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(r
     scores, positions = Bm25([document.fmt_content for document in documents]).rank(list(texts.values()), 5)
     assert list(texts) == wordings.keys.tolist()
     assert (found.bm25 == np.where(scores > 0, positions, -1)).all()
+    share = Share(0.5, 3)
+    numbers = share.numbers(blocks["train"].tables())
+    shared = read_mining_texts(
+        inputs["train"], NO_LABELS, blocks["corpus"], len(numbers), settings, workers, share
+    ).wordings
+    of_pairs = found.of_pairs(numbers, rows.passage_ids[numbers])
+    asked = wordings.of_pairs[numbers[shared.first]]
+    assert 0 < len(numbers) < len(rows) and (of_pairs.bm25 == found.bm25[asked]).all()
+    for name in ("keys", "first", "of_pairs"):
+        assert (getattr(of_pairs.wordings, name) == getattr(shared, name)).all()
+    assert (of_pairs.wordings.golds.ids == shared.golds.ids).all()
+
     expected = Signatures.of([*(document.fmt_content for document in documents), "Source: x\nContent:\nno passage"])
     assert (found.signatures.exact == expected.exact).all() and (found.signatures.minima == expected.minima).all()
 

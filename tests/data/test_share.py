@@ -1,0 +1,105 @@
+"""A share of the training pairs goes by source document, and a smaller share is a part of a larger one."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rqa_ray.data.formats import parse_qa_record
+from rqa_ray.data.rows import TrainingRows
+from rqa_ray.data.schema import Document, QARecord
+from rqa_ray.data.share import ALL, Share, Shared
+from rqa_ray.errors import InputError
+from tests.builders import random_train_rows, table
+
+KEYS = np.arange(-500, 500)
+
+
+def rows_of(num_rows: int) -> list[dict]:
+    """Training rows of which three in turn have one source."""
+    return [row | {"source_key": row["line"] // 3} for row in random_train_rows(num_rows)]
+
+
+def record(**metadata) -> QARecord:
+    return QARecord(["one", "two"], [Document("text", metadata=metadata), Document("other")], [])
+
+
+@given(st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 2**32))
+def test_a_smaller_share_is_a_part_of_a_larger_one(one, other, seed):
+    small, large = (Share(share, seed).takes(KEYS) for share in sorted([one, other]))
+    assert not (small & ~large).any()
+
+
+@given(st.floats(0.05, 1), st.integers(0, 2**32))
+def test_about_the_share_of_the_sources_is_taken_and_another_seed_takes_others(share, seed):
+    taken = Share(share, seed).takes(KEYS)
+    assert abs(taken.mean() - share) < 5 * 0.5 / np.sqrt(len(KEYS))
+    if share < 0.9:
+        assert (taken != Share(share, seed + 1).takes(KEYS)).any()
+    assert (Share(share, seed).takes(KEYS[::-1]) == taken[::-1]).all(), "whatever is read with it"
+
+
+@pytest.mark.parametrize(
+    ("source", "document"),
+    [
+        ("https://example.org/page#2", "https://example.org/page"),
+        ("https://example.org/#/page", "https://example.org/#/page"),
+        ("lib/ast.py:107", "lib/ast.py"),
+        ("plain", "plain"),
+        (17, "17"),
+    ],
+)
+def test_the_parts_of_a_page_and_the_lines_of_a_file_are_one_source_document(source, document):
+    assert Document("text", metadata={"source": source}).source_document == document
+    assert record(source=source).source_key == record(source=document).source_key != record(source="x").source_key
+
+
+def test_without_sources_the_pairs_of_a_gold_are_together():
+    assert record(title="T").source_key == Document("text", metadata={"title": "T"}).passage_id
+
+
+def test_rows_of_a_share_are_the_rows_of_a_file_that_has_no_others():
+    rows, share = rows_of(60), Share(0.4, 1)
+    kept = [row for row in rows if share.takes(np.array([row["source_key"]]))[0]]
+    whole = [table("train", rows[30:]), table("train", rows[:30])]
+    numbers = share.numbers(whole)
+    assert [rows[number]["line"] for number in numbers] == [row["line"] for row in kept]
+    assert 0 < len(kept) < 60
+    found, alone = TrainingRows.of_share(whole, share), TrainingRows.from_tables([table("train", kept)])
+    assert list(parts_of(found)) == list(parts_of(alone))
+    assert list(parts_of(TrainingRows.of_share(whole, ALL))) == list(parts_of(TrainingRows.from_tables(whole)))
+
+
+def parts_of(rows: TrainingRows) -> Iterator[tuple]:
+    for number in range(len(rows)):
+        negatives = rows.negatives.of_pairs(np.array([number]))
+        yield (
+            rows.pairs[number],
+            rows.questions[number].tolist(),
+            rows.passages[number].tolist(),
+            rows.golds[number].tolist(),
+            rows.negatives.ids[negatives].tolist(),
+            [rows.negatives.tokens(one).tolist() for one in negatives],
+        )
+
+
+def test_what_is_left_is_said_in_one_line_and_nothing_of_a_whole_set():
+    blocks = [table("train", rows_of(60))]
+    shared = Shared.of(Share(0.4, 1), blocks)
+    kept = Share(0.4, 1).takes(np.arange(20))
+    line = f"training on {3 * kept.sum()} of 60 pairs, from {kept.sum()} of 20 sources (--train_share 0.4)"
+    assert shared.describe() == [line]
+    assert Shared.of(ALL, blocks).describe() == []
+    with pytest.raises(
+        InputError, match="^--train_share 1e-09: training on 0 of 60 pairs, from 0 of 20 sources; raise"
+    ):
+        Shared.of(Share(1e-9), blocks).describe()
+
+
+def test_all_questions_of_a_line_are_in_the_share_or_out_of_it():
+    line = {"questions": ["a", "b"], "gold_docs": [{"page_content": "x", "metadata": {"source": "s#1"}}]}
+    found = parse_qa_record(json.loads(json.dumps(line)))
+    assert Share(0.5, 0).has(found) == Share(0.5, 0).takes(np.array([found.source_key]))[0]
