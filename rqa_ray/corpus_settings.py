@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rqa_ray.fields import BATCHES, DATA, EVALUATION, LOSS, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least
+from rqa_ray.fields import BATCHES, DATA, EVALUATION, LOSS, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least, from_to
 from rqa_ray.settings import (
     DEFAULT_WORKERS,
     MiningSettings,
@@ -18,6 +18,11 @@ from rqa_ray.settings import (
 
 Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: dense and BM25 together
 RETRIEVERS = get_args(Retriever)
+
+
+def _weight(unset: str) -> Any:
+    text = "Weight of the embeddings in the hybrid; BM25 has the rest."
+    return EVALUATION.setting(None, text, from_to(0, 1), unset=unset)
 
 
 def _embeddings() -> Any:
@@ -54,6 +59,7 @@ class EvaluateSettings(EncodingSettings):
     weight_data_path: list[str] | None = EVALUATION.path(
         None, "Other questions, which choose the weight of the hybrid."
     )
+    hybrid_weight: float | None = _weight("--weight_data_path chooses, else the model's own, else 0.5")
     compare: list[str] | None = EVALUATION.path(
         None,
         "Compare with these retrievers, or with earlier runs by their output folders; without a value: with all "
@@ -106,5 +112,9 @@ class SearchSettings(CorpusSettings):
     embeddings_path: str | None = DATA.path(
         None, "Embeddings that jobs/embed.py wrote.", unset="embeddings/ in the model folder"
     )
+    retriever_type: Literal["dense", "hybrid"] = EVALUATION.setting(
+        "dense", "Retriever to ask (hybrid: the model and BM25, fused)."
+    )
+    hybrid_weight: float | None = _weight("the model's own, else 0.5")
     top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
     json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")

@@ -9,11 +9,37 @@ Shapes: q questions of a slice, P passages, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from rqa_ray.corpus.topk import RunningTopK, question_slices
+from rqa_ray.places import read_json
+
+HYBRID_FILE = "hybrid.json"  # in the folder of a model: the weight of its hybrid with BM25, and its metrics
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of the embeddings' z-scores in a hybrid; the z-scores of BM25 have the rest."""
+
+    value: float
+    origin: str  # who chose the weight, in words
+
+    @classmethod
+    def of(cls, given: float | None, model_folder: str) -> Weight | None:
+        """Returns the weight that the user gives, else the weight in the model's folder, else None."""
+        if given is not None:
+            return cls(given, "as --hybrid_weight says")
+        stored = (read_json(Path(model_folder) / HYBRID_FILE) or {}).get("weight")
+        return cls(float(stored), "the weight stored with the model") if isinstance(stored, (int, float)) else None
+
+    def describe(self) -> str:
+        """Returns a line for the user."""
+        parts = f"{self.value:g} of the embeddings' z-scores and {1 - self.value:g} of BM25's"
+        return f"hybrid: {parts}, {self.origin}"
 
 
 class Bm25:
@@ -59,14 +85,15 @@ class Hybrid:
         number = self.bm25.num_passages
         best = {weight: RunningTopK(len(questions), min(k, number)) for weight in weights}
         for part in question_slices(len(questions), number):
-            dense = _z_scores(embeddings[part] @ self.passages.T)
-            lexical = _z_scores(self.bm25.scores(questions[part]))
+            dense = z_scores(embeddings[part] @ self.passages.T)
+            lexical = z_scores(self.bm25.scores(questions[part]))
             for weight, topk in best.items():
                 topk.add(weight * dense + (1 - weight) * lexical, torch.arange(number), part.start)
         results = {weight: topk.result() for weight, topk in best.items()}
         return {weight: (scores.numpy(), positions.numpy()) for weight, (scores, positions) in results.items()}
 
 
-def _z_scores(scores: torch.Tensor) -> torch.Tensor:
+def z_scores(scores: torch.Tensor) -> torch.Tensor:
+    """Returns scores (q, P) minus their mean, divided by their standard deviation, question by question."""
     deviation, mean = torch.std_mean(scores, dim=1, keepdim=True, correction=0)
     return (scores - mean) / deviation.clamp(min=1e-9)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rqa_ray.corpus.bm25 import Bm25, Hybrid, Weight
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, Block, EmbeddingFolder, fingerprint
 from rqa_ray.corpus.topk import search_blocks
@@ -22,7 +23,7 @@ from rqa_ray.corpus_settings import SearchSettings
 from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs
 from rqa_ray.data.schema import Document, is_given
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import file_content
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
@@ -48,8 +49,15 @@ class Hit:
 class Searcher:
     """Answers questions with passages, from saved embeddings or from documents that it encodes."""
 
-    def __init__(self, model: Model, files: list[str] | None, embeddings_path: str | None, bf16: bool = False) -> None:
-        """Loads the model and the embeddings.
+    def __init__(
+        self,
+        model: Model,
+        files: list[str] | None,
+        embeddings_path: str | None,
+        bf16: bool = False,
+        weight: Weight | None = None,
+    ) -> None:
+        """Loads the model and the embeddings; with a weight also BM25, for a hybrid that holds all in memory.
 
         Raises:
             InputError: there is nothing to search, or the embeddings are from another model.
@@ -77,6 +85,12 @@ class Searcher:
             documents, block = self._encode(files or [])
             self._documents = lambda positions: {int(place): documents[int(place)].to_dict() for place in positions}
             self._blocks = lambda: [block]
+        self._weight, self._hybrid = 1.0, None
+        if weight:
+            texts = folder.texts(names) if folder else (document.fmt_content for document in documents)
+            passages = torch.cat([block.embeddings.cpu() for block in self._blocks()])
+            self._weight, self._hybrid = weight.value, Hybrid(Bm25(list(texts)), passages)
+            self.source += f"; {weight.describe()}"
 
     def _saved(self, model: Model, files: list[str] | None, embeddings_path: str | None) -> EmbeddingFolder | None:
         """Returns the saved embeddings, if they are from this model and these documents."""
@@ -122,8 +136,12 @@ class Searcher:
     def search(self, question: str, k: int) -> list[Hit]:
         """Returns the best passages, best first."""
         asked = self.embedder.questions([question])
-        topk = search_blocks(asked, self._blocks(), k)
-        scores, positions = (part[0].cpu().numpy() for part in topk.result())
+        if self._hybrid:
+            ranked = self._hybrid.rank([question], asked.cpu(), [self._weight], k)[self._weight]
+            scores, positions = (part[0] for part in ranked)
+        else:
+            topk = search_blocks(asked, self._blocks(), k)
+            scores, positions = (part[0].cpu().numpy() for part in topk.result())
         found = self._documents(positions)
         return [Hit(float(score), Document(**found[place])) for score, place in zip(scores, positions, strict=True)]
 
@@ -174,7 +192,11 @@ def open_searcher(settings: SearchSettings) -> Searcher:
         InputError: the user's input is wrong.
     """
     files = find_inputs({"corpus": ("document_path", settings.document_path)}, skip_bad=False).get("corpus")
-    return Searcher(find_model(settings), files, settings.embeddings_path, settings.bf16)
+    model, weight = find_model(settings), None
+    if settings.retriever_type == "hybrid":
+        need_extra("--retriever_type hybrid", "bm25", "bm25s")
+        weight = Weight.of(settings.hybrid_weight, model.spec.folder) or Weight(0.5, "as the model has no weight")
+    return Searcher(model, files, settings.embeddings_path, settings.bf16, weight)
 
 
 def answer(searcher: Searcher, question: str, k: int) -> Answer:

@@ -13,7 +13,7 @@ import torch
 
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import Workers, plan_workers
-from rqa_ray.corpus.bm25 import Bm25, Hybrid
+from rqa_ray.corpus.bm25 import Bm25, Hybrid, Weight
 from rqa_ray.corpus.encode import plan_corpus
 from rqa_ray.corpus.encoded import Encoded, embedding_folder
 from rqa_ray.corpus.model import Model, find_model
@@ -114,6 +114,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         raise InputError(
             f"--weight_data_path {min(shared)}: --eval_data_path names this file too; pass other questions"
         )
+    if settings.hybrid_weight is not None and settings.weight_data_path:
+        raise InputError("--weight_data_path: would choose the weight that --hybrid_weight gives; leave one out")
     wanted = list(dict.fromkeys([settings.retriever_type, *(settings.compare or [])]))
     names = [name for name in wanted if name in RETRIEVERS]
     for name in wanted:
@@ -212,17 +214,23 @@ class Retrievers:
         else:
             passages = [block.embeddings for block in self.folder.blocks([shard.name for shard in self.folder.shards])]
             hybrid = Hybrid(self.bm25(), torch.cat(passages))
-            weight = 0.5
-            if "weight" in self.asked:
-                other = self.asked["weight"]
-                embeddings = self.encoded.embeddings("weight")
-                weight = choose_weight(hybrid, other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
-            print(f"hybrid: {weight:g} of the embeddings' z-scores and {1 - weight:g} of BM25's", end="")
-            print(", chosen on --weight_data_path" if "weight" in self.asked else "; --weight_data_path would choose")
+            chosen = self._weight(hybrid)
+            print(chosen.describe())
+            weight = chosen.value
             embeddings = self.encoded.embeddings("test")
             scores, positions = hybrid.rank(test.questions, embeddings, [weight], self.k)[weight]
         values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
         return Result(values, (scores, positions), latency, weight)
+
+    def _weight(self, hybrid: Hybrid) -> Weight:
+        """Returns the weight that the user gives, or lets choose, or that the model has; else one half."""
+        given, other = self.settings.hybrid_weight, self.asked.get("weight")
+        if given is None and other:
+            embeddings = self.encoded.embeddings("weight")
+            weight = choose_weight(hybrid, other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
+            return Weight(weight, "chosen on --weight_data_path")
+        known = Weight.of(given, self.encoded.model.spec.folder)
+        return known or Weight(0.5, "as nothing chose them; --weight_data_path would choose")
 
     def bm25(self) -> Bm25:
         self._bm25 = self._bm25 or Bm25([document.fmt_content for document in self.plan.documents()])

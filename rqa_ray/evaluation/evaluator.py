@@ -15,6 +15,7 @@ import torch
 from rqa_ray.corpus.corpus_loss import CorpusLoss
 from rqa_ray.corpus.topk import EMPTY, RunningTopK, search_block
 from rqa_ray.data.rows import Corpus, Questions
+from rqa_ray.evaluation.hybrid_scores import HybridScores
 from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.retriever import distributed
@@ -45,8 +46,12 @@ class RetrievalEvaluator:
         corpus: Corpus,
         questions: dict[str, Questions],
         embedder: Embedder,
+        found_by_bm25: dict[str, np.ndarray] | None = None,
     ) -> None:
+        """Takes the positions (Q, K) of BM25's best passages by split, if a hybrid is wanted too."""
         self.corpus, self.questions, self.embedder = corpus, questions, embedder
+        found = [found_by_bm25[split] for split in questions] if found_by_bm25 else []
+        self.found_by_bm25 = np.concatenate(found) if found else None
         # called with the number of texts that this rank has encoded, and of all
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
         by_id = np.argsort(corpus.passage_ids)
@@ -141,15 +146,21 @@ class _Ranking:
         self.seconds = _now(device) - started  # the encoding of the corpus left out
         self.topk = RunningTopK(len(rows), min(TOP_K, len(self.evaluator.corpus)), device)
         self.loss = CorpusLoss(self.evaluator.gold_positions, self.temperature, device)
+        found = self.evaluator.found_by_bm25
+        self.hybrid = None if found is None else HybridScores(self.questions, found)
 
     def add(self, passages: torch.Tensor, positions: torch.Tensor) -> None:
         started = _now(passages.device)
         search_block(self.questions, passages, positions, self.topk, self.loss)
         self.seconds += _now(passages.device) - started
+        if self.hybrid:
+            self.hybrid.add(passages, positions)
 
     def end(self) -> None:
         merge_topk(self.topk)
         merge_loss(self.loss)
+        if self.hybrid:
+            self.hybrid.merge()
 
     def results(self) -> Evaluation:
         scores, positions = (part.cpu().numpy() for part in self.topk.result())
@@ -163,7 +174,8 @@ class _Ranking:
             corpus_loss = self.loss.result(rows)
             if corpus_loss is not None:
                 metrics["loss"] = corpus_loss
-            results[split] = SplitResult(metrics, scores[rows], positions[rows])
+            of_bm25 = self.hybrid.result(rows) if self.hybrid else None
+            results[split] = SplitResult(metrics, scores[rows], positions[rows], of_bm25)
         return Evaluation(results)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,4 +25,9 @@ def choose_weight(
         weight: retrieval_metrics(passage_ids[positions], gold_ids)[WEIGHT_METRIC]
         for weight, (_, positions) in hybrid.rank(questions, embeddings, WEIGHTS, 10).items()
     }
+    return best_weight(found)
+
+
+def best_weight(found: Mapping[float, float]) -> float:
+    """Returns the weight with the best metric; of equals, the one that is nearest to one half."""
     return max(WEIGHTS, key=lambda weight: (found[weight], -abs(weight - 0.5)))

@@ -26,6 +26,10 @@ class Documents:
     def document(self, position: int) -> dict[str, Any]:
         return json.loads(self._documents[int(self._order[position])].as_py())
 
+    def texts(self) -> list[str]:
+        """Returns the embedded texts of all documents."""
+        return [Document(**self.document(place)).fmt_content for place in range(len(self._order))]
+
 
 class AskedQuestions:
     """The questions and gold documents of one split, in the order of `rows.Questions`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import BinaryIO
 
 import numpy as np
@@ -18,12 +18,23 @@ EVALUATION, BEFORE = "evaluation", "before"
 
 
 @dataclass
+class OfBm25:
+    """What a hybrid with BM25 needs to know about the model's scores of the questions of one split."""
+
+    positions: np.ndarray  # (Q, K) places in the corpus of the best passages by BM25
+    scores: np.ndarray  # (Q, K) fp32, the model's scores of these passages
+    mean: np.ndarray  # (Q,) mean of the model's scores over the whole corpus
+    deviation: np.ndarray  # (Q,) their standard deviation
+
+
+@dataclass
 class SplitResult:
     """The result for the questions of one split."""
 
     metrics: dict[str, float]  # metrics by name without the split, such as "loss"
     scores: np.ndarray  # (Q, K) fp32
     positions: np.ndarray  # (Q, K) places in the corpus, best first
+    of_bm25: OfBm25 | None = None  # None if the evaluation was told nothing about BM25
 
 
 @dataclass
@@ -53,6 +64,8 @@ class Evaluation:
         arrays: dict[str, np.ndarray] = {}
         for split, result in self.splits.items():
             arrays |= {f"{split}_scores": result.scores, f"{split}_positions": result.positions}
+            of_bm25 = vars(result.of_bm25) if result.of_bm25 else {}
+            arrays |= {f"{split}_bm25_{name}": values for name, values in of_bm25.items()}
         np.savez(rankings, **arrays)  # type: ignore[arg-type]
         metrics = {split: result.metrics for split, result in self.splits.items()}
         return {f"{name}.npz": rankings.getvalue(), metrics_file(name): json.dumps(metrics, indent=2).encode()}
@@ -63,12 +76,13 @@ class Evaluation:
         with open_file(metrics_file(name)) as file:
             metrics = json.loads(file.read())
         with open_file(f"{name}.npz") as file, np.load(io.BytesIO(file.read())) as arrays:
-            return cls(
-                {
-                    split: SplitResult(values, arrays[f"{split}_scores"], arrays[f"{split}_positions"])
-                    for split, values in metrics.items()
-                }
-            )
+            found = cls()
+            for split, values in metrics.items():
+                names = [f"{split}_bm25_{item.name}" for item in fields(OfBm25)]
+                of_bm25 = OfBm25(*(arrays[name] for name in names)) if names[0] in arrays else None
+                parts = arrays[f"{split}_scores"], arrays[f"{split}_positions"]
+                found.splits[split] = SplitResult(values, *parts, of_bm25)
+            return found
 
 
 def metrics_file(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rqa_ray.data.batches import GlobalBatches
@@ -32,6 +33,7 @@ class TrainingData:
     corpus: Corpus
     questions: dict[str, Questions]  # by split: eval, maybe test
     mining: MiningTexts | None = None  # None if no hard negatives are mined
+    bm25: dict[str, np.ndarray] | None = None  # positions (Q, K) of BM25's best by split, if a hybrid is measured
 
 
 def assemble(
@@ -74,7 +76,7 @@ def assemble(
         batches.pad_id, chosen.max_tokens, args.per_device_eval_batch_size, chosen.packed, eval_precision
     )
     torch.manual_seed(args.seed)  # for the initial values of a loss's own parameters
-    evaluator = RetrievalEvaluator(data.corpus, data.questions, Embedder(encoder, options))
+    evaluator = RetrievalEvaluator(data.corpus, data.questions, Embedder(encoder, options), data.bm25)
     return ContrastiveTrainer(
         encoder,
         LOSSES[settings.contrastive_loss].of(settings),

@@ -115,7 +115,8 @@ def _evaluate(
     embedder.options.max_rows = spec.training["per_device_eval_batch_size"]
     embedder.options.mixed_precision = spec.eval_precision
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
-    evaluator = RetrievalEvaluator(Corpus.from_tables(tables["corpus"]), splits, embedder)
+    corpus = Corpus.from_tables(tables["corpus"])
+    evaluator = RetrievalEvaluator(corpus, splits, embedder, spec.bm25 and ray.get(spec.bm25))
     if on_progress:
         evaluator.on_progress = on_progress
     return embedder.encoder, evaluator.evaluate(spec.settings.temperature)

@@ -25,6 +25,8 @@ from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError, first_line
+from rqa_ray.evaluation.hybrid_report import found_by_bm25
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.places import absolute, exists, inside, push_folder, read_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -59,6 +61,7 @@ class Setup:
     shared: Shared  # the training pairs, of which `num_rows` are trained on
     has_negatives: bool
     skipped: Skipped
+    bm25: ray.ObjectRef  # positions of BM25's best passages by split; None in it if no hybrid is measured
 
     @property
     def num_rows(self) -> int:
@@ -76,6 +79,7 @@ class Setup:
             working_dir=os.getcwd(),
             num_cpus=self.workers.cpus,
             use_gpu=self.workers.use_gpu,
+            bm25=self.bm25,
             **more,
         )
 
@@ -198,7 +202,15 @@ def set_up(job: Job, args_file: str) -> Setup:
         shared=shared,
         has_negatives=has_negatives,
         skipped=Skipped.of(skipped),
+        bm25=ray.put(found_by_bm25(*asked_of(blocks))),
     )
+
+
+def asked_of(blocks: dict[str, Blocks]) -> tuple[dict[str, AskedQuestions], Documents]:
+    """Returns the questions of eval, and of test if there are any, and the documents of the corpus."""
+    splits: dict[str, AskedQuestions] = {}
+    splits |= {split: AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
+    return splits, Documents(blocks["corpus"].tables())
 
 
 def serve_windows(stream: Stream, job: Job, workers: Workers, runs_at_once: int = 1) -> Any:

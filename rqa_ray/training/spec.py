@@ -32,6 +32,7 @@ class WorkerSpec:
     windows: Any = None  # plan and store of streamed training files, which replace the train blocks
     mining: Any = None  # reference of the MiningTexts (`rounds.py`), if hard negatives are mined
 
+    bm25: Any = None  # reference of the positions of BM25's best passages by split, if a hybrid is measured
 
     # Where to train.
     output_dir: str = ""  # folder or URI, as the user knows it

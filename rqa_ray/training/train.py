@@ -14,7 +14,8 @@ from typing import Any
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.data.readers import Blocks
-from rqa_ray.evaluation.predictions import AskedQuestions, Documents, write_predictions
+from rqa_ray.evaluation import hybrid_report
+from rqa_ray.evaluation.predictions import write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import html_table
@@ -27,7 +28,7 @@ from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
-from rqa_ray.training.setup import serve_windows, set_up
+from rqa_ray.training.setup import asked_of, serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
 
@@ -102,9 +103,7 @@ def finish(
     best_stored = stored.best_checkpoint(whole, job.training["metric_for_best_model"])
     before = summary.ModelState(0, best_stored.before())
     best = summary.ModelState(best_stored.step, best_stored.evaluation())
-    documents = Documents(blocks["corpus"].tables())
-    splits: dict[str, AskedQuestions] = {}
-    splits |= {split: AskedQuestions(blocks[split].tables()) for split in ("eval", "test") if split in blocks}
+    splits, documents = asked_of(blocks)
     lines, intervals = summary.compare(splits, documents, before, best)
     folder = Path(job.output_dir)
     with staged(folder) as staging:
@@ -112,6 +111,7 @@ def finish(
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
         summary.write_files(staging, job, model, before, best, train_metrics, intervals)
+        lines.append(hybrid_report.report(splits, documents, best.evaluation, staging))
         if job.settings.write_predictions:
             for split, asked in splits.items():
                 found = best.evaluation.splits[split]

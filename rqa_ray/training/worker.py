@@ -112,7 +112,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         encoder,
         args,
         settings,
-        TrainingData(rows, Corpus.from_tables(tables["corpus"]), splits, texts),
+        TrainingData(rows, Corpus.from_tables(tables["corpus"]), splits, texts, spec.bm25 and ray.get(spec.bm25)),
         spec.micro_batch,
         eval_precision=spec.eval_precision,
         plan=ForwardPlan.load(Path(checkpoint)) if checkpoint else None,

@@ -13,6 +13,7 @@ import torch
 
 from rqa_ray.command_line import parse
 from rqa_ray.corpus import search as ask
+from rqa_ray.corpus.bm25 import HYBRID_FILE, Bm25, Hybrid
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.search import Hit, Searcher, search, show
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard, fingerprint
@@ -101,6 +102,32 @@ def test_saved_embeddings_beside_the_model_are_found(model, saved, corpus, expec
     here = Model("here", ModelSpec(str(folder), model.spec.settings))
     check(Searcher(here, [corpus[0]], None).search(QUESTION, 3), expected)
     assert "saved embeddings" in Searcher(here, None, None).source
+
+
+def test_a_hybrid_adds_bm25_by_the_weight_of_the_model_unless_another_is_given(model, saved, corpus, tmp_path):
+    folder = shutil.copytree(model.spec.folder, tmp_path / "model")
+    words = ["--model", str(folder), "--embeddings_path", saved.location, "--retriever_type", "hybrid", QUESTION]
+
+    def found(*more: str) -> tuple[list[str], str]:
+        answer = search(parse(SearchSettings, [*words, *more], free_word="question"))
+        return [hit.document.metadata["source"] for hit in answer.hits], answer.source
+
+    texts, embedder = [document.fmt_content for document in corpus[1]], Embedder.load(model.spec)
+    ranked = Hybrid(Bm25(texts), embedder.passages(texts)).rank(
+        [QUESTION], embedder.questions([QUESTION]), [0.2, 0.5, 1.0], 5
+    )
+    expected = {w: [corpus[1][place].metadata["source"] for place in rows[0]] for w, (_, rows) in ranked.items()}
+    assert len({tuple(sources) for sources in expected.values()}) == 3
+    none_stored = found()
+    (folder / HYBRID_FILE).write_text('{"weight": 0.2}')
+    stored = found()
+    assert (none_stored[0], stored[0], found("--hybrid_weight", "1")[0]) == tuple(expected[w] for w in (0.5, 0.2, 1.0))
+    assert none_stored[1].endswith(
+        "hybrid: 0.5 of the embeddings' z-scores and 0.5 of BM25's, as the model has no weight"
+    )
+    assert stored[1].endswith(
+        "hybrid: 0.2 of the embeddings' z-scores and 0.8 of BM25's, the weight stored with the model"
+    )
 
 
 def test_embeddings_of_something_else_are_refused_or_left_alone(model, saved, corpus, tmp_path, capsys):

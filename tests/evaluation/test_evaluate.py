@@ -75,6 +75,17 @@ def test_training_finds_the_same_before_its_first_step(evaluated, one_worker):
             assert before[name] == pytest.approx(value)
 
 
+def test_the_hybrid_of_a_trained_model_is_that_of_its_summary(ray_cluster, one_worker, flags, tmp_path, capsys):
+    words = [*flags[2:], "--model", one_worker, "--retriever_type", "hybrid", "--output_dir", tmp_path / "out"]
+    run("evaluate", *words)
+    stored, found = json.loads((one_worker / "hybrid.json").read_text()), score(tmp_path / "out")
+    assert found["weight"] == stored["weight"]
+    said = f"hybrid: {found['weight']:g} of the embeddings' z-scores and {1 - found['weight']:g} of BM25's"
+    assert f"{said}, the weight stored with the model" in capsys.readouterr().out
+    for name, value in stored["test"]["hybrid"].items():
+        assert found[f"test_{name}"] == pytest.approx(value)
+
+
 def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, flags, files, capsys, tmp_path):
     folder = shutil.copytree(evaluated, tmp_path / "out")
     log = (folder / "embeddings" / "shards.jsonl").read_text()

@@ -235,6 +235,31 @@ def on_rank(model_folder: str, sizes: list[dict[str, int]]) -> list[dict[str, Sp
     return [World(**size).evaluate(load(model_folder)) for size in sizes]
 
 
+def hybrid_on_rank(model_folder: str) -> dict[str, SplitResult]:
+    """An evaluation that is told which passages BM25 finds: of each question its own number, and the last."""
+    world = World()
+    evaluator = world.evaluator(load(model_folder))
+    found = {split: np.array([[row, 29] for row in range(len(part))]) for split, part in world.questions.items()}
+    told = RetrievalEvaluator(evaluator.corpus, evaluator.questions, evaluator.embedder, found)
+    return told.evaluate(TEMPERATURE).splits
+
+
+def test_scores_of_what_bm25_finds_and_the_moments_of_all_are_those_of_the_ranking(tiny_model, expected, tmp_path):
+    alone = hybrid_on_rank(tiny_model)
+    (two, other) = run_ranks(2, hybrid_on_rank, tmp_path, tiny_model)
+    for split, result in expected.items():
+        of_bm25 = alone[split].of_bm25
+        np.testing.assert_allclose(of_bm25.mean, result.scores.mean(1), atol=1e-5)
+        np.testing.assert_allclose(of_bm25.deviation, result.scores.std(1), atol=1e-5)
+        for row, (first, last) in enumerate(of_bm25.positions.tolist()):
+            ranked = dict(zip(alone[split].positions[row].tolist(), alone[split].scores[row].tolist(), strict=True))
+            assert of_bm25.scores[row].tolist() == [ranked[first], ranked[last]], "to the bit"
+        for name, values in vars(of_bm25).items():
+            np.testing.assert_allclose(getattr(two[split].of_bm25, name), values, rtol=1e-5)
+            np.testing.assert_array_equal(getattr(two[split].of_bm25, name), getattr(other[split].of_bm25, name))
+    assert World().evaluate(load(tiny_model))["eval"].of_bm25 is None
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_number_of_ranks_finds_the_same_and_all_ranks_know_it(tiny_model, expected, tmp_path, world_size):
     # 11 questions; then 3 questions and 3 passages, fewer than the 4 ranks.

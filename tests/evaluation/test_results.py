@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from rqa_ray.evaluation.results import Evaluation, SplitResult
+from rqa_ray.evaluation.results import Evaluation, OfBm25, SplitResult
 
 
 def result(value: float) -> SplitResult:
@@ -12,6 +12,7 @@ def result(value: float) -> SplitResult:
 
 
 FOUND = Evaluation({"eval": result(0.5), "test": result(0.25)})
+FOUND.splits["test"].of_bm25 = OfBm25(np.arange(4).reshape(2, 2), np.ones((2, 2)), np.zeros(2), np.ones(2))
 
 
 def test_metrics_of_all_splits_have_full_names_and_those_of_one_split_only_its_own() -> None:
@@ -27,6 +28,8 @@ def test_what_was_saved_is_loaded_again() -> None:
         np.testing.assert_array_equal(found.scores, FOUND.splits[split].scores)
         np.testing.assert_array_equal(found.positions, FOUND.splits[split].positions)
         assert found.scores.dtype == np.float32
+    assert again.splits["eval"].of_bm25 is None
+    np.testing.assert_equal(vars(again.splits["test"].of_bm25), vars(FOUND.splits["test"].of_bm25))
 
 
 def test_the_metrics_are_written_last_and_nothing_found_is_saved_too() -> None:

@@ -30,6 +30,7 @@ OUTPUTS = [
     "config.json",
     "eval-predictions.jsonl",
     "eval_results.json",
+    "hybrid.json",
     "model.safetensors",
     "modules.json",
     "test-predictions.jsonl",
