@@ -54,34 +54,32 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Shared:
+class PairsInShare:
     """How many training pairs a share has."""
 
     share: Share
     num_pairs: int
     num_all: int  # pairs of the files
-    sources: tuple[int, int] | None = None  # sources of the share, and of the files; None where they are not counted
+    source_keys: np.ndarray | None = None  # (N,) of all pairs; None if the files are streamed
 
     @classmethod
-    def of(cls, share: Share, tables: Sequence[pa.Table]) -> Shared:
-        """Counts the pairs and sources of blocks that have the column `source_key`."""
-        keys = column(tables, "source_key")
-        kept = keys[share.takes(keys)]
-        return cls(share, len(kept), len(keys), (len(np.unique(kept)), len(np.unique(keys))))
+    def of(cls, share: Share, source_keys: np.ndarray) -> PairsInShare:
+        """Counts the pairs of a share by the source keys (N,) of all pairs."""
+        return cls(share, int(share.takes(source_keys).sum()), len(source_keys), source_keys)
 
-    def describe(self) -> list[str]:
-        """Returns a line for the user; no line where all pairs are trained on.
+    def describe(self) -> str:
+        """Returns words about the pairs and their sources.
 
         Raises:
             InputError: the share has no pair.
         """
-        if self.share.is_all:
-            return []
-        of_sources = "" if self.sources is None else f", from {self.sources[0]:,} of {self.sources[1]:,} sources"
-        line = f"training on {self.num_pairs:,} of {self.num_all:,} pairs{of_sources}"
+        text = f"{self.num_pairs:,} of {self.num_all:,} pairs"
+        if self.source_keys is not None:
+            sources = np.unique(self.source_keys)
+            text += f", from {self.share.takes(sources).sum():,} of {len(sources):,} sources"
         if not self.num_pairs:
-            raise InputError(f"--train_share {self.share.share:g}: {line}; raise the share")
-        return [f"{line} (--train_share {self.share.share:g})"]
+            raise InputError(f"--train_share {self.share.share:g}: has {text}; raise the share")
+        return text
 
 
 ALL = Share()

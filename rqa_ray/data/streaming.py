@@ -28,7 +28,7 @@ from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord, text_hash
-from rqa_ray.data.share import ALL, Share, Shared
+from rqa_ray.data.share import ALL, PairsInShare, Share
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
@@ -64,10 +64,10 @@ class Stream:
         )
 
     @property
-    def shared(self) -> Shared:
+    def shared(self) -> PairsInShare:
         """How many pairs are in the share."""
         rows = self.counts.num_rows
-        return Shared(self.share, rows, rows + self.counts.num_left_out)
+        return PairsInShare(self.share, rows, rows + self.counts.num_left_out)
 
     def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
         """Returns the order of the rows, and the store from which workers fetch windows."""

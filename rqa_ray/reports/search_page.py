@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.places import write_whole
+from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.trials import FINISHED, Choices, Range, Trial, ranked
 from rqa_ray.texts import duration, short
 
@@ -28,7 +29,12 @@ img { max-width: 100% }
 
 
 def write_report(
-    folder: Path, trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial
+    folder: Path,
+    trials: list[Trial],
+    space: Mapping[str, Choices | Range],
+    metric: str,
+    winner: Trial,
+    curve: LearningCurve | None = None,
 ) -> list[str]:
     """Writes tune_report.html, and with matplotlib its pictures and tune_report.png; returns lines for the user."""
     lines, picture = [], None
@@ -39,11 +45,20 @@ def write_report(
         lines.append(
             'note: no pictures without matplotlib: pip install -e ".[charts]", and the same command with --resume'
         )
-    write_whole(folder / PAGE_FILE, page(folder.name, trials, list(space), metric, winner, picture).encode())
-    return [*lines, f"report: {folder / PAGE_FILE}"]
+    text = page(folder.name, trials, list(space), metric, winner, picture, curve)
+    write_whole(folder / PAGE_FILE, text.encode())
+    return [*lines, *(curve.describe() if curve else []), f"report: {folder / PAGE_FILE}"]
 
 
-def page(title: str, trials: list[Trial], names: list[str], metric: str, winner: Trial, picture: bytes | None) -> str:
+def page(
+    title: str,
+    trials: list[Trial],
+    names: list[str],
+    metric: str,
+    winner: Trial,
+    picture: bytes | None,
+    curve: LearningCurve | None = None,
+) -> str:
     """Returns the report as one HTML file."""
     order = ranked(trials, metric)
     rest = [trial for trial in trials if trial not in order]
@@ -65,19 +80,30 @@ def page(title: str, trials: list[Trial], names: list[str], metric: str, winner:
         rows.append(f"<tr{' class=winner' * (trial is winner)}>{written}</tr>")
     image = ""
     if picture:
-        source = base64.b64encode(picture).decode()
-        image = f'<img alt="curves, map and parallel view of the trials" src="data:image/png;base64,{source}">'
+        image = _image("curves, map and parallel view of the trials", "png", picture)
     header = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Trial {winner.number} is the best: {html.escape(metric)} {base:.4f} of the pretrained model, {best[1]:.4f} after
 {best[0]:,} questions, with {html.escape(chosen)}.</p>
-{image}
+{_labels(curve) if curve else ""}{image}
 <table><tr>{header}</tr>
 {chr(10).join(rows)}
 </table></html>
 """
+
+
+def _labels(curve: LearningCurve) -> str:
+    """Returns the part of the page about the learning curve."""
+    picture = _image(f"{curve.label} for each number of training pairs", "svg+xml", curve.svg())
+    text = " ".join(map(html.escape, curve.describe()))
+    return f"<h2>Would more labels help?</h2>\n<p>{text}</p>\n{picture}\n{curve.table()}\n<h2>Trials</h2>\n"
+
+
+def _image(alt: str, kind: str, content: bytes) -> str:
+    source = base64.b64encode(content).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{source}">'
 
 
 def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial) -> bytes:

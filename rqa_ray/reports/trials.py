@@ -68,6 +68,8 @@ class Trial:
     seconds: float = 0.0
     problem: str = ""
     train_metrics: dict[str, Any] = field(default_factory=dict)
+    train_pairs: int = 0  # training pairs, of which the trial saw some several times
+    by_question: list[float] = field(default_factory=list)  # metric of each eval question, if the share is searched
 
     def best(self, metric: str) -> tuple[int, float] | None:
         """Returns (questions seen, metric) at the best metric, the earliest of equals.
@@ -107,6 +109,8 @@ def read_trial(
         report.get("time_total_s", 0.0),
         problem.strip().splitlines()[-1] if problem.strip() else "",
         report.get("train_metrics") or {},
+        report.get("train_pairs", 0),
+        report.get("by_question") or [],
     )
 
 

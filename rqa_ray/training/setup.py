@@ -15,12 +15,13 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import Workers, plan_workers
+from rqa_ray.data.columns import column
 from rqa_ray.data.demo import write_demo
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.report import brief, check_golds
-from rqa_ray.data.share import Shared
+from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
@@ -58,7 +59,7 @@ class Setup:
     stream: Stream | None  # the training files, if they are streamed
     train_files: list[str]
     labels: Labels
-    shared: Shared  # the training pairs, of which `num_rows` are trained on
+    shared: PairsInShare  # the training pairs, of which `num_rows` are trained on
     has_negatives: bool
     skipped: Skipped
     bm25: ray.ObjectRef  # positions of BM25's best passages by split; None in it if no hybrid is measured
@@ -178,7 +179,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     blocks = read_inputs(read, spec, skip_bad, labels)
     skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
-    shared = stream.shared if stream else Shared.of(job.share, blocks["train"].small)
+    shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
     train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
@@ -189,7 +190,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
-    lines += shared.describe()
+    if not job.share.is_all:
+        lines.append(f"training on {shared.describe()} (--train_share {job.share.share:g})")
     print("\n".join(lines))
     return Setup(
         job=job,

@@ -1,7 +1,9 @@
 """Gives every trial the same budget: the same number of questions for any batch size, reported at the same places.
 
 Steps, warm-up, logging and evaluations follow from the batch size. So a scheduler compares trials that have seen the
-same number of questions, at the same place of their learning rate schedules.
+same number of questions, at the same place of their learning rate schedules. A trial on a share of the training pairs
+sees the same number too, and so sees each question more often: with fewer steps, it would also show what less training
+does, and not only what fewer labels do.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rqa_ray.data.share import PairsInShare
 from rqa_ray.errors import InputError
 from rqa_ray.training.job import Job
 from rqa_ray.training.schedule import evaluations_due
@@ -23,9 +26,10 @@ class Budget:
     evaluations: int  # number of evaluations, at equal distances
     num_rows: int  # number of training pairs; no batch is larger
     steps: int  # the job's own steps; a number of steps in an argument counts as a share of them
+    shared: PairsInShare | None = None  # the training pairs, if trials train on shares of them
 
     @classmethod
-    def of(cls, job: Job, num_rows: int, fewest_evaluations: int) -> Budget:
+    def of(cls, job: Job, num_rows: int, fewest_evaluations: int, shared: PairsInShare | None = None) -> Budget:
         """Returns the budget of a job whose global batch size is filled in."""
         batch = min(job.settings.global_batch_size or 0, num_rows)
         training = job.training
@@ -39,11 +43,17 @@ class Budget:
             evaluations = 1
         else:
             evaluations = round(1 / every if every < 1 else steps / every)
-        return cls(steps * batch, max(1, evaluations, fewest_evaluations), num_rows, steps)
+        return cls(steps * batch, max(1, evaluations, fewest_evaluations), num_rows, steps, shared)
+
+    def rows_of(self, job: Job) -> int:
+        """Returns the number of training pairs of a trial's job."""
+        if job.share.is_all or self.shared is None or self.shared.source_keys is None:
+            return self.num_rows
+        return PairsInShare.of(job.share, self.shared.source_keys).num_pairs
 
     def batch_of(self, job: Job) -> int:
         """Returns the number of questions in one optimizer step."""
-        return min(job.settings.global_batch_size or 0, self.num_rows)
+        return min(job.settings.global_batch_size or 0, self.rows_of(job))
 
     def steps_of(self, batch: int) -> int:
         """Returns the number of steps whose questions come nearest to the budget."""

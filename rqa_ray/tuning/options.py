@@ -92,6 +92,13 @@ def parse_search(given: Given, about: str | None = None) -> Search:
         space = {"learning_rate": read_dimension("learning_rate", text, job, parser), **space}
     if "temperature" in space and job.training["metric_for_best_model"] == "eval_loss":
         raise InputError("--tune temperature=...: eval_loss depends on it; choose another --metric_for_best_model")
+    if "train_share" in space:
+        if not isinstance(space["train_share"], Choices):
+            raise InputError("--tune train_share=LOW:HIGH: has to be a list, such as train_share=0.25,0.5,1")
+        if settings.scheduler != "none":
+            settings = replace(settings, scheduler="none")
+            job.notes.append("note: --scheduler none: the learning curve needs every trial of train_share whole")
+        job = replace(job, settings=replace(job.settings, train_share=1.0))  # all pairs are read
     finite = combinations(space)
     if settings.search_alg == "grid" and finite is None:
         ranges = [name for name, dimension in space.items() if not isinstance(dimension, Choices)]

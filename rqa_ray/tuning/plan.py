@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from rqa_ray.data.share import PairsInShare
+from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
 from rqa_ray.training.batch_sizes import check_negatives, micro_batch_size
 from rqa_ray.training.job import Job
@@ -27,11 +29,11 @@ class SearchPlan:
     total: int  # number of trials
 
     @classmethod
-    def of(cls, search: Search, job: Job, num_rows: int) -> SearchPlan:
+    def of(cls, search: Search, job: Job, num_rows: int, shared: PairsInShare | None = None) -> SearchPlan:
         """Makes the plan of a job whose global batch size is filled in."""
         space = search.space or default_space(job)
         settings = search.settings
-        budget = Budget.of(job, num_rows, FEWEST_EVALUATIONS if settings.scheduler == "asha" else 1)
+        budget = Budget.of(job, num_rows, FEWEST_EVALUATIONS if settings.scheduler == "asha" else 1, shared)
         points = None if settings.search_alg == "optuna" else combinations(space)
         if points and settings.search_alg == "random" and settings.num_samples < len(points):
             points = random.Random(job.training["seed"]).sample(points, settings.num_samples)
@@ -69,7 +71,20 @@ class SearchPlan:
             micro_batch_size(job, num_workers, self.budget.num_rows, has_negatives)
             batch, steps = self.budget.batch_of(job), job.training["max_steps"]
             parts.append(f"{size}: {steps} step{'s' * (steps > 1)}, {steps * batch:,} questions")
-        return [f"batch size {'; '.join(parts)}"]
+        return [f"batch size {'; '.join(parts)}", *self._describe_shares(num_workers, has_negatives)]
+
+    def _describe_shares(self, num_workers: int, has_negatives: bool) -> list[str]:
+        shares, shared = self.space.get("train_share"), self.budget.shared
+        if not isinstance(shares, Choices) or shared is None:
+            return []
+        if shared.source_keys is None:
+            raise InputError("--tune train_share=...: streamed training files have one share; --data_mode resident")
+        lines = []
+        for value in sorted(shares.values):
+            job = self.budget.job_of(self.job, {"train_share": value})
+            lines.append(f"train_share {value:g}: {PairsInShare.of(job.share, shared.source_keys).describe()}")
+            micro_batch_size(job, num_workers, self.budget.rows_of(job), has_negatives)
+        return lines
 
 
 def default_space(job: Job) -> Space:

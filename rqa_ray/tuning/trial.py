@@ -25,8 +25,13 @@ from pyarrow import fs
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.data.readers import fetch_tables
+from rqa_ray.data.rows import Questions
 from rqa_ray.data.streaming import Stream
+from rqa_ray.evaluation.metrics import question_metrics
+from rqa_ray.evaluation.predictions import Documents
 from rqa_ray.places import inside, open_location, shown
+from rqa_ray.reports.learning_curve import by_question_name
 from rqa_ray.retriever.encoder_settings import encoder_settings
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.batch_sizes import micro_batch_size
@@ -85,7 +90,8 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
         # Tune may have been killed before it got this report
         ray.tune.report(reports.of(earlier.path, earlier.filesystem))
     before = shared.before[encoder_key(job)].evaluation()
-    micro_batch, _ = micro_batch_size(job, workers.num_workers, shared.budget.num_rows, shared.has_negatives)
+    num_rows = shared.budget.rows_of(job)
+    micro_batch, _ = micro_batch_size(job, workers.num_workers, num_rows, shared.has_negatives)
     told = shared.spec
     logging_dir = inside(job.settings.logging_dir or inside(told.output_dir, TENSORBOARD_FOLDER), trial)
     name = job.training.get("run_name") or os.path.basename(shown(told.output_dir))
@@ -111,7 +117,18 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
         result = trainer.fit().return_value
     newest = reports.newest()
     last = reports.of(newest.path, newest.filesystem) if newest else reports.of_nothing(before.metrics)
-    ray.tune.report(last | {"failure": result.failure, "train_metrics": result.metrics})
+    last |= {"failure": result.failure, "train_metrics": result.metrics, "train_pairs": num_rows}
+    if "train_share" in values:
+        last["by_question"] = values_by_question(reports.best(shared.before[encoder_key(job)]), spec)
+    ray.tune.report(last)
+
+
+def values_by_question(best: StoredCheckpoint, spec: WorkerSpec) -> list[float]:
+    """Returns the metric of each eval question, as the best checkpoint of a trial finds them; for a loss, nDCG@10."""
+    tables = {name: fetch_tables(spec.blocks[name]) for name in ("eval", "corpus")}
+    ranked = Documents(tables["corpus"]).passage_ids[best.evaluation().splits["eval"].positions]
+    values = question_metrics(ranked, Questions.from_tables(tables["eval"]).golds)
+    return values[by_question_name(spec.training["metric_for_best_model"])].tolist()
 
 
 @dataclass
@@ -132,6 +149,11 @@ class Reports:
         """Returns the newest complete checkpoint of all attempts."""
         whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
         return whole[-1] if whole else None
+
+    def best(self, before: StoredCheckpoint) -> StoredCheckpoint:
+        """Returns the best of the pretrained model and the checkpoints of all attempts."""
+        whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
+        return stored.best_checkpoint([before, *whole], self.job.training["metric_for_best_model"])
 
     def __call__(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, validation: bool = False) -> None:
         filesystem, root = open_location(self.root)

@@ -23,8 +23,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from rqa_ray.cluster.workers import Workers, max_concurrent
+from rqa_ray.data.rows import Questions
 from rqa_ray.errors import InputError, need_extra
+from rqa_ray.evaluation.confidence import gold_clusters
 from rqa_ray.places import absolute, inside, open_location, read_json, shown, write_json
+from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
 from rqa_ray.texts import html_table
@@ -83,7 +86,7 @@ def tune(asked: Search) -> TuneResult:
     asked = replace(asked, job=with_local_output(asked.job))
     setup = set_up(asked.job, SEARCH_ARGS_FILE)
     job, workers = setup.job, setup.workers
-    plan = SearchPlan.of(asked, job, setup.num_rows)
+    plan = SearchPlan.of(asked, job, setup.num_rows, setup.shared)
     at_once = trials_at_once(settings.max_concurrent_trials, workers)
     has_negatives = setup.has_negatives or plan.mines
     lines = plan.describe_batches(workers.num_workers, has_negatives)
@@ -132,7 +135,9 @@ def tune(asked: Search) -> TuneResult:
         reasons = "; ".join(dict.fromkeys(trial.problem for trial in trials if trial.problem))
         print(f"error: no trial got as far as its first evaluation: {reasons}", file=sys.stderr)
         raise SystemExit(1)
-    for line in write_report(folder, trials, plan.space, metric, order[0]):
+    golds = Questions.from_tables(setup.blocks["eval"].tables()).golds
+    curve = LearningCurve.of(trials, metric, gold_clusters(golds)) if "train_share" in plan.space else None
+    for line in write_report(folder, trials, plan.space, metric, order[0], curve):
         print(line)
     return TuneResult(leave_winner(setup, record, shared, order[0]), metric, order[0], trials)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.schema import Document, QARecord
-from rqa_ray.data.share import ALL, Share, Shared
+from rqa_ray.data.share import ALL, PairsInShare, Share
 from rqa_ray.errors import InputError
 from tests.builders import random_train_rows, table
 
@@ -86,17 +86,13 @@ def parts_of(rows: TrainingRows) -> Iterator[tuple]:
         )
 
 
-def test_what_is_left_is_said_in_one_line_and_nothing_of_a_whole_set():
-    blocks = [table("train", rows_of(60))]
-    shared = Shared.of(Share(0.4, 1), blocks)
-    kept = Share(0.4, 1).takes(np.arange(20))
-    line = f"training on {3 * kept.sum()} of 60 pairs, from {kept.sum()} of 20 sources (--train_share 0.4)"
-    assert shared.describe() == [line]
-    assert Shared.of(ALL, blocks).describe() == []
-    with pytest.raises(
-        InputError, match="^--train_share 1e-09: training on 0 of 60 pairs, from 0 of 20 sources; raise"
-    ):
-        Shared.of(Share(1e-9), blocks).describe()
+def test_pairs_and_sources_of_a_share_are_counted_and_none_are_refused():
+    keys = np.arange(60) // 3
+    kept = Share(0.4, 1).takes(np.arange(20)).sum()
+    said = PairsInShare.of(Share(0.4, 1), keys).describe()
+    assert said == f"{3 * kept} of 60 pairs, from {kept} of 20 sources"
+    with pytest.raises(InputError, match="^--train_share 1e-09: has 0 of 60 pairs, from 0 of 20 sources; raise"):
+        PairsInShare.of(Share(1e-9), keys).describe()
 
 
 def test_all_questions_of_a_line_are_in_the_share_or_out_of_it():

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rqa_ray.data.share import PairsInShare, Share
 from rqa_ray.errors import InputError
 from rqa_ray.training.batch_sizes import with_global_batch
 from rqa_ray.training.job import parse_job
@@ -90,6 +92,31 @@ def test_a_batch_that_accumulation_does_not_divide_is_refused():
     job = job_of("--gradient_accumulation_steps", "3", "--per_device_train_batch_size", "6")
     with pytest.raises(InputError, match="--tune_batch_size 16: is no multiple of gradient_accumulation_steps 3"):
         Budget.of(job, 10_000, 1).job_of(job, {"global_batch_size": 16})
+
+
+def test_a_share_of_the_pairs_has_the_same_number_of_questions_and_no_larger_batch_than_pairs():
+    keys = np.arange(300) // 3
+    job = job_of("--max_steps", "30", "--global_batch_size", "128")
+    budget = Budget.of(job, 300, 1, PairsInShare.of(Share(), keys))
+    small = budget.job_of(job, {"train_share": 0.1})
+    pairs = 3 * int(Share(0.1, 42).takes(np.arange(100)).sum())
+    assert 0 < budget.rows_of(small) == budget.batch_of(small) == pairs < 128
+    assert abs(small.training["max_steps"] * pairs - 30 * 128) <= pairs / 2
+    assert budget.batch_of(budget.job_of(job, {"train_share": 1.0})) == 128
+
+
+def test_the_shares_of_a_search_are_said_and_streamed_files_are_refused():
+    search = parse_search([*WORDS, "--global_batch_size", "32", "--tune", "train_share=1,0.5"])
+    job, keys = with_global_batch(search.job, 1), np.arange(300) // 3
+    plan = SearchPlan.of(search, job, 300, PairsInShare.of(job.share, keys))
+    half = Share(0.5, 42).takes(np.arange(100)).sum()
+    assert plan.describe_batches(1, False)[1:] == [
+        f"train_share 0.5: {3 * half} of 300 pairs, from {half} of 100 sources",
+        "train_share 1: 300 of 300 pairs, from 100 of 100 sources",
+    ]
+    streamed = SearchPlan.of(search, job, 300, PairsInShare(job.share, 300, 300))
+    with pytest.raises(InputError, match="^--tune train_share=...: streamed training files have one share; --data"):
+        streamed.describe_batches(1, False)
 
 
 def plan_of(*words: str) -> SearchPlan:

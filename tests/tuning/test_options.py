@@ -108,3 +108,13 @@ def test_a_space_of_lists_has_an_end_and_a_range_has_none():
     lists = {"a": Choices((1, 2)), "b": Choices(("x", "y", "z"))}
     assert len(combinations(lists)) == 6 and combinations(lists)[1] == {"a": 1, "b": "y"}
     assert combinations(lists | {"c": Range(0, 1, False, False)}) is None
+
+
+def test_a_search_over_shares_reads_all_pairs_and_ends_no_trial_early():
+    search = parse_search([*WORDS, "--train_share", "0.3", "--tune", "train_share=0.25,0.5,1"])
+    assert search.job.settings.train_share == 1 and search.settings.scheduler == "none"
+    assert search.job.notes[-1].startswith("note: --scheduler none: the learning curve needs every trial")
+    asked = ["--train_share", "1", "--tune", "train_share=0.5,1", "--scheduler", "none"]
+    assert not parse_search([*WORDS, *asked]).job.notes
+    with pytest.raises(InputError, match="^--tune train_share=LOW:HIGH: has to be a list, such as"):
+        parse_search([*WORDS, "--tune", "train_share=0.2:1"])

@@ -188,7 +188,7 @@ def test_optuna_searches_on_when_a_trial_is_killed_twice(ray_cluster, flags, tmp
     del words[test_file : test_file + 2]
     words += ["--search_alg", "optuna", "--num_samples", "3", "--scheduler", "none", "--tune_batch_size", "4", "8"]
     words += ["--tune", "temperature=0.02:0.1:log", "pooling_type=cls", "mine_margin=10:1000:log"]
-    words += ["negatives_per_question=0:2", "--mine_negatives", "2", "--mine_every", "0.5"]
+    words += ["negatives_per_question=0:2", "train_share=0.5,1", "--mine_negatives", "2", "--mine_every", "0.5"]
     words += ["--tune_learning_rate", "1e-5", "1e-3"]
     run([*words, "--max_steps", "100", "--eval_steps", "0.2", "--logging_steps", "100", "--output_dir", str(folder)])
     rows = rows_of(folder)
