@@ -63,10 +63,8 @@ class LearningCurve:
         by_share: dict[float, dict[str, list[Trial]]] = {}
         for trial in trials:
             if trial.state == FINISHED and trial.by_question and SHARE in trial.values:
-                others = str(
-                    sorted((name, str(value)) for name, value in trial.values.items() if name not in AVERAGED)
-                )
-                by_share.setdefault(trial.values[SHARE], {}).setdefault(others, []).append(trial)
+                others = sorted((name, value) for name, value in trial.values.items() if name not in AVERAGED)
+                by_share.setdefault(trial.values[SHARE], {}).setdefault(str(others), []).append(trial)
         points = []
         for share, groups in sorted(by_share.items()):
             means = [np.mean([trial.by_question for trial in group], axis=0) for group in groups.values()]
