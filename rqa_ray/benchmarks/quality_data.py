@@ -20,7 +20,7 @@ from rqa_ray.data.demo import write_demo
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
-from rqa_ray.data.schema import Document, QARecord, question_key
+from rqa_ray.data.schema import QARecord, question_key
 from rqa_ray.data.splits import seeded_hash
 from rqa_ray.data.token_tables import document_rows, make_tokenizer, question_rows, to_table, train_rows
 from rqa_ray.errors import InputError
@@ -93,8 +93,7 @@ def read_data_set(name: str, model: ModelSpec) -> DataSet:
     for split in ("eval", "test"):
         tables[split] = _table("questions", question_rows(list(enumerate(splits[split])), tokenizer))
     tables["corpus"] = _table("corpus", document_rows(list(enumerate(documents)), tokenizer))
-    corpus, shown = Corpus.from_tables([tables["corpus"]]), Documents([tables["corpus"]])
-    texts = [Document(**shown.document(place)).fmt_content for place in range(len(corpus))]
+    corpus, texts = Corpus.from_tables([tables["corpus"]]), Documents([tables["corpus"]]).texts()
     bm25, asked = Bm25(texts), {split: AskedQuestions([tables[split]]) for split in ("eval", "test")}
     tokenized = TrainingData(
         TrainingRows.from_tables([tables["train"]]),
