@@ -26,6 +26,7 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import write_json
 
+UNKNOWN = f"recall{TOP_K}"  # a metric of places that the candidates of both lists may not fill as all passages would
 MOST_PASSAGES = 200_000  # BM25 holds the corpus in the memory of one process
 
 
@@ -92,7 +93,7 @@ class HybridReport:
             before = question_metrics(ids[found.splits[split].positions], asked.gold_ids)
             after = question_metrics(ids[ranked], asked.gold_ids)
             alone[split] = {name: float(values.mean()) for name, values in before.items()}
-            together[split] = {name: float(values.mean()) for name, values in after.items()}
+            together[split] = {name: float(values.mean()) for name, values in after.items() if UNKNOWN not in name}
             if split == "test":
                 clusters = gold_clusters(asked.gold_ids)
                 p_value = paired_difference(before[WEIGHT_METRIC], after[WEIGHT_METRIC], clusters).p_value

@@ -94,15 +94,12 @@ class LearningCurve:
         times = more.share / fewer.share
         how = "Doubling the labels" if times == 2 else f"{times:.3g} times the labels"
         labels = f"{how}, from {SHARE} {fewer.share:g} to {more.share:g}"
-        between = f"{LEVEL}% interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
         if change.low > 0 and change.p_value < CHANCE:
-            gained = f"gained {100 * change.mean:.1f} points of {self.label}"
-            return f"{labels}, {gained} ({between}): more labels may help."
+            return f"{labels}, gained {self.label}: {change.describe()}; more labels may help."
         if change.high < 0 and change.p_value < CHANCE:
-            lost = f"lost {-100 * change.mean:.1f} points of {self.label}"
-            return f"{labels}, {lost} ({between}): look at the labels, or train longer."
+            return f"{labels}, lost {self.label}: {change.describe()}; look at the labels, or train longer."
         number = f"{len(self.clusters):,} eval questions"
-        return f"{labels}: no gain of {self.label} is visible ({100 * change.mean:+.1f} points, {between}, {number})."
+        return f"{labels}: no gain of {self.label} is visible with {number}: {change.describe()}."
 
     def svg(self) -> bytes:
         """Draws the metric over the number of training pairs, with 95% intervals."""
