@@ -6,12 +6,10 @@ but their title.
 """
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 IDENTITY = ("source", "_id", "title")  # the first of these in the metadata and the content make the passage's id
-PART_OF_SOURCE = re.compile(r"(#[^/#]*|:\d+)$")
 
 
 @dataclass
@@ -37,10 +35,9 @@ class Document:
         return next((self.metadata[name] for name in IDENTITY if is_given(self.metadata, name)), None)
 
     @property
-    def source_document(self) -> str | None:
-        """The source, without the part of a page (`#2`) or the line of a file (`:17`) at its end; None if unknown."""
-        has_source = is_given(self.metadata, "source")
-        return PART_OF_SOURCE.sub("", str(self.metadata["source"])) if has_source else None
+    def source_id(self) -> int:
+        """Signed 64-bit id of the source document: `origin` up to a `#`, after which a URL names a place inside."""
+        return self.passage_id if self.origin is None else _hash64(str(self.origin).partition("#")[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as JSON; leaves out a `fmt_content` that reading would build again."""
@@ -70,9 +67,8 @@ class QARecord:
 
     @property
     def source_key(self) -> int:
-        """Signed 64-bit hash of the source document of the first gold; without a source, the gold's passage id."""
-        source = self.gold_docs[0].source_document
-        return self.gold_docs[0].passage_id if source is None else _hash64(source)
+        """Signed 64-bit id of the source document of the first gold, by which `share.py` chooses."""
+        return self.gold_docs[0].source_id
 
 
 @dataclass

@@ -91,9 +91,9 @@ class LearningCurve:
 
     def _compare(self, fewer: Point, more: Point) -> str:
         change = paired_difference(fewer.values, more.values, self.clusters)
-        times = more.share / fewer.share
-        how = "Doubling the labels" if times == 2 else f"{times:.3g} times the labels"
-        labels = f"{how}, from {SHARE} {fewer.share:g} to {more.share:g}"
+        shares = f"{SHARE} {fewer.share:g} to {more.share:g}"
+        times = f"{more.pairs / fewer.pairs:.2g} times the labels"
+        labels = f"{times}, from {fewer.pairs:,.0f} to {more.pairs:,.0f} training pairs ({shares})"
         if change.low > 0 and change.p_value < CHANCE:
             return f"{labels}, gained {self.label}: {change.describe()}; more labels may help."
         if change.high < 0 and change.p_value < CHANCE:

@@ -42,23 +42,10 @@ def test_about_the_share_of_the_sources_is_taken_and_another_seed_takes_others(s
     assert (Share(share, seed).takes(KEYS[::-1]) == taken[::-1]).all(), "whatever is read with it"
 
 
-@pytest.mark.parametrize(
-    ("source", "document"),
-    [
-        ("https://example.org/page#2", "https://example.org/page"),
-        ("https://example.org/#/page", "https://example.org/#/page"),
-        ("lib/ast.py:107", "lib/ast.py"),
-        ("plain", "plain"),
-        (17, "17"),
-    ],
-)
-def test_the_parts_of_a_page_and_the_lines_of_a_file_are_one_source_document(source, document):
-    assert Document("text", metadata={"source": source}).source_document == document
-    assert record(source=source).source_key == record(source=document).source_key != record(source="x").source_key
-
-
-def test_without_sources_the_pairs_of_a_gold_are_together():
-    assert record(title="T").source_key == Document("text", metadata={"title": "T"}).passage_id
+def test_a_record_goes_by_the_source_document_of_its_first_gold():
+    page = record(source="https://example.org/page#2")
+    assert page.source_key == record(source="https://example.org/page#1").source_key == page.gold_docs[0].source_id
+    assert page.source_key != record(source="https://example.org/other#2").source_key
 
 
 def test_rows_of_a_share_are_the_rows_of_a_file_that_has_no_others():
