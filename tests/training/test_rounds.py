@@ -11,13 +11,14 @@ import torch
 
 from rqa_ray.corpus.mining import MiningRules
 from rqa_ray.data.batches import GlobalBatches
-from rqa_ray.data.rows import Corpus
+from rqa_ray.data.columns import input_order
+from rqa_ray.data.rows import Corpus, TrainingRows
 from rqa_ray.data.windows import Part, WindowedRows, WindowPlan
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.settings import TrainSettings
-from rqa_ray.training.rounds import NEGATIVES_FILE, Round, stand_ins
+from rqa_ray.training.rounds import NEGATIVES_FILE, MiningTexts, Round, Rounds, stand_ins
 from rqa_ray.training.schedule import rounds_due
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.corpus.mining_oracle import exact_scores, verdicts
@@ -78,6 +79,28 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("rounds")
     random_bert(str(path))
     return path
+
+
+def by_question(texts: MiningTexts, mined: Round) -> dict[int, list[int]]:
+    """The ids of the negatives by the key of their question."""
+    negatives = [ids.tolist() for ids in np.split(mined.ids, mined.offsets[1:-1])]
+    return dict(zip(texts.wordings.keys.tolist(), negatives, strict=True))
+
+
+def test_a_share_of_the_pairs_mines_for_its_questions_what_all_pairs_mine(folder) -> None:
+    whole, _ = mine_once(str(folder), MINED)
+    made, _ = trainer(str(folder), MINED, lacking=LACKING)
+    texts, evaluator, blocks = made.rounds.texts, made.evaluator, tables(lacking=LACKING)["train"]
+    numbers = np.flatnonzero(texts.wordings.of_pairs % 3 == 1)
+    rows = TrainingRows.from_tables(blocks, input_order(blocks)[numbers])
+    batches = GlobalBatches(rows, 4, 0.25, made.batches.seed, pad_id=0)
+    rounds = Rounds(MINED, texts.of_pairs(numbers, rows.passage_ids), batches, evaluator, made.rounds.metric)
+    found = rounds.start(step=0, max_steps=10)
+    evaluator.look_through(found)
+    rounds.finish(found, 0.5)
+    of_share, of_all = by_question(rounds.texts, rounds.round), by_question(texts, whole)
+    assert 0 < len(of_share) < len(of_all)
+    assert of_share.items() <= of_all.items()
 
 
 @pytest.mark.parametrize("sources", [None, ["dense"], ["bm25"]])
