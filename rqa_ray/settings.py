@@ -205,6 +205,9 @@ class TrainSettings(
         None, "Train on this many questions of the built-in data, not on files.", at_least(1)
     )
     async_eval: bool = EVALUATION.setting(False, "Evaluate beside training, where GPUs or CPUs are free.")
+    finish: Literal["best", "merge", "none"] = EVALUATION.setting(
+        "best", "Leave the best step; merge: try means with step 0 too."
+    )
     num_workers: str | None = WORKERS.setting(
         None,
         "Processes that train: 4, or a range where nodes come and go: 2:8.",

@@ -65,13 +65,22 @@ def load_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False)
     Raises:
         InputError: the weights belong to another encoder.
     """
+    encoder.load_state_dict(read_weights(encoder, folder, trust_remote_code), strict=True)
+
+
+def read_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Returns the tensors of a saved folder by name, on the CPU; names and shapes have to be those of the encoder.
+
+    Raises:
+        InputError: the weights belong to another encoder.
+    """
     saved = load_encoder(folder, encoder.settings, trust_remote_code=trust_remote_code).state_dict()
     own = encoder.state_dict()
     shapes = [{name: value.shape for name, value in weights.items()} for weights in (own, saved)]
     differ = sorted(name for name in own.keys() | saved.keys() if shapes[0].get(name) != shapes[1].get(name))
     if differ:
         raise InputError(f"{folder}: its weights are of another model: {', '.join(differ[:3])}")
-    encoder.load_state_dict(saved, strict=True)
+    return saved
 
 
 def save_encoder(encoder: Encoder, folder: str) -> None:

@@ -69,17 +69,12 @@ class StoredCheckpoint:
 
     def evaluation(self) -> Evaluation:
         """Reads the evaluation of this step, made in the loop or beside training."""
-        beside = evaluation_folder(self.path, self.step)
-        is_beside = _read_json(self.filesystem, f"{beside}/{metrics_file(EVALUATION)}") is not None
-        folder = beside if is_beside else self.path
-        return self._load(folder, EVALUATION)
+        beside = read_evaluation_from(evaluation_folder(self.path, self.step), self.filesystem)
+        return beside or _load(self.path, self.filesystem, EVALUATION)
 
     def before(self) -> Evaluation:
         """Reads the evaluation of the pretrained model."""
-        return self._load(self.path, BEFORE)
-
-    def _load(self, folder: str, name: str) -> Evaluation:
-        return Evaluation.load(name, lambda file: self.filesystem.open_input_file(f"{folder}/{file}"))
+        return _load(self.path, self.filesystem, BEFORE)
 
     def differs_from(self, model_folder: str) -> str:
         """Says in words how the checkpoint's model differs from that of a folder in kind or size.
@@ -118,12 +113,23 @@ def step_of(checkpoint: ray.train.Checkpoint) -> int:
 
 
 def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, found: Evaluation) -> None:
-    """Stores the evaluation of a checkpoint beside it. The metrics come last: where they exist, all files do."""
-    folder, filesystem = evaluation_folder(checkpoint.path, step), checkpoint.filesystem
+    """Stores the evaluation of a checkpoint beside it."""
+    write_evaluation_to(evaluation_folder(checkpoint.path, step), checkpoint.filesystem, found)
+
+
+def write_evaluation_to(folder: str, filesystem: fs.FileSystem, found: Evaluation) -> None:
+    """Stores an evaluation in a folder. The metrics come last: where they exist, all files do."""
     filesystem.create_dir(folder, recursive=True)
     for name, content in found.files(EVALUATION).items():
         with filesystem.open_output_stream(f"{folder}/{name}") as file:
             file.write(content)
+
+
+def read_evaluation_from(folder: str, filesystem: fs.FileSystem) -> Evaluation | None:
+    """Reads what `write_evaluation_to` has stored; returns None if it is not there, or not complete."""
+    if _read_json(filesystem, f"{folder}/{metrics_file(EVALUATION)}") is None:
+        return None
+    return _load(folder, filesystem, EVALUATION)
 
 
 def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int, dict[str, float]]]:
@@ -188,10 +194,11 @@ def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "")
     return StoredCheckpoint(location, path, filesystem, step, flat_metrics(metrics))
 
 
-def best_checkpoint(checkpoints: list[StoredCheckpoint], metric: str) -> StoredCheckpoint:
-    """Returns the best of the evaluated checkpoints, the earliest of equals."""
+def best_checkpoints(checkpoints: list[StoredCheckpoint], metric: str, number: int) -> list[StoredCheckpoint]:
+    """Returns so many of the evaluated checkpoints, or fewer: the best first, the earliest of equals."""
     evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
-    return max(evaluated, key=lambda checkpoint: score(checkpoint.metrics[metric], metric, checkpoint.step))
+    evaluated.sort(key=lambda checkpoint: -score(checkpoint.metrics[metric], metric, checkpoint.step))
+    return evaluated[:number]
 
 
 def delete_runs(storage_path: str, run_names: list[str]) -> None:
@@ -205,6 +212,10 @@ def delete_runs(storage_path: str, run_names: list[str]) -> None:
 def is_file(filesystem: fs.FileSystem, path: str) -> bool:
     """Returns whether a file system has a file at this path."""
     return filesystem.get_file_info(path).type == fs.FileType.File
+
+
+def _load(folder: str, filesystem: fs.FileSystem, name: str) -> Evaluation:
+    return Evaluation.load(name, lambda file: filesystem.open_input_file(f"{folder}/{file}"))
 
 
 def _read_json(filesystem: fs.FileSystem, path: str) -> Any:

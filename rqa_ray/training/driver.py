@@ -27,6 +27,7 @@ from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.texts import command
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.evaluation_worker import evaluate_beside
+from rqa_ray.training.finish import checkpoints_kept
 from rqa_ray.training.job import Job
 from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
@@ -66,7 +67,7 @@ def torch_trainer(
             storage_path=storage_path,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=spec.training.get("save_total_limit") or 1,
+                num_to_keep=checkpoints_kept(spec.settings.finish, spec.training.get("save_total_limit")),
                 checkpoint_score_attribute=stored.SCORE,
                 checkpoint_score_order="max",
             ),

@@ -1,7 +1,8 @@
-"""Evaluates a stored model: beside training, for each checkpoint; or on all workers, before or after training.
+"""Evaluates models: beside training, each checkpoint; or on all workers, before and after training.
 
-A search calls `evaluate_worker` twice: before its trials for the pretrained model, and after them for the winner. Only
-these two models are evaluated on the test questions.
+A search calls `evaluate_worker` for the pretrained model before its trials. A run and a search call `finish_worker` if
+candidates for the model that they leave are not evaluated yet. Of these candidates, only the chosen one is evaluated
+on the test questions.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
-from rqa_ray.evaluation.results import Evaluation
-from rqa_ray.places import open_location
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
-from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import save_encoder
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, score, step_of, write_evaluation, write_manifest
+from rqa_ray.training.finish import Candidate, EvalQuestions, Finish, finish_here
+from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 
 OnProgress = Callable[[int, int], None]
@@ -47,7 +47,8 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[
     # again.
     with checkpoint.as_directory() as folder, ThreadPoolExecutor(1, initializer=_give_way) as thread:
         num_threads = max(1, int(spec.spare["num_cpus"]))
-        _, found = thread.submit(_evaluate, spec, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
+        model = thread.submit(_open, spec, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
+        found = thread.submit(model.evaluate, spec.settings.temperature).result()
     step = step_of(checkpoint)
     write_evaluation(checkpoint, step, found)
     metric, metrics = spec.training["metric_for_best_model"], found.metrics_of("eval")
@@ -57,38 +58,65 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[
 
 
 def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
-    """Evaluates one model on the eval and test questions, together with the other ranks.
+    """Evaluates the pretrained model on the eval and test questions, together with the other ranks.
 
-    The result is stored beside the checkpoint `resume_from`, as in `evaluate_beside`. If `resume_from` is None, the
-    pretrained model is stored with its result as a checkpoint of step 0.
+    The model is stored with the result as a checkpoint of step 0.
     """
-    progress = Progress(spec.phase)
-
-    def on_progress(done: int, total: int) -> None:
-        progress.done, progress.total = done, total
-        if distributed.rank() == 0:
-            spec.mailbox.put.remote(spec.run, as_record(progress))
-
-    device = ray.train.torch.get_device()
-    if spec.resume_from:
-        filesystem, path = open_location(spec.resume_from)
-        stored = ray.train.Checkpoint(path, filesystem)
-        with stored.as_directory() as folder:
-            _, found = _evaluate(spec, f"{folder}/{MODEL_FOLDER}", spec.num_cpus, device, on_progress)
-        if distributed.rank() == 0:
-            write_evaluation(stored, step_of(stored), found)
-        return WorkerResult()
-    encoder, found = _evaluate(spec, spec.model.folder, spec.num_cpus, device, on_progress)
+    evaluator = _open(spec, spec.model.folder, spec.num_cpus, ray.train.torch.get_device())
+    evaluator.on_progress = _telling(spec, Progress(spec.phase))
+    found = evaluator.evaluate(spec.settings.temperature)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         checkpoint = None
         if distributed.rank() == 0:
-            save_encoder(encoder, f"{scratch}/{MODEL_FOLDER}")
+            save_encoder(evaluator.embedder.encoder, f"{scratch}/{MODEL_FOLDER}")
             save_evaluations(Path(scratch), found, found)
             StepNote(0).save(Path(scratch))
             write_manifest(Path(scratch), 0)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ray.train.report({SCORE: 0.0}, checkpoint=checkpoint)
     return WorkerResult()
+
+
+def finish_worker(spec: WorkerSpec) -> WorkerResult:
+    """Scores the candidates that have no evaluation yet, together with the other ranks, and stores the results.
+
+    The candidate that is chosen is evaluated on the test questions too.
+    """
+    assert spec.finish is not None
+    temperature, progress = spec.settings.temperature, Progress(spec.phase)
+    full = _open(spec, spec.model.folder, spec.num_cpus, ray.train.torch.get_device())
+    full.on_progress = _telling(spec, progress)
+    of_bm25 = spec.bm25 and ray.get(spec.bm25)
+    without_test = RetrievalEvaluator(full.corpus, {"eval": full.questions["eval"]}, full.embedder, of_bm25)
+    without_test.on_progress = full.on_progress
+    questions = replace(EvalQuestions.of(without_test), clusters=spec.finish.clusters)
+    finish = Finish(spec.settings.finish, spec.training["metric_for_best_model"], questions)
+    encoder, results = full.embedder.encoder, FinishResults(spec.finish)
+    base = {name: tensor.cpu().clone() for name, tensor in encoder.state_dict().items()}
+
+    def tell(candidate: Candidate) -> None:
+        progress.phase = f"evaluating {candidate}, texts"
+
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        weights = results.weights(base, encoder, Path(scratch), spec.settings.trust_remote_code)
+        steps = spec.finish.checkpoints
+        choice = finish_here(finish, steps, weights, without_test, temperature, results, tell)
+    if choice.evaluation.splits.keys() < full.questions.keys():
+        found = full.evaluate(temperature)
+        if distributed.rank() == 0:
+            results[choice.candidate] = found
+    return WorkerResult()
+
+
+def _telling(spec: WorkerSpec, progress: Progress) -> OnProgress:
+    """Returns a function that sends the number of encoded texts to the driver."""
+
+    def on_progress(done: int, total: int) -> None:
+        progress.done, progress.total = done, total
+        if distributed.rank() == 0:
+            spec.mailbox.put.remote(spec.run, as_record(progress))
+
+    return on_progress
 
 
 def _give_way() -> None:
@@ -100,13 +128,8 @@ def _give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _evaluate(
-    spec: WorkerSpec,
-    model_folder: str,
-    num_threads: int,
-    device: torch.device,
-    on_progress: OnProgress | None = None,
-) -> tuple[Encoder, Evaluation]:
+def _open(spec: WorkerSpec, model_folder: str, num_threads: int, device: torch.device) -> RetrievalEvaluator:
+    """Loads a model and the questions that it is evaluated on."""
     torch.set_num_threads(num_threads)
     model = spec.model
     bring_model(model.folder, model.copy)
@@ -116,7 +139,4 @@ def _evaluate(
     embedder.options.mixed_precision = spec.eval_precision
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
     corpus = Corpus.from_tables(tables["corpus"])
-    evaluator = RetrievalEvaluator(corpus, splits, embedder, spec.bm25 and ray.get(spec.bm25))
-    if on_progress:
-        evaluator.on_progress = on_progress
-    return embedder.encoder, evaluator.evaluate(spec.settings.temperature)
+    return RetrievalEvaluator(corpus, splits, embedder, spec.bm25 and ray.get(spec.bm25))

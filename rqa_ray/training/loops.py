@@ -16,7 +16,14 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
 
 
 def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
-    """Evaluates on this rank."""
+    """Evaluates the pretrained model on this rank."""
     from rqa_ray.training.evaluation_worker import evaluate_worker
 
     return evaluate_worker(spec)
+
+
+def finish_worker(spec: WorkerSpec) -> WorkerResult:
+    """Scores candidates on this rank."""
+    from rqa_ray.training.evaluation_worker import finish_worker
+
+    return finish_worker(spec)

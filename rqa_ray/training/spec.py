@@ -14,9 +14,20 @@ from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.settings import TrainSettings
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TENSORBOARD_FOLDER = "tensorboard"
+
+
+@dataclass(frozen=True)
+class FinishSpec:
+    """What the workers need to know to choose the model that a run leaves."""
+
+    place: str  # folder or URI of what the candidates have scored
+    checkpoints: dict[int, str]  # folders or URIs of the best checkpoints, by step
+    before: Evaluation  # the evaluation of the pretrained model
+    clusters: np.ndarray  # (Q,) the cluster of each eval question, see `confidence.py`
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class WorkerSpec:
     before: Evaluation = field(default_factory=Evaluation)  # the evaluation of step 0, if another process made it
     report: Callable[..., None] | None = None  # replaces `ray.train.report` if this is no worker of Ray Train
     phase: str = ""  # words of the progress line during an evaluation
+    finish: FinishSpec | None = None  # what is finished, if this is no training
 
     @property
     def share(self) -> Share:

@@ -21,6 +21,7 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import command
+from rqa_ray.training.finish import Choice
 from rqa_ray.training.job import Job
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
 
@@ -54,15 +55,18 @@ def write_files(
     best: ModelState,
     train: dict[str, Any],
     intervals_of: dict[str, dict[str, tuple[float, float]]],
+    choice: Choice,
 ) -> None:
     """Writes all_args.json, the results files with intervals by split and metric, and the model card."""
     write_json(staging / ALL_ARGS_FILE, job.to_config())
-    write_json(staging / "train_results.json", {**train, "best_step": best.step})
+    candidates = [vars(score) | {"candidate": str(score.candidate)} for score in choice.scores]
+    chosen = {"best_step": best.step, "chosen": str(choice.candidate), "candidates": candidates}
+    write_json(staging / "train_results.json", train | chosen)
     for split, around in intervals_of.items():
         metrics = best.evaluation.metrics_of(split)
         named = {f"{split}_{name}": ends for name, ends in around.items()}
         write_json(staging / f"{split}_results.json", {"step": best.step, **metrics, INTERVALS: named})
-    model_card(job, model, before, best).save(staging / "README.md")
+    model_card(job, model, before, best, choice).save(staging / "README.md")
 
 
 def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
@@ -109,17 +113,24 @@ model = SentenceTransformer({{ name | tojson }})
 {% if has_prefixes %}
 Use `model.encode_query` and `model.encode_document`, which add the prefixes.
 {% endif %}
-Metrics on the full corpus, before training and of the saved model (step {{ step }}):
+Metrics on the full corpus, before training and of the saved model ({{ choice.candidate }}):
 
 | metric | before | after |
 |---|---|---|
 {% for name, old, new in metrics %}| {{ name }} | {{ "%.4f" | format(old) }} | {{ "%.4f" | format(new) }} |
 {% endfor %}
+The saved model was chosen on the eval questions. {{ reason }}
+
+| candidate | {{ chosen_by }} | nDCG@10 | a paired test against it |
+|---|---|---|---|
+{% for score in choice.scores %}| {{ score.candidate }} | {{ "%.4f" | format(score.value) }} \
+| {{ "%.4f" | format(score.ndcg) }} | {{ score.against }} |
+{% endfor %}
 Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and repeats the run.
 """
 
 
-def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState) -> ModelCard:
+def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState, choice: Choice) -> ModelCard:
     """Writes README.md of the model folder; license and language come from the base model's own card."""
     base, settings = Path(model.folder) / "README.md", job.settings
     known = ModelCard.load(base, ignore_metadata_errors=True).data if base.is_file() else ModelCardData()
@@ -154,21 +165,21 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState)
         data=", ".join(f"`{Path(shown(file)).name}`" for file in settings.train_file or []) or "its demo data",
         encoder=model.settings.describe(),
         has_prefixes=model.settings.has_prefixes,
-        step=best.step,
         metrics=metrics,
+        choice=choice,
+        chosen_by=choice.metric.removeprefix("eval_"),
+        reason=" ".join(f"{line[0].upper()}{line[1:]}." for line in choice.describe()),
         all_args=ALL_ARGS_FILE,
     )
 
 
-def print_summary(job: Job, lines: list[str], best: ModelState, next_command: str | None = None) -> None:
+def print_summary(job: Job, lines: list[str], choice: Choice, next_command: str | None = None) -> None:
     """Prints the last lines of a run; if no next command is given, it suggests another learning rate."""
     folder = job.location
-    improved = best.step > 0
+    improved = choice.candidate.step > 0
     print()
-    if not improved:
-        print("no evaluated step was better than the pretrained model: its weights are kept")
-    print("\n".join(lines))
-    print(f"best step {best.step} by {job.training['metric_for_best_model']}; model and results in {shown(folder)}")
+    print("\n".join([*choice.describe(), *lines]))
+    print(f"best {choice.candidate} by {choice.metric}; model and results in {shown(folder)}")
     arguments = inside(folder, ALL_ARGS_FILE)
     print("next:")
     if "tensorboard" in (job.training["report_to"] or ""):

@@ -2,7 +2,8 @@
 
 1. Set up: check the job, connect to Ray, plan the workers, read and tokenize the files (`setup.py`).
 2. Train on the workers (`driver.py`, `worker.py`).
-3. Take the best of the stored checkpoints, write the model, results and predictions, and print the summary.
+3. Choose the model that the run leaves (`finish.py`), write the model, results and predictions, and print the
+   summary.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
-from rqa_ray.data.readers import Blocks
 from rqa_ray.evaluation import hybrid_report
+from rqa_ray.evaluation.confidence import gold_clusters
 from rqa_ray.evaluation.predictions import write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -22,13 +23,14 @@ from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
 from rqa_ray.training.batch_sizes import micro_batch_size
-from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.driver import fit, stop_message
+from rqa_ray.training.finish import EvalQuestions
+from rqa_ray.training.finisher import Finisher, place_of
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
-from rqa_ray.training.setup import asked_of, serve_windows, set_up
+from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
 
@@ -38,13 +40,14 @@ class TrainResult:
     """The result of a training run: its metrics, and the place of its model."""
 
     output_dir: str  # folder or URI of the best model, the results and the predictions
-    best_step: int  # 0 if no evaluated step was better than the pretrained model
+    best_step: int  # the last step of the chosen model; 0 if it is the pretrained one
+    chosen: str  # such as "step 50", or the mixture of tuned and pretrained weights
     before: dict[str, float]  # metrics of the pretrained model, by full name
     metrics: dict[str, float]  # metrics of the model in output_dir, by full name
 
     def _repr_html_(self) -> str:
         rows = [[name, self.before.get(name, ""), value] for name, value in self.metrics.items()]
-        return html_table(["metric", "before", f"after, step {self.best_step}"], rows) + f"<p>{self.output_dir}</p>"
+        return html_table(["metric", "before", f"after, {self.chosen}"], rows) + f"<p>{self.output_dir}</p>"
 
 
 def train(job: Job) -> TrainResult:
@@ -83,34 +86,40 @@ def train(job: Job) -> TrainResult:
         outside = stored.read_checkpoint(record.resume_from)
         whole = [*([outside] if outside else []), *whole]
     evaluations = stored.list_evaluations(record.storage_path, record.run_names)
-    return finish(job, record, setup.model, setup.blocks, whole, evaluations, outcome.result.metrics)
+    place = place_of(record.storage_path, record.run_names[0])
+    return finish(setup, job, record, setup.model, whole, place, evaluations, outcome.result.metrics)
 
 
 def finish(
+    setup: Setup,
     job: Job,
     record: RunRecord,
     model: ModelSpec,
-    blocks: dict[str, Blocks],
     whole: list[stored.StoredCheckpoint],
+    place: str,
     evaluations: list[tuple[int, dict[str, float]]],
     train_metrics: dict[str, Any],
     next_command: str | None = None,
 ) -> TrainResult:
-    """Writes output_dir from the best of the stored checkpoints of a run, and prints the summary.
+    """Chooses among the stored checkpoints of a run, writes output_dir, and prints the summary.
 
-    `evaluations` are the steps and metrics of the evaluations that were made beside training.
+    `evaluations` are the steps and metrics of the evaluations that were made beside training. `place` is the folder or
+    URI of what the finish stores.
     """
-    best_stored = stored.best_checkpoint(whole, job.training["metric_for_best_model"])
-    before = summary.ModelState(0, best_stored.before())
-    best = summary.ModelState(best_stored.step, best_stored.evaluation())
-    splits, documents = asked_of(blocks)
+    splits, documents = asked_of(setup.blocks)
+    golds = splits["eval"].gold_ids
+    questions = EvalQuestions(golds, documents.passage_ids, gold_clusters(golds))
+    finisher = Finisher(setup, job, model, whole, place, questions)
+    choice = finisher.choose()
+    before = summary.ModelState(0, finisher.told.before)
+    best = summary.ModelState(choice.candidate.step, choice.evaluation)
     lines, intervals = summary.compare(splits, documents, before, best)
     folder = Path(job.output_dir)
     with staged(folder) as staging:
-        best_stored.download(MODEL_FOLDER, staging)
+        finisher.write_model(choice.candidate, staging)
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
-        summary.write_files(staging, job, model, before, best, train_metrics, intervals)
+        summary.write_files(staging, job, model, before, best, train_metrics, intervals, choice)
         lines.append(hybrid_report.report(splits, documents, best.evaluation, staging))
         if job.settings.write_predictions:
             for split, asked in splits.items():
@@ -121,5 +130,6 @@ def finish(
         record.files = sorted(written | set(record.files))
         record.save(job.output_dir)
     push(job)
-    summary.print_summary(job, lines, best, next_command)
-    return TrainResult(job.location, best.step, before.evaluation.metrics, best.evaluation.metrics)
+    summary.print_summary(job, lines, choice, next_command)
+    metrics = before.evaluation.metrics, best.evaluation.metrics
+    return TrainResult(job.location, best.step, str(choice.candidate), *metrics)

@@ -1,7 +1,7 @@
-"""Evaluates two models for a search: the pretrained model before it, and the winner after it.
+"""Evaluates the pretrained model for a search, and leaves the winner of the search.
 
 All trials start from the pretrained model, so it is evaluated once. The winner is the only trained model that is
-evaluated on the test questions. It is written to output_dir as `jobs/train.py` writes its model.
+evaluated on the test questions. It is finished and written to output_dir as `jobs/train.py` does it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from rqa_ray.places import inside, with_suffix, write_json
 from rqa_ray.reports.trials import Choices, Space, Trial
-from rqa_ray.retriever.encoder_settings import encoder_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.texts import command
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.driver import fit
+from rqa_ray.training.finisher import place_of
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import evaluate_worker
 from rqa_ray.training.run_record import RunRecord
@@ -41,35 +42,32 @@ def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, Stor
         names = stored.list_run_names(root, f"{key}.")
         whole = stored.list_checkpoints(root, names)
         if not whole:
-            evaluate(setup, job, root, f"{key}.{len(names)}", None, "evaluating the pretrained model")
+            evaluate(setup, job, root, f"{key}.{len(names)}")
             whole = stored.list_checkpoints(root, [f"{key}.{len(names)}"])
         found[key] = whole[-1]
     return found
 
 
-def evaluate(setup: Setup, job: Job, root: str, run: str, checkpoint: str | None, phase: str) -> None:
-    """Evaluates a checkpoint, or the pretrained model, on all questions with all workers of a trial."""
-    spec = setup.worker_spec(resume_from=checkpoint, phase=f"{phase}, texts")
-    model = replace(spec.model, settings=encoder_settings(spec.model.folder, job.settings))
-    spec = replace(spec, settings=job.settings, model=model)
+def evaluate(setup: Setup, job: Job, root: str, run: str) -> None:
+    """Evaluates the pretrained model on all questions with all workers of a trial."""
+    spec = setup.worker_spec(phase="evaluating the pretrained model, texts")
+    spec = replace(spec, settings=job.settings, model=model_of(setup, job))
     fit(evaluate_worker, job, setup.workers, spec, root, run, saves_on_stop=False)
 
 
 def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial) -> TrainResult:
-    """Evaluates the winner on the test questions, and writes it to output_dir with its config."""
+    """Finishes the winner, evaluates it on the test questions, and writes it to output_dir with its config."""
     job = replace(shared.trial_job(winner.values), resume_flag=setup.job.resume_flag)
-    metric = job.training["metric_for_best_model"]
-    names = stored.list_run_names(shared.root, f"{winner.name}.")
-    of_trial = stored.list_checkpoints(shared.root, names)
+    of_trial = stored.list_checkpoints(shared.root, stored.list_run_names(shared.root, f"{winner.name}."))
     whole = [shared.before[encoder_key(job)], *of_trial]
-    best = stored.best_checkpoint(whole, metric)
-    if "test" in setup.blocks and "test" not in best.evaluation().splits:
-        phase = f"evaluating the winner, trial {winner.number}"
-        evaluate(setup, job, shared.root, f"winner-{winner.name}", best.location, phase)
-        whole = [whole[0], *stored.list_checkpoints(shared.root, names)]
     folder = Path(job.output_dir)
     write_json(folder / BEST_CONFIG_FILE, job.to_config() | {"output_dir": with_suffix(job.location, "-best")})
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
-    model = replace(setup.model, settings=encoder_settings(setup.model.folder, job.settings))
     again = command("jobs/train.py", inside(job.location, BEST_CONFIG_FILE))
-    return finish(job, record, model, setup.blocks, whole, [], winner.train_metrics, again)
+    place = place_of(shared.root, f"winner-{winner.name}")
+    return finish(setup, job, record, model_of(setup, job), whole, place, [], winner.train_metrics, again)
+
+
+def model_of(setup: Setup, job: Job) -> ModelSpec:
+    """Returns the pretrained model with the settings of one trial."""
+    return replace(setup.model, settings=encoder_settings(setup.model.folder, job.settings))

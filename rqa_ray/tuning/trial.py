@@ -37,6 +37,7 @@ from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.batch_sizes import micro_batch_size
 from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
 from rqa_ray.training.driver import torch_trainer
+from rqa_ray.training.finish import checkpoints_kept
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.setup import serve_windows
@@ -163,7 +164,9 @@ class Reports:
         shutil.rmtree(checkpoint.path)
         metric = self.job.training["metric_for_best_model"]
         whole = stored.list_checkpoints(self.root, [*self.earlier, self.attempt])
-        kept = {whole[-1].location, stored.best_checkpoint(whole, metric).location}
+        number = checkpoints_kept(self.job.settings.finish, None)
+        best = stored.best_checkpoints(whole, metric, number)
+        kept = {checkpoint.location for checkpoint in [whole[-1], *best]}
         for checkpoint_there in whole:
             if checkpoint_there.location not in kept:
                 filesystem.delete_dir(checkpoint_there.path)

@@ -11,7 +11,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
 from rqa_ray.training.checkpoints import (
-    best_checkpoint,
+    best_checkpoints,
     list_checkpoints,
     list_evaluations,
     read_checkpoint,
@@ -62,7 +62,8 @@ def test_a_checkpoint_that_was_cut_short_is_not_there(tmp_path) -> None:
 def test_the_best_is_the_earliest_of_equals_and_never_one_that_was_not_evaluated(tmp_path) -> None:
     for step, here in ((2, found(0.5)), (4, found(0.25)), (6, found(0.25)), (8, Evaluation())):
         write(tmp_path, step, here)
-    assert best_checkpoint(list_checkpoints(str(tmp_path), ["run"]), METRIC).step == 4
+    best = best_checkpoints(list_checkpoints(str(tmp_path), ["run"]), METRIC, 2)
+    assert [checkpoint.step for checkpoint in best] == [4, 6]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path) -> None:

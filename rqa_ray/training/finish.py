@@ -1,0 +1,279 @@
+"""Chooses the model that a run leaves: the pretrained model, a checkpoint, or a mean of their weights.
+
+The mean of checkpoints of one run is often better than each of them (model soups, Wortsman et al. 2022). A mixture of
+tuned and pretrained weights often keeps what training has forgotten (WiSE-FT, Wortsman et al. 2022; for retrievers
+LM-Cocktail, Xiao et al. 2023). Both take one evaluation on the eval questions, and no training.
+
+A candidate for which a paired test on the eval questions says that it is worse than the pretrained model is never
+chosen. This file does not import Ray: workers, the driver and `jobs/benchmark.py` choose with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from rqa_ray.evaluation.confidence import gold_clusters, paired_difference
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, GoldIds, greater_is_better, question_metrics
+from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.retriever import distributed
+
+StateDict = Mapping[str, torch.Tensor]
+
+SHARES = (0.3, 0.5, 0.7, 0.85)  # of the tuned weights in a mixture with the pretrained ones
+MOST_STEPS = 3  # checkpoints among the candidates
+SIGNIFICANT = 0.05  # a p-value below it speaks against a candidate
+TIE_BREAKER = "nDCG@10"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that a run may leave: a share of the mean of some steps, and the rest from the pretrained model."""
+
+    steps: tuple[int, ...] = ()  # none: the pretrained model
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "step 0 (pretrained)"
+        several = len(self.steps) > 1
+        tuned = f"mean of steps {', '.join(map(str, self.steps))}" if several else f"step {self.steps[0]}"
+        if self.share == 1:
+            return tuned
+        return f"mixture of {self.share:g} x {tuned} and {1 - self.share:.2g} x step 0"
+
+    @property
+    def key(self) -> str:
+        """The name of the candidate's folder in storage."""
+        share = f"-share-{self.share:g}" if self.share < 1 else ""
+        return f"candidate-{'-'.join(map(str, self.steps or (0,)))}{share}"
+
+    @property
+    def step(self) -> int:
+        """The last step that the candidate needs, 0 for the pretrained model."""
+        return max(self.steps, default=0)
+
+    def movement(self) -> tuple[float, int, int]:
+        """Returns by what candidates are sorted: the first has moved least from the pretrained weights."""
+        return self.share if self.steps else 0.0, -len(self.steps), self.step
+
+
+BASE = Candidate()
+
+
+@dataclass(frozen=True)
+class EvalQuestions:
+    """The eval questions, as far as their rankings are judged."""
+
+    gold_ids: GoldIds
+    passage_ids: np.ndarray  # (P,) of the corpus, to which the positions of a ranking point
+    clusters: np.ndarray  # (Q,) the cluster of each question, see `confidence.py`
+
+    @classmethod
+    def of(cls, evaluator: RetrievalEvaluator) -> EvalQuestions:
+        """Returns the eval questions of an evaluator; questions that share a gold are a cluster."""
+        golds = evaluator.questions["eval"].golds
+        return cls(golds, evaluator.corpus.passage_ids, gold_clusters(golds))
+
+    def values(self, found: Evaluation) -> dict[str, np.ndarray]:
+        """Returns (Q,) values of each metric, by name without the split."""
+        return question_metrics(self.passage_ids[found.splits["eval"].positions], self.gold_ids)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a candidate has scored on the eval questions."""
+
+    candidate: Candidate
+    value: float  # of the metric that chooses
+    ndcg: float
+    against: str = ""  # what a paired test says against the candidate, if it says something
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that a run leaves, and why."""
+
+    candidate: Candidate
+    evaluation: Evaluation
+    metric: str  # full name of the metric that chose
+    scores: list[Score]  # of all candidates, the least moved first
+
+    def describe(self) -> list[str]:
+        """Returns at most two lines that say why this candidate was chosen, and which better ones were refused."""
+        metric = self.metric.rsplit("/", 1)[-1]
+        by = {score.candidate: score for score in self.scores}
+        own, others = by[self.candidate], [score for score in self.scores if score.candidate != self.candidate]
+        refused = [score for score in others if score.against and self._better(score) > self._better(own)]
+        lines = []
+        if self.candidate == BASE and not refused:
+            lines = ["no evaluated step was better than the pretrained model: its weights are kept"]
+        elif self.candidate == BASE:
+            lines = ["a paired test speaks against what training has made: the pretrained weights are kept"]
+        elif len(others) > 1:
+            best = f"best of {len(self.scores)} candidates on eval: {own.candidate}, {metric} {own.value:.3f}"
+            lines = [f"{best}; pretrained {by[BASE].value:.3f}"]
+        if refused:
+            top = max(refused, key=self._better)
+            lines.append(f"not chosen: {top.candidate}, {metric} {top.value:.3f}, but {top.against}")
+        return lines
+
+    def _better(self, score: Score) -> float:
+        return _better(self.metric, score.value)
+
+
+def _better(metric: str, value: float) -> float:
+    """Returns a number that is larger where the metric is better; NaN is worst."""
+    value = value if greater_is_better(metric) else -value
+    return value if value == value else -np.inf
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Which candidates a run has, and how one of them is chosen.
+
+    `none` takes the step that is best by the metric, the earliest of equals. `best` also compares nDCG@10 where the
+    metric is equal, and asks the paired test. `merge` does this for mean and mixtures too.
+    """
+
+    kind: Literal["best", "merge", "none"]
+    metric: str  # full name, such as eval_retr/document_recall/recall4
+    questions: EvalQuestions
+
+    def choose(self, steps: Iterable[int], score: Callable[[Candidate], Evaluation]) -> Choice:
+        """Chooses among the candidates that the best stored steps give; `score` evaluates one on the eval questions.
+
+        Mixtures are made of the best of the tuned candidates, so `score` is called for them last.
+        """
+        steps = sorted(steps)
+        merges = self.kind == "merge" and len(steps) > 0
+        found = {one: score(one) for one in (BASE, *(Candidate((step,)) for step in steps))}
+        if merges and len(steps) > 1:
+            mean = Candidate(tuple(steps))
+            found[mean] = score(mean)
+        if merges:
+            tuned = max(sorted(found.keys() - {BASE}, key=Candidate.movement), key=lambda one: self._rank(found[one]))
+            found |= {one: score(one) for one in (Candidate(tuned.steps, share) for share in SHARES)}
+        values = {one: self.questions.values(result) for one, result in found.items()}
+        against = {one: "" if self.kind == "none" else self._against(values[BASE], values[one]) for one in found}
+        ordered = sorted(found, key=Candidate.movement)
+        chosen = max((one for one in ordered if not against[one]), key=lambda one: self._rank(found[one]))
+        scores = [Score(one, *self._metrics(found[one]), against[one]) for one in ordered]
+        return Choice(chosen, found[chosen], self.metric, scores)
+
+    def _metrics(self, found: Evaluation) -> tuple[float, float]:
+        metrics = found.metrics_of("eval")
+        return metrics[self.metric], metrics[f"eval_{LABELS[TIE_BREAKER]}"]
+
+    def _rank(self, found: Evaluation) -> tuple[float, float]:
+        value, tie_breaker = self._metrics(found)
+        return _better(self.metric, value), 0.0 if self.kind == "none" else tie_breaker
+
+    def _against(self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> str:
+        """Says which metric has fallen by more than chance; empty if none has.
+
+        The metrics are those of the summary and the one that chooses. The loss has no value by question.
+        """
+        names = {LABELS[label]: label for label in HEADLINES}
+        names |= {name: label for label, name in LABELS.items() if self.metric == f"eval_{name}"}
+        for name, label in names.items():
+            change = paired_difference(before[name], after[name], self.questions.clusters)
+            if change.mean < 0 and change.p_value < SIGNIFICANT:
+                return f"{label} is {100 * change.mean:+.1f} points, p = {change.p_value:.2g}"
+        return ""
+
+
+def checkpoints_kept(kind: str, asked: int | None) -> int:
+    """Returns how many checkpoints a run keeps: `--save_total_limit`, or more if the finish needs more."""
+    return max(asked or 1, MOST_STEPS + 1 if kind == "merge" else 1)  # step 0 may be one of the best
+
+
+def mix(parts: Sequence[tuple[float, StateDict]]) -> dict[str, torch.Tensor]:
+    """Returns the weighted sum of models' tensors, computed in fp32 in the given order, in the type that they had.
+
+    Tensors of whole numbers, such as position ids, are those of the first model.
+
+    Raises:
+        ValueError: the models have other tensors or shapes.
+    """
+    first = parts[0][1]
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for _, state in parts]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("only models with the same tensors can be mixed")
+    mixed = {}
+    for name, tensor in first.items():
+        mixed[name] = tensor
+        if tensor.is_floating_point():
+            total = torch.zeros_like(tensor, dtype=torch.float32)
+            for share, state in parts:
+                total += share * state[name].float()
+            mixed[name] = total.to(tensor.dtype)
+    return mixed
+
+
+class Weights:
+    """Makes the weights of candidates, from those of the pretrained model and of steps."""
+
+    def __init__(self, base: StateDict, of_step: Callable[[int], StateDict]) -> None:
+        self.base, self.of_step = base, of_step
+        self._steps: tuple[int, ...] = ()  # whose mean is kept, because all mixtures are made of one
+        self._tuned: StateDict = base
+
+    def of(self, candidate: Candidate) -> StateDict:
+        """Returns the tensors of a candidate by name."""
+        if not candidate.steps:
+            return self.base
+        if candidate.steps != self._steps:
+            states = [self.of_step(step) for step in candidate.steps]
+            mean = [(1 / len(states), state) for state in states]
+            self._steps, self._tuned = candidate.steps, mix(mean) if len(states) > 1 else states[0]
+        if candidate.share == 1:
+            return self._tuned
+        return mix([(candidate.share, self._tuned), (1 - candidate.share, self.base)])
+
+
+class Results(Protocol):
+    """The evaluations of candidates; a dict is one that forgets them at the end of the process."""
+
+    def get(self, candidate: Candidate, /) -> Evaluation | None:
+        """Returns the evaluation of a candidate; None if there is none yet."""
+
+    def __setitem__(self, candidate: Candidate, found: Evaluation, /) -> None:
+        """Keeps the evaluation of a candidate."""
+
+
+def finish_here(
+    finish: Finish,
+    steps: Iterable[int],
+    weights: Weights,
+    evaluator: RetrievalEvaluator,
+    temperature: float,
+    results: Results,
+    tell: Callable[[Candidate], None] = lambda candidate: None,
+) -> Choice:
+    """Evaluates the candidates of which `results` knows nothing, and chooses one, whose weights the encoder then has.
+
+    All ranks have to call it together. `steps` are the best steps; `temperature` is that of the loss; `tell` is called
+    before each evaluation.
+    """
+    encoder = evaluator.embedder.encoder
+
+    def score(candidate: Candidate) -> Evaluation:
+        found = results.get(candidate)
+        lacks = distributed.any_rank(found is None, evaluator.device)  # then all ranks have to evaluate together
+        if found is None or lacks:
+            tell(candidate)
+            encoder.load_state_dict(weights.of(candidate))
+            found = evaluator.evaluate(temperature)
+            if distributed.rank() == 0:
+                results[candidate] = found
+        return found
+
+    choice = finish.choose(steps, score)
+    encoder.load_state_dict(weights.of(choice.candidate))
+    return choice

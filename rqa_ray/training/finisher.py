@@ -1,0 +1,99 @@
+"""Chooses the model that a run or a search leaves, and writes it; asks the workers only for evaluations that lack."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rqa_ray.cluster.probe import wait_for_storage
+from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.places import inside
+from rqa_ray.retriever.encoder_settings import ModelSpec
+from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.training.checkpoint_files import MODEL_FOLDER
+from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
+from rqa_ray.training.driver import fit
+from rqa_ray.training.finish import MOST_STEPS, Candidate, Choice, EvalQuestions, Finish
+from rqa_ray.training.finish_results import FinishResults
+from rqa_ray.training.job import Job
+from rqa_ray.training.loops import finish_worker
+from rqa_ray.training.setup import Setup
+from rqa_ray.training.spec import FinishSpec
+from rqa_ray.training.uploads import StorageAway
+
+
+class _NotScored(LookupError):
+    """A candidate has no evaluation yet."""
+
+
+@dataclass
+class Finisher:
+    """Chooses among the checkpoints `whole` of a run; `place` is the folder or URI of what the candidates score."""
+
+    setup: Setup
+    job: Job
+    model: ModelSpec  # the pretrained model
+    whole: list[StoredCheckpoint]
+    place: str
+    questions: EvalQuestions
+
+    def __post_init__(self) -> None:
+        metric = self.job.training["metric_for_best_model"]
+        tuned = [checkpoint for checkpoint in self.whole if checkpoint.step > 0]
+        best = {one.step: one.location for one in best_checkpoints(tuned, metric, MOST_STEPS)}
+        self.told = FinishSpec(self.place, best, self.whole[-1].before(), self.questions.clusters)
+        self.results = FinishResults(self.told)
+        self.finish = Finish(self.job.settings.finish, metric, self.questions)
+
+    def choose(self) -> Choice:
+        """Returns the choice, after the workers have made the evaluations that it needs.
+
+        Raises:
+            Stopped: a signal came; what was scored is kept.
+        """
+        while True:
+            try:
+                choice = self.finish.choose(self.told.checkpoints, self._score)
+                lacks_test = "test" in self.setup.blocks and "test" not in choice.evaluation.splits
+                if not lacks_test:
+                    return choice
+            except _NotScored:
+                pass
+            self._score_on_workers()
+
+    def _score(self, candidate: Candidate) -> Evaluation:
+        found = self.results.get(candidate)
+        if found is None:
+            raise _NotScored(str(candidate))
+        return found
+
+    def _score_on_workers(self) -> None:
+        job, phase = self.job, "scoring candidates for the model to leave"
+        spec = self.setup.worker_spec(finish=self.told, phase=phase)
+        spec = replace(spec, settings=job.settings, training=job.training, model=self.model)
+        try:
+            # Each try is a new Ray run, because Ray resumes a run whose name it knows.
+            run = f"run-{secrets.token_hex(3)}"
+            fit(finish_worker, job, self.setup.workers, spec, self.place, run, saves_on_stop=False)
+        except StorageAway as error:
+            print(f"warning: {error}; waiting until it answers")
+            wait_for_storage(self.place)
+
+    def write_model(self, candidate: Candidate, folder: Path) -> None:
+        """Writes a candidate's model, in this process on the CPU."""
+        if candidate.share == 1 and len(candidate.steps) == 1:
+            self.results.checkpoints[candidate.step].download(MODEL_FOLDER, folder)
+            return
+        trust = self.model.trust_remote_code
+        encoder = load_encoder(self.model.folder, self.model.settings, trust_remote_code=trust)
+        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+            weights = self.results.weights(encoder.state_dict(), encoder, Path(scratch), trust)
+            encoder.load_state_dict(weights.of(candidate))
+        save_encoder(encoder, str(folder))
+
+
+def place_of(storage_path: str, run: str) -> str:
+    """Returns where the finish of a run stores its results: with the run, so that they are deleted with it."""
+    return inside(inside(storage_path, run), "finish")
