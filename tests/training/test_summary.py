@@ -9,6 +9,7 @@ from rqa_ray.evaluation.metrics import METRIC_NAMES
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
+from rqa_ray.training.finish import BASE, Candidate, Choice, Score
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.summary import ModelState, compare, model_card, print_summary, write_bad_records, write_files
 from tests.builders import asked_questions, documents
@@ -24,6 +25,16 @@ def state(step: int, positions: list[list[int]], value: float, split: str = "eva
 
 BEFORE = state(0, [[4, 3, 1, 2, 0], [0, 2, 4, 1, 3], [4, 3, 1, 0, 2]], 0.25)
 BEST = state(8, [[0, 2, 1, 3, 4], [3, 1, 4, 2, 0], [2, 0, 1, 3, 4]], 0.75)
+
+
+METRIC = "eval_retr/document_recall/recall4"
+MIXTURE = Candidate((8,), 0.7)
+SCORES = [
+    Score(BASE, 0.25, 0.2),
+    Score(MIXTURE, 0.75, 0.7),
+    Score(Candidate((8,)), 0.8, 0.1, "nDCG@10 is -10.0 points"),
+]
+KEPT, CHOSEN = Choice(BASE, BEFORE.evaluation, METRIC, SCORES[:1]), Choice(MIXTURE, BEST.evaluation, METRIC, SCORES)
 
 
 def model(folder, query_prefix: str = "") -> ModelSpec:
@@ -49,8 +60,12 @@ def test_a_model_that_ranks_as_before_has_p_1():
 
 def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_only(tmp_path):
     around = {"eval": {"retr/document_recall/recall4": (0.5, 1.0)}}
-    write_files(tmp_path, JOB, model(tmp_path), BEFORE, BEST, {"train_loss": 1.5}, around)
-    assert read_json(tmp_path / "train_results.json") == {"train_loss": 1.5, "best_step": 8}
+    write_files(tmp_path, JOB, model(tmp_path), BEFORE, BEST, {"train_loss": 1.5}, around, CHOSEN)
+    results = read_json(tmp_path / "train_results.json")
+    assert (results["train_loss"], results["best_step"]) == (1.5, 8)
+    assert results["chosen"] == "mixture of 0.7 x step 8 and 0.3 x step 0"
+    against = "nDCG@10 is -10.0 points"
+    assert results["candidates"][2] == {"candidate": "step 8", "value": 0.8, "ndcg": 0.1, "against": against}
     intervals = {"eval_retr/document_recall/recall4": [0.5, 1.0]}
     assert read_json(tmp_path / "eval_results.json") == {
         "step": 8,
@@ -62,37 +77,48 @@ def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_onl
 
 
 def test_the_model_card_has_each_metric_before_and_after_and_how_to_use_prefixes(tmp_path):
-    card = str(model_card(JOB, model(tmp_path, "query: "), BEFORE, BEST))
+    card = str(model_card(JOB, model(tmp_path, "query: "), BEFORE, BEST, CHOSEN))
     assert "\n| eval_retr/document_recall/recall4 | 0.2500 | 0.7500 |\n| eval_" in card
     assert "latency" not in card
     assert "encode_query" in card
-    assert "encode_query" not in str(model_card(JOB, model(tmp_path), BEFORE, BEST))
+    assert "encode_query" not in str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
+
+
+def test_the_model_card_says_what_each_candidate_scored_and_why_one_was_chosen(tmp_path):
+    card = str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
+    assert "of the saved model (mixture of 0.7 x step 8 and 0.3 x step 0):" in card
+    assert "\nThe saved model was chosen on the eval questions. Best of 3 candidates on eval: mixture of 0.7" in card
+    assert " Not chosen: step 8, recall4 0.800, but nDCG@10 is -10.0 points.\n" in card
+    assert "\n| candidate | retr/document_recall/recall4 | nDCG@10 | a paired test against it |\n|---" in card
+    assert "\n| step 0 (pretrained) | 0.2500 | 0.2000 |  |\n| mixture" in card
+    assert "\n| step 8 | 0.8000 | 0.1000 | nDCG@10 is -10.0 points |\n\nTrained with" in card
 
 
 def test_the_model_card_tells_a_hub_what_is_known_and_survives_any_name(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\nbase_model: x/older\n---\n# Base\n")
     job = parse_job(["--model_name_or_path", "x/base", "--output_dir", 'out/a: "b"', "--demo_size", "9"])
-    model_card(job, model(tmp_path), BEFORE, BEST).save(tmp_path / "card.md")
+    model_card(job, model(tmp_path), BEFORE, BEST, CHOSEN).save(tmp_path / "card.md")
     card = ModelCard.load(tmp_path / "card.md")
     assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en", "de"], "x/base")
     assert card.data.model_name == 'a: "b"' and 'SentenceTransformer("a: \\"b\\"")' in card.text
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found["eval_retr/document_recall/recall4"] == 0.75
     local = parse_job(["--model_name_or_path", str(tmp_path), "--output_dir", "out", "--demo_size", "9"])
-    assert model_card(local, model(tmp_path), BEFORE, BEST).data.base_model == "x/older"
+    assert model_card(local, model(tmp_path), BEFORE, BEST, CHOSEN).data.base_model == "x/older"
 
 
 def test_the_summary_says_when_the_pretrained_weights_are_kept(capsys):
-    print_summary(JOB, ["a line"], BEFORE)
+    print_summary(JOB, ["a line"], KEPT)
     text = capsys.readouterr().out
     assert "no evaluated step was better than the pretrained model: its weights are kept\na line\n" in text
     assert "all_args.json --learning_rate 5e-06 --output_dir out-2" in text
 
 
 def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate(capsys):
-    print_summary(JOB, [], BEST)
+    print_summary(JOB, [], CHOSEN)
     text = capsys.readouterr().out
-    assert "best step 8 by eval_retr/document_recall/recall4; model and results in out\n" in text
+    assert "\nbest of 3 candidates on eval: mixture of 0.7 x step 8 and 0.3 x step 0, recall4 0.750" in text
+    assert "best mixture of 0.7 x step 8 and 0.3 x step 0 by eval_retr/document_recall/recall4; model and" in text
     assert "weights are kept" not in text
     assert "--learning_rate 2e-05" in text
 

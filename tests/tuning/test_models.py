@@ -10,7 +10,7 @@ from rqa_ray.tuning import models
 def test_the_pretrained_model_is_evaluated_once_for_each_choice_that_changes_what_it_finds(monkeypatch):
     evaluated: dict[str, str | None] = {}
 
-    def evaluate(setup, job, root, run, checkpoint, phase):
+    def evaluate(setup, job, root, run):
         evaluated[run] = job.settings.pooling_type
 
     monkeypatch.setattr(models, "evaluate", evaluate)

@@ -1,0 +1,207 @@
+"""The model that a run leaves: candidates, mixtures, the choice; the same on one and two ranks, and after a kill."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.evaluation.metrics import retrieval_metrics
+from rqa_ray.evaluation.results import Evaluation, SplitResult
+from rqa_ray.retriever import distributed
+from rqa_ray.retriever.encoder_settings import read_settings
+from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
+from rqa_ray.training.checkpoints import write_manifest
+from rqa_ray.training.finish import (
+    BASE,
+    Candidate,
+    Choice,
+    EvalQuestions,
+    Finish,
+    Weights,
+    checkpoints_kept,
+    finish_here,
+    mix,
+)
+from rqa_ray.training.finish_results import FinishResults
+from rqa_ray.training.spec import FinishSpec
+from tests.ranks import run_ranks
+from tests.training.invariance import Recorder, make_trainer, random_bert
+
+RECALL, NDCG = "eval_retr/document_recall/recall4", "eval_retr/document_ndcg/ndcg10"
+QUESTIONS = EvalQuestions([[number] for number in range(40)], np.arange(100), np.arange(40))
+
+
+def found(*ranks: int, loss: float = 1.0) -> Evaluation:
+    """The evaluation of a model that ranks the golds of 40 questions at these places, repeated."""
+    positions = np.array([np.roll(np.arange(40, 60), 1) for _ in range(40)])
+    positions[np.arange(40), np.resize(ranks, 40)] = np.arange(40)
+    metrics = retrieval_metrics(positions, QUESTIONS.gold_ids) | {"loss": loss}
+    return Evaluation({"eval": SplitResult(metrics, np.zeros((40, 20), np.float32), positions)})
+
+
+def choose(kind: str, by_step: dict[int, Evaluation], metric: str = RECALL, mixed: Evaluation | None = None) -> Choice:
+    """Chooses when step 0 is the pretrained model, and all means and mixtures score the same."""
+
+    def score(candidate: Candidate) -> Evaluation:
+        is_mixed = candidate.share < 1 or len(candidate.steps) > 1
+        return (mixed or by_step[0]) if is_mixed else by_step[candidate.step]
+
+    return Finish(kind, metric, QUESTIONS).choose([step for step in by_step if step], score)
+
+
+def test_a_merge_tries_the_mean_of_the_steps_and_mixtures_with_the_best_of_steps_and_mean() -> None:
+    by_step = {0: found(5), 20: found(0, 1, 5), 10: found(0, 5)}
+    names = [str(score.candidate) for score in choose("merge", by_step, mixed=found(0, 6)).scores]
+    assert names[0] == "step 0 (pretrained)"
+    assert names[1] == "mixture of 0.3 x step 20 and 0.7 x step 0"
+    assert names[-3:] == ["mean of steps 10, 20", "step 10", "step 20"]
+    means = [str(score.candidate) for score in choose("merge", by_step, mixed=found(0)).scores]
+    assert means[4] == "mixture of 0.85 x mean of steps 10, 20 and 0.15 x step 0" and len(means) == 8
+    assert [len(choose(kind, by_step).scores) for kind in ("none", "best")] == [3, 3]
+
+
+def test_the_best_by_the_metric_is_chosen_then_by_ndcg_then_the_one_that_has_moved_least() -> None:
+    assert choose("best", {0: found(5), 10: found(0), 20: found(0, 6)}).candidate == Candidate((10,))
+    assert choose("best", {0: found(2), 10: found(1), 20: found(0)}).candidate == Candidate((20,))
+    assert choose("best", {0: found(1), 10: found(1), 20: found(1)}).candidate == BASE
+    least = choose("merge", {0: found(1), 10: found(0, 1), 20: found(0)}, mixed=found(0)).candidate
+    assert least == Candidate((10, 20), 0.3)
+    assert choose("none", {0: found(2), 10: found(1), 20: found(0)}).candidate == BASE, "the earliest of equals"
+
+
+def test_a_candidate_that_a_paired_test_speaks_against_is_not_chosen_and_this_is_said() -> None:
+    # One question more is right, but the golds of all others have fallen from the first to the fourth place.
+    by_step = {0: found(*[0] * 39, 9), 10: found(3), 20: found(0, *[0] * 38, 9)}
+    choice = choose("best", by_step)
+    assert choice.candidate == BASE
+    first, second = choice.describe()
+    assert first == "a paired test speaks against what training has made: the pretrained weights are kept"
+    assert second.startswith("not chosen: step 10, recall4 1.000, but nDCG@10 is -5") and "p = 0.0001" in second
+    assert choose("none", by_step).candidate == Candidate((10,))
+    better = choose("best", {**by_step, 20: found(*[0] * 40)})
+    assert better.candidate == Candidate((20,))
+    assert better.describe() == ["best of 3 candidates on eval: step 20, recall4 1.000; pretrained 0.975"]
+
+
+def test_a_fall_that_may_be_chance_speaks_against_no_candidate() -> None:
+    choice = choose("best", {0: found(*[0] * 39, 9), 10: found(*[0] * 35, *[3] * 5)})
+    assert choice.candidate == Candidate((10,)) and choice.describe() == []
+
+
+def test_a_smaller_loss_is_better_and_one_that_is_no_number_is_worst() -> None:
+    by_step = {0: found(5, loss=2.0), 10: found(5, loss=1.5), 20: found(5, loss=float("nan"))}
+    assert choose("best", by_step, "eval_loss").candidate == Candidate((10,))
+
+
+def test_when_no_step_is_better_the_pretrained_model_is_kept() -> None:
+    lines = choose("merge", {0: found(0), 10: found(5)}, mixed=found(1)).describe()
+    assert lines == ["no evaluated step was better than the pretrained model: its weights are kept"]
+    assert choose("merge", {0: found(0)}).candidate == BASE
+
+
+def test_a_merge_keeps_three_checkpoints_beside_step_0() -> None:
+    assert [checkpoints_kept(*asked) for asked in (("merge", None), ("merge", 9), ("best", None), ("none", 2))] == [
+        4,
+        9,
+        1,
+        2,
+    ]
+
+
+def test_mixing_is_a_sum_in_fp32_in_the_type_of_the_tensors_and_keeps_whole_numbers_of_the_first() -> None:
+    tuned = {"a": torch.tensor([1.0, 2.0]), "half": torch.tensor([3.0]).half(), "ids": torch.tensor([1, 2])}
+    base = {"a": torch.tensor([0.0, 4.0]), "half": torch.tensor([1.0]).half(), "ids": torch.tensor([7, 7])}
+    mixed = mix([(0.75, tuned), (0.25, base)])
+    assert mixed["a"].tolist() == [0.75, 2.5] and mixed["ids"].tolist() == [1, 2]
+    assert mixed["half"].dtype == torch.float16 and mixed["half"].item() == 2.5
+    assert base["a"].tolist() == [0.0, 4.0] and tuned["a"].tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="only models with the same tensors"):
+        mix([(0.5, tuned), (0.5, {"a": torch.tensor([1.0])})])
+
+
+def test_the_weights_of_a_candidate_are_its_share_of_the_mean_of_its_steps() -> None:
+    of_step = {step: {"w": torch.tensor([float(step)])} for step in (0, 2, 4, 8)}
+    weights = Weights(of_step[0], of_step.__getitem__)
+    for candidate, expected in (
+        (BASE, 0.0),
+        (Candidate((4,)), 4.0),
+        (Candidate((2, 4)), 3.0),
+        (Candidate((2, 4), 0.5), 1.5),
+        (Candidate((8,), 0.25), 2.0),
+    ):
+        assert weights.of(candidate)["w"].item() == expected
+
+
+# With real models, on one and on two ranks
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def evaluator_of(folder: str) -> tuple[RetrievalEvaluator, str]:
+    """The evaluator of a random model on tests' questions, and the model's folder."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    return make_trainer(folder, 0.0, False, rank, ranks, Recorder()).evaluator, random_bert(folder)
+
+
+def store_steps(folder: Path) -> FinishSpec:
+    """Stores two checkpoints, whose weights are those of the base and some noise."""
+    evaluator, model = evaluator_of(str(folder))
+    before, checkpoints = evaluator.evaluate(0.2), {}
+    for step in (4, 8):
+        encoder = load_encoder(model, read_settings(model))
+        generator = torch.Generator().manual_seed(step)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        checkpoint = folder / f"checkpoint-{step}"
+        save_encoder(encoder, str(checkpoint / "model"))
+        evaluator.embedder.encoder.load_state_dict(encoder.state_dict())
+        save_evaluations(checkpoint, evaluator.evaluate(0.2), before)
+        StepNote(step).save(checkpoint)
+        write_manifest(checkpoint, step)
+        checkpoints[step] = str(checkpoint)
+    return FinishSpec("", checkpoints, before, EvalQuestions.of(evaluator).clusters)
+
+
+def finished(folder: str, place: str, told: FinishSpec, killed_at: int = 99) -> tuple[str, list[str]]:
+    """Makes the finish on this rank; returns what is chosen, and which candidates were evaluated."""
+    evaluator, _ = evaluator_of(folder)
+    results, encoder = FinishResults(FinishSpec(place, told.checkpoints, told.before, told.clusters)), None
+    encoder = evaluator.embedder.encoder
+    base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    weights = results.weights(base, encoder, Path(f"{place}-{distributed.rank()}"), False)
+    evaluated: list[str] = []
+
+    def tell(candidate: Candidate) -> None:
+        if len(evaluated) == killed_at:
+            raise Killed
+        evaluated.append(str(candidate))
+
+    finish = Finish("merge", NDCG, EvalQuestions.of(evaluator))
+    try:
+        choice = finish_here(finish, told.checkpoints, weights, evaluator, 0.2, results, tell)
+    except Killed:
+        return "", evaluated
+    left, chosen = encoder.state_dict(), weights.of(choice.candidate)
+    assert all(torch.equal(left[name], chosen[name]) for name in chosen)
+    return json.dumps([str(choice.candidate), *(vars(score)["value"] for score in choice.scores)]), evaluated
+
+
+def on_rank(folder: str, told: FinishSpec) -> tuple[str, list[str]]:
+    return finished(folder, f"{folder}/two", told)
+
+
+def test_two_ranks_and_a_finish_that_was_killed_choose_the_same_and_evaluate_no_candidate_twice(tmp_path) -> None:
+    told, folder = store_steps(tmp_path), str(tmp_path)
+    undisturbed, evaluated = finished(folder, f"{folder}/one", told)
+    assert len(evaluated) == 5 and "mean of steps 4, 8" in evaluated, "those of training are not evaluated again"
+    assert finished(folder, f"{folder}/killed", told, killed_at=3) == ("", evaluated[:3])
+    assert finished(folder, f"{folder}/killed", told) == (undisturbed, evaluated[3:])
+    assert finished(folder, f"{folder}/killed", told) == (undisturbed, [])
+    assert run_ranks(2, on_rank, tmp_path, folder, told) == [(undisturbed, evaluated)] * 2
