@@ -20,21 +20,16 @@ from pyarrow import fs
 from transformers.utils import CONFIG_NAME
 
 from rqa_ray.errors import InputError
-from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
 from rqa_ray.places import inside, open_location
 from rqa_ray.retriever.encoder_settings import heads, model_config, read_json_file
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, STEP_FILE
+from rqa_ray.training.finish import score
 
 MANIFEST_FILE = "manifest.json"
 SCORE = "checkpoint_score"  # Ray ranks checkpoints by this metric
 EVALUATION_FOLDER = "evaluation-"
 NOT_EVALUATED = -1e30  # the score of a checkpoint without evaluation, such as after a stop: it is never the best
-
-
-def score(value: float, metric: str, step: int) -> float:
-    """Returns the score by which Ray ranks checkpoints, higher is better; of equal metrics, the earliest step wins."""
-    return (value if greater_is_better(metric) else -value) - 1e-12 * step
 
 
 def write_manifest(folder: Path, step: int) -> None:
@@ -195,9 +190,9 @@ def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "")
 
 
 def best_checkpoints(checkpoints: list[StoredCheckpoint], metric: str, number: int) -> list[StoredCheckpoint]:
-    """Returns so many of the evaluated checkpoints, or fewer: the best first, the earliest of equals."""
+    """Returns so many of the evaluated checkpoints, or fewer, the best first (`finish.score`)."""
     evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
-    evaluated.sort(key=lambda checkpoint: -score(checkpoint.metrics[metric], metric, checkpoint.step))
+    evaluated.sort(key=lambda checkpoint: -score(checkpoint.metrics, metric, checkpoint.step))
     return evaluated[:number]
 
 

@@ -28,8 +28,8 @@ from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.folder import save_encoder
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
-from rqa_ray.training.checkpoints import SCORE, score, step_of, write_evaluation, write_manifest
-from rqa_ray.training.finish import Candidate, EvalQuestions, Finish, finish_here
+from rqa_ray.training.checkpoints import SCORE, step_of, write_evaluation, write_manifest
+from rqa_ray.training.finish import Candidate, EvalQuestions, Finish, finish_here, score
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 
@@ -54,7 +54,7 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[
     metric, metrics = spec.training["metric_for_best_model"], found.metrics_of("eval")
     note = f"evaluated step {step} beside training: {metric.rsplit('/', 1)[-1]} {metrics[metric]:.3f}"
     spec.mailbox.put.remote(spec.run, None, note)
-    return {**metrics, SCORE: score(metrics[metric], metric, step)}
+    return {**metrics, SCORE: score(metrics, metric, step)}
 
 
 def evaluate_worker(spec: WorkerSpec) -> WorkerResult:

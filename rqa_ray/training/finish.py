@@ -28,7 +28,8 @@ StateDict = Mapping[str, torch.Tensor]
 SHARES = (0.3, 0.5, 0.7, 0.85)  # of the tuned weights in a mixture with the pretrained ones
 MOST_STEPS = 3  # checkpoints among the candidates
 SIGNIFICANT = 0.05  # a p-value below it speaks against a candidate
-TIE_BREAKER = "nDCG@10"
+TIE_BREAKER = f"eval_{LABELS['nDCG@10']}"
+WORST = -1e20
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class Score:
     ndcg: float
     against: str = ""  # what a paired test says against the candidate, if it says something
 
+    def rank(self, metric: str) -> float:
+        """Returns by what candidates are compared."""
+        return score({TIE_BREAKER: self.ndcg, metric: self.value}, metric)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -107,9 +112,9 @@ class Choice:
     def describe(self) -> list[str]:
         """Returns at most two lines that say why this candidate was chosen, and which better ones were refused."""
         metric = self.metric.rsplit("/", 1)[-1]
-        by = {score.candidate: score for score in self.scores}
-        own, others = by[self.candidate], [score for score in self.scores if score.candidate != self.candidate]
-        refused = [score for score in others if score.against and self._better(score) > self._better(own)]
+        by = {one.candidate: one for one in self.scores}
+        own, others = by[self.candidate], [one for one in self.scores if one.candidate != self.candidate]
+        refused = [one for one in others if one.against and one.rank(self.metric) > own.rank(self.metric)]
         lines = []
         if self.candidate == BASE and not refused:
             lines = ["no evaluated step was better than the pretrained model: its weights are kept"]
@@ -119,60 +124,60 @@ class Choice:
             best = f"best of {len(self.scores)} candidates on eval: {own.candidate}, {metric} {own.value:.3f}"
             lines = [f"{best}; pretrained {by[BASE].value:.3f}"]
         if refused:
-            top = max(refused, key=self._better)
+            top = max(refused, key=lambda one: one.rank(self.metric))
             lines.append(f"not chosen: {top.candidate}, {metric} {top.value:.3f}, but {top.against}")
         return lines
 
-    def _better(self, score: Score) -> float:
-        return _better(self.metric, score.value)
 
+def score(metrics: Mapping[str, float], metric: str, step: int = 0) -> float:
+    """Returns one number for a model's eval metrics by full name; more is better, and NaN is worst.
 
-def _better(metric: str, value: float) -> float:
-    """Returns a number that is larger where the metric is better; NaN is worst."""
-    value = value if greater_is_better(metric) else -value
-    return value if value == value else -np.inf
+    The metric decides. Of equal metrics, nDCG@10 decides, and of equal nDCG@10 the earliest step. It is one number,
+    because Ray ranks by it which checkpoints are kept.
+    """
+    value = metrics[metric] if greater_is_better(metric) else -metrics[metric]
+    return (value if value == value else WORST) + 1e-7 * metrics.get(TIE_BREAKER, 0.0) - 1e-14 * step
 
 
 @dataclass(frozen=True)
 class Finish:
     """Which candidates a run has, and how one of them is chosen.
 
-    `none` takes the step that is best by the metric, the earliest of equals. `best` also compares nDCG@10 where the
-    metric is equal, and asks the paired test. `merge` does this for mean and mixtures too.
+    `none` takes the step with the best score. `best` also asks the paired test. `merge` does this for mean and
+    mixtures too.
     """
 
     kind: Literal["best", "merge", "none"]
     metric: str  # full name, such as eval_retr/document_recall/recall4
     questions: EvalQuestions
 
-    def choose(self, steps: Iterable[int], score: Callable[[Candidate], Evaluation]) -> Choice:
-        """Chooses among the candidates that the best stored steps give; `score` evaluates one on the eval questions.
+    def choose(self, steps: Iterable[int], evaluate: Callable[[Candidate], Evaluation]) -> Choice:
+        """Chooses among the candidates that the best stored steps give; `evaluate` ranks the eval questions with one.
 
-        Mixtures are made of the best of the tuned candidates, so `score` is called for them last.
+        Mixtures are made of the best of the tuned candidates, so `evaluate` is called for them last. Of equal
+        candidates, the one is chosen that has moved least from the pretrained weights.
         """
         steps = sorted(steps)
         merges = self.kind == "merge" and len(steps) > 0
-        found = {one: score(one) for one in (BASE, *(Candidate((step,)) for step in steps))}
+        found = {one: evaluate(one) for one in (BASE, *(Candidate((step,)) for step in steps))}
         if merges and len(steps) > 1:
             mean = Candidate(tuple(steps))
-            found[mean] = score(mean)
+            found[mean] = evaluate(mean)
         if merges:
-            tuned = max(sorted(found.keys() - {BASE}, key=Candidate.movement), key=lambda one: self._rank(found[one]))
-            found |= {one: score(one) for one in (Candidate(tuned.steps, share) for share in SHARES)}
+            tuned = self._best({one: result for one, result in found.items() if one != BASE})
+            found |= {one: evaluate(one) for one in (Candidate(tuned.steps, share) for share in SHARES)}
         values = {one: self.questions.values(result) for one, result in found.items()}
         against = {one: "" if self.kind == "none" else self._against(values[BASE], values[one]) for one in found}
-        ordered = sorted(found, key=Candidate.movement)
-        chosen = max((one for one in ordered if not against[one]), key=lambda one: self._rank(found[one]))
-        scores = [Score(one, *self._metrics(found[one]), against[one]) for one in ordered]
+        chosen = self._best({one: result for one, result in found.items() if not against[one]})
+        scores = [
+            Score(one, found[one].metrics[self.metric], found[one].metrics[TIE_BREAKER], against[one])
+            for one in sorted(found, key=Candidate.movement)
+        ]
         return Choice(chosen, found[chosen], self.metric, scores)
 
-    def _metrics(self, found: Evaluation) -> tuple[float, float]:
-        metrics = found.metrics_of("eval")
-        return metrics[self.metric], metrics[f"eval_{LABELS[TIE_BREAKER]}"]
-
-    def _rank(self, found: Evaluation) -> tuple[float, float]:
-        value, tie_breaker = self._metrics(found)
-        return _better(self.metric, value), 0.0 if self.kind == "none" else tie_breaker
+    def _best(self, found: dict[Candidate, Evaluation]) -> Candidate:
+        ordered = sorted(found, key=Candidate.movement)
+        return max(ordered, key=lambda one: score(found[one].metrics, self.metric))
 
     def _against(self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> str:
         """Says which metric has fallen by more than chance; empty if none has.
@@ -186,6 +191,15 @@ class Finish:
             if change.mean < 0 and change.p_value < SIGNIFICANT:
                 return f"{label} is {100 * change.mean:+.1f} points, p = {change.p_value:.2g}"
         return ""
+
+
+def most_steps(kind: str, asked: int | None) -> int:
+    """Returns how many steps are candidates, at most; `asked` is `--save_total_limit`.
+
+    With `best`, all kept checkpoints are candidates, and steps that rank below step 0 do not matter. So the choice
+    does not depend on what else is stored, which differs if the run was resumed.
+    """
+    return MOST_STEPS if kind == "merge" else asked or 1
 
 
 def checkpoints_kept(kind: str, asked: int | None) -> int:
@@ -263,7 +277,7 @@ def finish_here(
     """
     encoder = evaluator.embedder.encoder
 
-    def score(candidate: Candidate) -> Evaluation:
+    def evaluate(candidate: Candidate) -> Evaluation:
         found = results.get(candidate)
         lacks = distributed.any_rank(found is None, evaluator.device)  # then all ranks have to evaluate together
         if found is None or lacks:
@@ -274,6 +288,6 @@ def finish_here(
                 results[candidate] = found
         return found
 
-    choice = finish.choose(steps, score)
+    choice = finish.choose(steps, evaluate)
     encoder.load_state_dict(weights.of(choice.candidate))
     return choice

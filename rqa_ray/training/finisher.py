@@ -15,7 +15,7 @@ from rqa_ray.retriever.folder import load_encoder, save_encoder
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
 from rqa_ray.training.driver import fit
-from rqa_ray.training.finish import MOST_STEPS, Candidate, Choice, EvalQuestions, Finish
+from rqa_ray.training.finish import Candidate, Choice, EvalQuestions, Finish, most_steps
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import finish_worker
@@ -42,7 +42,8 @@ class Finisher:
     def __post_init__(self) -> None:
         metric = self.job.training["metric_for_best_model"]
         tuned = [checkpoint for checkpoint in self.whole if checkpoint.step > 0]
-        best = {one.step: one.location for one in best_checkpoints(tuned, metric, MOST_STEPS)}
+        number = most_steps(self.job.settings.finish, self.job.training.get("save_total_limit"))
+        best = {one.step: one.location for one in best_checkpoints(tuned, metric, number)}
         self.told = FinishSpec(self.place, best, self.whole[-1].before(), self.questions.clusters)
         self.results = FinishResults(self.told)
         self.finish = Finish(self.job.settings.finish, metric, self.questions)

@@ -18,7 +18,8 @@ from rqa_ray.errors import first_line
 from rqa_ray.places import push_folder
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
-from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, score, write_manifest
+from rqa_ray.training.checkpoints import NOT_EVALUATED, SCORE, write_manifest
+from rqa_ray.training.finish import score
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 SLOW_RATIO = 1.5
@@ -118,7 +119,7 @@ class ReportCallback(TrainerCallback):
         metrics: dict[str, Any] = {"step": step, SCORE: NOT_EVALUATED}
         if schedule.is_evaluated_here(step):
             metrics |= self.trainer.found.metrics_of("eval")
-            metrics[SCORE] = score(metrics[self.metric], self.metric, step)
+            metrics[SCORE] = score(metrics, self.metric, step)
         checkpoint = None
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{step}"

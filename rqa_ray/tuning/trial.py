@@ -37,7 +37,7 @@ from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.batch_sizes import micro_batch_size
 from rqa_ray.training.checkpoints import SCORE, StoredCheckpoint
 from rqa_ray.training.driver import torch_trainer
-from rqa_ray.training.finish import checkpoints_kept
+from rqa_ray.training.finish import checkpoints_kept, score
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.setup import serve_windows
@@ -164,8 +164,7 @@ class Reports:
         shutil.rmtree(checkpoint.path)
         metric = self.job.training["metric_for_best_model"]
         whole = stored.list_checkpoints(self.root, [*self.earlier, self.attempt])
-        number = checkpoints_kept(self.job.settings.finish, None)
-        best = stored.best_checkpoints(whole, metric, number)
+        best = stored.best_checkpoints(whole, metric, checkpoints_kept(self.job.settings.finish, None))
         kept = {checkpoint.location for checkpoint in [whole[-1], *best]}
         for checkpoint_there in whole:
             if checkpoint_there.location not in kept:
@@ -182,7 +181,7 @@ class Reports:
         curve = [(entry["step"] * self.batch, entry[metric]) for entry in history if metric in entry]
         return {
             **self._place(checkpoint.step),
-            SCORE: stored.score(checkpoint.metrics[metric], metric, checkpoint.step),
+            SCORE: score(checkpoint.metrics, metric, checkpoint.step),
             "metrics": checkpoint.metrics,
             "curve": curve,
         }
@@ -190,7 +189,7 @@ class Reports:
     def of_nothing(self, before: dict[str, float]) -> dict[str, Any]:
         """Returns what Tune is told about a trial that ended before its first evaluation."""
         metric = self.job.training["metric_for_best_model"]
-        return {**self._place(0), SCORE: stored.score(before[metric], metric, 0), "metrics": before, "curve": []}
+        return {**self._place(0), SCORE: score(before, metric, 0), "metrics": before, "curve": []}
 
     def _place(self, step: int) -> dict[str, Any]:
         evaluation = self.budget.place(step, self.batch) if step else 0

@@ -111,8 +111,9 @@ def test_the_state_begins_with_the_pretrained_model_and_ends_with_the_last_step(
     assert [entry["step"] for entry in evaluated] == [0, 4, 8, 12]
     assert "test_loss" in evaluated[0] and not any("test_loss" in entry for entry in evaluated[1:])
     best = read_json(finished / "train_results.json")["best_step"]
-    recalls = {entry["step"]: entry["eval_retr/document_recall/recall4"] for entry in evaluated}
-    assert recalls[best] == max(recalls.values())
+    names = [f"eval_retr/document_{name}" for name in ("recall/recall4", "ndcg/ndcg10")]
+    scores = {entry["step"]: [entry[name] for name in names] for entry in evaluated}
+    assert scores[best] == max(scores.values()), "of equal recall, nDCG decides"
 
 
 def test_the_weights_are_those_of_the_best_step_the_pretrained_ones_if_none_was_better(finished, tiny_model) -> None:
