@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.demo import write_demo
 from rqa_ray.data.records import good_records
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
@@ -22,19 +21,18 @@ from rqa_ray.evaluation.confidence import paired_difference
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS
 from rqa_ray.evaluation.results import Evaluation
-from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.retriever.forward_plan import ForwardPlan
-from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.assembly import TrainingData, assemble
 from rqa_ray.training.finish import BASE, Candidate, Choice, EvalQuestions, Finish, Weights, finish_here
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 METRIC = "eval_retr/document_recall/recall4"
 SEEDS = range(4)
-BATCH, STEPS, RATE = 16, 8, 1e-4
+BATCH, STEPS, RATE, TEMPERATURE = 16, 8, 1e-4, 0.05
 
 
 @dataclass
@@ -81,7 +79,8 @@ CASES = {
 class Kept(TrainerCallback):
     """Keeps evaluation and weights of each evaluated step."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: ContrastiveTrainer) -> None:
+        self.trainer = trainer
         self.found: dict[int, Evaluation] = {}
         self.weights: dict[int, dict] = {}
 
@@ -119,10 +118,7 @@ def run(data: Data, case: str, seed: int, folder: Path) -> tuple[Kept, Retrieval
     change, factor = CASES[case]
     records = change(data.train, random.Random(seed))
     encoder = load_encoder(data.model.folder, data.model.settings, dropout=0.0)
-    evaluator = RetrievalEvaluator(data.corpus, {"eval": data.questions}, Embedder(encoder))
-    table = to_table(train_rows(numbered(records), data.tokenizer, set()), "train")
-    plan = ForwardPlan(2000, packed=encoder.can_pack)
-    batches = GlobalBatches(TrainingRows.from_tables([table]), BATCH, 0.0, seed, 0, plan=plan)
+    rows = TrainingRows.from_tables([to_table(train_rows(numbered(records), data.tokenizer, set()), "train")])
     args = RetrieverTrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -136,12 +132,13 @@ def run(data: Data, case: str, seed: int, folder: Path) -> tuple[Kept, Retrieval
         metric_for_best_model=METRIC,
         seed=seed,
     )
-    kept = Kept()
-    trainer = ContrastiveTrainer(encoder, InBatchContrastive(0.05), args, batches, evaluator, callbacks=[kept])
+    settings = TrainSettings(hard_neg_ratio=0.0, temperature=TEMPERATURE)
+    trainer = assemble(encoder, args, settings, TrainingData(rows, data.corpus, {"eval": data.questions}), BATCH)
     trainer._save_checkpoint = lambda *_: None
-    kept.trainer = trainer
+    kept = Kept(trainer)
+    trainer.add_callback(kept)
     trainer.train()
-    return kept, evaluator
+    return kept, trainer.evaluator
 
 
 def is_worse(questions: EvalQuestions, before: Evaluation, after: Evaluation) -> bool:
@@ -164,7 +161,7 @@ def test_no_run_that_fails_leaves_a_worse_model(case, data, tmp_path) -> None:
         for kind in ("none", "best", "merge"):
             weights = Weights(kept.weights[0], kept.weights.__getitem__)
             steps = [step for step in kept.found if step]
-            choices[kind] = finish_here(Finish(kind, METRIC, questions), steps, weights, evaluator, 0.05, known)
+            choices[kind] = finish_here(Finish(kind, METRIC, questions), steps, weights, evaluator, TEMPERATURE, known)
             assert choices[kind].candidate != BASE or choices[kind].describe()[0].endswith("weights are kept")
         left = {"last step": kept.found[STEPS]} | {kind: choice.evaluation for kind, choice in choices.items()}
         for kind, found in left.items():
