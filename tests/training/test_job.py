@@ -132,6 +132,7 @@ def test_the_defaults_are_those_of_the_contract():
         "gradient_cache": "auto",
         "data_mode": "auto",
         "async_eval": False,
+        "finish": "best",
         "on_bad_record": "error",
         "trust_remote_code": False,
         "overwrite_output_dir": False,
