@@ -154,7 +154,7 @@ class Reports:
     def best(self, before: StoredCheckpoint) -> StoredCheckpoint:
         """Returns the best of the pretrained model and the checkpoints of all attempts."""
         whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
-        return stored.best_checkpoint([before, *whole], self.job.training["metric_for_best_model"])
+        return stored.best_checkpoints([before, *whole], self.job.training["metric_for_best_model"], 1)[0]
 
     def __call__(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, validation: bool = False) -> None:
         filesystem, root = open_location(self.root)
