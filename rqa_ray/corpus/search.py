@@ -24,7 +24,7 @@ from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs
 from rqa_ray.data.schema import Document, is_given
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import file_content
+from rqa_ray.places import file_content, shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.texts import html_table
@@ -112,7 +112,8 @@ class Searcher:
         elif not folder.is_complete():
             problem = "its embeddings are not complete; run jobs/embed.py again"
         if not problem:
-            self.source = f"{sum(shard.rows for shard in folder.shards):,} saved embeddings in {folder.location}"
+            place = shown(embeddings_path or folder.location)
+            self.source = f"{sum(shard.rows for shard in folder.shards):,} saved embeddings in {place}"
             return folder
         if embeddings_path:
             raise InputError(f"--embeddings_path {embeddings_path}: {problem}")
