@@ -1,0 +1,94 @@
+"""The driver's part of a finish: it asks the workers only for what lacks, and writes the model that was chosen."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
+from rqa_ray.training import finisher as module
+from rqa_ray.training.checkpoints import read_checkpoint
+from rqa_ray.training.finish import BASE, Candidate, EvalQuestions
+from rqa_ray.training.finish_results import FinishResults
+from rqa_ray.training.finisher import Finisher
+from rqa_ray.training.job import parse_job
+from rqa_ray.training.spec import WorkerSpec
+from tests.training.invariance import random_bert
+from tests.training.test_finish import NDCG, evaluator_of, finished, store_steps
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> tuple[Path, list]:
+    """A folder with a model and two checkpoints of a run."""
+    folder = tmp_path_factory.mktemp("stored")
+    told = store_steps(folder)
+    return folder, [read_checkpoint(location) for location in told.checkpoints.values()]
+
+
+def finisher_of(stored, kind: str, place: Path, splits: tuple[str, ...] = ("eval", "corpus")) -> Finisher:
+    folder, whole = stored
+    words = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "9", "--metric_for_best_model", NDCG]
+    job = parse_job([*words, "--finish", kind, "--save_total_limit", "2"])
+    setup = SimpleNamespace(blocks=dict.fromkeys(splits), workers=None)
+    setup.worker_spec = lambda **more: WorkerSpec(job.settings, job.training, model, {}, **more)
+    model = ModelSpec(random_bert(str(folder)), read_settings(random_bert(str(folder))))
+    questions = EvalQuestions.of(evaluator_of(str(folder))[0])
+    return Finisher(setup, job, model, whole, str(place), questions)
+
+
+def no_workers(*args, **options) -> None:
+    raise AssertionError("workers were started")
+
+
+def test_a_choice_among_evaluated_steps_needs_no_workers(stored, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "fit", no_workers)
+    for kind in ("none", "best"):
+        choice = finisher_of(stored, kind, tmp_path).choose()
+        assert [score.candidate for score in choice.scores] == [BASE, Candidate((4,)), Candidate((8,))]
+
+
+def test_the_workers_are_asked_once_for_the_candidates_of_a_merge(stored, tmp_path, monkeypatch) -> None:
+    asked: list[WorkerSpec] = []
+
+    def fit(loop, job, workers, spec, place, run, saves_on_stop) -> None:
+        asked.append(spec)
+        finished(str(stored[0]), spec.finish.place, spec.finish)
+
+    monkeypatch.setattr(module, "fit", fit)
+    choice = finisher_of(stored, "merge", tmp_path / "place").choose()
+    assert len(asked) == 1 and len(choice.scores) == 8
+    assert asked[0].settings.finish == "merge" and list(asked[0].finish.checkpoints) in ([4, 8], [8, 4])
+    monkeypatch.setattr(module, "fit", no_workers)
+    assert finisher_of(stored, "merge", tmp_path / "place").choose().scores == choice.scores
+
+
+def test_the_workers_are_asked_for_the_test_questions_of_the_chosen_step_alone(stored, tmp_path, monkeypatch) -> None:
+    tested: list[Candidate] = []
+
+    def fit(loop, job, workers, spec, place, run, saves_on_stop) -> None:
+        results = FinishResults(spec.finish)
+        tested.append(finisher.finish.choose(spec.finish.checkpoints, results.get).candidate)
+        found = results.get(tested[-1]).splits["eval"]
+        results[tested[-1]] = Evaluation({"eval": found, "test": found})
+
+    monkeypatch.setattr(module, "fit", fit)
+    finisher = finisher_of(stored, "none", tmp_path, ("eval", "test", "corpus"))
+    choice = finisher.choose()
+    assert tested == [choice.candidate] and set(choice.evaluation.splits) == {"eval", "test"}
+    assert finisher.choose().candidate == choice.candidate and len(tested) == 1
+
+
+@pytest.mark.parametrize("candidate", [BASE, Candidate((4,)), Candidate((4, 8), 0.5)], ids=str)
+def test_the_written_model_has_the_weights_of_the_candidate(stored, tmp_path, candidate) -> None:
+    finisher = finisher_of(stored, "merge", tmp_path / "place")
+    finisher.write_model(candidate, tmp_path / "out")
+    folders = [finisher.model.folder, *(f"{stored[0]}/checkpoint-{step}/model" for step in (4, 8))]
+    base, four, eight = (load_file(Path(folder) / "model.safetensors") for folder in folders)
+    for name, weights in load_file(tmp_path / "out" / "model.safetensors").items():
+        mixed = 0.25 * four[name] + 0.25 * eight[name] + 0.5 * base[name]
+        expected = mixed if candidate.share < 1 else four[name] if candidate.steps else base[name]
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6 if candidate.share < 1 else 0)
+    assert (tmp_path / "out" / "modules.json").exists()
