@@ -110,14 +110,19 @@ class Parser(HfArgumentParser):
                 flag is allowed.
         """
         if isinstance(given, Mapping):
-            return self._flags_of(given)
+            return self.flags_of(given)
         words = list(given)
         if not words or words[0].startswith("-") or (has_free_word and not is_config(words[0])):
             return words
         path = os.path.expanduser(words[0])
-        return self._flags_of(read_config(path), f"{path}: ") + words[1:]
+        return self.flags_of(read_config(path), f"{path}: ") + words[1:]
 
-    def _flags_of(self, config: Mapping[str, Any], where: str = "") -> list[str]:
+    def flags_of(self, config: Mapping[str, Any], where: str = "") -> list[str]:
+        """Turns names and values into words of a command line.
+
+        Raises:
+            InputError: no flag has a name, or a value has the wrong type; the message begins with `where`.
+        """
         words = []
         for name, value in config.items():
             if f"--{name}" not in self.flags:

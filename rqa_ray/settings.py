@@ -195,6 +195,9 @@ class TrainSettings(
     """The settings of jobs/train.py, in addition to transformers' TrainingArguments."""
 
     model_name_or_path: str | None = model_path(None, "Encoder to fine-tune", "required")
+    recipe: Literal["plain", "best"] = LOSS.setting(
+        "plain", "best: the flags of rqa_ray/training/best.json, under those given."
+    )
     prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
     train_share: float = DATA.setting(
         1.0,

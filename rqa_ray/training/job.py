@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rqa_ray.command_line import Given, Parser, check_values, is_none_of
+from rqa_ray.config import read_config
 from rqa_ray.data.share import Share
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
@@ -18,6 +20,7 @@ from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import MINED_FROM, MiningSettings, TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
+RECIPES = {"best": Path(__file__).with_name("best.json")}  # files of flags by `--recipe`
 RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
 
 
@@ -155,6 +158,7 @@ def parse_job(given: Given, about: str | None = None) -> Job:
 def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     """Does `parse_job`, and also returns the parser's other values by name."""
     words, notes = _translate_aliases(parser.words(asked))
+    words = _recipe(words, parser) + words
     values = parser.read(words)
     settings = TrainSettings(**{item.name: values.pop(item.name) for item in dataclasses.fields(TrainSettings)})
     flags = parser.flags  # also --no_NAME, whose destination is NAME
@@ -184,6 +188,14 @@ def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     job = Job(settings, training, "true" if resume and resume.lower() == "true" else resume, notes, command=command)
     check(job)
     return job, further
+
+
+def _recipe(words: list[str], parser: Parser) -> list[str]:
+    """Returns the words of the recipe that the user's words name; the user's come after them and win."""
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--recipe", nargs="?")
+    name = chosen.parse_known_args(words)[0].recipe
+    return parser.flags_of(read_config(str(RECIPES[name]))) if name in RECIPES else []
 
 
 def _translate_aliases(words: list[str]) -> tuple[list[str], list[str]]:

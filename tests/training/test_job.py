@@ -19,7 +19,7 @@ from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.settings import TrainSettings
 from rqa_ray.stops import user_errors
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments, UsualArguments
-from rqa_ray.training.job import parse_job
+from rqa_ray.training.job import RECIPES, parse_job
 
 # LocalRQA's documented commands, as they are but for the paths of the second.
 FAIRE = """
@@ -134,6 +134,7 @@ def test_the_defaults_are_those_of_the_contract():
         "async_eval": False,
         "finish": "best",
         "on_bad_record": "error",
+        "recipe": "plain",
         "trust_remote_code": False,
         "overwrite_output_dir": False,
         "write_predictions": True,
@@ -568,7 +569,7 @@ def test_a_temperature_that_flattens_the_loss_is_warned_of_with_cosine_similarit
 
 WATCHED = """
 import sys
-from rqa_ray.training.job import parse_job
+from rqa_ray.training.job import RECIPES, parse_job
 called = []
 def watch(frame, event, arg):
     if event == "call" and frame.f_code.co_filename.endswith("torch/cuda/__init__.py"):
@@ -584,3 +585,21 @@ print("ray" in sys.modules, torch.cuda.is_initialized(), called)
 def test_parsing_looks_for_no_gpu_and_imports_no_ray():
     done = subprocess.run([sys.executable, "-c", WATCHED, *FAIRE], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False False []"
+
+
+def test_the_recipe_best_is_a_file_of_flags_that_the_users_flags_override():
+    flags = json.loads(RECIPES["best"].read_text())
+    words = ["--model", "a", "--output_dir", "b", "--demo_size", "9"]
+    plain, best = parse_job(words), parse_job([*words, "--recipe", "best"])
+    own = parse_job([*words, "--learning_rate=3e-5", "--recipe=best", "--mine_negatives", "2"])
+    assert plain.settings.mine_negatives == 0
+    for name, value in flags.items():
+        assert {**vars(best.settings), **best.training}[name] == value
+    assert own.training["learning_rate"] == 3e-5 and own.settings.mine_negatives == 2
+    assert own.settings.negatives_per_question == flags["negatives_per_question"]
+    assert parse_job({**own.to_config()}).to_config() == own.to_config()
+
+
+def test_a_recipe_that_does_not_exist_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="^--recipe bets: did you mean best. choose one of plain, best$"):
+        parse_job(["--recipe", "bets"])
