@@ -17,7 +17,7 @@ import transformers
 from rqa_ray.benchmarks.quality_data import BUILT_IN, DataSet, Values, read_data_set
 from rqa_ray.benchmarks.quality_peers import PEERS, train_peer
 from rqa_ray.benchmarks.quality_report import QualityReport
-from rqa_ray.benchmarks.quality_runs import GIVEN, OWN, Base, Setup, rank_base, train_own
+from rqa_ray.benchmarks.quality_runs import GIVEN, OWN, Base, Ranked, Setup, rank_base, train_own
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.fields import ABOVE_0, BATCHES, DATA, LOSS, MEASUREMENT, STEPS, Check, at_least
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
@@ -26,7 +26,6 @@ from rqa_ray.settings import BenchmarkSettings
 from rqa_ray.texts import duration
 
 REFERENCE = "in-batch"  # the recipe that the others are compared with
-HYBRID = "pretrained and BM25"
 SEEDS = (1, 2, 3)
 RECIPES = (*OWN, *PEERS)
 
@@ -58,6 +57,7 @@ class QualityBenchmark(BenchmarkSettings):
     batch_size: int = BATCHES.setting(64, "Questions of a step.", at_least(2))
     learning_rate: float = STEPS.setting(1e-4, "Peak learning rate.", ABOVE_0)
     temperature: float = LOSS.setting(0.05, "Divides the scores.", ABOVE_0)
+    finish: bool = LOSS.setting(True, "Also choose a model as --finish merge does, for each of this project's runs.")
     bf16: bool = BATCHES.setting(False, "Train and evaluate in bf16.")
 
 
@@ -82,13 +82,13 @@ def run(settings: QualityBenchmark) -> str:
         wanted = [(recipe, seed) for seed in settings.seeds or SEEDS for recipe in recipes]
         missing = [run for run in wanted if not report.has(name, *run)]
         if missing:
-            _measure(report, name, missing, setup, 2 * settings.steps * settings.batch_size)
+            _measure(report, name, missing, setup, settings)
     return report.tables(REFERENCE)
 
 
 def _comparable(settings: QualityBenchmark) -> dict[str, Any]:
     """Returns the settings that runs must share to be compared."""
-    own = {"output", "data", "recipes", "seeds"}
+    own = {"output", "data", "recipes", "seeds", "finish"}
     return {name: value for name, value in asdict(settings).items() if name not in own}
 
 
@@ -97,24 +97,34 @@ def _measure(report: QualityReport, name: str, missing: list[tuple[str, int]], s
     data = read_data_set(name, setup.model)
     began = time.monotonic()
     base = rank_base(data, setup)
-    report.add_data(name, data.clusters, {"pretrained": base.values, "BM25": base.bm25, HYBRID: base.hybrid})
+    report.add_data(name, data.clusters, {"BM25": base.bm25} | dict(_named("pretrained", base.ranked)))
     _say(f"{name}: ranked with the pretrained model, {duration(time.monotonic() - began)}")
     for recipe, seed in missing:
         began = time.monotonic()
         if recipe == GIVEN and not any(record.hard_neg_docs for record in data.records):
             _say(f"{name}: {recipe}: left out, because the data have no hard_neg_docs")
             continue
-        values, hybrid = _trained(data, setup, base, recipe, num_texts, seed)
-        report.add(name, recipe, seed, values, hybrid)
-        scored = ", ".join(f"{split} {of['nDCG@10'].mean():.4f}" for split, of in values.items())
-        _say(f"{name}: {recipe}, seed {seed}: nDCG@10 {scored}; {duration(time.monotonic() - began)}")
+        found, choice = _trained(data, setup, base, recipe, seed, settings)
+        report.add(name, seed, {each: values for one, ranked in found.items() for each, values in _named(one, ranked)})
+        scored = ", ".join(f"{one} {ranked.values['test']['nDCG@10'].mean():.4f}" for one, ranked in found.items())
+        _say(f"{name}, seed {seed}: test nDCG@10 of {scored}; {duration(time.monotonic() - began)}{choice}")
 
 
-def _trained(data: DataSet, setup: Setup, base: Base, recipe: str, num_texts: int, seed: int) -> tuple[Values, Values]:
+def _named(contender: str, ranked: Ranked) -> list[tuple[str, Values]]:
+    return [(contender, ranked.values), (f"{contender} and BM25", ranked.hybrid)]
+
+
+def _trained(
+    data: DataSet, setup: Setup, base: Base, recipe: str, seed: int, settings: QualityBenchmark
+) -> tuple[dict[str, Ranked], str]:
+    """Returns the contenders that a run makes, and what the finish says."""
+    num_texts = 2 * settings.steps * settings.batch_size
     if recipe in PEERS:
-        return train_peer(data, setup, PEERS[recipe], num_texts, seed)
-    trained = train_own(data, setup, base, OWN[recipe], num_texts, seed)
-    return trained.values, trained.hybrid
+        return {recipe: train_peer(data, setup, PEERS[recipe], num_texts, seed)}, ""
+    trained = train_own(data, setup, base, OWN[recipe], num_texts, seed, settings.finish)
+    if trained.finished is None:
+        return {recipe: trained.last}, ""
+    return {recipe: trained.last, f"{recipe}, finish": trained.finished}, f"; {trained.choice}"
 
 
 def _say(line: str) -> None:

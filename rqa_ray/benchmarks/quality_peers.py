@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from rqa_ray.benchmarks.limit import set_dropout
-from rqa_ray.benchmarks.quality_data import DataSet, Values
-from rqa_ray.benchmarks.quality_runs import Setup, rank_folder
+from rqa_ray.benchmarks.quality_data import DataSet
+from rqa_ray.benchmarks.quality_runs import Ranked, Setup, rank_folder
 
 
 def with_mined_negatives(model: Any, data: DataSet, setup: Setup) -> tuple[Any, Any]:
@@ -57,8 +57,8 @@ def train_peer(
     prepare: Callable[[Any, DataSet, Setup], tuple[Any, Any]],
     num_texts: int,
     seed: int,
-) -> tuple[Values, Values]:
-    """Trains a peer until `num_texts` texts are encoded; returns its values, and those of its hybrid with BM25."""
+) -> Ranked:
+    """Trains a peer until `num_texts` texts are encoded."""
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,

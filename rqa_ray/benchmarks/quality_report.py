@@ -17,7 +17,6 @@ from rqa_ray.evaluation.metrics import HEADLINES
 from rqa_ray.places import write_json
 
 METRICS = HEADLINES[::-1]  # nDCG@10, which the tests compare, first
-WITH_BM25 = " and BM25"  # behind the name of a recipe whose model is fused with BM25
 
 
 @dataclass
@@ -58,10 +57,10 @@ class QualityReport:
             of_data["values"][contender] = {"0": _plain(values)}
         self._write()
 
-    def add(self, name: str, recipe: str, seed: int, values: Values, hybrid: Values) -> None:
-        """Adds a trained model, alone and with BM25."""
-        for contender, found in ((recipe, values), (recipe + WITH_BM25, hybrid)):
-            self.data[name]["values"].setdefault(contender, {})[str(seed)] = _plain(found)
+    def add(self, name: str, seed: int, found: Mapping[str, Values]) -> None:
+        """Adds the values of contenders that one run has made."""
+        for contender, values in found.items():
+            self.data[name]["values"].setdefault(contender, {})[str(seed)] = _plain(values)
         self._write()
 
     def _write(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from rqa_ray.benchmarks.quality_data import DataSet, Values, without_near_duplicates
 from rqa_ray.corpus.bm25 import Hybrid
-from rqa_ray.evaluation.evaluator import CorpusPass, RetrievalEvaluator
+from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
@@ -26,6 +27,7 @@ from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.assembly import assemble
+from rqa_ray.training.finish import BASE, Candidate, EvalQuestions, Finish, StateDict, Weights
 from rqa_ray.training.rounds import MiningPass
 from rqa_ray.training.trainer import ContrastiveTrainer
 
@@ -70,13 +72,21 @@ OWN: dict[str, Recipe] = {
 
 
 @dataclass
-class Trained:
-    """A trained model, ranked on all questions."""
+class Ranked:
+    """The values of one model on all questions, alone and with BM25."""
 
     values: Values
     hybrid: Values
+
+
+@dataclass
+class Trained:
+    """What a run has made."""
+
+    last: Ranked  # the model of the last step
+    finished: Ranked | None  # the model that `--finish merge` chooses; None if the finish was not asked for
+    choice: str  # what the finish says, or nothing
     texts: int  # encoded in training
-    losses: list[float]
 
 
 class KeptEmbeddings:
@@ -101,9 +111,9 @@ class KeptEmbeddings:
 class Base:
     """The pretrained model on one data set: its rankings, and the candidates that it finds for training questions."""
 
-    values: Values
-    hybrid: Values
+    ranked: Ranked
     bm25: Values
+    evaluation: Evaluation
     candidates: MiningPass
 
 
@@ -115,17 +125,21 @@ def rank_base(data: DataSet, setup: Setup) -> Base:
         assert trainer.rounds
         candidates = trainer.rounds.start(0, 1)
         assert candidates
-        values, kept = _rank(data, trainer, candidates)
+        kept = KeptEmbeddings(len(data.texts))
+        found = trainer.rank_questions(kept, candidates)
         bm25 = {split: data.bm25.rank(asked.questions, 100)[1] for split, asked in data.asked.items()}
-        return Base(values, _hybrid(data, trainer.evaluator, kept), data.values(bm25), candidates)
+        return Base(_ranked(data, trainer.evaluator, found, kept), data.values(bm25), found, candidates)
 
 
-def train_own(data: DataSet, setup: Setup, base: Base, recipe: Recipe, num_texts: int, seed: int) -> Trained:
-    """Trains by a recipe until `num_texts` texts are encoded."""
+def train_own(
+    data: DataSet, setup: Setup, base: Base, recipe: Recipe, num_texts: int, seed: int, finishes: bool
+) -> Trained:
+    """Trains by a recipe until `num_texts` texts are encoded; then chooses a model, if the run `finishes`."""
     settings = _settings(setup, recipe.settings)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         # the number of texts of a batch is known when its negatives are
         trainer = _trainer(data, setup, settings, 1, seed, scratch)
+        pretrained = _copy(trainer.evaluator.embedder.encoder.state_dict()) if finishes else {}
         if trainer.rounds:
             candidates = copy.copy(base.candidates)
             if not recipe.filters:
@@ -134,21 +148,60 @@ def train_own(data: DataSet, setup: Setup, base: Base, recipe: Recipe, num_texts
         per_step = len(trainer.batches.make(0).order)
         trainer.args.max_steps = max(1, round(num_texts / per_step))
         trainer.train()
-        steps = trainer.state.global_step
-        texts = sum(len(trainer.batches.make(number).order) for number in range(steps))
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        values, kept = _rank(data, trainer)
-        return Trained(values, _hybrid(data, trainer.evaluator, kept), texts, losses)
+        texts = sum(len(trainer.batches.make(number).order) for number in range(trainer.state.global_step))
+        kept = KeptEmbeddings(len(data.texts))
+        found = trainer.rank_questions(kept)
+        last = _ranked(data, trainer.evaluator, found, kept)
+        if not finishes:
+            return Trained(last, None, "", texts)
+        finished, choice = _finish(data, setup, base, trainer, pretrained, (found, last))
+        return Trained(last, finished, choice, texts)
 
 
-def rank_folder(data: DataSet, setup: Setup, folder: str) -> tuple[Values, Values]:
-    """Ranks with a saved model; returns its values, and those of its hybrid with BM25."""
+def _finish(
+    data: DataSet,
+    setup: Setup,
+    base: Base,
+    trainer: ContrastiveTrainer,
+    pretrained: StateDict,
+    last: tuple[Evaluation, Ranked],
+) -> tuple[Ranked, str]:
+    """Chooses as `--finish merge` does; returns the chosen model's values, and what the finish says."""
+    evaluator, step = trainer.evaluator, trainer.state.global_step
+    encoder = evaluator.embedder.encoder
+    tuned, weights = Candidate((step,)), Weights(pretrained, _same(_copy(encoder.state_dict())))
+    ranked = {BASE: base.ranked, tuned: last[1]}
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        if candidate in ranked:
+            return last[0] if candidate == tuned else base.evaluation
+        encoder.load_state_dict(weights.of(candidate))
+        kept = KeptEmbeddings(len(data.texts))
+        found = trainer.rank_questions(kept)
+        ranked[candidate] = _ranked(data, evaluator, found, kept)
+        return found
+
+    questions = EvalQuestions(data.asked["eval"].gold_ids, data.passage_ids, data.clusters["eval"])
+    choice = Finish("merge", METRIC, questions).choose([step], evaluate)
+    return ranked[choice.candidate], "; ".join(choice.describe())
+
+
+def _copy(state: StateDict) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _same(state: StateDict) -> Callable[[int], StateDict]:
+    return lambda step: state
+
+
+def rank_folder(data: DataSet, setup: Setup, folder: str) -> Ranked:
+    """Ranks with a saved model."""
     encoder = load_encoder(folder, setup.model.settings, 0.0, False)
     options = replace(EmbedOptions.for_device(encoder), mixed_precision=setup.eval_precision)
     evaluator = RetrievalEvaluator(data.tokenized.corpus, data.tokenized.questions, Embedder(encoder, options))
     kept = KeptEmbeddings(len(data.texts))
     found = evaluator.evaluate(setup.temperature, kept)
-    return data.values(_positions(found)), _hybrid(data, evaluator, kept)
+    return _ranked(data, evaluator, found, kept)
 
 
 def _settings(setup: Setup, more: dict[str, Any]) -> TrainSettings:
@@ -183,10 +236,8 @@ def _trainer(
     )
 
 
-def _rank(data: DataSet, trainer: ContrastiveTrainer, *passes: CorpusPass) -> tuple[Values, KeptEmbeddings]:
-    kept = KeptEmbeddings(len(data.texts))
-    found = trainer.rank_questions(kept, *passes)
-    return data.values(_positions(found)), kept
+def _ranked(data: DataSet, evaluator: RetrievalEvaluator, found: Evaluation, kept: KeptEmbeddings) -> Ranked:
+    return Ranked(data.values(_positions(found)), _hybrid(data, evaluator, kept))
 
 
 def _positions(found: Evaluation) -> dict[str, np.ndarray]:

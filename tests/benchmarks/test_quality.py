@@ -38,7 +38,7 @@ def measured(folder, tiny_model, tmp_path_factory) -> tuple[Path, str]:
 
 def test_each_contender_has_a_row_and_is_compared_with_the_plain_recipe(measured):
     rows = [line.split(" | ")[0].removeprefix("| ") for line in measured[1].splitlines()]
-    for name in ("pretrained", "BM25", "pretrained and BM25", "mined", "mined and BM25"):
+    for name in ("pretrained", "BM25", "pretrained and BM25", "mined", "mined, finish", "mined, finish and BM25"):
         assert rows.count(name) == 2  # one of the set, one of all sets
     assert rows.count("in-batch") == 1
 
@@ -68,7 +68,7 @@ def test_recipes_encode_the_same_number_of_texts(folder, tiny_model, monkeypatch
     data = read_data_set(folder, model)
     base = quality_runs.rank_base(data, setup)
     texts = {
-        name: quality_runs.train_own(data, setup, base, quality_runs.OWN[name], 48, 1).texts
+        name: quality_runs.train_own(data, setup, base, quality_runs.OWN[name], 48, 1, False).texts
         for name in ("in-batch", "mined", "mined again", "mined, no filter")
     }
     assert texts["in-batch"] == 48
