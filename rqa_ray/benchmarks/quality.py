@@ -92,7 +92,9 @@ def _comparable(settings: QualityBenchmark) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name not in own}
 
 
-def _measure(report: QualityReport, name: str, missing: list[tuple[str, int]], setup: Setup, num_texts: int) -> None:
+def _measure(
+    report: QualityReport, name: str, missing: list[tuple[str, int]], setup: Setup, settings: QualityBenchmark
+) -> None:
     """Makes runs on one data set; `missing` are recipes and seeds."""
     data = read_data_set(name, setup.model)
     began = time.monotonic()
