@@ -87,7 +87,6 @@ class MineSettings(MiningSettings, EncodingSettings):
     accepted_labels: list[str] | None = labels_path()
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of train.jsonl. The same command goes on after a stop.")
     num_negatives: int = LOSS.setting(8, "Hard negatives of a question, at most.", at_least(1))
-    teacher: str | None = LOSS.path(None, "Cross-encoder or embedding model whose scores decide instead.")
     embeddings_path: str | None = _embeddings()
     seed: int = LOSS.setting(42, "Seed of the draw among the candidates.", at_least(0))
     overwrite_output_dir: bool = OUTPUT.setting(False, "Replace what was mined with other settings.")

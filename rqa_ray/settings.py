@@ -24,10 +24,12 @@ from rqa_ray.fields import (
     WORKERS,
     Check,
     at_least,
+    from_to,
 )
 
 INPUTS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "full_dataset_file_path"}
 MINED_FROM = ("dense", "bm25")  # rankings that find candidates
+HYBRID = "hybrid"  # the teacher that adds the scores of the model and of BM25
 DEFAULT_WORKERS = "one for each GPU of the cluster, else 1"
 
 # LocalRQA's names, and sentence-transformers' names of poolings that LocalRQA does not have.
@@ -110,6 +112,12 @@ class LossSettings:
     negatives_per_question: int = LOSS.setting(
         0, "Hard negatives that each question brings into its batch.", at_least(0)
     )
+    distill_weight: float = LOSS.setting(
+        0.0, "Share of the loss that follows a teacher's scores of hard negatives (0 to 1).", from_to(0, 1)
+    )
+    teacher_temperature: float = LOSS.setting(
+        1.0, "Divides the teacher's scores: about 0.05 for cosine, 1 for hybrid.", ABOVE_0
+    )
     dropout: float | None = LOSS.setting(
         None,
         "Dropout probability; 0 is the fastest on a CPU.",
@@ -165,6 +173,9 @@ class MiningSettings:
         metavar="dense|bm25",
     )
     mine_depth: int = LOSS.setting(100, "Candidates of a question from each ranking.", at_least(1))
+    teacher: str | None = LOSS.path(
+        None, "Scores candidates in place of the model: hybrid (the model and BM25), or a model's folder."
+    )
 
 
 @dataclass(kw_only=True)

@@ -37,7 +37,7 @@ def _with_passages(row: dict[str, Any]) -> dict[str, Any]:
     ids = [row.get("passage_id", 0), *row.get("hard_negative_ids", [])]
     tokens = [row.get("passage_tokens", []), *row.get("hard_negative_tokens", [])]
     new = {"new_passage_ids": ids, "new_passage_tokens": tokens, "new_passage_hashes": [0] * len(ids)}
-    return {"hard_negative_scores": [None] * (len(ids) - 1), **new, **row}
+    return {"hard_negative_scores": [None] * (len(ids) - 1), "gold_score": None, **new, **row}
 
 
 def _default(kind: pa.DataType) -> Any:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rqa_ray.data.passages import Negatives
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
+from rqa_ray.retriever.distillation import TeacherScores
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
@@ -45,12 +46,14 @@ class RankBatch:
     global_batch_size: int
     index: int
     rows: np.ndarray  # (n,) numbers of the rows, for messages
+    teacher: TeacherScores | None = None  # of the n questions with their golds and hard negatives, on any rank
 
     def to(self, device: torch.device) -> RankBatch:
         """Returns the same batch with its tensors on a device."""
         self.token_batches = [token_batch.to(device) for token_batch in self.token_batches]
         for name in ("order", "passage_ids", "is_passage", "gold_ids"):
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        self.teacher = self.teacher and self.teacher.to(device)
         return self
 
 
@@ -166,10 +169,10 @@ class GlobalBatches(Dataset):
     def make(self, batch: int) -> RankBatch:
         """Makes this rank's share of a global batch; the result depends on its number alone."""
         rows, numbers = self.take(batch)
-        negatives, _ = self.negatives_of(rows, numbers)
         drawn = self.draw_negatives(batch)
         lengths = rows.questions.lengths[numbers] + rows.passages.lengths[numbers]
         mine = deal(numbers, lengths, self.rank, self.world_size)
+        negatives, pairs = self.negatives_of(rows, mine)
         mine_negatives = deal(drawn, negatives.lengths(drawn), self.rank, self.world_size)
 
         texts = [rows.questions[number] for number in mine]
@@ -194,6 +197,7 @@ class GlobalBatches(Dataset):
             global_batch_size=self.global_batch_size,
             index=batch,
             rows=mine,
+            teacher=negatives.teacher_scores(pairs, rows.passage_ids[mine]),
         )
 
 

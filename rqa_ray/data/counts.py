@@ -12,7 +12,7 @@ from rqa_ray.data.share import ALL, Share
 
 SAMPLE_RECORDS, SAMPLE_ROWS = 500, 2_000
 LARGEST_ID = 2**63 - 1
-NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives", "num_left_out")
+NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives", "num_left_out", "num_scored")
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Counts:
     smallest_gold: int = LARGEST_ID  # the smallest and the largest passage id of a gold
     largest_gold: int = -LARGEST_ID
     num_left_out: int = 0  # rows that `--train_share` leaves out, which are counted nowhere else
+    num_scored: int = 0  # hard negatives that have a teacher's score
 
     def add(self, record: QARecord, share: Share = ALL) -> None:
         """Counts one more record; of a record that is not in the share, only its rows."""
@@ -39,6 +40,7 @@ class Counts:
         self.num_empty += record.num_empty_questions
         self.num_chats += rows * record.has_chat_history
         self.num_negatives += len(record.hard_neg_docs) * (rows > 0 and not record.first_question)
+        self.num_scored += len(record.hard_neg_scores or []) * (rows > 0 and not record.first_question)
         golds = [gold.passage_id for gold in record.gold_docs] if rows else []
         self.smallest_gold = min(self.smallest_gold, *golds, LARGEST_ID)
         self.largest_gold = max(self.largest_gold, *golds, -LARGEST_ID)

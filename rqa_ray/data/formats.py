@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from rqa_ray.data.schema import IDENTITY, Document, Label, QARecord
@@ -112,7 +113,10 @@ def _text_of(value: Any) -> str:
 
 
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
-    """Reads LocalRQA's form: questions, and `{"gold_docs": [], "hard_neg_docs": [], "hard_neg_scores": []}`."""
+    """Reads LocalRQA's form: questions, and `{"gold_docs": [], "hard_neg_docs": []}`.
+
+    `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null.
+    """
     strangers = (
         [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
     )
@@ -128,22 +132,31 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
         raise RecordError(
             f"`gold_docs` has to be a list with at least one document, found {_kind(value['gold_docs'])}"
         )
-    negatives, scores = value.get("hard_neg_docs") or [], value.get("hard_neg_scores")
+    negatives = value.get("hard_neg_docs") or []
     if not isinstance(negatives, list):
         raise RecordError(f"`hard_neg_docs` has to be a list, found {_kind(negatives)}")
-    if scores is not None and not (isinstance(scores, list) and all(type(one) in (int, float) for one in scores)):
-        raise RecordError(f"`hard_neg_scores` has to be a list of numbers, found {_kind(scores)}")
-    if scores is not None and len(scores) != len(negatives):
-        raise RecordError(f"`hard_neg_scores` has {len(scores)} scores for {len(negatives)} `hard_neg_docs`")
     asked = [question for question in questions if question.strip()]
     return QARecord(
         questions=asked,
         gold_docs=[parse_document(document) for document in value["gold_docs"]],
         hard_neg_docs=[parse_document(document) for document in negatives],
-        hard_neg_scores=scores,
+        hard_neg_scores=_scores(value, "hard_neg_scores", negatives, "hard_neg_docs"),
+        gold_scores=_scores(value, "gold_scores", value["gold_docs"], "gold_docs", NoneType),
         has_chat_history=bool(value.get("chat_history")),
         num_empty_questions=len(questions) - len(asked),
     )
+
+
+def _scores(value: dict[str, Any], name: str, scored: list[Any], of: str, *more: type) -> Any:
+    """Returns the scores of some documents, or None if there are none; `more` are types that take a number's place."""
+    scores = value.get(name)
+    if scores is None:
+        return None
+    if not (isinstance(scores, list) and all(type(one) in (int, float, *more) for one in scores)):
+        raise RecordError(f"`{name}` has to be a list of numbers, found {_kind(scores)}")
+    if len(scores) != len(scored):
+        raise RecordError(f"`{name}` has {len(scores)} scores for {len(scored)} `{of}`")
+    return scores
 
 
 def _label(value: dict[str, Any]) -> Label:

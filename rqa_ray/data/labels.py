@@ -59,6 +59,7 @@ class Labels:
                 record,
                 questions=[question for _, question in run],
                 gold_docs=[*record.gold_docs, *golds],
+                gold_scores=record.gold_scores and [*record.gold_scores, *[None] * len(golds)],
                 num_empty_questions=0 if first else record.num_empty_questions,
                 first_question=first,
             )

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from rqa_ray.data.columns import Ragged, runs
+from rqa_ray.retriever.distillation import TeacherScores
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Negatives:
     rows: np.ndarray  # (M,) rows in the table
     offsets: np.ndarray  # (N + 1,): pair i has the hard negatives from offsets[i] to offsets[i + 1]
     scores: np.ndarray | None = None  # (M,) scores of a teacher, NaN where there is none
+    gold_scores: np.ndarray | None = None  # (N,) scores of the same teacher for the golds of the pairs
     round: int = 0
 
     @classmethod
@@ -61,10 +64,11 @@ class Negatives:
         ids: np.ndarray,
         offsets: np.ndarray,
         scores: np.ndarray | None = None,
+        gold_scores: np.ndarray | None = None,
         round: int = 0,
     ) -> Negatives:
         """Makes hard negatives from ids in the table; `PassageTable.rows_of` raises KeyError for other ids."""
-        return cls(passages, ids, passages.rows_of(ids), offsets, scores, round)
+        return cls(passages, ids, passages.rows_of(ids), offsets, scores, gold_scores, round)
 
     @property
     def num_pairs(self) -> int:
@@ -77,6 +81,22 @@ class Negatives:
     def lengths(self, numbers: np.ndarray) -> np.ndarray:
         """Returns how many tokens some hard negatives have."""
         return self.passages.tokens.lengths[self.rows[numbers]]
+
+    def teacher_scores(self, pairs: np.ndarray, golds: np.ndarray) -> TeacherScores | None:
+        """Returns the teacher's scores of some pairs' golds (n,) and hard negatives; None if there is no teacher."""
+        if self.scores is None:
+            return None
+        counts = self.offsets[pairs + 1] - self.offsets[pairs]
+        numbers, starts = runs(self.offsets[pairs], counts)
+        # the gold stands first, and again behind the hard negatives of a short row
+        shape = len(pairs), 1 + int(counts.max(initial=0))
+        ids, scores = np.tile(golds[:, None], shape[1]), np.full(shape, np.nan, np.float32)
+        if self.gold_scores is not None:
+            scores[:] = self.gold_scores[pairs, None]
+        rows = np.repeat(np.arange(len(pairs)), counts)
+        places = 1 + np.arange(len(numbers)) - starts[rows]
+        ids[rows, places], scores[rows, places] = self.ids[numbers], self.scores[numbers]
+        return TeacherScores(torch.from_numpy(ids), torch.from_numpy(scores))
 
     def tokens(self, number: int) -> np.ndarray:
         """Returns the token row of one hard negative."""

@@ -40,7 +40,7 @@ from rqa_ray.retriever.encoder_settings import ModelSpec
 RANGE_BYTES = 32 * 2**20  # what one task reads
 RECORDS_AT_ONCE = 256
 # Columns that stay in the object store. The driver gets the other columns.
-LARGE = ("question", "question_tokens", "gold_doc", "new_passage_tokens", "hard_negative_scores", "tokens", "document")
+LARGE = ("question", "question_tokens", "gold_doc", "new_passage_tokens", "tokens", "document")
 
 
 @dataclass

@@ -48,12 +48,14 @@ class TrainingRows:
         places, offsets = inner_places(tables, "hard_negative_ids", order)
         negative_ids = _values(tables, "hard_negative_ids")[places]
         scores = _values(tables, "hard_negative_scores")[places]
+        is_scored = not np.isnan(scores).all()
+        gold_scores = column(tables, "gold_score")[order].astype(np.float32)
         return cls(
             questions=Ragged(arrays(tables, "question_tokens"), order),
             passage_ids=ids,
             golds=Golds.of(column(tables, "question_key")[order], ids),
             table=table,
-            negatives=Negatives.of(table, negative_ids, offsets, None if np.isnan(scores).all() else scores),
+            negatives=Negatives.of(table, negative_ids, offsets, *((scores, gold_scores) if is_scored else ())),
             pairs=np.arange(len(ids)) if pairs is None else pairs,
         )
 

@@ -54,7 +54,9 @@ class QARecord:
     questions: list[str]
     gold_docs: list[Document]
     hard_neg_docs: list[Document]
-    hard_neg_scores: list[float] | None = None  # scores of a teacher, one for each of `hard_neg_docs`
+    # scores of a teacher, one for each of `hard_neg_docs` and `gold_docs`; None for a gold that has no score
+    hard_neg_scores: list[float] | None = None
+    gold_scores: list[float | None] | None = None
     has_chat_history: bool = False
     num_empty_questions: int = 0  # empty questions, which are not in `questions`
     # place of the first question in the line, because labels may split a line into several records

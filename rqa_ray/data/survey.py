@@ -41,6 +41,7 @@ class Split:
                 num_empty=int(column(tables, "num_empty_questions").sum()),
                 num_chats=int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables)),
                 num_negatives=len(negatives),
+                num_scored=int(np.sum(~np.isnan(inner(tables, "hard_negative_scores")))) if is_train else 0,
                 smallest_gold=int(golds.min()),
                 largest_gold=int(golds.max()),
             ),

@@ -51,6 +51,7 @@ SCHEMAS = {
             ("source_key", pa.int64()),  # `schema.QARecord.source_key`
             ("hard_negative_ids", pa.list_(pa.int64())),
             ("hard_negative_scores", pa.list_(pa.float32())),  # scores of a teacher; null if there are none
+            ("gold_score", pa.float32()),  # score of the same teacher; null if there is none
             # The passages that no earlier row of the task has named, each once.
             ("new_passage_ids", pa.list_(pa.int64())),
             ("new_passage_hashes", pa.list_(pa.int64())),  # hashes of the embedded texts
@@ -128,9 +129,10 @@ def question_rows(records: Records, tokenizer: TextTokenizer) -> list[dict[str, 
 
 def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yields one row for each question and gold passage of a record."""
+    scored_golds = [*zip(record.gold_docs, record.gold_scores or [None] * len(record.gold_docs), strict=True)]
     for number, question in enumerate(record.questions):
         question_item = record.first_question + number
-        for gold_number, gold in enumerate(record.gold_docs):
+        for gold_number, (gold, gold_score) in enumerate(scored_golds):
             yield {
                 "line": line,
                 "item": question_item * MAX_GOLDS + gold_number,
@@ -139,6 +141,7 @@ def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Ite
                 "question_key": question_key(question),
                 "question_tokens": questions[question],
                 "passage_id": gold.passage_id,
+                "gold_score": gold_score,
                 "has_chat_history": record.has_chat_history,
                 "gold": gold,
             }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from rqa_ray.retriever import distributed
+from rqa_ray.retriever.distillation import TeacherScores
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,25 @@ class Candidates:
     is_candidate: torch.Tensor  # (C,) bool, false for padding rows
     labels: torch.Tensor  # (n,) column of each question's own passage
     gold_ids: torch.Tensor  # (n, g) int64, all golds of each question; short rows repeat a gold
-    teacher_scores: torch.Tensor | None = None  # (n, C), NaN where the teacher has not scored the pair
+    teacher: TeacherScores | None = None  # of the questions with their passages, whichever rank these are on
 
     def masked(self, rows: slice = slice(None)) -> torch.Tensor:
         """Returns (rows, C) bool: true where a column is neither a negative of the question nor its own passage."""
         return false_negatives(self.ids, self.is_candidate, self.gold_ids[rows], self.labels[rows])
 
+    def teacher_scores(self, rows: slice = slice(None)) -> torch.Tensor:
+        """Returns (rows, C) the teacher's scores, NaN where the teacher has not scored the pair."""
+        if self.teacher is None:
+            return self.embeddings.new_full((len(self.labels[rows]), len(self.ids)), float("nan"))
+        return self.teacher.of(self.ids, rows)
+
 
 def gather_candidates(
-    passages: torch.Tensor, passage_ids: torch.Tensor, is_passage: torch.Tensor, gold_ids: torch.Tensor
+    passages: torch.Tensor,
+    passage_ids: torch.Tensor,
+    is_passage: torch.Tensor,
+    gold_ids: torch.Tensor,
+    teacher: TeacherScores | None = None,
 ) -> Candidates:
     """Gathers the passages of all ranks in one collective. The number m has to be the same on all ranks.
 
@@ -39,12 +50,13 @@ def gather_candidates(
         passage_ids: (m,) int64.
         is_passage: (m,) bool, false for padding rows.
         gold_ids: (n, g) int64.
+        teacher: scores of this rank's n questions.
     """
     what_they_are = torch.stack([passage_ids, is_passage.long()], dim=1)
     embeddings, numbers = distributed.gather_with_gradient(passages.float(), what_they_are)  # (C, D), (C, 2)
     ids, is_candidate = numbers.unbind(1)
     labels = distributed.rank() * len(passages) + torch.arange(len(gold_ids), device=passages.device)
-    return Candidates(embeddings, ids, is_candidate.bool(), labels, gold_ids)
+    return Candidates(embeddings, ids, is_candidate.bool(), labels, gold_ids, teacher)
 
 
 def false_negatives(

@@ -43,6 +43,15 @@ def check_negatives(per_question: int, has_negatives: bool) -> None:
         raise InputError(f"--negatives_per_question {per_question}: no training question has hard_neg_docs")
 
 
+def check_teacher(distill_weight: float, has_scores: bool) -> None:
+    """Raises InputError where a teacher's scores are to be followed, and no hard negative has any."""
+    if distill_weight and not has_scores:
+        raise InputError(
+            f"--distill_weight {distill_weight:g}: no training question has hard_neg_scores; train on the train.jsonl "
+            "that jobs/mine.py --teacher writes, or mine in training with --mine_negatives 8 --teacher hybrid"
+        )
+
+
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
     """Returns how many questions meet in one loss, and lines about the candidates of a question.
 

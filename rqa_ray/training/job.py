@@ -17,7 +17,7 @@ from rqa_ray.data.share import Share
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
-from rqa_ray.settings import MINED_FROM, MiningSettings, TrainSettings
+from rqa_ray.settings import HYBRID, MINED_FROM, MiningSettings, TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 RECIPES = {"best": Path(__file__).with_name("best.json")}  # files of flags by `--recipe`
@@ -115,9 +115,24 @@ def _check_mining(settings: TrainSettings) -> list[str]:
         raise InputError(f"--negatives_per_question {own}: is more than --mine_negatives {number}")
     if number and "bm25" in (settings.mine_from or MINED_FROM):
         need_extra("--mine_from bm25", "bm25", "bm25s")
+    teacher, weight = settings.teacher, settings.distill_weight
+    if teacher and teacher != HYBRID:
+        raise InputError(
+            f"--teacher {teacher}: training itself can only ask {HYBRID}; run jobs/mine.py --teacher {teacher}, and "
+            "train on the train.jsonl that it writes with --distill_weight 0.5"
+        )
+    if number and teacher:
+        need_extra(f"--teacher {HYBRID}", "bm25", "bm25s")
+    if number and weight and not teacher:
+        raise InputError(f"--distill_weight {weight:g}: needs --teacher {HYBRID} beside --mine_negatives {number}")
     given = [item.name for item in dataclasses.fields(MiningSettings) if getattr(settings, item.name) != item.default]
     idle = ", ".join(f"--{name}" for name in given)
     notes = [f"{idle}: no effect without --mine_negatives"] if idle and not number else []
+    if weight and not own:
+        notes.append(
+            f"warning: --distill_weight {weight:g} without --negatives_per_question: few questions of a batch meet "
+            "the hard negatives that the teacher has scored"
+        )
     if settings.mine_every and settings.async_eval:
         notes.append("note: --async_eval knows too late which model is worse, so every round of --mine_every is used")
     return notes

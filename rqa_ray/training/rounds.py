@@ -71,7 +71,7 @@ class Round:
     def negatives(self, table: PassageTable, of_pairs: np.ndarray) -> Negatives:
         """Returns the negatives of all pairs; `of_pairs` (N,) are the numbers of their questions."""
         places, offsets = runs(self.offsets[of_pairs], np.diff(self.offsets)[of_pairs])
-        return Negatives.of(table, self.ids[places], offsets, self.scores[places], self.number)
+        return Negatives.of(table, self.ids[places], offsets, round=self.number)
 
 
 class Rounds:

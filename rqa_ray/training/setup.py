@@ -36,7 +36,7 @@ from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
 from rqa_ray.texts import duration
 from rqa_ray.training.arguments import loggers_of
-from rqa_ray.training.batch_sizes import batch_of, check_negatives, num_drawn, with_global_batch
+from rqa_ray.training.batch_sizes import batch_of, check_negatives, check_teacher, num_drawn, with_global_batch
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
@@ -61,6 +61,7 @@ class Setup:
     labels: Labels
     shared: PairsInShare  # the training pairs, of which `num_rows` are trained on
     has_negatives: bool
+    has_scores: bool  # whether a teacher has scored hard negatives, or will
     skipped: Skipped
     bm25: ray.ObjectRef  # positions of BM25's best passages by split; None in it if no hybrid is measured
 
@@ -186,6 +187,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     has_negatives = train.num_negatives > 0 or mined > 0
     check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, shared.num_pairs)) > 0)
     check_negatives(own, has_negatives)
+    has_scores = bool(job.settings.teacher) if mined else train.num_scored > 0
+    check_teacher(job.settings.distill_weight, has_scores)
     lines = [*([stream.report()] if stream else []), *brief(survey, files)]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
@@ -203,6 +206,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         labels=labels,
         shared=shared,
         has_negatives=has_negatives,
+        has_scores=has_scores,
         skipped=Skipped.of(skipped),
         bm25=ray.put(found_by_bm25(*asked_of(blocks))),
     )

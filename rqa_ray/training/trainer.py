@@ -146,7 +146,7 @@ class ContrastiveTrainer(Trainer):
         questions, passages = embeddings[: batch.num_questions], embeddings[batch.num_questions :]
         padding = len(batch.passage_ids) - len(passages)
         passages = nn.functional.pad(passages, (0, 0, 0, padding))
-        candidates = gather_candidates(passages, batch.passage_ids, batch.is_passage, batch.gold_ids)
+        candidates = gather_candidates(passages, batch.passage_ids, batch.is_passage, batch.gold_ids, batch.teacher)
         return mean_over_global_batch(self.loss(questions, candidates), batch.global_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
-from rqa_ray.training.batch_sizes import check_negatives, micro_batch_size
+from rqa_ray.training.batch_sizes import check_negatives, check_teacher, micro_batch_size
 from rqa_ray.training.job import Job
 from rqa_ray.tuning.budget import Budget
 from rqa_ray.tuning.options import Search
@@ -54,7 +54,7 @@ class SearchPlan:
             f"each; search_alg {search.settings.search_alg}, scheduler {search.settings.scheduler}",
         ]
 
-    def describe_batches(self, num_workers: int, has_negatives: bool) -> list[str]:
+    def describe_batches(self, num_workers: int, has_negatives: bool, has_scores: bool) -> list[str]:
         """Returns lines about the batch sizes.
 
         Raises:
@@ -63,6 +63,9 @@ class SearchPlan:
         own = self.space.get("negatives_per_question")
         if own:
             check_negatives(int(own.high if isinstance(own, Range) else max(own.values)), has_negatives)
+        weight = self.space.get("distill_weight")
+        if weight:
+            check_teacher(weight.high if isinstance(weight, Range) else max(weight.values), has_scores)
         sizes = self.space.get("global_batch_size") or Choices((self.job.settings.global_batch_size,))
         assert isinstance(sizes, Choices)
         parts = []

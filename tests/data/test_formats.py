@@ -97,6 +97,7 @@ def test_a_teachers_scores_stay_with_their_hard_negatives():
     value = {"question": "?", "gold_docs": [DOC], "hard_neg_docs": [DOC, DOC], "hard_neg_scores": [0.5, 2]}
     assert parse_qa_record(value).hard_neg_scores == [0.5, 2]
     assert parse_qa_record({"question": "?", "gold_docs": [DOC]}).hard_neg_scores is None
+    assert parse_qa_record(value | {"gold_scores": [None]}).gold_scores == [None]
 
 
 # What is wrong

@@ -14,7 +14,9 @@ from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 
 GOLD, RIVAL, OTHER = (Document(f"text {number}", "", {"source": f"s{number}"}) for number in range(3))
-RECORD = QARecord(["one", "two", "TWO ", "three"], [GOLD], [RIVAL], hard_neg_scores=[0.5], num_empty_questions=1)
+RECORD = QARecord(
+    ["one", "two", "TWO ", "three"], [GOLD], [RIVAL], hard_neg_scores=[0.5], gold_scores=[2.0], num_empty_questions=1
+)
 
 
 def label(question: str, passage: Document, accept: bool | None) -> dict:
@@ -34,6 +36,7 @@ def test_only_the_questions_of_that_wording_get_the_gold_and_all_stay_in_their_o
         (["two", "TWO "], [GOLD, RIVAL]),
         (["three"], [GOLD]),  # which has it already
     ]
+    assert [part.gold_scores for part in parts] == [[2.0], [2.0, None], [2.0]]
     assert [part.first_question for part in parts] == [0, 1, 3]
     assert sum(part.num_empty_questions for part in parts) == 1
     counts = Counts()

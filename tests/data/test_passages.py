@@ -131,6 +131,27 @@ def test_a_new_negative_that_is_a_gold_of_the_batch_is_not_drawn():
     assert drawn and set(negative_ids(part)) == drawn
 
 
+def test_a_batch_has_the_teachers_scores_of_its_questions_with_their_golds_and_all_their_negatives():
+    scored = corpus_negatives()
+    scored.scores, scored.gold_scores = np.arange(48, dtype=np.float32), np.arange(24, dtype=np.float32) - 100
+    replaced = batches(resident(), own=1)
+    assert replaced[0].teacher is None  # the files have no scores
+    replaced.set_negatives(scored)
+    part = replaced[1]
+    for row, pair in enumerate(part.passage_ids[: part.num_questions].tolist()):
+        of_ids = dict(zip(part.teacher.ids[row].tolist(), part.teacher.scores[row].tolist(), strict=True))
+        assert of_ids == {pair: pair - 100, 1_000 + 2 * pair: 2 * pair, 1_001 + 2 * pair: 2 * pair + 1}
+
+
+def test_a_question_with_fewer_scored_negatives_has_its_gold_again_in_their_place():
+    passages = PassageTable.of(CORPUS_IDS, ragged([[7]] * 60))
+    scores = np.array([1, np.nan, 3], np.float32)
+    negatives = Negatives.of(passages, CORPUS_IDS[:3], np.array([0, 0, 3]), scores, np.array([5, 6], np.float32))
+    found = negatives.teacher_scores(np.array([1, 0]), np.array([70, 80]))
+    assert found.ids.tolist() == [[70, 1_000, 1_001, 1_002], [80, 80, 80, 80]]
+    assert found.scores.nan_to_num(-1).tolist() == [[6, 1, -1, 3], [5, 5, 5, 5]]
+
+
 def test_negatives_of_another_number_of_pairs_are_refused():
     passages = PassageTable.of(CORPUS_IDS, ragged([[7]] * 60))
     with pytest.raises(ValueError, match="hard negatives of 2 pairs, where there are 24"):

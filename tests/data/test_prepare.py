@@ -91,10 +91,12 @@ def test_scores_of_hard_negatives_are_kept(inputs, tmp_path) -> None:
     from rqa_ray.data.prepare import write
 
     record = json.loads(Path(inputs["train"][0]).read_text().splitlines()[0])
-    (tmp_path / "train.jsonl").write_text(json.dumps(record | {"hard_neg_scores": [0.5, 2.0]}) + "\n")
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps(record | {"hard_neg_scores": [0.5, 2.0], "gold_scores": [None]}) + "\n"
+    )
     write([str(tmp_path / "train.jsonl")], "questions", tmp_path / "train.parquet", skip_bad=False)
     [(_, kept)] = read_records(str(tmp_path / "train.parquet"), "questions")
-    assert kept.hard_neg_scores == [0.5, 2.0]
+    assert kept.hard_neg_scores == [0.5, 2.0] and kept.gold_scores == [None]
 
 
 def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:

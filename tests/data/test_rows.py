@@ -103,9 +103,10 @@ def test_rows_without_any_hard_negative_have_none():
 
 def test_a_teachers_scores_stay_with_their_negatives_and_none_are_none():
     own = {"hard_negative_ids": [4, 5], "hard_negative_tokens": [[1], [2]]}
-    rows = [{"line": 1, **own}, {"line": 0, **own, "hard_negative_scores": [0.25, 2]}]
-    scores = TrainingRows.from_tables([table("train", rows)]).negatives.scores
-    assert np.nan_to_num(scores, nan=-1).tolist() == [0.25, 2, -1, -1]
+    rows = [{"line": 1, **own}, {"line": 0, **own, "hard_negative_scores": [0.25, 2], "gold_score": 0.5}]
+    negatives = TrainingRows.from_tables([table("train", rows)]).negatives
+    assert np.nan_to_num(negatives.scores, nan=-1).tolist() == [0.25, 2, -1, -1]
+    assert np.nan_to_num(negatives.gold_scores, nan=-1).tolist() == [0.5, -1]
     assert TrainingRows.from_tables([table("train", rows[:1])]).negatives.scores is None
 
 

@@ -1,5 +1,6 @@
 """Records become rows that name their passages; the first row of a task that names a passage brings its tokens."""
 
+import numpy as np
 import pytest
 
 from rqa_ray.data.rows import TrainingRows
@@ -12,7 +13,12 @@ DOCUMENTS = [Document(f"text {number}", "", {"source": f"s{number}"}) for number
 RECORDS = [
     (1, QARecord([], DOCUMENTS[:1], DOCUMENTS[3:], num_empty_questions=1)),  # brings nothing: it makes no row
     (2, QARecord(["one", "two"], DOCUMENTS[:2], DOCUMENTS[2:3])),
-    (3, QARecord(["three"], DOCUMENTS[1:2], [DOCUMENTS[0], DOCUMENTS[3]], hard_neg_scores=[0.5, 0.25])),
+    (
+        3,
+        QARecord(
+            ["three"], DOCUMENTS[1:2], [DOCUMENTS[0], DOCUMENTS[3]], hard_neg_scores=[0.5, 0.25], gold_scores=[2.0]
+        ),
+    ),
 ]
 
 
@@ -37,6 +43,7 @@ def test_a_passage_is_brought_and_tokenized_once_in_a_task_and_named_by_every_ro
     assert [row.tolist() for row in training.passages] == [texts[DOCUMENTS[number].passage_id] for number in golds]
     assert training.negatives.ids[-2:].tolist() == [DOCUMENTS[0].passage_id, DOCUMENTS[3].passage_id]
     assert training.negatives.scores is not None and training.negatives.scores[-2:].tolist() == [0.5, 0.25]
+    assert np.nan_to_num(training.negatives.gold_scores, nan=-1).tolist() == [-1, -1, -1, -1, 2]
 
 
 def _tokens(tokenizer: TextTokenizer) -> list[list[int]]:

@@ -69,6 +69,8 @@ def tables(seed: int = 0, lacking: tuple[int, ...] = ()) -> dict[str, list[pa.Ta
                     "passage_tokens": passages[gold],
                     "hard_negative_tokens": [passages[number] for number in negatives],
                     "hard_negative_ids": negatives,
+                    "hard_negative_scores": [(7 * question + number) % 5 for number in negatives],
+                    "gold_score": gold % 4,
                 }
             )
     train = table("train", rows)
@@ -110,7 +112,11 @@ class LearnedTemperature(torch.nn.Module):
         return torch.nn.functional.cross_entropy(scores, candidates.labels, reduction="sum")
 
 
-LOSSES = {"own": lambda: InBatchContrastive(0.2), "with a parameter": LearnedTemperature}
+LOSSES = {
+    "own": lambda: InBatchContrastive(0.2),
+    "distilled": lambda: InBatchContrastive(0.2, distill_weight=0.5, teacher_temperature=2.0),
+    "with a parameter": LearnedTemperature,
+}
 
 
 class Recorder(TrainerCallback):

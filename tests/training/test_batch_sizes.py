@@ -4,7 +4,14 @@ import pytest
 
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range
-from rqa_ray.training.batch_sizes import batch_of, check_negatives, micro_batch_size, num_drawn, with_global_batch
+from rqa_ray.training.batch_sizes import (
+    batch_of,
+    check_negatives,
+    check_teacher,
+    micro_batch_size,
+    num_drawn,
+    with_global_batch,
+)
 from rqa_ray.training.job import Job, parse_job
 from rqa_ray.tuning.options import parse_search
 from rqa_ray.tuning.plan import SearchPlan
@@ -68,14 +75,26 @@ def test_hard_negatives_of_questions_that_have_none_are_refused():
     check_negatives(0, has_negatives=False)
 
 
+def test_a_teacher_who_has_scored_nothing_is_refused():
+    with pytest.raises(InputError, match=r"^--distill_weight 0\.5: no training question has hard_neg_scores"):
+        check_teacher(0.5, has_scores=False)
+    check_teacher(0.5, has_scores=True)
+    check_teacher(0.0, has_scores=False)
+
+
 @pytest.mark.parametrize(("values", "found"), [("0,2", Choices((0, 2))), ("1:4", Range(1, 4, False, True))])
 def test_a_search_over_their_number_is_refused_before_its_first_trial(values, found):
     search = parse_search([*WORDS, "--tune", f"negatives_per_question={values}"])
     assert search.space == {"negatives_per_question": found}
     plan = SearchPlan.of(search, search.job, 900)
-    assert plan.describe_batches(1, has_negatives=True)
+    assert plan.describe_batches(1, has_negatives=True, has_scores=False)
     with pytest.raises(InputError, match=f"--negatives_per_question {values[-1]}: "):
-        plan.describe_batches(1, has_negatives=False)
+        plan.describe_batches(1, has_negatives=False, has_scores=False)
+    search = parse_search([*WORDS, "--tune", "distill_weight=0,0.5"])
+    plan = SearchPlan.of(search, search.job, 900)
+    assert plan.describe_batches(1, has_negatives=True, has_scores=True)
+    with pytest.raises(InputError, match="--distill_weight 0.5: no training question has hard_neg_scores"):
+        plan.describe_batches(1, has_negatives=True, has_scores=False)
 
 
 @pytest.mark.parametrize(

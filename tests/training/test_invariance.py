@@ -90,6 +90,14 @@ def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_siz
     torch.testing.assert_close(other["of loss"]["log_scale"], ended, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, True), (4, False)])
+def test_a_teacher_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+    one = result(1, 0.25, loss="distilled", per_question=1)
+    other = result(world_size, 0.25, gradient_cache, loss="distilled", per_question=1)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert not is_the_same_training(one, result(1, 0.25, per_question=1))
+
+
 @pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False)])
 def test_a_head_of_sentence_transformers_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
     one, other = result(1, 0.25, dense=True), result(world_size, 0.25, gradient_cache, dense=True)

@@ -125,6 +125,8 @@ def test_the_defaults_are_those_of_the_contract():
         "temperature": 0.05,
         "hard_neg_ratio": 0.05,
         "negatives_per_question": 0,
+        "distill_weight": 0.0,
+        "teacher_temperature": 1.0,
         "mine_negatives": 0,
         "mine_margin": 0.95,
         "mine_depth": 100,
@@ -462,6 +464,9 @@ def test_own_settings_do_not_hide_names_of_transformers():
             "--mine_negatives 4 --negatives_per_question 5",
             "--negatives_per_question 5: is more than --mine_negatives 4",
         ),
+        ("--distill_weight 1.5", "--distill_weight 1.5: has to be from 0 to 1"),
+        ("--mine_negatives 4 --distill_weight 0.5", "--distill_weight 0.5: needs --teacher hybrid beside --mine_neg"),
+        ("--teacher some/folder", "--teacher some/folder: training itself can only ask hybrid; run jobs/mine.py"),
         ("--mine_negatives 4 --mine_from sparse", "--mine_from sparse: has to be dense or bm25"),
         ("--demo_size 9", "--demo_size makes its own data: leave out --train_file, or --demo_size"),
         ("--output_dir=", "--output_dir is missing: "),
@@ -481,6 +486,9 @@ def test_settings_of_mining_without_mining_are_noted():
         "--mine_margin, --mine_from: no effect without --mine_negatives"
     ]
     assert parse("--mine_margin 0.9 --mine_negatives 4").notes == []
+    assert parse("--teacher hybrid").notes == ["--teacher: no effect without --mine_negatives"]
+    assert parse("--mine_negatives 4 --teacher hybrid --distill_weight 1 --negatives_per_question 2").notes == []
+    assert "few questions of a batch meet the hard" in parse("--distill_weight 0.5").notes[0]
     assert "every round of --mine_every is used" in parse("--mine_negatives 4 --mine_every 0.3 --async_eval").notes[0]
 
 
