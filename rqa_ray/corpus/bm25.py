@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from rqa_ray.corpus.topk import RunningTopK, question_slices
+from rqa_ray.data.columns import runs
 from rqa_ray.places import read_json
 
+SMALLEST_DEVIATION = 1e-9  # of scores; the z-scores of scores that are all alike are 0
 HYBRID_FILE = "hybrid.json"  # in the folder of a model: the weight of its hybrid with BM25, and its metrics
 
 
@@ -50,14 +52,46 @@ class Bm25:
 
         self._tokenize = bm25s.tokenize
         self._index = bm25s.BM25()
-        self._index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
+        tokens = bm25s.tokenize(texts, show_progress=False)
+        self._index.index(tokens, show_progress=False)
+        self._mean_length = float(np.mean([len(row) for row in tokens.ids])) if len(texts) else 0.0
         self.num_passages = len(texts)
 
     def scores(self, questions: Sequence[str]) -> torch.Tensor:
         """Returns (q, P) fp32 scores."""
         blank = np.zeros(self.num_passages, np.float32)  # the scores of a question without words
-        tokens = self._tokenize(list(questions), return_ids=False, show_progress=False)
-        return torch.from_numpy(np.stack([self._index.get_scores(row) if row else blank for row in tokens]))
+        words = self.words(questions)
+        return torch.from_numpy(np.stack([self._index.get_scores(row) if row else blank for row in words]))
+
+    def words(self, texts: Sequence[str]) -> list[list[str]]:
+        """Returns the words of texts, without stop words."""
+        return self._tokenize(list(texts), return_ids=False, show_progress=False) if len(texts) else []
+
+    def word_numbers(self, words: list[str]) -> list[int]:
+        """Returns the numbers of those words that the corpus has."""
+        return self._index.get_tokens_ids(words)
+
+    def postings(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns of words (W,), word after word, the positions of the passages that have the word.
+
+        The other results are the fp32 scores of the word in these passages, and how many passages each word has (W,).
+        """
+        starts = self._index.scores["indptr"].astype(np.int64)
+        counts = starts[numbers + 1] - starts[numbers]
+        places, _ = runs(starts[numbers], counts)
+        return self._index.scores["indices"][places].astype(np.int64), self._index.scores["data"][places], counts
+
+    def parts_of(self, numbers: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
+        """Returns (W,) fp32 scores of words that a text beside the corpus has `counts` (W,) times, of `length` words.
+
+        Lucene's formula, with the frequencies and the mean length of the corpus.
+        """
+        starts = self._index.scores["indptr"].astype(np.int64)
+        with_word = starts[numbers + 1] - starts[numbers]
+        idf = np.log(1 + (self.num_passages - with_word + 0.5) / (with_word + 0.5))
+        k1, b = self._index.k1, self._index.b
+        norm = k1 * (1 - b + b * length / self._mean_length)
+        return (idf * counts / (norm + counts)).astype(np.float32)
 
     def rank(self, questions: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns scores and positions (Q, k), best first."""
@@ -96,4 +130,4 @@ class Hybrid:
 def z_scores(scores: torch.Tensor) -> torch.Tensor:
     """Returns scores (q, P) minus their mean, divided by their standard deviation, question by question."""
     deviation, mean = torch.std_mean(scores, dim=1, keepdim=True, correction=0)
-    return (scores - mean) / deviation.clamp(min=1e-9)
+    return (scores - mean) / deviation.clamp(min=SMALLEST_DEVIATION)
