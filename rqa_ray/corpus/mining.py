@@ -58,6 +58,7 @@ class Wordings:
     first: np.ndarray  # (Q,) the first pair with each question
     golds: Golds  # (Q,) golds of all pairs with the wording
     of_pairs: np.ndarray  # (N,) the question number of each pair
+    gold_of_pairs: np.ndarray  # (N,) the place of each pair's gold in `golds.ids`
 
     @classmethod
     def of(cls, question_keys: np.ndarray, passage_ids: np.ndarray) -> Wordings:
@@ -65,7 +66,9 @@ class Wordings:
         first = first_places(question_keys)
         keys, order = question_keys[first], np.argsort(question_keys[first])
         of_pairs = order[np.searchsorted(keys, question_keys, sorter=order)]
-        return cls(keys, first, Golds.of(question_keys, passage_ids).select(first), of_pairs)
+        golds = Golds.of(question_keys, passage_ids).select(first)  # by question, then by id
+        places = np.unique(np.stack([of_pairs, passage_ids], axis=1), axis=0, return_inverse=True)[1]
+        return cls(keys, first, golds, of_pairs, places.reshape(-1))
 
 
 class Verdict(IntEnum):

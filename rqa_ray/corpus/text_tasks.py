@@ -14,6 +14,7 @@ import ray
 
 from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.bm25 import Bm25
+from rqa_ray.corpus.hybrid_pairs import WordScores
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.shards import EmbeddingFolder
 
@@ -47,10 +48,25 @@ def _build_bm25(texts: Texts) -> Bm25:
 
 def bm25_rankings(index: ray.ObjectRef, questions: Sequence[str], k: int, workers: Workers) -> np.ndarray:
     """Returns positions (Q, K), best first, -1 where no further passage has a word of the question."""
+    return np.concatenate(ray.get([_rank.remote(index, part, k) for part in _shares(questions, workers)]))
+
+
+def word_scores(index: ray.ObjectRef, questions: Sequence[str], beside: Sequence[str], workers: Workers) -> WordScores:
+    """Returns BM25's scores of questions with the passages and the texts `beside` them."""
+    parts = [_word_scores.remote(index, part, beside) for part in _shares(questions, workers)]
+    return WordScores.join(ray.get(parts))
+
+
+def _shares(questions: Sequence[str], workers: Workers) -> list[Sequence[str]]:
+    """Cuts questions into a share for each CPU of the workers."""
     number = min(workers.num_workers * workers.cpus, len(questions))
     cuts = [len(questions) * part // number for part in range(number + 1)]
-    parts = [questions[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
-    return np.concatenate(ray.get([_rank.remote(index, part, k) for part in parts]))
+    return [questions[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+@ray.remote
+def _word_scores(index: Bm25, questions: list[str], beside: list[str]) -> WordScores:
+    return WordScores.of(index, questions, beside)
 
 
 @ray.remote

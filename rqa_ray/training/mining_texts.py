@@ -18,21 +18,22 @@ from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.mining import Wordings
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.plan import Range, group_ranges
-from rqa_ray.corpus.text_tasks import bm25_rankings, build_bm25, signatures
+from rqa_ray.corpus.text_tasks import bm25_rankings, build_bm25, signatures, word_scores
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, fetch_tables
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, question_key
 from rqa_ray.data.share import ALL, Share
-from rqa_ray.evaluation.predictions import Documents
-from rqa_ray.settings import MINED_FROM, MiningSettings
-from rqa_ray.training.rounds import MiningTexts
+from rqa_ray.evaluation.evaluator import TOP_K
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.settings import HYBRID, MINED_FROM, MiningSettings
+from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
 
 
 def read_mining_texts(
     train_files: list[str],
     labels: Labels,
-    corpus: Blocks,
+    blocks: dict[str, Blocks],
     num_pairs: int,
     settings: MiningSettings,
     workers: Workers,
@@ -40,12 +41,13 @@ def read_mining_texts(
 ) -> MiningTexts:
     """Reads the questions of training files, ranks passages for them by BM25, and makes signatures of all passages.
 
-    The questions are those in the share. Passages are in the order of `rows.Corpus`.
+    The questions are those in the share. `blocks` are those of the corpus and of the eval questions, which weigh a
+    hybrid. Passages are in the order of `rows.Corpus`.
 
     Raises:
         RuntimeError: the files have another number of pairs than when they were first read.
     """
-    documents = Documents(corpus.tables())
+    corpus, documents = blocks["corpus"], Documents(blocks["corpus"].tables())
     found = [_read_pairs.remote(ranges, labels, share, documents.passage_ids) for ranges in group_ranges(train_files)]
     keys, ids = [], []
     texts: dict[int, str] = {}
@@ -63,14 +65,22 @@ def read_mining_texts(
     cuts = [number * part // tasks for part in range(tasks + 1)]
     shares = zip(cuts[:-1], cuts[1:], strict=True)
     of_passages = signatures([functools.partial(corpus_texts, corpus.refs, *share) for share in shares])
-    bm25 = np.zeros((len(wordings.keys), 0), np.int64)
-    if "bm25" in (settings.mine_from or MINED_FROM):
-        index = build_bm25(functools.partial(corpus_texts, corpus.refs, 0, number))
-        questions = [texts[key] for key in wordings.keys.tolist()]
-        bm25 = bm25_rankings(index, questions, min(settings.mine_depth, number), workers)
     order = sorted(missing)
-    beside = Signatures.of(missing[number] for number in order)
-    return MiningTexts(wordings, np.array(order, np.int64), bm25, Signatures.join([of_passages, beside]))
+    beside, questions = [missing[number] for number in order], [texts[key] for key in wordings.keys.tolist()]
+    bm25, hybrid = np.zeros((len(wordings.keys), 0), np.int64), None
+    is_ranked, is_asked = "bm25" in (settings.mine_from or MINED_FROM), settings.teacher == HYBRID
+    index = build_bm25(functools.partial(corpus_texts, corpus.refs, 0, number)) if is_ranked or is_asked else None
+    if index and is_ranked:
+        bm25 = bm25_rankings(index, questions, min(settings.mine_depth, number), workers)
+    if index and is_asked:
+        asked = AskedQuestions(blocks["eval"].tables()).questions
+        hybrid = HybridTexts(
+            word_scores(index, questions, beside, workers),
+            word_scores(index, asked, [], workers),
+            bm25_rankings(index, asked, min(TOP_K, number), workers),
+        )
+    every = Signatures.join([of_passages, Signatures.of(beside)])
+    return MiningTexts(wordings, np.array(order, np.int64), bm25, every, hybrid)
 
 
 def corpus_texts(refs: Sequence[Any], start: int, stop: int) -> Iterator[str]:

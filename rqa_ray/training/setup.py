@@ -88,9 +88,8 @@ class Setup:
     def read_mining_texts(self) -> Any:
         """Reads what mining needs to know about texts, and prints a line; returns a reference for the spec."""
         started = time.monotonic()
-        corpus, settings = self.blocks["corpus"], self.job.settings
-        given = (self.num_rows, settings, self.workers, self.shared.share)
-        texts = read_mining_texts(self.train_files, self.labels, corpus, *given)
+        given = (self.num_rows, self.job.settings, self.workers, self.shared.share)
+        texts = read_mining_texts(self.train_files, self.labels, self.blocks, *given)
         print(
             f"mining: {len(texts.wordings.keys):,} questions; signatures of passages and BM25's candidates in "
             f"{duration(time.monotonic() - started)}"

@@ -4,6 +4,7 @@ The mutations are mistakes that public implementations make; the test has to not
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
 from transformers import BertConfig, TrainerCallback
 
+from rqa_ray.corpus.bm25 import Bm25
+from rqa_ray.corpus.hybrid_pairs import WordScores
 from rqa_ray.corpus.mining import Wordings
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.data.batches import GlobalBatches
@@ -31,13 +34,15 @@ from rqa_ray.retriever.losses import InBatchContrastive
 from rqa_ray.settings import MINED_FROM, TrainSettings
 from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
-from rqa_ray.training.rounds import MiningTexts, Rounds
+from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
+from rqa_ray.training.rounds import Rounds
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.builders import table
 from tests.models import save_model
 
 GLOBAL_BATCH, STEPS, VOCABULARY = 16, 10, 100
 MINED = TrainSettings(mine_negatives=3, mine_every=0.5, mine_depth=8, mine_margin=1.0)  # rounds at steps 0 and 5
+TAUGHT = replace(MINED, teacher="hybrid", mine_margin=1.5)
 MUTATIONS = ("factor W", "factor 1/W", "no mask", "mask before the gather", "detached gather")
 
 
@@ -92,7 +97,19 @@ def mining_texts(data: dict[str, list[pa.Table]], rounds: TrainSettings) -> Mini
     depth = 6 if "bm25" in (rounds.mine_from or MINED_FROM) else 0
     bm25 = np.stack([np.random.default_rng(key).permutation(len(corpus))[:depth] for key in wordings.keys])
     bm25[::4, depth // 2 :] = -1  # questions of few words
-    return MiningTexts(wordings, missing, bm25, Signatures.of(" ".join(map(str, tokens)) for tokens in passages))
+    texts, hybrid = [words_of(tokens) for tokens in passages], None
+    if rounds.teacher:
+        index = Bm25(texts[: len(corpus)])
+        asked = [words_of(rows.questions[int(row)]) for row in wordings.first]
+        of_eval = [words_of(tokens) for tokens in Questions.from_tables(data["eval"]).tokens]
+        beside = texts[len(corpus) :]
+        words = WordScores.of(index, asked, beside), WordScores.of(index, of_eval)
+        hybrid = HybridTexts(*words, index.rank(of_eval, len(corpus))[1])
+    return MiningTexts(wordings, missing, bm25, Signatures.of(texts), hybrid)
+
+
+def words_of(tokens: np.ndarray) -> str:
+    return " ".join(map(str, tokens))
 
 
 class LearnedTemperature(torch.nn.Module):
@@ -141,7 +158,7 @@ def run(
     mutation: str,
     loss: str,
     per_question: int,
-    mined: bool,
+    mined: TrainSettings | None,
 ) -> None:
     """Trains; rank 0 saves gradients, losses, weights and facts about the data to `folder`/result.pt."""
     torch.set_num_threads(1)
@@ -153,7 +170,7 @@ def run(
     mutate(mutation)
     recorder = Recorder()
     of_loss = LOSSES[loss]()
-    more = {"per_question": per_question, "loss": of_loss, "rounds": MINED if mined else None}
+    more = {"per_question": per_question, "loss": of_loss, "rounds": mined}
     trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, **more)
     encoder, batches = trainer.model, trainer.batches
     told: list[str] = []

@@ -29,8 +29,9 @@ def result(
     loss: str = "own",
     dense: bool = False,
     per_question: int = 0,
-    mined: bool = False,
+    rounds: str | None = None,
 ) -> dict:
+    mined = rounds and {"mined": invariance.MINED, "taught": invariance.TAUGHT}[rounds]
     with tempfile.TemporaryDirectory() as folder:
         invariance.random_bert(folder, dense)
         arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question, mined)
@@ -73,7 +74,7 @@ def test_hard_negatives_that_each_question_brings_make_the_same_steps_too() -> N
 
 
 def test_hard_negatives_that_are_mined_twice_make_the_same_steps_too() -> None:
-    one, other = result(1, 0.25, per_question=2, mined=True), result(2, 0.25, per_question=2, mined=True)
+    one, other = result(1, 0.25, per_question=2, rounds="mined"), result(2, 0.25, per_question=2, rounds="mined")
     assert is_the_same_training(one, other), differences(one, other)
     assert [told.partition(":")[0] for told in one["rounds"]] == ["mined round 1 at step 0", "mined round 2 at step 5"]
     assert (one["round"]["ids"] == other["round"]["ids"]).all()
@@ -96,6 +97,13 @@ def test_a_teacher_makes_the_same_steps_too(world_size: int, gradient_cache: boo
     other = result(world_size, 0.25, gradient_cache, loss="distilled", per_question=1)
     assert is_the_same_training(one, other), differences(one, other)
     assert not is_the_same_training(one, result(1, 0.25, per_question=1))
+
+
+def test_the_hybrid_teaches_the_same_steps_too() -> None:
+    one, other = (result(ranks, 0.25, loss="distilled", per_question=2, rounds="taught") for ranks in (1, 2))
+    assert is_the_same_training(one, other), differences(one, other)
+    assert one["round"]["weight"] == other["round"]["weight"] < 1
+    assert not is_the_same_training(one, result(1, 0.25, per_question=2, rounds="taught"))
 
 
 @pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False)])

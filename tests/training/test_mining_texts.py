@@ -35,7 +35,7 @@ def read(ray_cluster, tiny_model, files, tmp_path_factory):
     (folder / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write([files["train_file"]], "questions", folder / "train.parquet", skip_bad=False)  # as jobs/prepare.py does
     train = [str(folder / name) for name in ("more.jsonl", "train.parquet")]
-    inputs = {"train": train, "corpus": [files["full_dataset_file_path"]]}
+    inputs = {"train": train, "corpus": [files["full_dataset_file_path"]], "eval": [files["eval_file"]]}
     blocks = read_inputs(inputs, ModelSpec(tiny_model, read_settings(tiny_model)))
     return inputs, blocks
 
@@ -46,8 +46,8 @@ def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(r
 
     inputs, blocks = read
     rows = TrainingRows.from_tables(blocks["train"].tables())
-    settings, workers = TrainSettings(mine_depth=5), Workers(1, 2, False)
-    found = read_mining_texts(inputs["train"], NO_LABELS, blocks["corpus"], len(rows), settings, workers)
+    settings, workers = TrainSettings(mine_depth=5, teacher="hybrid"), Workers(1, 2, False)
+    found = read_mining_texts(inputs["train"], NO_LABELS, blocks, len(rows), settings, workers)
     wordings = found.wordings
     assert len(wordings.of_pairs) == len(rows) and wordings.of_pairs[:2].tolist() == [0, 0]
     for number, key in enumerate(wordings.of_pairs):
@@ -60,17 +60,26 @@ def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(r
         for _, record in read_records(path, "questions"):
             for question in record.questions:
                 texts.setdefault(question_key(question), question)
-    scores, positions = Bm25([document.fmt_content for document in documents]).rank(list(texts.values()), 5)
+    bm25 = Bm25([document.fmt_content for document in documents])
+    scores, positions = bm25.rank(list(texts.values()), 5)
     assert list(texts) == wordings.keys.tolist()
     assert (found.bm25 == np.where(scores > 0, positions, -1)).all()
+    every = np.indices((len(texts), len(documents))).reshape(2, -1)
+    lexical = bm25.scores(list(texts.values())).numpy()
+    assert (found.hybrid.asked.of_pairs(*every) == lexical.reshape(-1)).all()
+    asked = [question for record in good_records(inputs["eval"], "questions") for question in record.questions]
+    assert found.hybrid.asked.span == len(documents) + 1 and len(found.hybrid.of_eval.means) == len(asked)
+    assert (found.hybrid.of_eval.of_pairs([0] * 5, np.arange(5)) == bm25.scores(asked[:1])[0, :5].numpy()).all()
+    assert found.hybrid.eval_bm25.shape[0] == len(asked)
+
     share = Share(0.5, 3)
     numbers = share.numbers(blocks["train"].tables())
-    shared = read_mining_texts(
-        inputs["train"], NO_LABELS, blocks["corpus"], len(numbers), settings, workers, share
-    ).wordings
+    shared = read_mining_texts(inputs["train"], NO_LABELS, blocks, len(numbers), settings, workers, share).wordings
     of_pairs = found.of_pairs(numbers, rows.passage_ids[numbers])
     asked = wordings.of_pairs[numbers[shared.first]]
     assert 0 < len(numbers) < len(rows) and (of_pairs.bm25 == found.bm25[asked]).all()
+    every = np.indices((len(asked), len(documents))).reshape(2, -1)
+    assert (of_pairs.hybrid.asked.of_pairs(*every) == lexical[asked].reshape(-1)).all()
     for name in ("keys", "first", "of_pairs"):
         assert (getattr(of_pairs.wordings, name) == getattr(shared, name)).all()
     assert (of_pairs.wordings.golds.ids == shared.golds.ids).all()
@@ -84,7 +93,7 @@ def test_without_bm25_no_rankings_are_made(read) -> None:
 
     inputs, blocks = read
     settings = TrainSettings(mine_from=["dense"])
-    found = read_mining_texts(inputs["train"][:1], NO_LABELS, blocks["corpus"], 2, settings, Workers(1, 1, False))
+    found = read_mining_texts(inputs["train"][:1], NO_LABELS, blocks, 2, settings, Workers(1, 1, False))
     assert found.bm25.shape == (1, 0)
     with pytest.raises(RuntimeError, match=r"more\.jsonl: it, or a file behind it, changed while it was read"):
-        read_mining_texts(inputs["train"][:1], NO_LABELS, blocks["corpus"], 3, settings, Workers(1, 1, False))
+        read_mining_texts(inputs["train"][:1], NO_LABELS, blocks, 3, settings, Workers(1, 1, False))

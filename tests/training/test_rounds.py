@@ -9,12 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from rqa_ray.corpus.bm25 import Bm25, Hybrid
 from rqa_ray.corpus.mining import MiningRules
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.columns import input_order
 from rqa_ray.data.rows import Corpus, TrainingRows
 from rqa_ray.data.windows import Part, WindowedRows, WindowPlan
 from rqa_ray.errors import InputError
+from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.settings import TrainSettings
@@ -23,7 +25,16 @@ from rqa_ray.training.schedule import rounds_due
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.corpus.mining_oracle import exact_scores, verdicts
 from tests.ranks import run_ranks
-from tests.training.invariance import MINED, Recorder, make_trainer, mining_texts, random_bert, tables, weights
+from tests.training.invariance import (
+    MINED,
+    Recorder,
+    make_trainer,
+    mining_texts,
+    random_bert,
+    tables,
+    weights,
+    words_of,
+)
 
 LACKING = (3, 7, 15)  # passages; the first two are golds
 
@@ -48,8 +59,11 @@ def mine_once(folder: str, rounds: TrainSettings) -> tuple[Round, str]:
     return made.rounds.round, told[0]
 
 
-def expected(folder: str, rounds: TrainSettings) -> tuple[list[list[int]], int]:
-    """By brute force: the ids of each question's negatives, and the number of suspects."""
+def expected(folder: str, rounds: TrainSettings) -> tuple[list[list[int]], int, float, list[float]]:
+    """By brute force: the ids of each question's negatives, the number of suspects, and the hybrid's weight.
+
+    And the hybrid's scores of all golds.
+    """
     made, _ = trainer(folder, rounds, lacking=LACKING)
     made.model.eval()
     texts, rows, embed = mining_texts(tables(lacking=LACKING), rounds), made.batches.rows.rows, made.evaluator.embedder
@@ -58,19 +72,35 @@ def expected(folder: str, rounds: TrainSettings) -> tuple[list[list[int]], int]:
     passages = np.concatenate([embed.rows([row]).numpy() for row in token_rows])
     asked = np.concatenate([embed.rows([rows.questions[int(row)]]).numpy() for row in texts.wordings.first])
     rules = MiningRules(rounds.mine_negatives, rounds.mine_margin, rounds.mine_depth, made.batches.seed, round=1)
-    words = [" ".join(map(str, row)) for row in token_rows]
-    negatives, suspects = [], 0
-    for number, dense in enumerate(exact_scores(asked, passages)):
+    words = [words_of(row) for row in token_rows]
+    negatives, suspects, weight, gold_scores = [], 0, math.nan, []
+    every, teacher = exact_scores(asked, passages), None
+    if rounds.teacher:
+        in_corpus = len(ids) - len(texts.missing)
+        bm25, questions = Bm25(words[:in_corpus]), made.evaluator.questions["eval"]
+        hybrid = Hybrid(bm25, torch.from_numpy(passages[:in_corpus]))
+        of_eval = [words_of(row) for row in questions.tokens]
+        found = choose_weight(hybrid, of_eval, embed.rows([*questions.tokens]), questions.golds, ids[:in_corpus])
+        weight = found
+        pairs = np.indices(every.shape).reshape(2, -1)
+        lexical = texts.hybrid.asked.of_pairs(*pairs).reshape(every.shape)
+        teacher = sum(
+            share * (part - part[:, :in_corpus].mean(1, keepdims=True)) / part[:, :in_corpus].std(1, keepdims=True)
+            for share, part in ((weight, every), (1 - weight, lexical))
+        )
+    for number, dense in enumerate(every):
         lexical = np.zeros(len(ids) - len(texts.missing), np.float32)
         named = texts.bm25[number][texts.bm25[number] >= 0]
         lexical[named] = np.arange(len(named), 0, -1)
         golds = [int(np.flatnonzero(ids == gold)[0]) for gold in texts.wordings.golds[number]]
         sources = tuple(rounds.mine_from or ("dense", "bm25"))
         key = int(texts.wordings.keys[number])
-        found = verdicts(rules, key, golds, dense, lexical, words, len(lexical), sources)
+        decides = None if teacher is None else teacher[number]
+        gold_scores += [] if decides is None else decides[golds].tolist()
+        found = verdicts(rules, key, golds, dense, lexical, words, len(lexical), sources, decides)
         negatives.append(ids[found.negatives].tolist())
         suspects += len(found.suspects)
-    return negatives, suspects
+    return negatives, suspects, weight, gold_scores
 
 
 @pytest.fixture(scope="module")
@@ -103,17 +133,20 @@ def test_a_share_of_the_pairs_mines_for_its_questions_what_all_pairs_mine(folder
     assert of_share.items() <= of_all.items()
 
 
-@pytest.mark.parametrize("sources", [None, ["dense"], ["bm25"]])
+@pytest.mark.parametrize(("sources", "teacher"), [(None, None), (["dense"], None), (["bm25"], None), (None, "hybrid")])
 def test_a_round_is_that_of_brute_force_for_one_rank_and_for_two_where_the_corpus_lacks_golds_too(
-    folder, tmp_path, sources
+    folder, tmp_path, sources, teacher
 ) -> None:
-    rounds = TrainSettings(mine_negatives=3, mine_margin=1.0, mine_depth=8, mine_from=sources)
-    negatives, suspects = expected(str(folder), rounds)
+    rounds = TrainSettings(mine_negatives=3, mine_margin=1.0, mine_depth=8, mine_from=sources, teacher=teacher)
+    negatives, suspects, weight, gold_scores = expected(str(folder), rounds)
     assert suspects > 20 and 3 in map(len, negatives) and not set(LACKING) & {n for row in negatives for n in row}
     for world_size in (1, 2):
         for mined, told in run_ranks(world_size, mine_once, tmp_path, str(folder), rounds):
             assert [part.tolist() for part in np.split(mined.ids, mined.offsets[1:-1])] == negatives
             assert f": 40 questions, {len(mined.ids)} negatives, {suspects} suspects" in told
+            np.testing.assert_equal(mined.weight, weight)
+            if teacher:
+                np.testing.assert_allclose(mined.gold_scores, gold_scores, atol=1e-4)
 
 
 def test_rows_in_windows_mine_what_rows_in_memory_do(folder) -> None:
@@ -262,6 +295,46 @@ def test_a_round_of_other_questions_or_passages_is_refused(folder, tmp_path) -> 
     other, _ = trainer(folder, lacking=tuple(made.rounds.round.ids[:1]))
     with pytest.raises(InputError, match="its mined hard negatives belong to other training files or"):
         other.rounds.load(tmp_path)
+
+
+HYBRID = TrainSettings(mine_negatives=3, mine_margin=1.5, teacher="hybrid")
+
+
+def test_the_scores_of_a_teacher_go_to_the_pairs_and_are_in_the_checkpoint(folder, tmp_path) -> None:
+    made, told = trainer(folder, HYBRID)
+    mining = made.rounds.start(0, 10)
+    made.evaluator.look_through(mining)
+    made.rounds.finish(mining, 0.25)
+    mined, wordings, negatives = made.rounds.round, made.rounds.texts.wordings, made.batches._negatives
+    assert told[1].startswith(f"teacher of round 1: {mined.weight:g} of the model's z-scores and ")
+    rows = made.batches.rows.rows
+    for pair, question in enumerate(wordings.of_pairs):
+        golds = wordings.golds[question].tolist()
+        first = wordings.golds.offsets[question] + golds.index(rows.passage_ids[pair])
+        assert negatives.gold_scores[pair] == mined.gold_scores[first]
+        own = slice(*negatives.offsets[pair : pair + 2])
+        assert (negatives.scores[own] == np.split(mined.scores, mined.offsets[1:-1])[question]).all()
+    assert made.batches[0].teacher is not None
+
+    made.rounds.save(tmp_path)
+    again, _ = trainer(folder, HYBRID)
+    again.rounds.load(tmp_path)
+    for name in ("scores", "gold_scores"):
+        assert (getattr(again.batches._negatives, name) == getattr(negatives, name)).all()
+
+
+def test_a_checkpoint_of_a_run_without_a_teacher_is_refused_by_one_with_a_teacher(folder, tmp_path) -> None:
+    made, _ = trainer(folder)
+    mining = made.rounds.start(0, 10)
+    made.evaluator.look_through(mining)
+    made.rounds.finish(mining, 0.25)
+    made.rounds.save(tmp_path)
+    with np.load(tmp_path / NEGATIVES_FILE) as kept:  # an earlier version knew no teacher
+        earlier = {name: kept[name] for name in kept if name not in ("weight", "gold_scores")}
+    np.savez(tmp_path / NEGATIVES_FILE, **earlier)
+    trainer(folder)[0].rounds.load(tmp_path)
+    with pytest.raises(InputError, match="its hard negatives were mined without --teacher"):
+        trainer(folder, HYBRID)[0].rounds.load(tmp_path)
 
 
 def test_what_stands_in_for_negatives_that_are_not_mined_yet_is_as_many() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,8 +68,14 @@ class WordScores:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         return cls(words, offsets, keys, scores[first], parts[0].span, means, deviations)
 
+    def select(self, questions: np.ndarray) -> WordScores:
+        """Returns the scores of some questions alone."""
+        places, offsets = runs(self.offsets[questions], np.diff(self.offsets)[questions])
+        means, deviations = self.means[questions], self.deviations[questions]
+        return replace(self, words=self.words[places], offsets=offsets, means=means, deviations=deviations)
+
     def of_pairs(self, questions: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns (N,) fp32 scores of questions (N,) with the passages at positions (N,), as `Bm25.scores` has them."""
+        """Returns (N,) fp32 scores of questions (N,) with passages at positions (N,), equal to `Bm25.scores`."""
         counts = np.diff(self.offsets)[questions]
         words = self.words[runs(self.offsets[questions], counts)[0]]
         pairs = np.repeat(np.arange(len(questions)), counts)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rqa_ray.corpus.bm25 import Bm25, Hybrid
-from rqa_ray.corpus.hybrid_scores import PassageMoments, WordScores, ZScores, z_scores
+from rqa_ray.corpus.hybrid_pairs import PassageMoments, WordScores, ZScores, z_scores
 
 GENERATOR = np.random.default_rng(4)
 WORDS = "red green blue apple pear wine sea hill song rain the of".split()
