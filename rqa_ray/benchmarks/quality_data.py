@@ -29,7 +29,7 @@ from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.training.assembly import TrainingData
-from rqa_ray.training.rounds import MiningTexts
+from rqa_ray.training.mining_pass import MiningTexts
 
 BUILT_IN = "builtin"
 BUILT_IN_SIZES = {"num_train": 800, "num_eval": 520, "num_test": 520}

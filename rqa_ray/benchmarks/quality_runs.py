@@ -28,7 +28,7 @@ from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.assembly import assemble
 from rqa_ray.training.finish import BASE, Candidate, EvalQuestions, Finish, StateDict, Weights
-from rqa_ray.training.rounds import MiningPass
+from rqa_ray.training.mining_pass import MiningPass
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 GIVEN = "given negatives"

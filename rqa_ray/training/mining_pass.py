@@ -9,12 +9,14 @@ Q questions (distinct wordings), P passages, E golds that the corpus lacks, K ca
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from rqa_ray.corpus.bm25 import Bm25
 from rqa_ray.corpus.hybrid_pairs import PassageMoments, WordScores, ZScores, z_scores
 from rqa_ray.corpus.mining import Candidates, Mined, MiningRules, PairScores, ScoredGolds, Wordings, choose
 from rqa_ray.corpus.near_duplicates import Signatures
@@ -31,7 +33,16 @@ class HybridTexts:
 
     asked: WordScores  # of the questions that are mined
     of_eval: WordScores  # of the eval questions, in the order of `rows.Questions`
-    eval_bm25: np.ndarray  # positions, best first, of the eval questions; -1 after the last
+    eval_bm25: np.ndarray  # positions, best first, for the eval questions; -1 after the last
+
+    @classmethod
+    def of(
+        cls, bm25: Bm25, questions: Sequence[str], beside: Sequence[str], eval_questions: Sequence[str]
+    ) -> HybridTexts:
+        """Makes it in this process from an index of the P passages, and the texts of the E golds `beside` them."""
+        scores, positions = bm25.rank(eval_questions, TOP_K)
+        words = WordScores.of(bm25, questions, beside), WordScores.of(bm25, eval_questions)
+        return cls(*words, np.where(scores > 0, positions, -1))
 
 
 @dataclass(frozen=True)

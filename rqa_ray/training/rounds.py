@@ -75,7 +75,8 @@ class Rounds:
         metric: str,
     ) -> None:
         """Takes the name of the `metric` by which the models of two rounds are compared."""
-        self.settings, self.texts, self.batches, self.evaluator = settings, texts, batches, evaluator
+        self.texts = texts if settings.teacher else replace(texts, hybrid=None)
+        self.settings, self.batches, self.evaluator = settings, batches, evaluator
         self.metric, self.table = metric, evaluator.corpus.table
         self.rules = MiningRules(settings.mine_negatives, settings.mine_margin, settings.mine_depth, batches.seed)
         self.tell: Callable[[str], None] = lambda line: None

@@ -12,6 +12,8 @@ from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.columns import Ragged
 from rqa_ray.data.passages import PassageTable
 from rqa_ray.data.schema import question_key
+from rqa_ray.evaluation.hybrid_weight import HybridWeight
+from rqa_ray.training.mining_pass import Choice
 from rqa_ray.training.rounds import Round
 from tests.conftest import WORDS
 from tests.corpus.mining_oracle import exact_scores, verdicts
@@ -82,12 +84,18 @@ def test_negatives_are_drawn_from_the_first_ranks_alike_for_one_seed_and_round()
 def test_pairs_share_the_negatives_of_their_question():
     dense = np.array([[1, 2], [3, 4]]), np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
     candidates = Candidates.united(dense, (np.zeros((2, 0), np.int64), np.zeros((2, 0), np.float32)))
-    golds = ScoredGolds(np.array([0, 0]), np.ones(2, np.float32), np.arange(3))
+    golds = ScoredGolds(np.array([0, 0]), np.array([1, 2], np.float32), np.arange(3))
     mined = choose(MiningRules(), np.array([5, 6]), candidates, golds, Signatures.of(WORDS[:5]))
     table = PassageTable(np.arange(10, 15), Ragged([], np.zeros(0, np.int64)))
-    negatives = Round.of(mined, np.arange(10, 15), 3, 0.5).negatives(table, np.array([1, 0, 1]))
-    assert negatives.ids.tolist() == [13, 14, 11, 12, 13, 14] and negatives.offsets.tolist() == [0, 2, 4, 6]
-    assert negatives.scores is not None and negatives.scores[2] == np.float32(0.1) and negatives.round == 3
+    wordings = Wordings.of(np.array([5, 6, 6]), np.array([10, 10, 10]))
+    alone, taught = (
+        Round.of(Choice(mined, golds, weight), np.arange(10, 15), 3, 0.5).negatives(table, wordings)
+        for weight in (None, HybridWeight(0.5, 0.0, 0.0, 0.0))
+    )
+    assert alone.ids.tolist() == [11, 12, 13, 14, 13, 14] and alone.offsets.tolist() == [0, 2, 4, 6]
+    assert alone.scores is None and alone.round == 3
+    np.testing.assert_allclose(taught.scores, [0.1, 0.2, 0.3, 0.4, 0.3, 0.4])
+    assert taught.gold_scores.tolist() == [1, 2, 2]
 
 
 @pytest.mark.parametrize("block", [1, 7, 40])
@@ -173,7 +181,7 @@ def test_the_choice_is_that_of_brute_force_and_has_no_gold_by_id_text_or_other_w
 
     ids = np.arange(len(texts))
     table = PassageTable(ids, Ragged([], np.zeros(0, np.int64)))
-    negatives = Round.of(mined, ids, 1, 0.5).negatives(table, wordings.of_pairs)
+    negatives = Round.of(Choice(mined, ScoredGolds(ids, ids, ids), None), ids, 1, 0.5).negatives(table, wordings)
     for pair, (question, _) in enumerate(pairs):
         here = {*negatives.ids[negatives.offsets[pair] : negatives.offsets[pair + 1]].tolist()}
         golds = {other for asked, other in pairs if question_key(asked) == question_key(question)}

@@ -15,7 +15,6 @@ from sentence_transformers.sentence_transformer import modules as st
 from transformers import BertConfig, TrainerCallback
 
 from rqa_ray.corpus.bm25 import Bm25
-from rqa_ray.corpus.hybrid_pairs import WordScores
 from rqa_ray.corpus.mining import Wordings
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.data.batches import GlobalBatches
@@ -102,9 +101,7 @@ def mining_texts(data: dict[str, list[pa.Table]], rounds: TrainSettings) -> Mini
         index = Bm25(texts[: len(corpus)])
         asked = [words_of(rows.questions[int(row)]) for row in wordings.first]
         of_eval = [words_of(tokens) for tokens in Questions.from_tables(data["eval"]).tokens]
-        beside = texts[len(corpus) :]
-        words = WordScores.of(index, asked, beside), WordScores.of(index, of_eval)
-        hybrid = HybridTexts(*words, index.rank(of_eval, len(corpus))[1])
+        hybrid = HybridTexts.of(index, asked, texts[len(corpus) :], of_eval)
     return MiningTexts(wordings, missing, bm25, Signatures.of(texts), hybrid)
 
 
