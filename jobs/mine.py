@@ -23,8 +23,9 @@ def main() -> None:
         else:
             settings = parse(MineSettings, words, __doc__)
             from rqa_ray.corpus.mine import mine  # Ray is imported after the arguments are known to be right
+            from rqa_ray.evaluation.hybrid_weight import weigh
 
-            print(mine(settings).describe())
+            print(mine(settings, weigh).describe())
             folder = settings.output_dir
         from rqa_ray.reports.suspects_page import write_suspects_page
 

@@ -82,7 +82,9 @@ class MineSettings(MiningSettings, EncodingSettings):
     """The settings of jobs/mine.py."""
 
     train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages: JSONL or Parquet.")
-    eval_file: list[str] | None = DATA.path(None, "Evaluation questions; the mined golds of them are counted.")
+    eval_file: list[str] | None = DATA.path(
+        None, "Evaluation questions: their mined golds are counted; they weigh --teacher hybrid."
+    )
     test_file: list[str] | None = DATA.path(None, "Test questions; the mined golds of them are counted.")
     accepted_labels: list[str] | None = labels_path()
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of train.jsonl. The same command goes on after a stop.")

@@ -106,10 +106,11 @@ def mine(**flags: Any) -> MineResult:
         InputError: an argument or a file is wrong; nothing was written.
     """
     from rqa_ray.corpus.mine import mine
+    from rqa_ray.evaluation.hybrid_weight import weigh
 
     settings = parse(MineSettings, flags)
     with _no_exit():
-        return mine(settings)
+        return mine(settings, weigh)
 
 
 def search(**flags: Any) -> Answer:

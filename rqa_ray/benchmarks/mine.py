@@ -68,6 +68,7 @@ def mine_own(settings: MineBenchmark) -> Figures:
 
     connect()
     from rqa_ray.corpus.mine import mine
+    from rqa_ray.evaluation.hybrid_weight import weigh
 
     shared = {name: getattr(settings, name) for name in asdict(MiningSettings())}
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch, PeakMemory() as peak:
@@ -80,7 +81,8 @@ def mine_own(settings: MineBenchmark) -> Figures:
                 max_seq_length=settings.max_seq_length,
                 num_negatives=settings.num_negatives,
                 **shared,
-            )
+            ),
+            weigh,
         )
     return _figures(result.report.counts["questions"], result.seconds, result.encoding_seconds, peak.bytes)
 

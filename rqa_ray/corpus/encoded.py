@@ -11,10 +11,11 @@ import torch
 from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.embed import encode_missing, manifest_of
 from rqa_ray.corpus.encode import text_shards
+from rqa_ray.corpus.hybrid_pairs import PassageMoments
 from rqa_ray.corpus.mining import PairScores
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.plan import CorpusPlan
-from rqa_ray.corpus.sharded_search import search
+from rqa_ray.corpus.sharded_search import passage_moments, search
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
 from rqa_ray.corpus_settings import EvaluateSettings, MineSettings
 
@@ -67,3 +68,7 @@ class Encoded:
         """Ranks the corpus for the questions of some shards, as `sharded_search.search` does."""
         normalize = self.model.spec.settings.unit_length
         return search(self.folder, self.texts, shards, k, self.workers, normalize, pairs)
+
+    def moments(self) -> PassageMoments:
+        """Returns the moments of the passages, from which z-scores follow."""
+        return passage_moments(self.folder, self.workers, self.model.spec.settings.unit_length)

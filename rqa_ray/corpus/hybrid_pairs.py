@@ -126,3 +126,20 @@ class ZScores:
     def mixed(self, weight: float) -> np.ndarray:
         """Returns the hybrid's scores (N,) fp32; `weight` is the share of the embeddings, the rest is BM25's."""
         return (weight * self.dense + (1 - weight) * self.lexical).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class HybridWeight:
+    """The weight of the model in a hybrid, and nDCG@10 on the questions that chose the weight."""
+
+    weight: float
+    together: float
+    model: float  # the model alone
+    bm25: float  # BM25 alone
+
+    def describe(self) -> str:
+        """Returns the words for the user."""
+        return (
+            f"{self.weight:g} of the model's z-scores and {round(1 - self.weight, 2):g} of BM25's (nDCG@10 on eval "
+            f"{self.together:.3f}; the model alone {self.model:.3f}, BM25 alone {self.bm25:.3f})"
+        )

@@ -18,6 +18,7 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import plan_workers
 from rqa_ray.corpus.encode import plan_corpus
 from rqa_ray.corpus.encoded import embedding_folder
+from rqa_ray.corpus.hybrid_teacher import Weigh
 from rqa_ray.corpus.mined_files import (
     MINING_FILE,
     NEGATIVES_FILE,
@@ -37,6 +38,7 @@ from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import check_local_folder, refuse_among_inputs, refuse_files_of_others, staged
+from rqa_ray.settings import HYBRID
 from rqa_ray.texts import duration, html_table
 
 INPUTS = {"corpus": "document_path", "asked": "train_file", "eval": "eval_file", "test": "test_file"}
@@ -92,8 +94,10 @@ class MineResult:
         return html_table(["mined", "number"], [*self.report.counts.items()]) + f"<p>{self.output_dir}</p>"
 
 
-def mine(settings: MineSettings) -> MineResult:
+def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
     """Finds hard negatives for all training questions, and writes them to output_dir.
+
+    `weigh` chooses the weight of a hybrid teacher (`evaluation/hybrid_weight.py`).
 
     Raises:
         InputError: what the user gave is wrong; nothing was written.
@@ -112,9 +116,12 @@ def mine(settings: MineSettings) -> MineResult:
     if not earlier and not settings.overwrite_output_dir:
         refuse_files_of_others(output, [TRAIN_FILE, NEGATIVES_FILE, SUSPECTS_FILE])
     model = find_model(settings)
-    teacher = find_teacher(settings.teacher) if settings.teacher else None
+    is_hybrid = settings.teacher == HYBRID
+    teacher = find_teacher(settings.teacher) if settings.teacher and not is_hybrid else None
     if "bm25" in mined_from(settings):
         need_extra("--mine_from bm25", "bm25", "bm25s")
+    if is_hybrid:
+        need_extra(f"--teacher {HYBRID}", "bm25", "bm25s")
     cluster, workers = connect(), plan_workers(settings.num_workers, settings.cpus_per_worker, settings.use_cpu)
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
@@ -128,7 +135,7 @@ def mine(settings: MineSettings) -> MineResult:
     for number, what in ((pairs.num_empty, "empty questions, left out"), (len(pairs.beside), LACKING)):
         if number:
             print(f"note: {what}: {number:,}")
-    miner = Miner(settings, model, teacher, workers, plan, pairs)
+    miner = Miner(settings, model, teacher, workers, plan, pairs, held_out.get("eval"), weigh)
     identity = miner.identity()
     identity["held_out"] = {split: part.digest for split, part in held_out.items()}
     if earlier and not settings.overwrite_output_dir:
@@ -162,6 +169,7 @@ def mine(settings: MineSettings) -> MineResult:
         "suspects_written": written,
     }
     leaks: dict[str, dict[str, int]] = {split: part.leaks(negatives, pairs.ids) for split, part in held_out.items()}
-    report = MiningReport(identity, counts, found.levels(), leaks)
+    weight = miner.hybrid.weight if miner.hybrid else None
+    report = MiningReport(identity, counts, found.levels(), leaks, weight)
     report.save(output)
     return MineResult(settings.output_dir, report, time.perf_counter() - started, encoding)

@@ -41,6 +41,7 @@ class MiningReport:
     counts: dict[str, int]
     levels: dict[str, list[float]]  # `Mined.histogram`, and the edges of its columns
     leaks: dict[str, dict[str, int]]  # by split
+    weight: float | None = None  # of the model in the hybrid that decided, if it did
 
     def save(self, folder: Path) -> None:
         write_json(folder / MINING_FILE, asdict(self))

@@ -19,9 +19,10 @@ import torch
 
 from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.encoded import Encoded, embedding_folder
+from rqa_ray.corpus.hybrid_teacher import HybridTeacher, Weigh
 from rqa_ray.corpus.mined_files import MinedQuestions
 from rqa_ray.corpus.mining import Candidates, MiningRules, PairScores, ScoredGolds, choose
-from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
+from rqa_ray.corpus.mining_inputs import HeldOut, Passages, TrainingPairs
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.plan import CorpusPlan, rows_per_shard
@@ -30,7 +31,7 @@ from rqa_ray.corpus.teacher import CrossEncoderFolder, CrossEncoderTeacher, teac
 from rqa_ray.corpus.text_tasks import bm25_rankings, build_bm25, saved_texts, signatures
 from rqa_ray.corpus_settings import MineSettings
 from rqa_ray.data.token_tables import make_tokenizer
-from rqa_ray.settings import MINED_FROM
+from rqa_ray.settings import HYBRID, MINED_FROM
 
 TEACHER_FOLDER = "teacher"  # folder of what a teacher needs, inside the output folder
 QUESTIONS_AT_ONCE = 16_384  # questions of a slice; their candidates take 50 MB at a depth of 100
@@ -59,7 +60,10 @@ class Miner:
         workers: Workers,
         plan: CorpusPlan,
         pairs: TrainingPairs,
+        of_eval: HeldOut | None,
+        weigh: Weigh,
     ) -> None:
+        """Takes the questions that choose the weight of a hybrid, if there are any, and the function that chooses."""
         self.settings, self.teacher, self.workers = settings, teacher, workers
         self.plan, self.pairs = plan, pairs
         self.rules = MiningRules(settings.num_negatives, settings.mine_margin, settings.mine_depth, settings.seed)
@@ -68,6 +72,8 @@ class Miner:
         folder = embedding_folder(settings)
         self.encoded = Encoded(model, folder, self.texts, workers)
         self.passages = Passages(folder.location, len(plan.passage_ids), pairs.beside)
+        self.of_eval, self.weigh = of_eval if settings.teacher == HYBRID else None, weigh
+        self.hybrid: HybridTeacher | None = None
         self.embedding_teacher = self.cross_encoder = None
         if isinstance(teacher, Model):
             folder = EmbeddingFolder(str(output / TEACHER_FOLDER / EMBEDDINGS_FOLDER))
@@ -85,7 +91,7 @@ class Miner:
             "model": fingerprint(spec.folder, spec.settings),
             "corpus": self.plan.digest,
             "questions": self.pairs.digest,
-            "teacher": self.teacher and teacher_fingerprint(self.teacher),
+            "teacher": teacher_fingerprint(self.teacher) if self.teacher else self.settings.teacher,
             "precision": (self.encoded.folder.manifest() or {}).get("precision", "fp32"),
             "mine_from": mined_from(self.settings),
             **{name: getattr(self.settings, name) for name in names},
@@ -101,6 +107,8 @@ class Miner:
         for encoded in filter(None, (self.encoded, self.embedding_teacher)):
             tokenizer = make_tokenizer(encoded.model.spec)
             tokens = {"questions": tokenizer.questions(self.pairs.questions)}
+            if self.of_eval:
+                tokens["eval"] = tokenizer.questions(self.of_eval.questions)
             if self.pairs.beside:
                 tokens["golds"] = tokenizer.passages([gold.fmt_content for gold in self.pairs.beside])
             encoded.encode(files, self.plan, tokens, self.settings.bf16, overwrite)
@@ -108,20 +116,32 @@ class Miner:
     def mined(self) -> MinedQuestions:
         """Returns what is mined for all questions; call `encode` first."""
         location, names = self.encoded.folder.location, [shard.name for shard in self.encoded.folder.shards]
+        beside = [gold.fmt_content for gold in self.pairs.beside]
         index = None
-        if "bm25" in mined_from(self.settings):
+        if "bm25" in mined_from(self.settings) or self.settings.teacher == HYBRID:
             index = build_bm25(functools.partial(saved_texts, location, names))
+        if index and self.settings.teacher == HYBRID:
+            self.hybrid = HybridTeacher(self.encoded, index, beside, self.workers)
+            print(f"teacher: {self._choose_weight(self.hybrid)}")
         number = min(self.workers.num_workers * self.workers.cpus, len(names))
         cuts = [len(names) * part // number for part in range(number + 1)]
         shares = [names[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
         texts = signatures([functools.partial(saved_texts, location, share) for share in shares])
-        texts = Signatures.join([texts, Signatures.of(gold.fmt_content for gold in self.pairs.beside)])
+        texts = Signatures.join([texts, Signatures.of(beside)])
         found = MinedQuestions()
         for part in self._parts():
             candidates, golds = self._candidates(part, index)
             keys = self.pairs.wordings.keys[part.rows]
             found.add(choose(self.rules, keys, candidates, golds, texts), golds)
         return found
+
+    def _choose_weight(self, hybrid: HybridTeacher) -> str:
+        """Lets the eval questions choose the weight, if there are any; returns words for the user."""
+        if self.of_eval:
+            shards = self.encoded.shards["eval"]
+            return hybrid.choose_weight(self.of_eval, shards, self.plan.passage_ids, self.weigh)
+        rest = 1 - hybrid.weight
+        return f"{hybrid.weight:g} of the model's z-scores and {rest:g} of BM25's; --eval_file would choose"
 
     def _parts(self) -> Iterator[Part]:
         number = len(self.pairs.questions)
@@ -136,7 +156,7 @@ class Miner:
         offsets = self.pairs.wordings.golds.offsets[part.rows.start : part.rows.stop + 1]
         gold_positions = self.pairs.gold_positions[offsets[0] : offsets[-1]]
         bm25 = np.zeros((len(questions), 0), np.int64)
-        if index is not None:
+        if index is not None and "bm25" in mined_from(self.settings):
             bm25 = bm25_rankings(index, questions, rules.depth, self.workers)
         of_golds = np.repeat(np.arange(len(questions)), np.diff(offsets))
         of_bm25 = np.repeat(np.arange(len(questions)), bm25.shape[1])
@@ -145,9 +165,10 @@ class Miner:
         scores, dense = self._search(self.encoded, part, max(depth, 1), pairs)
         gold_scores, bm25_scores = np.split(pairs.scores, [len(of_golds)])
         candidates = Candidates.united((dense[:, :depth], scores[:, :depth]), (bm25, bm25_scores.reshape(bm25.shape)))
-        if self.teacher:
+        if self.teacher or self.hybrid:
             rows = np.concatenate([of_golds, candidates.questions])
-            decides = self._ask_teacher(part, rows, np.concatenate([gold_positions, candidates.positions]))
+            positions = np.concatenate([gold_positions, candidates.positions])
+            decides = self._ask_teacher(part, rows, positions, np.concatenate([gold_scores, candidates.scores]))
             gold_scores, candidates.scores = np.split(decides, [len(of_golds)])
         return candidates, ScoredGolds(gold_positions, gold_scores, offsets - offsets[0])
 
@@ -160,8 +181,12 @@ class Miner:
             pairs.add(encoded.embeddings_of(shards), self.passages.number + torch.arange(len(golds)), golds)
         return scores, positions
 
-    def _ask_teacher(self, part: Part, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns (N,) the teacher's scores of pairs."""
+    def _ask_teacher(self, part: Part, rows: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Returns (N,) the teacher's scores of pairs that the model has scored."""
+        if self.hybrid:
+            shards = self.encoded.shards["questions"][part.shards]
+            found = self.hybrid.z_scores(self.pairs.questions[part.rows], shards, rows, positions, scores)
+            return found.mixed(self.hybrid.weight)
         if self.cross_encoder:
             return self.cross_encoder.scores(self.pairs.questions[part.rows], rows, positions)
         assert self.embedding_teacher

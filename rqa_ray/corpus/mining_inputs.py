@@ -72,11 +72,12 @@ class Passages:
 
 
 class HeldOut:
-    """The golds of questions that are kept for evaluation."""
+    """The questions that are kept for evaluation, and their golds."""
 
     def __init__(self, files: list[str], labels: Labels) -> None:
         records = [record for record in good_records(files, "questions", labels=labels) if record.questions]
         self.labelled = set().union(*map(labels.keys_in, records))  # keys of the questions with an accepted passage
+        self.questions = [question for record in records for question in record.questions]
         self.golds = [{gold.passage_id for gold in record.gold_docs} for record in records for _ in record.questions]
         ids = np.array([number for golds in self.golds for number in sorted(golds)], np.int64)
         self.digest = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Ranks saved embeddings for questions on a cluster: one task for each worker searches its share of the shards.
+"""Reads saved embeddings on a cluster, one share for each worker: ranks passages for questions, adds up moments.
 
 Shapes: Q questions, K passages kept per question.
 """
@@ -13,6 +13,7 @@ import ray
 import torch
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.hybrid_pairs import PassageMoments
 from rqa_ray.corpus.mining import PairScores
 from rqa_ray.corpus.shards import Block, EmbeddingFolder
 from rqa_ray.corpus.topk import RunningTopK, search_blocks
@@ -33,11 +34,11 @@ def search(
 
     The same pass over the corpus fills the scores of `pairs`.
     """
-    names = [shard.name for shard in folder.shards]
-    shares = [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
     asked = torch.cat([block.embeddings for block in question_folder.blocks(questions)])
     fixed = (folder.location, ray.put(asked.numpy()), k, workers, normalize, ray.put(pairs))
-    found = ray.get([_search_share.options(**workers.of_a_task).remote(share, *fixed) for share in shares])
+    found = ray.get(
+        [_search_share.options(**workers.of_a_task).remote(share, *fixed) for share in _shares(folder, workers)]
+    )
     topk = RunningTopK(len(asked), k)
     for keys, scores, _ in found:
         topk.merge(torch.from_numpy(keys.copy()))
@@ -45,6 +46,33 @@ def search(
             pairs.merge(scores)
     best, positions = topk.result()
     return best.numpy(), positions.numpy(), max(seconds for *_, seconds in found)
+
+
+def _shares(folder: EmbeddingFolder, workers: Workers) -> list[list[str]]:
+    """Returns the names of each worker's shards."""
+    names = [shard.name for shard in folder.shards]
+    return [names[worker :: workers.num_workers] for worker in range(min(workers.num_workers, len(names)))]
+
+
+def passage_moments(folder: EmbeddingFolder, workers: Workers, normalize: bool) -> PassageMoments:
+    """Returns the moments of all passages."""
+    task = _moments_of_share.options(**workers.of_a_task)
+    found = ray.get([task.remote(share, folder.location, workers, normalize) for share in _shares(folder, workers)])
+    moments = PassageMoments(len(found[0]) - 1)
+    moments.products += torch.from_numpy(np.sum(found, axis=0))
+    return moments
+
+
+@ray.remote
+def _moments_of_share(names: list[str], location: str, workers: Workers, normalize: bool) -> np.ndarray:
+    """Returns `PassageMoments.products` (D + 1, D + 1) of some shards."""
+    torch.set_num_threads(workers.cpus)
+    moments = None
+    for block in EmbeddingFolder(location).blocks(names, normalize):
+        moments = moments or PassageMoments(block.embeddings.shape[1])
+        moments.add(block.embeddings)
+    assert moments
+    return moments.products.numpy()
 
 
 @ray.remote

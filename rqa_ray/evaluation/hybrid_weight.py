@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rqa_ray.corpus.bm25 import Hybrid
-from rqa_ray.corpus.hybrid_pairs import ZScores
+from rqa_ray.corpus.hybrid_pairs import HybridWeight, ZScores
 from rqa_ray.corpus.mining import Candidates
 from rqa_ray.evaluation.metrics import TOP_CUTOFF, GoldIds, retrieval_metrics
 
@@ -34,23 +33,6 @@ def choose_weight(
 def best_weight(found: Mapping[float, float]) -> float:
     """Returns the weight with the best metric; of equals, the one that is nearest to one half."""
     return max(WEIGHTS, key=lambda weight: (found[weight], -abs(weight - 0.5)))
-
-
-@dataclass(frozen=True)
-class HybridWeight:
-    """The weight of the model in a hybrid, and nDCG@10 on the questions that chose the weight."""
-
-    weight: float
-    together: float
-    model: float  # the model alone
-    bm25: float  # BM25 alone
-
-    def describe(self) -> str:
-        """Returns the words for the user."""
-        return (
-            f"{self.weight:g} of the model's z-scores and {round(1 - self.weight, 2):g} of BM25's (nDCG@10 on eval "
-            f"{self.together:.3f}; the model alone {self.model:.3f}, BM25 alone {self.bm25:.3f})"
-        )
 
 
 def weigh(candidates: Candidates, scores: ZScores, gold_ids: GoldIds, passage_ids: np.ndarray) -> HybridWeight:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from rqa_ray.corpus.bm25 import Bm25
-from rqa_ray.corpus.hybrid_pairs import PassageMoments, WordScores, ZScores, z_scores
+from rqa_ray.corpus.hybrid_pairs import HybridWeight, PassageMoments, WordScores, ZScores, z_scores
 from rqa_ray.corpus.mining import Candidates, Mined, MiningRules, PairScores, ScoredGolds, Wordings, choose
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.evaluation.evaluator import TOP_K, RetrievalEvaluator, merge_topk, positions_of
-from rqa_ray.evaluation.hybrid_weight import HybridWeight, weigh
+from rqa_ray.evaluation.hybrid_weight import weigh
 from rqa_ray.retriever import distributed
 
 

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from rqa_ray.corpus.bm25 import Bm25
+from rqa_ray.corpus.bm25 import Bm25, Hybrid
+from rqa_ray.corpus.hybrid_pairs import WordScores
 from rqa_ray.corpus.mining import MiningRules
+from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.formats import parse_document
 from rqa_ray.data.records import good_records
 from rqa_ray.data.schema import Document, question_key
+from rqa_ray.evaluation.hybrid_weight import choose_weight
+from rqa_ray.retriever.embedder import Embedder
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from tests.conftest import WORDS, write_lines
 from tests.corpus.mining_oracle import Verdicts, exact_scores, verdicts
 from tests.jobs import kill_half_way, logged_shards, refused, run
@@ -245,6 +251,44 @@ def test_other_shards_one_ranking_and_an_embedding_teacher_mine_as_brute_force(
     teacher = oracle.dot_products(other_model, folder / "teacher" / "embeddings", folder / "questions", None)
     rules = MiningRules(num_negatives=3, margin=1.01, depth=20, seed=7)
     assert_is(folder, oracle, oracle.mined(rules, ("bm25",), teacher), teacher)
+
+
+def test_the_hybrid_decides_with_the_weight_that_eval_questions_choose(
+    mined, data, flags, tiny_model, tmp_path, capsys
+):
+    held_out = [json.loads(line) for line in Path(data["test_file"]).read_text().splitlines()]
+    texts = [line["gold_docs"][0]["page_content"] for line in held_out]
+    lines = [line | {"question": " ".join(text.split()[:2])} for line, text in zip(held_out, texts, strict=True)]
+    asked = write_lines(tmp_path / "eval.jsonl", lines)
+    more = ["--embeddings_path", mined / "embeddings", "--teacher", "hybrid"]
+    output = mine_again(flags, tmp_path / "out", *more, "--eval_file", asked, "--mine_from", "dense")
+    weight = json.loads((output / "mining.json").read_text())["weight"]
+    assert f"teacher: {weight:g} of the model's z-scores and " in capsys.readouterr().out
+
+    oracle = Oracle(data, output, tiny_model, mined / "embeddings")
+    corpus = slice(oracle.num_passages)
+    bm25 = Bm25(oracle.texts[corpus])
+    words = WordScores.of(bm25, [*oracle.questions.values()], oracle.texts[oracle.num_passages :])
+    lexical = words.of_pairs(*np.indices(oracle.dense.shape).reshape(2, -1)).reshape(oracle.dense.shape)
+    teacher = sum(
+        share
+        * (part - part[:, corpus].mean(1, keepdims=True))
+        / np.maximum(part[:, corpus].std(1, keepdims=True), 1e-9)
+        for share, part in ((weight, oracle.dense), (1 - weight, lexical))
+    )
+    told, ids = oracle.mined(RULES, ("dense",), teacher), [*oracle.documents]
+    rows = pq.read_table(output / "negatives.parquet")
+    assert rows["passage_id"].to_pylist() == [ids[place] for found in told for place in found.negatives]
+    expected = [teacher[row, place] for row, found in enumerate(told) for place in found.negatives]
+    np.testing.assert_allclose(rows["score"], expected, atol=1e-4)
+
+    spec = ModelSpec(tiny_model, read_settings(tiny_model, max_seq_length=40))
+    asked = Embedder.load(spec).questions([line["question"] for line in lines])
+    passages = torch.cat([block.embeddings for block in EmbeddingFolder(str(mined / "embeddings")).blocks()])
+    golds = [[parse_document(gold).passage_id for gold in line["gold_docs"]] for line in lines]
+    known = np.array(ids[: oracle.num_passages])
+    questions = [line["question"] for line in lines]
+    assert weight == choose_weight(Hybrid(bm25, passages), questions, asked, golds, known) < 1
 
 
 def test_a_cross_encoder_decides_and_its_scores_are_not_made_twice(

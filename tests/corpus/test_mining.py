@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rqa_ray.corpus.hybrid_pairs import HybridWeight
 from rqa_ray.corpus.mining import Candidates, MiningRules, PairScores, ScoredGolds, Verdict, Wordings, choose
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.columns import Ragged
 from rqa_ray.data.passages import PassageTable
 from rqa_ray.data.schema import question_key
-from rqa_ray.evaluation.hybrid_weight import HybridWeight
 from rqa_ray.training.mining_pass import Choice
 from rqa_ray.training.rounds import Round
 from tests.conftest import WORDS
