@@ -83,7 +83,7 @@ class MineSettings(MiningSettings, EncodingSettings):
 
     train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages: JSONL or Parquet.")
     eval_file: list[str] | None = DATA.path(
-        None, "Evaluation questions: their mined golds are counted; they weigh --teacher hybrid."
+        None, "Evaluation questions; the mined golds of them are counted. They weigh a hybrid teacher."
     )
     test_file: list[str] | None = DATA.path(None, "Test questions; the mined golds of them are counted.")
     accepted_labels: list[str] | None = labels_path()
