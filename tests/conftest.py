@@ -11,7 +11,7 @@ from hypothesis import settings
 SMALL_WINDOWS = {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}  # of streamed files
 # One CPU is left for an evaluation beside training; hard negatives are mined before step 1 and after step 6.
 STREAMED = "--data_mode streaming --cpus_per_worker 1 --mine_negatives 2 --mine_every 0.5".split()
-STREAMED += "--mine_margin 1000 --negatives_per_question 1".split()
+STREAMED += "--mine_margin 1000 --negatives_per_question 1 --teacher hybrid --distill_weight 0.5".split()
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
 # Ray's processes that have read data, and imported all that takes, wait for the next test instead of ending.

@@ -146,6 +146,7 @@ def test_every_checkpoint_has_the_round_of_negatives_that_training_goes_on_with(
     for ids, own in zip(of_questions, golds.values(), strict=True):
         assert len(ids) <= 2 and not own & set(ids.tolist())
     assert len(rounds[12]["ids"]) > len(golds)
+    assert 0 <= rounds[12]["weight"] <= 1 and np.isfinite(rounds[12]["gold_scores"]).all()
     assert not list(two_workers.rglob("negatives.npz"))
 
 
