@@ -284,7 +284,8 @@ def test_the_hybrid_decides_with_the_weight_that_eval_questions_choose(
 
     spec = ModelSpec(tiny_model, read_settings(tiny_model, max_seq_length=40))
     asked = Embedder.load(spec).questions([line["question"] for line in lines])
-    passages = torch.cat([block.embeddings for block in EmbeddingFolder(str(mined / "embeddings")).blocks()])
+    folder = EmbeddingFolder(str(mined / "embeddings"))
+    passages = torch.cat([block.embeddings for block in folder.blocks([shard.name for shard in folder.shards])])
     golds = [[parse_document(gold).passage_id for gold in line["gold_docs"]] for line in lines]
     known = np.array(ids[: oracle.num_passages])
     questions = [line["question"] for line in lines]
