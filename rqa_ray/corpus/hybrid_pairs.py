@@ -18,6 +18,7 @@ import torch
 from rqa_ray.corpus.bm25 import SMALLEST_DEVIATION, Bm25
 from rqa_ray.corpus.topk import question_slices
 from rqa_ray.data.columns import concat, runs
+from rqa_ray.retriever import distributed
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class PassageMoments:
         """Adds a block of passages (B, D)."""
         longer = torch.nn.functional.pad(passages.double(), (0, 1), value=1.0)
         self.products += longer.T @ longer
+
+    def merge_ranks(self) -> None:
+        """Adds up what all ranks have seen, in the order of ranks, so that all ranks end with the same bits."""
+        parts = distributed.gather(self.products)
+        self.products = parts.view(-1, *self.products.shape).sum(0)
 
     def of_questions(self, questions: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns means (Q,) and deviations (Q,) of the scores of questions (Q, D) with all passages."""

@@ -20,8 +20,9 @@ from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import LOSSES
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
+from rqa_ray.training.mining_pass import MiningTexts
 from rqa_ray.training.plan_forward import plan_forward
-from rqa_ray.training.rounds import MiningTexts, Rounds, stand_ins
+from rqa_ray.training.rounds import Rounds, stand_ins
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 

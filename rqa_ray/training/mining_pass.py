@@ -23,8 +23,8 @@ from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.evaluation.evaluator import TOP_K, RetrievalEvaluator, merge_topk, positions_of
+from rqa_ray.evaluation.hybrid_scores import merge_pairs
 from rqa_ray.evaluation.hybrid_weight import weigh
-from rqa_ray.retriever import distributed
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ class MiningPass:
         self.asked.end()
         if self.of_eval and self.moments:
             self.of_eval.end()
-            parts = distributed.gather(self.moments.products)
-            self.moments.products = parts.view(-1, *self.moments.products.shape).sum(0)
+            self.moments.merge_ranks()
 
     def choose(self, rules: MiningRules) -> Choice:
         """Chooses negatives from the candidates of all questions."""
@@ -190,9 +189,7 @@ class _Search:
 
     def end(self) -> None:
         merge_topk(self.topk)
-        scores = torch.from_numpy(self.pairs.scores).to(self.topk.keys.device)
-        for part in distributed.gather(scores).view(distributed.world_size(), -1):
-            self.pairs.merge(part.cpu().numpy())
+        merge_pairs(self.pairs, self.topk.keys.device)
 
     def found(self) -> tuple[Candidates, ScoredGolds]:
         """Returns candidates and golds with the model's scores."""
