@@ -20,7 +20,8 @@ from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.settings import TrainSettings
-from rqa_ray.training.rounds import NEGATIVES_FILE, MiningTexts, Round, Rounds, stand_ins
+from rqa_ray.training.mining_pass import MiningTexts
+from rqa_ray.training.rounds import NEGATIVES_FILE, Round, Rounds, stand_ins
 from rqa_ray.training.schedule import rounds_due
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.corpus.mining_oracle import exact_scores, verdicts
