@@ -29,7 +29,7 @@ from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.training.assembly import TrainingData
-from rqa_ray.training.mining_pass import MiningTexts
+from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
 
 BUILT_IN = "builtin"
 BUILT_IN_SIZES = {"num_train": 800, "num_eval": 520, "num_test": 520}
@@ -99,7 +99,7 @@ def read_data_set(name: str, model: ModelSpec) -> DataSet:
         TrainingRows.from_tables([tables["train"]]),
         corpus,
         {split: Questions.from_tables([tables[split]]) for split in asked},
-        _mining_texts(splits["train"], tables["train"], corpus, texts, bm25),
+        _mining_texts(splits["train"], tables["train"], corpus, texts, bm25, asked["eval"].questions),
     )
     clusters = {split: gold_clusters(questions.gold_ids) for split, questions in asked.items()}
     return DataSet(Path(folder).name + name[len(folder) :], splits["train"], texts, tokenized, asked, clusters, bm25)
@@ -120,15 +120,18 @@ def _table(kind: str, rows: list[dict]) -> pa.Table:
 
 
 def _mining_texts(
-    records: list[QARecord], table: pa.Table, corpus: Corpus, texts: list[str], bm25: Bm25
+    records: list[QARecord], table: pa.Table, corpus: Corpus, texts: list[str], bm25: Bm25, of_eval: list[str]
 ) -> MiningTexts:
     wordings = Wordings.of(table["question_key"].to_numpy(), table["passage_id"].to_numpy())
-    questions = {question_key(question): question for record in records for question in record.questions}
+    by_key = {question_key(question): question for record in records for question in record.questions}
     golds = {gold.passage_id: gold.fmt_content for record in records for gold in record.gold_docs}
     missing = np.setdiff1d(wordings.golds.ids, corpus.passage_ids)
-    scores, positions = bm25.rank([questions[key] for key in wordings.keys.tolist()], MINED_DEPTH)
-    signatures = Signatures.of([*texts, *(golds[number] for number in missing.tolist())])
-    return MiningTexts(wordings, missing, np.where(scores > 0, positions, -1), signatures)
+    questions, beside = [by_key[key] for key in wordings.keys.tolist()], [golds[key] for key in missing.tolist()]
+    scores, positions = bm25.rank(questions, MINED_DEPTH)
+    hybrid = HybridTexts.of(bm25, questions, beside, of_eval)
+    return MiningTexts(
+        wordings, missing, np.where(scores > 0, positions, -1), Signatures.of([*texts, *beside]), hybrid
+    )
 
 
 def without_near_duplicates(texts: MiningTexts) -> MiningTexts:

@@ -24,7 +24,7 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.folder import load_encoder
-from rqa_ray.settings import TrainSettings
+from rqa_ray.settings import HYBRID, TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.assembly import assemble
 from rqa_ray.training.finish import BASE, Candidate, EvalQuestions, Finish, StateDict, Weights
@@ -67,6 +67,7 @@ OWN: dict[str, Recipe] = {
     GIVEN: Recipe({"negatives_per_question": 1, "hard_neg_ratio": 0.0}),
     "mined, no filter": Recipe(_MINED | {"mine_margin": NO_MARGIN}, filters=False),
     "mined": Recipe(_MINED),
+    "mined, teacher": Recipe(_MINED | {"teacher": HYBRID, "distill_weight": 0.5}),
     "mined again": Recipe(_MINED | {"mine_every": 0.34}),
 }
 
@@ -119,7 +120,7 @@ class Base:
 
 def rank_base(data: DataSet, setup: Setup) -> Base:
     """Ranks and mines with the pretrained model, in one pass over the corpus."""
-    settings = _settings(setup, _MINED)
+    settings = _settings(setup, _MINED | {"teacher": HYBRID})
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         trainer = _trainer(data, setup, settings, 1, 0, scratch)
         assert trainer.rounds
@@ -142,20 +143,20 @@ def train_own(
         pretrained = _copy(trainer.evaluator.embedder.encoder.state_dict()) if finishes else {}
         if trainer.rounds:
             candidates = copy.copy(base.candidates)
-            if not recipe.filters:
-                candidates.texts = without_near_duplicates(candidates.texts)
+            texts = trainer.rounds.texts
+            candidates.texts = texts if recipe.filters else without_near_duplicates(texts)
             trainer.rounds.finish(candidates, float("nan"))
         per_step = len(trainer.batches.make(0).order)
         trainer.args.max_steps = max(1, round(num_texts / per_step))
         trainer.train()
-        texts = sum(len(trainer.batches.make(number).order) for number in range(trainer.state.global_step))
+        num_encoded = sum(len(trainer.batches.make(number).order) for number in range(trainer.state.global_step))
         kept = KeptEmbeddings(len(data.texts))
         found = trainer.rank_questions(kept)
         last = _ranked(data, trainer.evaluator, found, kept)
         if not finishes:
-            return Trained(last, None, "", texts)
+            return Trained(last, None, "", num_encoded)
         finished, choice = _finish(data, setup, base, trainer, pretrained, (found, last))
-        return Trained(last, finished, choice, texts)
+        return Trained(last, finished, choice, num_encoded)
 
 
 def _finish(

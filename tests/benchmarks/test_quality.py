@@ -69,7 +69,7 @@ def test_recipes_encode_the_same_number_of_texts(folder, tiny_model, monkeypatch
     base = quality_runs.rank_base(data, setup)
     texts = {
         name: quality_runs.train_own(data, setup, base, quality_runs.OWN[name], 48, 1, False).texts
-        for name in ("in-batch", "mined", "mined again", "mined, no filter")
+        for name in ("in-batch", "mined", "mined, teacher", "mined again", "mined, no filter")
     }
     assert texts["in-batch"] == 48
     assert all(abs(number - 48) <= 6 for number in texts.values())  # half a batch
