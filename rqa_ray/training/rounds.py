@@ -95,11 +95,17 @@ class Rounds:
         return MiningPass(self.texts, self.batches, self.evaluator, depth, number, step)
 
     def finish(self, found: MiningPass, quality: float) -> None:
-        """Chooses negatives from what a pass has found and uses them from now on, unless the model got worse."""
+        """Chooses negatives from what a pass has found and uses them from now on, unless the model got worse.
+
+        Raises:
+            ValueError: rounds of other settings began the pass, with a teacher where there is none here, or without.
+        """
         number, step = found.number, found.step
         if self._keeps(number, step, quality):
             return
         choice = found.choose(replace(self.rules, round=number))
+        if bool(choice.weight) != bool(self.settings.teacher):
+            raise ValueError(f"--teacher {self.settings.teacher}: the pass was begun with another teacher")
         self.done, mined = number, choice.mined
         self._use(Round.of(choice, self.evaluator.corpus.passage_ids, number, quality))
         counts, seconds = mined.counts(), time.monotonic() - found.began

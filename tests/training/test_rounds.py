@@ -324,6 +324,14 @@ def test_the_scores_of_a_teacher_go_to_the_pairs_and_are_in_the_checkpoint(folde
         assert (getattr(again.batches._negatives, name) == getattr(negatives, name)).all()
 
 
+def test_a_pass_that_was_begun_without_the_teacher_is_refused(folder) -> None:
+    made, _ = trainer(folder)
+    mining = made.rounds.start(0, 10)
+    made.evaluator.look_through(mining)
+    with pytest.raises(ValueError, match="--teacher hybrid: the pass was begun with another teacher"):
+        trainer(folder, HYBRID)[0].rounds.finish(mining, 0.25)
+
+
 def test_a_checkpoint_of_a_run_without_a_teacher_is_refused_by_one_with_a_teacher(folder, tmp_path) -> None:
     made, _ = trainer(folder)
     mining = made.rounds.start(0, 10)
