@@ -53,7 +53,7 @@ class Pair:
 
         The name is not embedded, because it would give the answer away.
         """
-        metadata = {"source": f"{self.file}:{self.line}", "title": self.name}
+        metadata = {"source": f"{self.file}#L{self.line}", "title": self.name}
         return {"page_content": self.passage, "fmt_content": self.passage, "metadata": metadata}
 
 

@@ -1,9 +1,9 @@
 """Says how far a metric can move by chance: bootstrap intervals, and a paired test of two runs; uses numpy only.
 
-Questions that share a gold passage tend to be right or wrong together. So whole clusters of such questions are drawn
-(cluster bootstrap: Field and Welsh 2007). The paired test flips the signs of the clusters' differences at random
-(Fisher's randomization test, which Smucker, Allan and Carterette 2007 recommend for retrieval). Both are seeded: the
-same questions give the same numbers.
+Questions whose golds come from one document tend to be right or wrong together. So whole clusters of such questions
+are drawn (cluster bootstrap: Field and Welsh 2007). The paired test flips the signs of the clusters' differences at
+random (Fisher's randomization test, which Smucker, Allan and Carterette 2007 recommend for retrieval). Both are seeded:
+the same questions give the same numbers.
 
 Shapes: Q questions, C clusters, R resamples, M metrics.
 """
@@ -22,7 +22,9 @@ RESAMPLES = 2_000  # resamples of an interval
 SIGN_PATTERNS = 10_000  # random sign patterns of a p-value
 EXACT_CLUSTERS = 13  # up to 13 clusters have at most 2^13 sign patterns, and all are tried
 CELLS_AT_ONCE = 1 << 22  # numbers of an (R, C) array: 32 MB
+FEWEST_CLUSTERS = 10  # fewest clusters by source document, counted as clusters of equal size
 LEVEL = 95  # level of an interval (percent)
+SIGNIFICANCE = 0.05  # largest p-value, exclusive, that speaks against chance
 INTERVALS = f"intervals_{LEVEL}"  # name in results files, whose value is [low, high] by metric
 
 
@@ -35,17 +37,60 @@ class Difference:
     high: float
     p_value: float  # two-sided
 
+    @property
+    def is_beyond_noise(self) -> bool:
+        """Whether both the test and the interval speak against chance."""
+        return self.p_value < SIGNIFICANCE and (self.low > 0 or self.high < 0)
+
     def describe(self) -> str:
-        """Returns text such as `+12.0 points, 95% interval +4.0 to +20.0, p = 0.004`."""
+        """Returns text such as `+12.0 points, 95% interval +4.0 to +20.0, p = 0.004`; says what may be noise."""
         low, high = 100 * self.low, 100 * self.high
         interval = f"{LEVEL}% interval {low:+.1f} to {high:+.1f}"
-        return f"{100 * self.mean:+.1f} points, {interval}, p = {self.p_value:.2g}"
+        noise = "" if self.is_beyond_noise else ": not beyond noise"
+        return f"{100 * self.mean:+.1f} points, {interval}, p = {self.p_value:.2g}{noise}"
+
+
+@dataclass
+class Clusters:
+    """The clusters of Q questions."""
+
+    labels: np.ndarray  # (Q,) the cluster of each question, from 0
+    num_sources: int  # number of clusters by source document
+    by_source: bool = True  # False if only questions that share a gold are together
+
+    @classmethod
+    def of(cls, gold_ids: GoldIds, source_ids: GoldIds) -> Clusters:
+        """Puts the questions of a source document into one cluster.
+
+        If most questions come from a few documents, no test by documents can mean anything. Then only questions that
+        share a gold are together.
+
+        source_ids: Q lists of the source documents of the golds.
+        """
+        by_source, by_gold = gold_clusters(source_ids), gold_clusters(gold_ids)
+        num_sources = int(by_source.max()) + 1
+        if effective_number(by_source) < min(FEWEST_CLUSTERS, effective_number(by_gold)):
+            return cls(by_gold, num_sources, by_source=False)
+        return cls(by_source, num_sources)
+
+    @property
+    def note(self) -> str:
+        """What a reader of intervals and p-values has to know about the number of questions; empty if nothing."""
+        if self.by_source:
+            return ""
+        return f" from only {self.num_sources} source document{'s' * (self.num_sources > 1)}, so clustered by gold"
+
+
+def effective_number(clusters: np.ndarray) -> float:
+    """Returns how many clusters of equal size would weigh as much as these (Kish 1965)."""
+    sizes = np.bincount(clusters)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def gold_clusters(gold_ids: GoldIds) -> np.ndarray:
     """Returns (Q,) the cluster of each question, from 0.
 
-    Questions that are linked by shared gold passages share a cluster.
+    Questions that are linked by shared golds, or whatever else the ids name, share a cluster.
     """
     counts = np.fromiter(map(len, gold_ids), dtype=np.int64)
     questions = np.repeat(np.arange(len(counts)), counts)

@@ -26,7 +26,7 @@ from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.rows import Questions
 from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.confidence import INTERVALS, intervals, paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
@@ -59,11 +59,13 @@ class EvaluateResult:
     num_questions: int
     metrics: dict[str, dict[str, Any]]  # metrics by full name, with intervals
     differences: list[str]  # lines about what the other retrievers gain over the first
+    note: str = ""  # about the clusters of the questions
 
     def describe(self) -> str:
         """Returns lines for a person."""
         written = f"written: {Path(self.output_dir) / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}"
-        return "\n".join(["", *table(self.metrics, self.num_questions), *self.differences, written])
+        note = [f"{self.num_questions:,} questions{self.note}"] if self.note else []
+        return "\n".join(["", *table(self.metrics, self.num_questions), *self.differences, *note, written])
 
     def _repr_html_(self) -> str:
         names = {name: f"{SPLIT}_{metric}" for name, metric in LABELS.items()}
@@ -147,7 +149,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     if {"dense", "hybrid"} & set(names):
         retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
     results = {name: retrievers.result(name) for name in names} | others
-    clusters = gold_clusters(test.gold_ids)
+    clusters = test.clusters.labels
     scores = {name: result.metrics(clusters) for name, result in results.items()}
     with staged(output) as staging:
         head = {
@@ -161,7 +163,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         ranking = results[settings.retriever_type].ranking
         assert ranking is not None
         write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
-    return EvaluateResult(settings.output_dir, len(test.questions), scores, differences(results, clusters))
+    lines = differences(results, clusters)
+    return EvaluateResult(settings.output_dir, len(test.questions), scores, lines, test.clusters.note)
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 from rqa_ray.data.columns import column, input_order
 from rqa_ray.data.rows import distinct_documents, first_of_question
 from rqa_ray.data.schema import Document
+from rqa_ray.evaluation.confidence import Clusters
 
 
 class Documents:
@@ -47,6 +49,12 @@ class AskedQuestions:
             by_key.setdefault(row["question_key"], {})[row["passage_id"]] = row["gold_doc"]
         self._golds = [by_key[rows[row]["question_key"]] for row in first]
         self.gold_ids = [list(golds) for golds in self._golds]
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Which questions tend to be right or wrong together."""
+        documents = [(Document(**json.loads(text)) for text in golds.values()) for golds in self._golds]
+        return Clusters.of(self.gold_ids, [[document.source_id for document in golds] for golds in documents])
 
     def gold_docs(self, question: int) -> list[dict[str, Any]]:
         return [full_document(json.loads(text)) for text in self._golds[question].values()]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from rqa_ray.evaluation.confidence import INTERVALS, gold_clusters, intervals, paired_difference
+from rqa_ray.evaluation.confidence import INTERVALS, intervals, paired_difference
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
@@ -86,10 +86,10 @@ def compare(
     """
     lines, around = [], {}
     for split, asked in splits.items():
-        clusters = gold_clusters(asked.gold_ids)
+        clusters = asked.clusters.labels
         old, new = (state.by_question(split, asked, documents) for state in (before, best))
         around[split] = intervals(new, clusters)
-        lines.append(f"{split}, {len(asked.questions):,} questions:")
+        lines.append(f"{split}, {len(asked.questions):,} questions{asked.clusters.note}:")
         for label in HEADLINES:
             name = LABELS[label]
             change = paired_difference(old[name], new[name], clusters)

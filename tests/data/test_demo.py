@@ -55,13 +55,13 @@ def test_the_files_have_the_sizes_asked_for_and_the_form_of_the_data_contract(fo
     for document in read(folder / "documents.jsonl"):
         assert document["fmt_content"] == document["page_content"] != ""
         assert len(document["page_content"]) <= 600
-        assert re.fullmatch(r"[\w./-]+\.py:\d+", document["metadata"]["source"])
+        assert re.fullmatch(r"[\w./-]+\.py#L\d+", document["metadata"]["source"])
         assert document["metadata"]["title"]
 
 
 def test_no_two_splits_share_a_file(records):
     files = [
-        {record["gold_docs"][0]["metadata"]["source"].rsplit(":", 1)[0] for record in records[split]}
+        {record["gold_docs"][0]["metadata"]["source"].rsplit("#L", 1)[0] for record in records[split]}
         for split in SPLITS
     ]
     assert min(map(len, files)) > 5
@@ -70,7 +70,7 @@ def test_no_two_splits_share_a_file(records):
 
 def test_no_file_makes_up_much_of_eval_or_test(records):
     for split in ("eval", "test"):
-        files = Counter(r["gold_docs"][0]["metadata"]["source"].rsplit(":", 1)[0] for r in records[split])
+        files = Counter(r["gold_docs"][0]["metadata"]["source"].rsplit("#L", 1)[0] for r in records[split])
         assert max(files.values()) <= 125
 
 
@@ -100,7 +100,7 @@ def test_the_gold_passage_of_every_question_is_in_the_corpus_once(folder, record
 
 def test_passages_are_lines_of_the_file_that_they_name(records):
     for _, document in all_pairs(records)[::50]:
-        file, line = document["metadata"]["source"].rsplit(":", 1)
+        file, line = document["metadata"]["source"].rsplit("#L", 1)
         source = Path(sysconfig.get_paths()["stdlib"], file).read_text(encoding="utf-8").splitlines()
         passage = document["page_content"].splitlines()
         assert source[int(line) - 1].strip() == passage[0].strip()

@@ -114,3 +114,10 @@ def test_a_document_written_and_read_again_is_the_same(document):
 def test_a_source_or_title_of_zero_is_embedded_as_it_is_part_of_the_id():
     assert format_passage("Water boils.", {"source": 0, "title": 0}) == ("Source: 0\nTitle: 0\nContent:\nWater boils.")
     assert format_passage("Water boils.", {"source": None, "title": ""}) == "Content:\nWater boils."
+
+
+def test_places_in_a_page_are_of_one_source_document_and_a_passage_without_origin_is_its_own():
+    page = [Document(text, "", {"source": f"https://a.org/page#{text}"}) for text in ("1", "2")]
+    assert page[0].source_id == page[1].source_id == Document("3", "", {"source": "https://a.org/page"}).source_id
+    assert page[0].source_id != Document("1", "", {"source": "https://a.org/other"}).source_id
+    assert len({Document(text).source_id for text in ("1", "2")}) == 2

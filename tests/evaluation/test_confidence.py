@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqa_ray.evaluation import confidence
-from rqa_ray.evaluation.confidence import gold_clusters, intervals, paired_difference, pooled_difference
+from rqa_ray.evaluation.confidence import (
+    Clusters,
+    effective_number,
+    gold_clusters,
+    intervals,
+    paired_difference,
+    pooled_difference,
+)
 
 golds = st.lists(st.lists(st.integers(-20, 20), min_size=1, max_size=3), min_size=1, max_size=25)
 
@@ -28,6 +35,26 @@ def test_questions_are_in_one_cluster_where_shared_golds_link_them(gold_ids):
 
 def test_a_long_chain_of_shared_golds_is_one_cluster():
     assert set(gold_clusters([[number, number + 1] for number in reversed(range(300))])) == {0}
+
+
+def test_the_questions_of_a_source_document_are_one_cluster():
+    golds = [[number] for number in range(40)]
+    clusters = Clusters.of(golds, [[number // 2] for number in range(40)])
+    assert clusters.labels.tolist() == [number // 2 for number in range(40)] and clusters.note == ""
+    assert effective_number(clusters.labels) == 20
+
+
+@pytest.mark.parametrize("sources", [[7] * 40, [7] * 35 + [1, 2, 3, 4, 5]])
+def test_where_a_few_documents_have_most_questions_only_shared_golds_make_clusters_which_is_said(sources):
+    golds = [[number // 2] for number in range(40)]
+    clusters = Clusters.of(golds, [[source] for source in sources])
+    assert clusters.labels.tolist() == [number // 2 for number in range(40)]
+    number = len(set(sources))
+    assert clusters.note == f" from only {number} source document{'s' * (number > 1)}, so clustered by gold"
+
+
+def test_a_handful_of_questions_from_as_many_documents_stay_clustered_by_source():
+    assert Clusters.of([[1], [2], [3]], [[1], [2], [3]]).by_source
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -118,3 +145,10 @@ def test_a_pooled_test_without_a_difference_is_wrong_as_often_as_it_says():
         parts = [(generator.random(size), generator.random(size), np.arange(size) // 2) for size in (40, 100)]
         wrong += pooled_difference(parts).p_value < 0.05
     assert wrong / 60 <= 0.12
+
+
+@pytest.mark.parametrize(("low", "p_value"), [(-0.01, 0.03), (0.01, 0.05)])
+def test_a_difference_that_may_be_chance_is_said_to_be_not_beyond_noise(low, p_value):
+    assert confidence.Difference(0.03, low, 0.07, p_value).describe().endswith(f"p = {p_value}: not beyond noise")
+    assert confidence.Difference(-0.03, -0.07, -low, p_value).describe().endswith(": not beyond noise")
+    assert not confidence.Difference(-0.03, -0.07, -0.01, 0.02).describe().endswith("noise")

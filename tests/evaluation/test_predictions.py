@@ -25,6 +25,10 @@ def test_questions_come_as_they_were_asked_with_the_golds_of_their_wording():
     assert [sorted(found) for found in asked.gold_ids] == [sorted(ids) for ids in golds]
 
 
+def test_questions_are_clustered_by_the_documents_of_their_golds():
+    assert asked_questions().clusters.labels.tolist() == [0, 1, 0]
+
+
 def read_predictions(path: Path) -> list[dict]:
     scores = np.linspace(1, 0, 5, dtype=np.float32)[None].repeat(3, axis=0)
     write_predictions(path, asked_questions(), documents().document, scores, POSITIONS)

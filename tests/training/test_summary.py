@@ -47,7 +47,7 @@ def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
     lines, intervals = compare({"eval": asked_questions()}, documents(), BEFORE, BEST)
     assert lines[:2] == [
         "eval, 3 questions:",
-        "  recall@4 0.000 -> 1.000, +100.0 points, 95% interval +100.0 to +100.0, p = 0.5",
+        "  recall@4 0.000 -> 1.000, +100.0 points, 95% interval +100.0 to +100.0, p = 0.5: not beyond noise",
     ]
     assert lines[2].startswith("  nDCG@10  ") and len(lines) == 3
     assert intervals["eval"]["retr/document_recall/recall4"] == (1.0, 1.0)
@@ -55,7 +55,7 @@ def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
 
 def test_a_model_that_ranks_as_before_has_p_1():
     lines, _ = compare({"eval": asked_questions()}, documents(), BEFORE, BEFORE)
-    assert lines[1].endswith(" 0.000 -> 0.000, +0.0 points, 95% interval +0.0 to +0.0, p = 1")
+    assert lines[1].endswith(" 0.000 -> 0.000, +0.0 points, 95% interval +0.0 to +0.0, p = 1: not beyond noise")
 
 
 def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_only(tmp_path):
