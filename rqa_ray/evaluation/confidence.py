@@ -2,8 +2,8 @@
 
 Questions whose golds come from one document tend to be right or wrong together. So whole clusters of such questions
 are drawn (cluster bootstrap: Field and Welsh 2007). The paired test flips the signs of the clusters' differences at
-random (Fisher's randomization test, which Smucker, Allan and Carterette 2007 recommend for retrieval). Both are seeded:
-the same questions give the same numbers.
+random (Fisher's randomization test, which Smucker, Allan and Carterette 2007 recommend for retrieval). Both are
+seeded: the same questions give the same numbers.
 
 Shapes: Q questions, C clusters, R resamples, M metrics.
 """

@@ -19,6 +19,7 @@ from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.data.streaming import fetcher
 from rqa_ray.data.windows import WindowedRows
+from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.places import open_location, shown
 from rqa_ray.ray_environment import forget_accelerate
 from rqa_ray.retriever import distributed
@@ -30,6 +31,7 @@ from rqa_ray.training.arguments import RetrieverTrainingArguments, loggers_of
 from rqa_ray.training.assembly import TrainingData, assemble
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, read_checkpoint, write_evaluation
+from rqa_ray.training.forecast import Forecast
 from rqa_ray.training.plan_forward import compile_transformer
 from rqa_ray.training.report_callback import PushLogs, ReportCallback
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
@@ -120,6 +122,9 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         evaluates_beside=spec.spare is not None,
     )
     trainer.schedule.before = spec.before
+    if args.process_index == 0:
+        asked = {split: AskedQuestions(tables[split]) for split in splits}
+        trainer.add_callback(Forecast(trainer, asked, lambda text: spec.mailbox.put.remote(spec.run, None, text)))
     return trainer
 
 
