@@ -218,6 +218,9 @@ class TrainSettings(
     demo_size: int | None = DATA.setting(
         None, "Train on this many questions of the built-in data, not on files.", at_least(1)
     )
+    early_stopping_patience: int | None = EVALUATION.setting(
+        None, "Stop after so many evaluations without a better metric.", at_least(1), unset="never"
+    )
     async_eval: bool = EVALUATION.setting(False, "Evaluate beside training, where GPUs or CPUs are free.")
     finish: Literal["best", "merge", "none"] = EVALUATION.setting(
         "best", "Leave the best step; merge: try means with step 0 too."

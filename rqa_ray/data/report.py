@@ -56,6 +56,7 @@ def brief(survey: Survey, files: dict[str, list[str]]) -> list[str]:
             + ", ".join(f"{name} {count:,}" for name, count in missing.items())
             + _missing_one(survey, files, next(iter(missing)))
         )
+    lines += _known(survey)
     if survey.num_other_texts:
         count = f"{survey.num_other_texts:,}"
         lines.append(f"warning: passages of train that have another embedded text in the corpus: {count}")
@@ -66,6 +67,19 @@ def brief(survey: Survey, files: dict[str, list[str]]) -> list[str]:
     lines += _empty(sum(counts.num_empty for counts in every))
     chats = sum(counts.num_chats for counts in every)
     return lines + ([f"note: chat_history is not used; {chats:,} rows have one"] if chats else [])
+
+
+def _known(survey: Survey) -> list[str]:
+    """Returns a line about the questions of eval and test whose gold is known from training, if there are any.
+
+    A model can find such a gold by heart. Streamed training files are not looked through.
+    """
+    known = []
+    for name, split in survey.splits.items():
+        number = split.num_questions_with(survey.splits["train"].golds) if "train" in survey.splits else 0
+        if name != "train" and number:
+            known.append(f"{name} {number:,} ({number / split.counts.num_questions:.0%})")
+    return [f"note: questions with a gold that is also a gold of train: {', '.join(known)}"] if known else []
 
 
 def describe_corpus(num_passages: int, num_duplicates: int) -> str:
@@ -109,13 +123,11 @@ def full(survey: Survey, max_seq_length: int) -> list[str]:
         f"corpus: {len(survey.passage_ids):,} passages, {survey.num_documents - len(survey.passage_ids):,} duplicates "
         f"left out; {len(np.unique(train.negatives)):,} hard negatives in train"
     )
+    lines += _known(survey)
     for name, split in survey.splits.items():
         if name != "train":
-            shared, hard = (split.num_questions_with(ids) for ids in (train.golds, train.negatives))
-            lines.append(
-                f"{name}: {shared:,} of {split.counts.num_questions:,} questions share a gold passage with train, "
-                f"{hard:,} have a gold that is a hard negative in train"
-            )
+            hard = split.num_questions_with(train.negatives)
+            lines.append(f"{name}: {hard:,} questions have a gold that is a hard negative in train")
     shares = [f"{train.false_negative_share(size):.0%} in batches of {size:,}" for size in BATCH_SIZES]
     lines.append("train questions that would meet their own passage as a negative, which training masks:")
     lines.append(f"  {', '.join(shares)}")

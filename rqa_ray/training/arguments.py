@@ -34,9 +34,10 @@ class RetrieverTrainingArguments(UsualArguments):
     )
     learning_rate: float = STEPS.setting(1e-5, "Peak learning rate.", at_least(0))
     max_steps: int = STEPS.setting(
-        200,
+        -1,
         "Optimizer steps, unless --num_train_epochs is given.",
         Check(lambda value: value >= 1 or value == -1, "at least 1, or -1"),
+        unset="from the number of pairs",
     )
     per_device_train_batch_size: int = BATCHES.setting(256, "Questions in a batch of a worker.", at_least(1))
     per_device_eval_batch_size: int = BATCHES.setting(
@@ -52,7 +53,7 @@ class RetrieverTrainingArguments(UsualArguments):
         "steps", "When to evaluate and save; no: first and last step only."
     )
     eval_steps: float | None = EVALUATION.setting(
-        50,
+        0.2,
         "Steps between evaluations (below 1: share of all).",
         Check(lambda value: 0 < value < 1 or value >= 1 and value % 1 == 0, "a fraction above 0, or a whole number"),
     )

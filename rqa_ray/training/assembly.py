@@ -86,5 +86,6 @@ def assemble(
         evaluator,
         trust_remote_code=settings.trust_remote_code,
         evaluates_beside=evaluates_beside,
+        patience=settings.early_stopping_patience,
         rounds=Rounds(settings, texts, batches, evaluator, args.metric_for_best_model or "") if texts else None,
     )

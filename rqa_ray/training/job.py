@@ -34,6 +34,7 @@ class Job:
     notes: list[str] = field(default_factory=list)
     resume_flag: str = "--resume_from_checkpoint true"  # the flag with which the user resumes the run
     command: list[str] = field(default_factory=list, compare=False)  # the words of the command; empty in a notebook
+    chose_steps: bool = False  # whether the number of steps follows from the number of pairs
     location: str = ""  # where the user finds the output; `output_dir` is always a local folder
 
     def __post_init__(self) -> None:
@@ -89,6 +90,8 @@ def check(job: Job) -> None:
         settings.check_files()
     check_values(TrainSettings, vars(settings))
     check_values(RetrieverTrainingArguments, training, CHECKS)
+    if settings.early_stopping_patience and settings.async_eval:
+        raise InputError("--early_stopping_patience: an evaluation of --async_eval ends too late to stop training")
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
     job.notes += _check_mining(settings)
@@ -190,10 +193,7 @@ def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
         notes.append(f"--{name} has no effect: {NO_EFFECT[name]}")
         training.pop(name)
     if "num_train_epochs" in given and training["max_steps"] > 0:
-        if "max_steps" in given:
-            notes.append(f"--num_train_epochs has no effect beside --max_steps {training['max_steps']}")
-        else:
-            training["max_steps"] = -1  # else our default would win over the epochs that the user asks for
+        notes.append(f"--num_train_epochs has no effect beside --max_steps {training['max_steps']}")
     resume = training.pop("resume_from_checkpoint", None)
     if resume is not None and resume.lower() == "false":
         resume = None

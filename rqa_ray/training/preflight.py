@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rqa_ray.data.counts import estimate
-from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.batch_sizes import micro_batch_size, with_steps
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import with_local_output
 from rqa_ray.training.setup import check
@@ -19,5 +19,6 @@ def preflight(job: Job) -> list[str]:
     counts = estimate(checked.files["train"])
     num_rows = max(1, round(counts.num_rows * checked.job.settings.train_share))
     has_negatives = counts.num_negatives > 0 or checked.job.settings.mine_negatives > 0
-    _, lines = micro_batch_size(checked.job, checked.workers.num_workers, num_rows, has_negatives)
+    job = with_steps(checked.job, num_rows)
+    _, lines = micro_batch_size(job, checked.workers.num_workers, num_rows, has_negatives)
     return [f"about {num_rows:,} training rows, one for each question and gold passage", *lines]

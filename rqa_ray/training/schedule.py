@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import IntervalStrategy, TrainerCallback
 
+from rqa_ray.evaluation.metrics import greater_is_better
 from rqa_ray.evaluation.results import Evaluation
 
 
@@ -13,12 +14,16 @@ class Schedule(TrainerCallback):
     Every evaluation is followed by a checkpoint. Step 0 and the last step are always evaluated. When the run is
     stopped, the evaluation that is due is put off to the resumed run.
 
+    With `patience`, the run ends after so many evaluations in a row that are no better than the best before. All ranks
+    decide alike, because all have the same metrics. So does a resumed run, because the checkpoint has all metrics.
+
     With `evaluates_beside`, a task beside training evaluates the checkpoints, and the loop evaluates step 0 only.
     """
 
-    def __init__(self, evaluates_beside: bool = False) -> None:
-        self.evaluates_beside = evaluates_beside
+    def __init__(self, evaluates_beside: bool = False, patience: int | None = None) -> None:
+        self.evaluates_beside, self.patience = evaluates_beside, patience
         self.before = Evaluation()  # the evaluation of step 0, which is the pretrained model's
+        self.made_up = Evaluation()  # that of the checkpoint that is resumed, if a stop had put it off
         self.evaluated_step = -1  # the last step that was evaluated, or left to the task beside training
         self.saved_step = -1
         self.beside_step = -1  # the last step whose checkpoint the task beside training evaluates
@@ -37,9 +42,22 @@ class Schedule(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.before and not state.log_history:  # another process has evaluated step 0
             state.log_history.append({**self.before.metrics, "epoch": 0.0, "step": 0})
+        self.complete(state)
+
+    def complete(self, state) -> None:
+        """Adds the evaluation that a stop had put off to the history of the checkpoint that is resumed."""
+        if self.made_up:
+            entry = {**self.made_up.metrics_of("eval"), "epoch": state.epoch, "step": state.global_step}
+            state.log_history.append(entry)
+
+    def is_out_of_patience(self, state, metric: str) -> bool:
+        """Returns whether the run ends early, by the evaluations that it has made."""
+        return bool(self.patience) and evaluations_since_best(state.log_history, metric) >= self.patience
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated_step = state.global_step
+        if self.is_out_of_patience(state, args.metric_for_best_model):
+            control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
         self.saved_step = state.global_step
@@ -66,6 +84,13 @@ class Schedule(TrainerCallback):
         if self.evaluates_beside and control.should_evaluate:
             self.evaluated_step = self.beside_step = state.global_step
             control.should_evaluate = False
+
+
+def evaluations_since_best(history: list[dict[str, float]], metric: str) -> int:
+    """Returns how many evaluations of a history follow the first with the best value of a metric; 0 if it is empty."""
+    values = [entry[metric] for entry in history if metric in entry]
+    best = max if greater_is_better(metric) else min
+    return len(values) - 1 - values.index(best(values)) if values else 0
 
 
 def evaluations_due(step: int, max_steps: int, fraction: float) -> int:

@@ -36,7 +36,14 @@ from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
 from rqa_ray.texts import duration
 from rqa_ray.training.arguments import loggers_of
-from rqa_ray.training.batch_sizes import batch_of, check_negatives, check_teacher, num_drawn, with_global_batch
+from rqa_ray.training.batch_sizes import (
+    batch_of,
+    check_negatives,
+    check_teacher,
+    num_drawn,
+    with_global_batch,
+    with_steps,
+)
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
@@ -182,6 +189,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
+    began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
+    job = with_steps(job, shared.num_pairs, began_with.get("max_steps"))
     train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
     has_negatives = train.num_negatives > 0 or mined > 0
     check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, shared.num_pairs)) > 0)

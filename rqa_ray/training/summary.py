@@ -72,7 +72,8 @@ def write_files(
 def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]]) -> None:
     """Adds (step, metrics) of evaluations beside training to the history in `trainer_state.json`."""
     state = json.loads(path.read_text(encoding="utf-8"))
-    state["log_history"] += [{"step": step, **metrics} for step, metrics in evaluations]
+    there = {entry["step"] for entry in state["log_history"] if any(name.startswith("eval_") for name in entry)}
+    state["log_history"] += [{"step": step, **metrics} for step, metrics in evaluations if step not in there]
     state["log_history"].sort(key=lambda entry: entry["step"])
     write_json(path, state)
 

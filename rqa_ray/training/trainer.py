@@ -65,6 +65,7 @@ class ContrastiveTrainer(Trainer):
         *,
         trust_remote_code: bool = False,
         evaluates_beside: bool = False,
+        patience: int | None = None,
         rounds: Rounds | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -78,7 +79,7 @@ class ContrastiveTrainer(Trainer):
         self.trust_remote_code = trust_remote_code
         self.found, self.found_step = Evaluation(), -1  # result of the last evaluation, and its step
         self.interrupts: Interrupts = encoder.interrupts
-        self.schedule = Schedule(evaluates_beside)
+        self.schedule = Schedule(evaluates_beside, patience)
         self._seconds = {"waiting": 0.0, "computing": 0.0}  # time since the loss was last logged
         super().__init__(
             encoder,
@@ -252,9 +253,17 @@ class ContrastiveTrainer(Trainer):
         self.schedule.saved_step = StepNote.load(folder).step
         self.schedule.before = self.schedule.before or load_evaluation(folder, BEFORE)
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether the run has ended, or ends now, because no evaluation was better for too long."""
+        return self.schedule.is_out_of_patience(self.state, self.args.metric_for_best_model or "")
+
     def is_finished(self, checkpoint: str) -> bool:
-        """Returns whether a checkpoint is at the last step; the Trainer's loop would make one step more."""
+        """Returns whether a checkpoint is the last of its run; the Trainer's loop would make one step more."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_FILE))
+        self.schedule.complete(self.state)
+        if self.ends_early:
+            return True
         return self.state.global_step >= self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -78,6 +78,9 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
         finally:
             if isinstance(reports, Uploads):
                 reports.wait()  # the local checkpoints are deleted after this block
+        if trainer.ends_early and trainer.args.process_index == 0:
+            early = f"stopped early at step {trainer.state.global_step}: {trainer.args.metric_for_best_model} "
+            spec.mailbox.put.remote(spec.run, None, f"{early}was no better in {trainer.schedule.patience} evaluations")
         if spec.spare:
             report.send(phase="waiting for the last evaluation", total=0)
         step = max(trainer.state.global_step, note.step)  # a stop may come before the Trainer has loaded the state
@@ -160,10 +163,10 @@ def _make_up_evaluation(trainer: ContrastiveTrainer, checkpoint: str, location: 
     stored, step = read_checkpoint(location), StepNote.load(Path(checkpoint)).step
     trainer.found_step = step
     if stored and stored.metrics:  # an earlier attempt has made it
-        trainer.found = stored.evaluation()
+        trainer.found = trainer.schedule.made_up = stored.evaluation()
         return
     trainer._load_from_checkpoint(checkpoint)
-    trainer.found = trainer.rank_questions()
+    trainer.found = trainer.schedule.made_up = trainer.rank_questions()
     if trainer.args.process_index == 0:
         filesystem, path = open_location(location)
         write_evaluation(ray.train.Checkpoint(path, filesystem), step, trainer.found)

@@ -122,3 +122,10 @@ def test_what_was_counted_of_streamed_training_files_is_said_with_the_rest():
         "warning: empty questions, left out: 3",
         "note: chat_history is not used; 3 rows have one",
     ]
+
+
+def test_questions_with_a_gold_that_training_knows_are_counted_by_split():
+    said = "note: questions with a gold that is also a gold of train: eval 1 (33%), test 2 (100%)"
+    assert said in lines(train=ids(1, 2), eval=ids(1, 3, 3), test=ids(2, 1))
+    assert len(lines(train=ids(1, 2), eval=ids(3))) == 1
+    assert len(lines(eval=ids(3))) == 1  # the training files are streamed

@@ -10,7 +10,9 @@ from rqa_ray.training.batch_sizes import (
     check_teacher,
     micro_batch_size,
     num_drawn,
+    steps_for,
     with_global_batch,
+    with_steps,
 )
 from rqa_ray.training.job import Job, parse_job
 from rqa_ray.tuning.options import parse_search
@@ -108,3 +110,30 @@ def test_a_search_over_their_number_is_refused_before_its_first_trial(values, fo
 def test_a_search_mines_where_any_of_its_trials_does(words, mines):
     search = parse_search([*WORDS, *words])
     assert SearchPlan.of(search, search.job, 900).mines is mines
+
+
+def test_few_pairs_are_seen_in_several_epochs_and_many_pairs_in_many_steps():
+    assert [steps_for(pairs, 64) for pairs in (16, 135, 574, 1_000, 13_155)] == [20, 20, 36, 63, 227]
+    assert steps_for(1_000_000, 64) == 1_000 and steps_for(1_000_000, 2_048) == 489
+    assert steps_for(13_155, 256) == 57
+    steps = [steps_for(pairs, 32) for pairs in range(10, 40_000, 97)]
+    assert steps == sorted(steps)
+
+
+def test_the_number_of_steps_follows_from_the_pairs_unless_the_user_gives_steps_or_epochs():
+    for words, steps, said in (
+        ([], 36, "; neither --max_steps nor --num_train_epochs is given"),
+        (["--max_steps", "200"], 200, "epochs of 574"),
+        (["--num_train_epochs", "2"], -1, "steps: 16, which are 1,024 questions, 1.8 epochs of 574"),
+        (["--gradient_accumulation_steps", "4"], 36, "is given"),
+    ):
+        job = with_steps(parse_job([*WORDS, "--global_batch_size", "64", *words]), 574)
+        assert job.training["max_steps"] == steps
+        assert any(line.endswith(said) for line in micro_batch_size(job, 1, 574, False)[1])
+    assert with_steps(parse_job([*WORDS, "--global_batch_size", "1000"]), 300).training["max_steps"] == 20
+
+
+def test_a_resumed_run_keeps_its_number_of_steps():
+    assert with_steps(parse_job(WORDS), 574, resumed=50).training["max_steps"] == 50
+    assert with_steps(parse_job(WORDS), 1_000, resumed=-1).training["max_steps"] == 100
+    assert with_steps(parse_job([*WORDS, "--max_steps", "7"]), 574, resumed=50).training["max_steps"] == 7

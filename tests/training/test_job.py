@@ -105,7 +105,7 @@ def test_the_defaults_are_those_of_the_contract():
     assert job.training == {
         "output_dir": "out",
         "learning_rate": 1e-5,
-        "max_steps": 200,
+        "max_steps": -1,
         "per_device_train_batch_size": 256,
         "per_device_eval_batch_size": 128,
         "lr_scheduler_type": "cosine",
@@ -113,7 +113,7 @@ def test_the_defaults_are_those_of_the_contract():
         "weight_decay": 0.01,
         "logging_steps": 10,
         "eval_strategy": "steps",
-        "eval_steps": 50,
+        "eval_steps": 0.2,
         "metric_for_best_model": "eval_retr/document_recall/recall4",
         "report_to": "tensorboard",
         "seed": 42,
@@ -152,7 +152,7 @@ def test_arguments_of_transformers_are_passed_on_only_when_given():
     )
 
 
-def test_asking_for_epochs_takes_the_place_of_the_default_number_of_steps():
+def test_epochs_have_no_effect_beside_steps_which_is_said():
     assert parse("--num_train_epochs 3").training["max_steps"] == -1
     both = parse("--num_train_epochs 3 --max_steps 7")
     assert both.training["max_steps"] == 7 and "num_train_epochs" in both.notes[0]
@@ -408,6 +408,11 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("stray", "stray: unknown argument (-h all lists all arguments)"),
         ("--temp 1", "--temp: unknown argument"),  # no abbreviations: they break when names are added
         ("--learning_rate fast", "--learning_rate: 'fast' is no number"),
+        ("--early_stopping_patience 0", "--early_stopping_patience 0: has to be at least 1"),
+        (
+            "--early_stopping_patience 2 --async_eval",
+            "--early_stopping_patience: an evaluation of --async_eval ends too late to stop training",
+        ),
         ("--max_steps 1.5", "--max_steps: '1.5' is no whole number"),
         ("--eval_file", "--eval_file: a value is missing"),
         (
