@@ -52,7 +52,7 @@ class Schedule(TrainerCallback):
 
     def is_out_of_patience(self, state, metric: str) -> bool:
         """Returns whether the run ends early, by the evaluations that it has made."""
-        return bool(self.patience) and evaluations_since_best(state.log_history, metric) >= self.patience
+        return self.patience is not None and evaluations_since_best(state.log_history, metric) >= self.patience
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluated_step = state.global_step
