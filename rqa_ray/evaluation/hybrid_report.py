@@ -19,7 +19,7 @@ import numpy as np
 
 from rqa_ray.corpus.bm25 import HYBRID_FILE, Bm25, z_scores
 from rqa_ray.corpus.topk import question_slices
-from rqa_ray.evaluation.confidence import gold_clusters, paired_difference
+from rqa_ray.evaluation.confidence import paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import WEIGHT_METRIC, WEIGHTS, best_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics, retrieval_metrics
@@ -96,7 +96,7 @@ class HybridReport:
             alone[split] = {name: float(values.mean()) for name, values in before.items()}
             together[split] = {name: float(values.mean()) for name, values in after.items() if UNKNOWN not in name}
             if split == "test":
-                clusters = gold_clusters(asked.gold_ids)
+                clusters = asked.clusters.labels
                 p_value = paired_difference(before[WEIGHT_METRIC], after[WEIGHT_METRIC], clusters).p_value
         return cls(weight, alone, together, p_value)
 

@@ -23,9 +23,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from rqa_ray.cluster.workers import Workers, max_concurrent
-from rqa_ray.data.rows import Questions
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.evaluation.confidence import gold_clusters
+from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.places import absolute, inside, open_location, read_json, shown, write_json
 from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.search_page import write_report
@@ -136,8 +135,8 @@ def tune(asked: Search) -> TuneResult:
         reasons = "; ".join(dict.fromkeys(trial.problem for trial in trials if trial.problem))
         print(f"error: no trial got as far as its first evaluation: {reasons}", file=sys.stderr)
         raise SystemExit(1)
-    golds = Questions.from_tables(setup.blocks["eval"].tables()).golds
-    curve = LearningCurve.of(trials, metric, gold_clusters(golds)) if "train_share" in plan.space else None
+    clusters = AskedQuestions(setup.blocks["eval"].tables()).clusters.labels
+    curve = LearningCurve.of(trials, metric, clusters) if "train_share" in plan.space else None
     for line in write_report(folder, trials, plan.space, metric, order[0], curve):
         print(line)
     return TuneResult(leave_winner(setup, record, shared, order[0]), metric, order[0], trials)
