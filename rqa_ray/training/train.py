@@ -15,7 +15,6 @@ from typing import Any
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.evaluation import hybrid_report
-from rqa_ray.evaluation.confidence import gold_clusters
 from rqa_ray.evaluation.predictions import write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -107,8 +106,8 @@ def finish(
     URI of what the finish stores.
     """
     splits, documents = asked_of(setup.blocks)
-    golds = splits["eval"].gold_ids
-    questions = EvalQuestions(golds, documents.passage_ids, gold_clusters(golds))
+    asked = splits["eval"]
+    questions = EvalQuestions(asked.gold_ids, documents.passage_ids, asked.clusters.labels)
     finisher = Finisher(setup, job, model, whole, place, questions)
     choice = finisher.choose()
     before = summary.ModelState(0, finisher.told.before)
