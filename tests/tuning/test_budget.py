@@ -110,7 +110,7 @@ def test_the_shares_of_a_search_are_said_and_streamed_files_are_refused():
     job, keys = with_global_batch(search.job, 1), np.arange(300) // 3
     plan = SearchPlan.of(search, job, 300, PairsInShare.of(job.share, keys))
     half = Share(0.5, 42).takes(np.arange(100)).sum()
-    assert plan.describe_batches(1, False)[1:] == [
+    assert plan.describe_batches(1, False, has_scores=False)[1:] == [
         f"train_share 0.5: {3 * half} of 300 pairs, from {half} of 100 sources",
         "train_share 1: 300 of 300 pairs, from 100 of 100 sources",
     ]
