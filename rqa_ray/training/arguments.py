@@ -35,7 +35,7 @@ class RetrieverTrainingArguments(UsualArguments):
     learning_rate: float = STEPS.setting(1e-5, "Peak learning rate.", at_least(0))
     max_steps: int = STEPS.setting(
         -1,
-        "Optimizer steps, unless --num_train_epochs is given.",
+        "Optimizer steps, or --num_train_epochs.",
         Check(lambda value: value >= 1 or value == -1, "at least 1, or -1"),
         unset="from the number of pairs",
     )

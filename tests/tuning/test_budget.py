@@ -116,7 +116,7 @@ def test_the_shares_of_a_search_are_said_and_streamed_files_are_refused():
     ]
     streamed = SearchPlan.of(search, job, 300, PairsInShare(job.share, 300, 300))
     with pytest.raises(InputError, match="^--tune train_share=...: streamed training files have one share; --data"):
-        streamed.describe_batches(1, False)
+        streamed.describe_batches(1, False, has_scores=False)
 
 
 def plan_of(*words: str) -> SearchPlan:
