@@ -107,7 +107,7 @@ def ray_cluster():
 
 @pytest.fixture(scope="session")
 def nodes():
-    """A cluster with a head without CPUs and three nodes with one CPU each; tests that use it run last."""
+    """A cluster with a head without CPUs and two nodes with one CPU each; tests that use it run last."""
     from tests.nodes import Nodes
 
     def shared_memory() -> set[str]:
@@ -116,8 +116,7 @@ def nodes():
 
     before = shared_memory()
     cluster = Nodes()
-    for _ in range(3):
-        cluster.add()
+    cluster.fill(2)
     yield cluster
     cluster.stop()
     assert not cluster.left()

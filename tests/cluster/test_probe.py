@@ -7,6 +7,7 @@ import pytest
 
 from rqa_ray.cluster import probe, workers
 from rqa_ray.errors import InputError
+from tests.jobs import run
 from tests.nodes import Nodes, can_mount
 
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="may not mount: `unshare -m` fails")
@@ -29,12 +30,12 @@ def refused(nodes: Nodes, words: list[str]) -> str:
     return ended.stderr
 
 
-def test_a_job_that_can_run_is_told_what_it_will_do(nodes, words, tmp_path) -> None:
-    ended = nodes.run(["jobs/preflight.py", *words, "--per_device_train_batch_size", "8", "--hard_neg_ratio", "0.25"])
-    assert ended.returncode == 0, ended.stderr
-    assert "4 nodes: storage is written and read by all, inputs are read by all, versions are equal" in ended.stdout
-    assert "batch: 2 workers x 8 = 16 questions, up to 4 hard negatives, 20 candidates each" in ended.stdout
-    assert "steps: 200, which are 3,200 questions" in ended.stdout and "all checks passed" in ended.stdout
+def test_a_job_that_can_run_is_told_what_it_will_do(ray_cluster, words, capsys, tmp_path) -> None:
+    run("preflight", *words, "--per_device_train_batch_size", "8", "--hard_neg_ratio", "0.25")
+    said = capsys.readouterr().out
+    assert "storage can be written" in said
+    assert "batch: 2 workers x 8 = 16 questions, up to 4 hard negatives, 20 candidates each" in said
+    assert "steps: 200, which are 3,200 questions" in said and "all checks passed" in said
     assert not os.listdir(tmp_path / "shared")
 
 
