@@ -49,7 +49,7 @@ def ndcg_of_predictions(folder: Path, split: str) -> float:
 
 @pytest.fixture(scope="module")
 def searched(ray_cluster, flags, files, tmp_path_factory):
-    """One trial is good, two are worse, one diverges; the input files are deleted before the first trial starts."""
+    """One trial is good, one is worse, one diverges; the input files are deleted before the first trial starts."""
     from rqa_ray.tuning import tune as module
 
     folder = tmp_path_factory.mktemp("search")
@@ -65,22 +65,22 @@ def searched(ray_cluster, flags, files, tmp_path_factory):
         return found
 
     patch.setattr(module, "evaluate_pretrained", then_delete)
-    run([*words, "--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(folder / "out")])
+    run([*words, "--tune_learning_rate", "1e-2", "1e-3", "1e25", "--output_dir", str(folder / "out")])
     patch.undo()
     return folder / "out"
 
 
-def test_trials_that_are_worse_are_stopped_early_and_one_that_diverges_is_marked(searched):
+def test_a_trial_that_is_worse_is_stopped_early_and_one_that_diverges_is_marked(searched):
     rows = rows_of(searched)
-    assert [row["state"] for row in rows] == ["finished", "stopped early", "stopped early", "diverged"]
-    assert [row["pairs"] for row in rows[:3]] == ["96", "24", "24"]
-    assert "the loss is not finite" in rows[3]["problem"]
+    assert [row["state"] for row in rows] == ["finished", "stopped early", "diverged"]
+    assert [row["pairs"] for row in rows[:2]] == ["96", "24"]
+    assert "the loss is not finite" in rows[2]["problem"]
 
 
 def test_the_winner_is_left_as_a_training_run_leaves_its_model(searched):
     rows = rows_of(searched)
     best = float(rows[0][METRIC])
-    assert best == max(float(row[METRIC]) for row in rows[:3])
+    assert best == max(float(row[METRIC]) for row in rows[:2])
     assert read_json(searched / "eval_results.json")[METRIC] == best
     assert ndcg_of_predictions(searched, "eval") == pytest.approx(best, abs=1e-9)
     tested = read_json(searched / "test_results.json")["test_retr/document_ndcg/ndcg10"]
@@ -100,6 +100,7 @@ def test_only_the_winner_has_met_the_test_questions(searched):
     assert of_trial and not [found for found in of_trial if "test" in found]
 
 
+@pytest.mark.slow
 def test_its_config_reaches_the_same_with_jobs_train(searched, files, tmp_path):
     from rqa_ray.training.train import train
 
@@ -121,7 +122,7 @@ def test_a_search_that_has_ended_can_be_asked_again_and_a_copy_of_it_leaves_it_a
         shutil.copy(path, searched.parent)
     copy = Path(shutil.copytree(searched, tmp_path / "copy"))
     before = {path: path.stat().st_mtime_ns for path in [searched, *searched.rglob("*")]}
-    words += ["--tune_learning_rate", "1e-2", "1e-3", "3e-3", "1e25", "--output_dir", str(copy)]
+    words += ["--tune_learning_rate", "1e-2", "1e-3", "1e25", "--output_dir", str(copy)]
     with pytest.raises(InputError, match="is not empty; choose another folder, resume its run with --resume"):
         run(words)
     run([*words, "--resume"])
