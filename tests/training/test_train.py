@@ -23,6 +23,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
 from tests.conftest import SMALL_WINDOWS, STREAMED
 from tests.conftest import train as run
+from tests.jobs import refused
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = [
@@ -40,12 +41,6 @@ OUTPUTS = [
     "train_results.json",
     "trainer_state.json",
 ]
-
-
-def command(words: list[str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs/train.py"), *words], capture_output=True, text=True, timeout=300, **options
-    )
 
 
 def read_json(path: Path):
@@ -246,10 +241,11 @@ def test_a_folder_in_use_is_refused(ray_cluster, flags, tmp_path) -> None:
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
-def test_wrong_arguments_are_one_line_and_exit_code_2_before_ray_starts(flags, tmp_path) -> None:
-    ended = command([*flags, "--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(tmp_path)])
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert "not a model folder" in ended.stderr and ended.stderr.count("\n") == 1
+def test_wrong_arguments_are_one_line_and_exit_code_2_before_ray_starts(flags, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("rqa_ray.training.setup.connect", lambda: pytest.fail("Ray is started"))
+    words = ["--output_dir", tmp_path / "out", "--model_name_or_path", tmp_path]
+    said = refused(capsys, "train", *flags, *words)
+    assert "not a model folder" in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
