@@ -28,14 +28,9 @@ def flags(files, tiny_model) -> list[str]:
 
 @pytest.fixture(scope="module")
 def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
-    """The output folder of an evaluation that was killed together with Ray, and then run again."""
+    """The output folder of an evaluation."""
     folder = tmp_path_factory.mktemp("evaluate") / "out"
-    words = [*flags, "--output_dir", str(folder), "--compare", "--weight_data_path", files["eval_file"]]
-    log = folder / "embeddings" / "shards.jsonl"
-    kill_half_way("evaluate", log, *words)
-    assert not (folder / "score.json").exists()
-    shutil.copy(log, folder.parent / "killed.jsonl")
-    run("evaluate", *words)
+    run("evaluate", *flags, "--output_dir", folder, "--compare", "--weight_data_path", files["eval_file"])
     return folder
 
 
@@ -229,7 +224,13 @@ def test_embeddings_can_be_made_beforehand_with_an_index_and_in_less_precision(
     assert "has embeddings of another --precision; choose another folder" in said
 
 
-def test_a_killed_evaluation_goes_on_where_it_was_and_encodes_each_shard_once(evaluated):
-    done = logged_shards(evaluated.parent / "killed.jsonl")
-    logged = logged_shards(evaluated / "embeddings" / "shards.jsonl")
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_where_it_was_and_encodes_each_shard_once(evaluated, flags, tmp_path):
+    folder = tmp_path / "out"
+    log, words = folder / "embeddings" / "shards.jsonl", [*flags, "--output_dir", str(folder)]
+    done = kill_half_way("evaluate", log, *words)
+    assert not (folder / "score.json").exists()
+    run("evaluate", *words)
+    logged = logged_shards(log)
     assert logged[: len(done)] == done and len(set(logged)) == len(logged)
+    assert predictions(folder) == predictions(evaluated)
