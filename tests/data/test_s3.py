@@ -65,29 +65,34 @@ def test_files_globs_and_folders_of_a_bucket_are_found_and_read(bucket) -> None:
         find_files([f"{uri}/nowhere.jsonl?{query}"], "train_file")
 
 
-def test_a_run_reads_from_a_bucket_writes_into_one_and_goes_on_from_it(
-    bucket, ray_cluster, files, tiny_model, capsys
+def test_a_run_that_was_moved_into_a_bucket_reads_from_a_bucket_and_goes_on_there(
+    bucket, two_workers, train_flags, files, capsys
 ) -> None:
     from rqa_ray.training.train import train
 
     uri, query = bucket
     output = f"{uri}/runs/out?{query}"
-    words = ["--model_name_or_path", tiny_model, "--max_steps", "2", "--per_device_train_batch_size", "8"]
+    filesystem, root = fs.FileSystem.from_uri(output)
+    fs.copy_files(str(two_workers), root, fs.LocalFileSystem(), filesystem)
+    words = [*train_flags, "--output_dir", output]
     for flag, path in files.items():
         upload(bucket, f"run/{os.path.basename(path)}", Path(path).read_bytes())
         words += [f"--{flag}", f"{uri}/run/{os.path.basename(path)}?{query}"]
-    words += ["--output_dir", output]
-    train(parse_job(words))
-    filesystem, root = fs.FileSystem.from_uri(output)
-    stored = {info.path[len(root) + 1 :] for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True))}
-    assert {"model.safetensors", "eval_results.json", "run.json", "all_args.json", "trainer_state.json"} <= stored
-    assert any(name.startswith("tensorboard/events") for name in stored)
-    assert any(name.startswith("checkpoints/") and name.endswith("model/model.safetensors") for name in stored)
-    with filesystem.open_input_stream(f"{root}/run.json") as file:
-        record = json.loads(file.read())
-    assert record["storage_path"] == "checkpoints" and "?" not in record["location"]
     with pytest.raises(InputError, match="is not empty"):
         train(parse_job(words))
+    filesystem.delete_file(f"{root}/model.safetensors")
     capsys.readouterr()
-    train(parse_job([*words, "--resume_from_checkpoint", "true", "--max_steps", "4"]))
-    assert "resuming from step 2" in capsys.readouterr().out
+    train(parse_job([*words, "--resume_from_checkpoint", "true", "--max_steps", "14"]))
+    assert "resuming from step 12" in capsys.readouterr().out
+    stored = {info.path[len(root) + 1 :] for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True))}
+    assert {"model.safetensors", "eval_results.json", "run.json", "all_args.json", "trainer_state.json"} <= stored
+    before = {str(path.relative_to(two_workers)) for path in two_workers.rglob("*")}
+    assert any(name.startswith("tensorboard/events") for name in stored - before)
+    assert any(name.startswith("checkpoints/") and "model/model.safetensors" in name for name in stored - before)
+    for file, is_right in (
+        ("run.json", lambda kept: kept["storage_path"] == "checkpoints" and kept["location"] == f"{uri}/runs/out"),
+        ("trainer_state.json", lambda kept: kept["log_history"][-1]["step"] == 14),
+    ):
+        with filesystem.open_input_stream(f"{root}/{file}") as stream:
+            kept = json.loads(stream.read())
+        assert is_right(kept), kept
