@@ -113,10 +113,10 @@ class LossSettings:
         0, "Hard negatives that each question brings into its batch.", at_least(0)
     )
     distill_weight: float = LOSS.setting(
-        0.0, "Share of the loss that follows a teacher's scores of hard negatives (0 to 1).", from_to(0, 1)
+        0.0, "Share of the loss that follows the teacher's scores (0 to 1).", from_to(0, 1)
     )
     teacher_temperature: float = LOSS.setting(
-        1.0, "Divides the teacher's scores: about 0.05 for cosine, 1 for hybrid.", ABOVE_0
+        1.0, "Divides the teacher's scores: 0.05 for cosine, 1 for hybrid.", ABOVE_0
     )
     dropout: float | None = LOSS.setting(
         None,
@@ -162,7 +162,7 @@ class MiningSettings:
 
     mine_margin: float = LOSS.setting(
         0.95,
-        "Mine no passage that scores this share of the gold's score, or more; 1000 mines all.",
+        "Mine nothing from this share of the gold's score on.",
         Check(lambda value: 0 < value < float("inf"), "above 0 and finite"),
     )
     mine_from: list[str] | None = LOSS.setting(
@@ -173,9 +173,7 @@ class MiningSettings:
         metavar="dense|bm25",
     )
     mine_depth: int = LOSS.setting(100, "Candidates of a question from each ranking.", at_least(1))
-    teacher: str | None = LOSS.path(
-        None, "Scores candidates in place of the model: hybrid (the model and BM25), or a model's folder."
-    )
+    teacher: str | None = LOSS.path(None, "Scores candidates: hybrid (model and BM25), or a model's folder.")
 
 
 @dataclass(kw_only=True)
@@ -206,9 +204,7 @@ class TrainSettings(
     """The settings of jobs/train.py, in addition to transformers' TrainingArguments."""
 
     model_name_or_path: str | None = model_path(None, "Encoder to fine-tune", "required")
-    recipe: Literal["plain", "best"] = LOSS.setting(
-        "plain", "best: the flags of rqa_ray/training/best.json, under those given."
-    )
+    recipe: Literal["plain", "best"] = LOSS.setting("plain", "best: the flags of training/best.json, below yours.")
     prepared_path: str | None = DATA.path(None, "Folder that jobs/prepare.py wrote, instead of the files.")
     train_share: float = DATA.setting(
         1.0,
