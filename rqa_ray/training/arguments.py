@@ -53,7 +53,7 @@ class RetrieverTrainingArguments(UsualArguments):
         "steps", "When to evaluate and save; no: first and last step only."
     )
     eval_steps: float | None = EVALUATION.setting(
-        0.2,
+        0.25,
         "Steps between evaluations (below 1: share of all).",
         Check(lambda value: 0 < value < 1 or value >= 1 and value % 1 == 0, "a fraction above 0, or a whole number"),
     )

@@ -113,7 +113,7 @@ def test_the_defaults_are_those_of_the_contract():
         "weight_decay": 0.01,
         "logging_steps": 10,
         "eval_strategy": "steps",
-        "eval_steps": 0.2,
+        "eval_steps": 0.25,
         "metric_for_best_model": "eval_retr/document_recall/recall4",
         "report_to": "tensorboard",
         "seed": 42,
