@@ -14,8 +14,9 @@ of the pretrained model are known:
   in 80% of all runs if 7.9 are expected.
 
 `tests/evaluation/test_power.py` simulates evaluations in 7 settings. Of 2,100 runs in each setting, 75 to 82% show the
-smallest gain (79% on average), and 3 to 6% of the runs without a gain show one (4% on average). The gains of the 14 runs, moved to the mean of the smallest gain and resampled by clusters, are shown in 84% of all cases:
-in 58% on MedQuAD's eval in recall@4, and in 95% on Faire's eval in recall@4.
+smallest gain (79% on average), and 3 to 6% of the runs without a gain show one (4% on average). The gains of the 14
+runs above, moved to the mean of the smallest gain and resampled by clusters, are shown in 84% of all cases: in 58% on
+MedQuAD's eval in recall@4, and in 95% on Faire's eval in recall@4.
 
 Shapes: Q questions, C clusters.
 """
