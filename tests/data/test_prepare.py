@@ -92,11 +92,11 @@ def test_scores_of_hard_negatives_are_kept(inputs, tmp_path) -> None:
 
     record = json.loads(Path(inputs["train"][0]).read_text().splitlines()[0])
     (tmp_path / "train.jsonl").write_text(
-        json.dumps(record | {"hard_neg_scores": [0.5, 2.0], "gold_scores": [None]}) + "\n"
+        json.dumps(record | {"hard_neg_scores": [0.5, 2.0], "gold_scores": [None, None]}) + "\n"
     )
     write([str(tmp_path / "train.jsonl")], "questions", tmp_path / "train.parquet", skip_bad=False)
     [(_, kept)] = read_records(str(tmp_path / "train.parquet"), "questions")
-    assert kept.hard_neg_scores == [0.5, 2.0] and kept.gold_scores == [None]
+    assert kept.hard_neg_scores == [0.5, 2.0] and kept.gold_scores == [None, None]
 
 
 def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:
