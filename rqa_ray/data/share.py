@@ -62,23 +62,30 @@ class PairsInShare:
     num_all: int  # pairs of the files
     source_keys: np.ndarray | None = None  # (N,) of all pairs; None if the files are streamed
 
-    @classmethod
-    def of(cls, share: Share, source_keys: np.ndarray) -> PairsInShare:
-        """Counts the pairs of a share by the source keys (N,) of all pairs."""
-        return cls(share, int(share.takes(source_keys).sum()), len(source_keys), source_keys)
-
-    def describe(self) -> str:
-        """Returns words about the pairs and their sources.
+    def __post_init__(self) -> None:
+        """Refuses a share without pairs.
 
         Raises:
             InputError: the share has no pair.
         """
+        if self.num_all and not self.num_pairs:
+            raise InputError(f"--train_share {self.share.share:g}: has {self.describe()}; raise the share")
+
+    @classmethod
+    def of(cls, share: Share, source_keys: np.ndarray) -> PairsInShare:
+        """Counts the pairs of a share by the source keys (N,) of all pairs.
+
+        Raises:
+            InputError: the share has no pair.
+        """
+        return cls(share, int(share.takes(source_keys).sum()), len(source_keys), source_keys)
+
+    def describe(self) -> str:
+        """Returns words about the pairs and their sources."""
         text = f"{self.num_pairs:,} of {self.num_all:,} pairs"
         if self.source_keys is not None:
             sources = np.unique(self.source_keys)
             text += f", from {self.share.takes(sources).sum():,} of {len(sources):,} sources"
-        if not self.num_pairs:
-            raise InputError(f"--train_share {self.share.share:g}: has {text}; raise the share")
         return text
 
 

@@ -79,7 +79,9 @@ def test_pairs_and_sources_of_a_share_are_counted_and_none_are_refused():
     said = PairsInShare.of(Share(0.4, 1), keys).describe()
     assert said == f"{3 * kept} of 60 pairs, from {kept} of 20 sources"
     with pytest.raises(InputError, match="^--train_share 1e-09: has 0 of 60 pairs, from 0 of 20 sources; raise"):
-        PairsInShare.of(Share(1e-9), keys).describe()
+        PairsInShare.of(Share(1e-9), keys)  # before anything is computed from the number of pairs
+    with pytest.raises(InputError, match="^--train_share 0.01: has 0 of 60 pairs; raise the share$"):
+        PairsInShare(Share(0.01), 0, 60)  # of streamed files
 
 
 def test_all_questions_of_a_line_are_in_the_share_or_out_of_it():
