@@ -58,6 +58,8 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
         (["--tune", "debug=a,b"], "--debug takes a list, and a search varies single values"),
         (["--tune", "temperature"], "has to be NAME=A,B,C or NAME=LOW:HIGH"),
         (["--tune", "mine_depth=50,100"], "mine_depth cannot be searched: all trials share the candidates of BM25"),
+        (["--tune", "recipe=plain,best"], "recipe cannot be searched: its flags are read before the search"),
+        (["--tune", "finish=best,merge"], "finish cannot be searched: only the winner is finished"),
         (["--mine_negatives", "2", "--tune", "negatives_per_question=1,3"], "3: is more than --mine_negatives 2"),
         (["--tune", "temperature=0:1"], "--temperature 0: has to be above 0"),
         (["--tune", "temperature=0.1:0.02"], "the first end has to be below the second"),
