@@ -113,8 +113,14 @@ def write_evaluation(checkpoint: ray.train.Checkpoint, step: int, found: Evaluat
 
 
 def write_evaluation_to(folder: str, filesystem: fs.FileSystem, found: Evaluation) -> None:
-    """Stores an evaluation in a folder. The metrics come last: where they exist, all files do."""
+    """Stores an evaluation in a folder. The metrics come last: where they exist, all files do.
+
+    So the metrics of an earlier evaluation are deleted first: a kill in between leaves no evaluation, which is then
+    made again, and no metrics beside half a file.
+    """
     filesystem.create_dir(folder, recursive=True)
+    if is_file(filesystem, f"{folder}/{metrics_file(EVALUATION)}"):
+        filesystem.delete_file(f"{folder}/{metrics_file(EVALUATION)}")
     for name, content in found.files(EVALUATION).items():
         with filesystem.open_output_stream(f"{folder}/{name}") as file:
             file.write(content)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray.train
+from pyarrow import fs
 
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import Evaluation, SplitResult
@@ -15,7 +16,9 @@ from rqa_ray.training.checkpoints import (
     list_checkpoints,
     list_evaluations,
     read_checkpoint,
+    read_evaluation_from,
     write_evaluation,
+    write_evaluation_to,
     write_manifest,
 )
 
@@ -49,6 +52,18 @@ def test_an_evaluation_beside_training_takes_the_place_of_none(tmp_path) -> None
     checkpoint = read_checkpoint(str(folder))
     assert checkpoint.metrics == checkpoint.evaluation().metrics == {METRIC: 0.25}
     assert list_evaluations(str(tmp_path), ["run"]) == [(4, {METRIC: 0.25})]
+
+
+def test_a_kill_while_an_evaluation_is_replaced_leaves_none(tmp_path, monkeypatch) -> None:
+    place, disk = f"{tmp_path}/candidate", fs.LocalFileSystem()
+    write_evaluation_to(place, disk, found(0.5))
+    assert read_evaluation_from(place, disk).metrics == {METRIC: 0.5}
+    monkeypatch.setattr(Evaluation, "files", lambda self, name: {f"{name}.npz": b"cut"})  # killed in the first file
+    write_evaluation_to(place, disk, found(0.25))
+    assert read_evaluation_from(place, disk) is None
+    monkeypatch.undo()
+    write_evaluation_to(place, disk, found(0.25))
+    assert read_evaluation_from(place, disk).metrics == {METRIC: 0.25}
 
 
 def test_a_checkpoint_that_was_cut_short_is_not_there(tmp_path) -> None:
