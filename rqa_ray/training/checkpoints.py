@@ -196,8 +196,12 @@ def read_checkpoint_at(path: str, filesystem: fs.FileSystem, location: str = "")
 
 
 def best_checkpoints(checkpoints: list[StoredCheckpoint], metric: str, number: int) -> list[StoredCheckpoint]:
-    """Returns so many of the evaluated checkpoints, or fewer, the best first (`finish.score`)."""
-    evaluated = [checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics]
+    """Returns so many of the evaluated checkpoints, or fewer, the best first (`finish.score`).
+
+    Of a step, one alone counts: a step is stored twice if its worker died before Ray knew of the checkpoint.
+    """
+    by_step = {checkpoint.step: checkpoint for checkpoint in checkpoints if metric in checkpoint.metrics}
+    evaluated = list(by_step.values())
     evaluated.sort(key=lambda checkpoint: -score(checkpoint.metrics, metric, checkpoint.step))
     return evaluated[:number]
 

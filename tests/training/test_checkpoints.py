@@ -1,6 +1,7 @@
 """A stored checkpoint is complete or absent; its evaluation, in the loop or beside training, is read with it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,14 @@ def test_the_best_is_the_earliest_of_equals_and_never_one_that_was_not_evaluated
         write(tmp_path, step, here)
     best = best_checkpoints(list_checkpoints(str(tmp_path), ["run"]), METRIC, 2)
     assert [checkpoint.step for checkpoint in best] == [4, 6]
+
+
+def test_a_step_that_is_stored_twice_is_one_of_the_best_once(tmp_path) -> None:
+    for step, here in ((2, found(0.5)), (4, found(0.25))):
+        write(tmp_path, step, here)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    best = best_checkpoints(list_checkpoints(str(tmp_path), ["run", "again"]), METRIC, 2)
+    assert [checkpoint.step for checkpoint in best] == [4, 2]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path) -> None:
