@@ -60,7 +60,8 @@ class Forecast(TrainerCallback):
         if args.eval_strategy == IntervalStrategy.NO:
             return 1
         if args.eval_steps < 1:
-            return evaluations_due(state.max_steps, state.max_steps, args.eval_steps)
+            # a short run evaluates after each step, and not several times after one
+            return min(evaluations_due(state.max_steps, state.max_steps, args.eval_steps), state.max_steps)
         return math.ceil(state.max_steps / args.eval_steps)
 
     def describe_power(self) -> str:

@@ -63,6 +63,8 @@ def test_a_step_takes_three_forward_passes_and_four_with_gradient_caching(tmp_pa
     [
         ({"eval_strategy": "steps", "eval_steps": 3, "max_steps": 10}, 4),
         ({"eval_strategy": "steps", "eval_steps": 0.25, "max_steps": 10}, 4),
+        ({"eval_strategy": "steps", "eval_steps": 0.25, "max_steps": 1}, 1),
+        ({"eval_strategy": "steps", "eval_steps": 0.25, "max_steps": 3}, 3),
         ({"eval_strategy": "no"}, 1),
     ],
 )
