@@ -109,7 +109,8 @@ def _read_pairs(
                     texts.setdefault(key, question)
                     keys += [key] * len(record.gold_docs)
                     ids += [gold.passage_id for gold in record.gold_docs]
-                if record.questions:
-                    golds = {gold.passage_id: gold.fmt_content for gold in record.gold_docs} | golds
+                for gold in record.gold_docs if record.questions else []:
+                    if gold.passage_id not in golds:
+                        golds[gold.passage_id] = gold.fmt_content
     missing = np.setdiff1d(np.array(ids, np.int64), corpus_ids)
     return np.array(keys, np.int64), np.array(ids, np.int64), texts, {key: golds[key] for key in missing.tolist()}
