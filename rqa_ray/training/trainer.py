@@ -258,6 +258,13 @@ class ContrastiveTrainer(Trainer):
         """Whether the run has ended, or ends now, because no evaluation was better for too long."""
         return self.schedule.is_out_of_patience(self.state, self.args.metric_for_best_model or "")
 
+    def why_early(self) -> str:
+        """Returns why the run has ended before its last step; an empty text if it has not."""
+        if not self.ends_early or self.state.global_step >= self.state.max_steps:
+            return ""
+        no_better = f"{self.args.metric_for_best_model} was no better in {self.schedule.patience} evaluations"
+        return f"stopped early at step {self.state.global_step}: {no_better}"
+
     def is_finished(self, checkpoint: str) -> bool:
         """Returns whether a checkpoint is the last of its run; the Trainer's loop would make one step more."""
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_FILE))

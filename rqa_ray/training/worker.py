@@ -78,9 +78,9 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
         finally:
             if isinstance(reports, Uploads):
                 reports.wait()  # the local checkpoints are deleted after this block
-        if trainer.ends_early and trainer.args.process_index == 0:
-            early = f"stopped early at step {trainer.state.global_step}: {trainer.args.metric_for_best_model} "
-            spec.mailbox.put.remote(spec.run, None, f"{early}was no better in {trainer.schedule.patience} evaluations")
+        early = trainer.why_early()
+        if early and trainer.args.process_index == 0:
+            spec.mailbox.put.remote(spec.run, None, early)
         if spec.spare:
             report.send(phase="waiting for the last evaluation", total=0)
         step = max(trainer.state.global_step, note.step)  # a stop may come before the Trainer has loaded the state

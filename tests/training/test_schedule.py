@@ -26,7 +26,7 @@ def test_evaluations_that_are_no_better_than_the_best_are_counted(metric, values
 def trainer(folder, **arguments) -> ContrastiveTrainer:
     """A trainer that does not learn, and evaluates after every step."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "learning_rate": 0.0}
-    made = make_trainer(str(folder), 0.25, False, 0, 1, Recorder(), max_steps=6, **(options | arguments))
+    made = make_trainer(str(folder), 0.25, False, 0, 1, Recorder(), **(options | {"max_steps": 6} | arguments))
     made.schedule.patience = 2
     return made
 
@@ -40,6 +40,13 @@ def test_a_run_that_gets_no_better_ends_early_and_is_saved_at_its_last_step(tmp_
     made._save_checkpoint = lambda *_: saved.append(made.state.global_step)
     made.train()
     assert evaluated(made) == saved == [0, 1, 2] and made.ends_early
+    assert made.why_early().startswith("stopped early at step 2: ")
+
+
+def test_a_run_that_was_to_end_anyway_does_not_say_that_it_has_ended_early(tmp_path):
+    made = trainer(tmp_path, max_steps=2)
+    made.train()
+    assert evaluated(made) == [0, 1, 2] and made.ends_early and made.why_early() == ""
 
 
 def test_a_run_without_patience_goes_on(tmp_path):
