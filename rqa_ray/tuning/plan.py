@@ -44,6 +44,11 @@ class SearchPlan:
         """Whether trials mine hard negatives."""
         return self.job.settings.mine_negatives > 0 or "mine_negatives" in self.space
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher scores the hard negatives that trials mine."""
+        return self.mines and bool(self.job.settings.teacher)
+
     def describe(self, search: Search, at_once: int) -> list[str]:
         """Returns lines for the user."""
         space = "; ".join(f"{name} {dimension}" for name, dimension in self.space.items())

@@ -88,8 +88,7 @@ def tune(asked: Search) -> TuneResult:
     plan = SearchPlan.of(asked, job, setup.num_rows, setup.shared)
     at_once = trials_at_once(settings.max_concurrent_trials, workers)
     has_negatives = setup.has_negatives or plan.mines
-    has_scores = setup.has_scores or bool(setup.job.settings.teacher)
-    lines = plan.describe_batches(workers.num_workers, has_negatives, has_scores)
+    lines = plan.describe_batches(workers.num_workers, has_negatives, setup.has_scores or plan.is_taught)
     print("\n".join([*plan.describe(asked, at_once), *lines]))
     record = open_search(asked, job)
     setup.write_bad_records()

@@ -92,7 +92,9 @@ def test_a_search_over_their_number_is_refused_before_its_first_trial(values, fo
     assert plan.describe_batches(1, has_negatives=True, has_scores=False)
     with pytest.raises(InputError, match=f"--negatives_per_question {values[-1]}: "):
         plan.describe_batches(1, has_negatives=False, has_scores=False)
-    search = parse_search([*WORDS, "--tune", "distill_weight=0,0.5"])
+    for words, is_taught in (([], False), (["--mine_negatives", "2", "--negatives_per_question", "1"], True)):
+        search = parse_search([*WORDS, "--teacher", "hybrid", *words, "--tune", "distill_weight=0,0.5"])
+        assert SearchPlan.of(search, search.job, 900).is_taught is is_taught
     plan = SearchPlan.of(search, search.job, 900)
     assert plan.describe_batches(1, has_negatives=True, has_scores=True)
     with pytest.raises(InputError, match="--distill_weight 0.5: no training question has hard_neg_scores"):
