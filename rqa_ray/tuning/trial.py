@@ -164,7 +164,8 @@ class Reports:
         shutil.rmtree(checkpoint.path)
         metric = self.job.training["metric_for_best_model"]
         whole = stored.list_checkpoints(self.root, [*self.earlier, self.attempt])
-        best = stored.best_checkpoints(whole, metric, checkpoints_kept(self.job.settings.finish, None))
+        number = checkpoints_kept(self.job.settings.finish, self.job.training.get("save_total_limit"))
+        best = stored.best_checkpoints(whole, metric, number)
         kept = {checkpoint.location for checkpoint in [whole[-1], *best]}
         for checkpoint_there in whole:
             if checkpoint_there.location not in kept:
