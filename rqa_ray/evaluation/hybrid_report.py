@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rqa_ray.corpus.bm25 import HYBRID_FILE, Bm25, z_scores
+from rqa_ray.corpus.bm25 import HYBRID_FILE, SMALLEST_DEVIATION, Bm25, z_scores
 from rqa_ray.corpus.topk import question_slices
 from rqa_ray.evaluation.confidence import paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
@@ -54,7 +54,7 @@ def rank(
     assert of_bm25
     positions = np.concatenate([found.positions, of_bm25.positions], axis=1)
     scores = np.concatenate([found.scores, of_bm25.scores], axis=1).astype(np.float64)
-    dense = (scores - of_bm25.mean[:, None]) / np.maximum(of_bm25.deviation, 1e-9)[:, None]
+    dense = (scores - of_bm25.mean[:, None]) / np.maximum(of_bm25.deviation, SMALLEST_DEVIATION)[:, None]
     lexical = np.empty_like(dense)
     for part in question_slices(len(questions), bm25.num_passages):
         lexical[part] = np.take_along_axis(z_scores(bm25.scores(questions[part])).numpy(), positions[part], axis=1)

@@ -22,7 +22,6 @@ from rqa_ray.reports.trials import FINISHED, Trial
 
 SHARE = "train_share"
 AVERAGED = (SHARE, "seed")  # arguments in which the trials of one curve may differ
-CHANCE = 0.05  # a p-value from here on is noise
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 76, 40, 70, 64  # pixels: the picture, and its margins
 TICKS = 5
 
@@ -94,9 +93,9 @@ class LearningCurve:
         shares = f"{SHARE} {fewer.share:g} to {more.share:g}"
         times = f"{more.pairs / fewer.pairs:.2g} times the labels"
         labels = f"{times}, from {fewer.pairs:,.0f} to {more.pairs:,.0f} training pairs ({shares})"
-        if change.low > 0 and change.p_value < CHANCE:
+        if change.low > 0 and change.is_beyond_noise:
             return f"{labels}, gained {self.label}: {change.describe()}; more labels may help."
-        if change.high < 0 and change.p_value < CHANCE:
+        if change.high < 0 and change.is_beyond_noise:
             return f"{labels}, lost {self.label}: {change.describe()}; look at the labels, or train longer."
         number = f"{len(self.clusters):,} eval questions"
         return f"{labels}: no gain of {self.label} is visible with {number}: {change.describe()}."

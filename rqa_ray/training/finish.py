@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from rqa_ray.evaluation.confidence import gold_clusters, paired_difference
+from rqa_ray.evaluation.confidence import SIGNIFICANCE, gold_clusters, paired_difference
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, GoldIds, greater_is_better, question_metrics
 from rqa_ray.evaluation.results import Evaluation
@@ -27,7 +27,6 @@ StateDict = Mapping[str, torch.Tensor]
 
 SHARES = (0.3, 0.5, 0.7, 0.85)  # of the tuned weights in a mixture with the pretrained ones
 MOST_STEPS = 3  # checkpoints among the candidates
-SIGNIFICANT = 0.05  # a p-value below it speaks against a candidate
 TIE_BREAKER = f"eval_{LABELS['nDCG@10']}"
 WORST = -1e20
 
@@ -189,7 +188,7 @@ class Finish:
         fallen = [name for name in names if after[name].mean() < before[name].mean()]  # the test takes long
         for name in fallen:
             change = paired_difference(before[name], after[name], self.questions.clusters)
-            if change.p_value < SIGNIFICANT:
+            if change.p_value < SIGNIFICANCE:
                 label = names[name]
                 return f"{label} is {100 * change.mean:+.1f} points, p = {change.p_value:.2g}"
         return ""
