@@ -80,10 +80,15 @@ def run(settings: QualityBenchmark) -> str:
     report = QualityReport.open(settings.output, _comparable(settings))
     for name in settings.data or [BUILT_IN]:
         wanted = [(recipe, seed) for seed in settings.seeds or SEEDS for recipe in recipes]
-        missing = [run for run in wanted if not report.has(name, *run)]
+        missing = [run for run in wanted if not all(report.has(name, one, run[1]) for one in made(run[0], settings))]
         if missing:
             _measure(report, name, missing, setup, settings)
     return report.tables(REFERENCE)
+
+
+def made(recipe: str, settings: QualityBenchmark) -> list[str]:
+    """Returns the contenders that a run of a recipe makes, beside their hybrids."""
+    return [recipe, f"{recipe}, finish"] if settings.finish and recipe in OWN else [recipe]
 
 
 def _comparable(settings: QualityBenchmark) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def _trained(
     trained = train_own(data, setup, base, OWN[recipe], num_texts, seed, settings.finish)
     if trained.finished is None:
         return {recipe: trained.last}, ""
-    return {recipe: trained.last, f"{recipe}, finish": trained.finished}, f"; {trained.choice}"
+    return dict(zip(made(recipe, settings), (trained.last, trained.finished), strict=True)), f"; {trained.choice}"
 
 
 def _say(line: str) -> None:

@@ -50,6 +50,21 @@ def test_a_run_that_is_there_is_not_made_again(measured, folder, tiny_model, mon
     assert capsys.readouterr().err == ""
 
 
+def test_a_run_without_the_finish_that_is_asked_for_is_missing(measured, folder, tiny_model, tmp_path):
+    kept = json.loads(measured[0].read_text())
+    for of_data in kept["data"].values():
+        of_data["values"] = {name: runs for name, runs in of_data["values"].items() if ", finish" not in name}
+    path = tmp_path / "quality.json"
+    path.write_text(json.dumps(kept))
+    report = QualityReport.open(str(path), kept["settings"])
+    for finish, lacks in ((False, False), (True, True)):
+        names = quality.made("mined", settings(folder, tiny_model, path, finish=finish))
+        assert any(not report.has(folder, name, 1) for name in names) is lacks
+    assert quality.made("sentence-transformers, GIST", settings(folder, tiny_model, path)) == [
+        "sentence-transformers, GIST"
+    ]
+
+
 def test_figures_of_other_settings_are_not_mixed(measured, folder, tiny_model):
     with pytest.raises(InputError, match="was measured with another --steps; name another file$"):
         quality.run(settings(folder, tiny_model, measured[0], steps=4))
