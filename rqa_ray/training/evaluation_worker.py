@@ -1,8 +1,8 @@
 """Evaluates models: beside training, each checkpoint; or on all workers, before and after training.
 
 A search calls `evaluate_worker` for the pretrained model before its trials. A run and a search call `finish_worker` if
-candidates for the model that they leave are not evaluated yet. Of these candidates, only the chosen one is evaluated
-on the test questions.
+candidates for the model that they leave are not evaluated yet. Of these candidates, only the chosen one and the
+pretrained model are evaluated on the test questions.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.folder import save_encoder
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, step_of, write_evaluation, write_manifest
-from rqa_ray.training.finish import Candidate, EvalQuestions, Finish, finish_here, score
+from rqa_ray.training.finish import BASE, Candidate, EvalQuestions, Finish, finish_here, score
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 
@@ -80,7 +81,7 @@ def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
 def finish_worker(spec: WorkerSpec) -> WorkerResult:
     """Scores the candidates that have no evaluation yet, together with the other ranks, and stores the results.
 
-    The candidate that is chosen is evaluated on the test questions too.
+    The candidate that is chosen, and the pretrained model, are evaluated on the test questions too.
     """
     assert spec.finish is not None
     temperature, progress = spec.settings.temperature, Progress(spec.phase)
@@ -101,10 +102,16 @@ def finish_worker(spec: WorkerSpec) -> WorkerResult:
         weights = results.weights(base, encoder, Path(scratch), spec.settings.trust_remote_code)
         steps = spec.finish.checkpoints
         choice = finish_here(finish, steps, weights, without_test, temperature, results, tell)
-    if choice.evaluation.splits.keys() < full.questions.keys():
-        found = full.evaluate(temperature)
-        if distributed.rank() == 0:
-            results[choice.candidate] = found
+    # A run that goes on with new test questions has not ranked them with the pretrained model.
+    for candidate in dict.fromkeys([choice.candidate, BASE]):
+        known = results.get(candidate) or Evaluation()
+        if distributed.any_rank(known.splits.keys() < full.questions.keys(), full.device):
+            if candidate != choice.candidate:
+                encoder.load_state_dict(base)
+            tell(candidate)
+            found = full.evaluate(temperature)
+            if distributed.rank() == 0:
+                results[candidate] = found
     return WorkerResult()
 
 

@@ -15,7 +15,7 @@ from rqa_ray.retriever.folder import load_encoder, save_encoder
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
 from rqa_ray.training.driver import fit
-from rqa_ray.training.finish import Candidate, Choice, EvalQuestions, Finish, most_steps
+from rqa_ray.training.finish import BASE, Candidate, Choice, EvalQuestions, Finish, most_steps
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import finish_worker
@@ -57,12 +57,16 @@ class Finisher:
         while True:
             try:
                 choice = self.finish.choose(self.told.checkpoints, self._score)
-                lacks_test = "test" in self.setup.blocks and "test" not in choice.evaluation.splits
-                if not lacks_test:
+                ranked = [choice.evaluation.splits, self.before().splits]
+                if "test" not in self.setup.blocks or all("test" in splits for splits in ranked):
                     return choice
             except _NotScored:
                 pass
             self._score_on_workers()
+
+    def before(self) -> Evaluation:
+        """Returns the evaluation of the pretrained model."""
+        return self._score(BASE)
 
     def _score(self, candidate: Candidate) -> Evaluation:
         found = self.results.get(candidate)

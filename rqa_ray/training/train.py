@@ -110,7 +110,7 @@ def finish(
     questions = EvalQuestions(asked.gold_ids, documents.passage_ids, asked.clusters.labels)
     finisher = Finisher(setup, job, model, whole, place, questions)
     choice = finisher.choose()
-    before = summary.ModelState(0, finisher.told.before)
+    before = summary.ModelState(0, finisher.before())
     best = summary.ModelState(choice.candidate.step, choice.evaluation)
     lines, intervals = summary.compare(splits, documents, before, best)
     folder = Path(job.output_dir)
