@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from rqa_ray.benchmarks.limit import set_dropout
 from rqa_ray.benchmarks.quality_data import DataSet
@@ -68,6 +69,7 @@ def train_peer(
     model: Any = SentenceTransformer(setup.model.folder)
     model.max_seq_length = setup.model.settings.max_seq_length
     set_dropout(model, 0.0)
+    set_seed(seed)  # the miner draws before the trainer sets its seed
     examples, loss = prepare(model, data, setup)
     texts_per_row = len(examples.column_names)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:

@@ -1,6 +1,7 @@
 """The benchmark of quality, with a tiny model: what it trains, writes, leaves out and compares."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from rqa_ray.benchmarks import quality, quality_runs
 from rqa_ray.benchmarks.quality import QualityBenchmark
 from rqa_ray.benchmarks.quality_data import read_data_set
+from rqa_ray.benchmarks.quality_peers import train_peer
 from rqa_ray.benchmarks.quality_report import QualityReport
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
@@ -95,6 +97,23 @@ def test_a_smaller_cut_of_the_training_questions_is_in_the_larger(folder, tiny_m
     small, large = (read_data_set(f"{folder}:{size}", model).records for size in (4, 8))
     assert sum(len(record.questions) for record in small) >= 4
     assert all(record in large for record in small) and len(small) < len(large)
+
+
+def test_the_seed_of_a_run_decides_what_the_miner_of_a_peer_draws(tiny_model):
+    setup = quality_runs.Setup(ModelSpec(tiny_model, read_settings(tiny_model)), 4, 1e-4, 0.05, False)
+    drawn: list[float] = []
+
+    class Drawn(Exception):
+        pass
+
+    def prepare(*given) -> None:
+        drawn.append(random.random())
+        raise Drawn
+
+    for seed in (1, 1, 2):
+        with pytest.raises(Drawn):
+            train_peer(None, setup, prepare, 48, seed)
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "builtin:some"])
