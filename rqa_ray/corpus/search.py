@@ -192,6 +192,8 @@ def open_searcher(settings: SearchSettings) -> Searcher:
     Raises:
         InputError: the user's input is wrong.
     """
+    if settings.hybrid_weight is not None and settings.retriever_type != "hybrid":
+        raise InputError(f"--hybrid_weight {settings.hybrid_weight:g}: no effect without --retriever_type hybrid")
     files = find_inputs({"corpus": ("document_path", settings.document_path)}, skip_bad=False).get("corpus")
     model, weight = find_model(settings), None
     if settings.retriever_type == "hybrid":

@@ -120,6 +120,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         raise InputError("--weight_data_path: would choose the weight that --hybrid_weight gives; leave one out")
     wanted = list(dict.fromkeys([settings.retriever_type, *(settings.compare or [])]))
     names = [name for name in wanted if name in RETRIEVERS]
+    if settings.hybrid_weight is not None and "hybrid" not in names:
+        raise InputError(f"--hybrid_weight {settings.hybrid_weight:g}: no effect without --retriever_type hybrid")
     for name in wanted:
         if name not in RETRIEVERS and not (Path(name) / PREDICTIONS_FILE).is_file():
             what = f"neither {', '.join(RETRIEVERS)} nor a folder with {PREDICTIONS_FILE}"

@@ -199,3 +199,9 @@ def test_the_job_answers_at_a_prompt_without_ray_what_it_answers_by_json(model, 
     typed = subprocess.run(command, input=f"{QUESTION}\n\n", capture_output=True, text=True, timeout=120)
     assert typed.returncode == 0, typed.stderr
     assert found["retrieved_docs"][0]["metadata"]["source"] in typed.stdout and typed.stdout.count(" s)") == 1
+
+
+def test_a_weight_without_a_hybrid_is_refused(model, corpus):
+    words = ["--model", model.spec.folder, "--document_path", corpus[0], "--hybrid_weight", "0.3", QUESTION]
+    with pytest.raises(InputError, match=r"^--hybrid_weight 0\.3: no effect without --retriever_type hybrid$"):
+        search(parse(SearchSettings, words, free_word="question"))

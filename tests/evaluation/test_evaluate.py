@@ -135,6 +135,7 @@ def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_
         (["--weight_data_path", "{test_file}"], "--eval_data_path names this file too; pass other questions"),
         (["--weight_data_path", "{eval_file}", "--hybrid_weight", "1"], "the weight that --hybrid_weight gives"),
         (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
+        (["--hybrid_weight", "0.3"], "--hybrid_weight 0.3: no effect without --retriever_type hybrid"),
         (["--retriever_type", "bm52"], "--retriever_type bm52: did you mean bm25? choose one of dense"),
     ],
 )
