@@ -53,7 +53,9 @@ class Bm25:
         self._tokenize = bm25s.tokenize
         self._index = bm25s.BM25()
         tokens = bm25s.tokenize(texts, show_progress=False)
-        self._index.index(tokens, show_progress=False)
+        self.has_words = any(map(len, tokens.ids))
+        if self.has_words:  # bm25s cannot index a corpus without words
+            self._index.index(tokens, show_progress=False)
         self._mean_length = float(np.mean([len(row) for row in tokens.ids])) if len(texts) else 0.0
         self.num_passages = len(texts)
 
@@ -64,12 +66,14 @@ class Bm25:
         return torch.from_numpy(np.stack([self._index.get_scores(row) if row else blank for row in words]))
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
-        """Returns the words of texts, without stop words."""
+        """Returns the words of texts, without stop words; none if no passage of the corpus has a word."""
+        if not self.has_words:
+            return [[] for _ in texts]
         return self._tokenize(list(texts), return_ids=False, show_progress=False) if len(texts) else []
 
     def word_numbers(self, words: list[str]) -> list[int]:
         """Returns the numbers of those words that the corpus has."""
-        return self._index.get_tokens_ids(words)
+        return self._index.get_tokens_ids(words) if words else []
 
     def postings(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns of words (W,), word after word, the positions of the passages that have the word.

@@ -26,6 +26,12 @@ def lucene(term_counts: list[int], lengths: list[int], k1: float = 1.5, b: float
     ]
 
 
+def test_a_corpus_without_words_scores_nothing():
+    bm25 = Bm25(["the", "a and"])
+    assert bm25.scores(["the sea", "apple"]).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert bm25.word_numbers(bm25.words(["apple"])[0]) == []
+
+
 def test_scores_are_lucenes_without_stop_words_and_case():
     scores = Bm25(TEXTS).scores(["RED the", "green unheard"])
     lengths = [4, 2, 3, 1]
