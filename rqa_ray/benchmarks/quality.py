@@ -102,15 +102,17 @@ def _measure(
 ) -> None:
     """Makes runs on one data set; `missing` are recipes and seeds."""
     data = read_data_set(name, setup.model)
+    if not any(record.hard_neg_docs for record in data.records) and any(recipe == GIVEN for recipe, _ in missing):
+        _say(f"{name}: {GIVEN}: left out, because the data have no hard_neg_docs")
+        missing = [run for run in missing if run[0] != GIVEN]
+    if not missing and report.has_data(name):
+        return
     began = time.monotonic()
     base = rank_base(data, setup)
     report.add_data(name, data.clusters, {"BM25": base.bm25} | dict(_named("pretrained", base.ranked)))
     _say(f"{name}: ranked with the pretrained model, {duration(time.monotonic() - began)}")
     for recipe, seed in missing:
         began = time.monotonic()
-        if recipe == GIVEN and not any(record.hard_neg_docs for record in data.records):
-            _say(f"{name}: {recipe}: left out, because the data have no hard_neg_docs")
-            continue
         found, choice = _trained(data, setup, base, recipe, seed, settings)
         report.add(name, seed, {each: values for one, ranked in found.items() for each, values in _named(one, ranked)})
         scored = ", ".join(f"{one} {ranked.values['test']['nDCG@10'].mean():.4f}" for one, ranked in found.items())

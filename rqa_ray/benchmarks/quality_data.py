@@ -42,7 +42,6 @@ Values = dict[str, dict[str, np.ndarray]]  # (Q,) by split and by the names of H
 class DataSet:
     """One data set: its texts, its token rows, and BM25's index."""
 
-    name: str
     records: list[QARecord]  # training
     texts: list[str]  # (P,)
     tokenized: TrainingData
@@ -101,7 +100,7 @@ def read_data_set(name: str, model: ModelSpec) -> DataSet:
         _mining_texts(splits["train"], tables["train"], corpus, texts, bm25, asked["eval"].questions),
     )
     clusters = {split: questions.clusters.labels for split, questions in asked.items()}
-    return DataSet(Path(folder).name + name[len(folder) :], splits["train"], texts, tokenized, asked, clusters, bm25)
+    return DataSet(splits["train"], texts, tokenized, asked, clusters, bm25)
 
 
 def _some(records: Sequence[QARecord], size: int) -> list[QARecord]:

@@ -46,8 +46,11 @@ class QualityReport:
             raise InputError(f"--output {path}: was measured with another --{differing[0]}; name another file")
         return report
 
+    def has_data(self, name: str) -> bool:
+        return name in self.data
+
     def has(self, name: str, recipe: str, seed: int) -> bool:
-        return str(seed) in self.data.get(name, {}).get("values", {}).get(recipe, {})
+        return self.has_data(name) and str(seed) in self.data[name]["values"].get(recipe, {})
 
     def add_data(self, name: str, clusters: Mapping[str, np.ndarray], untrained: Mapping[str, Values]) -> None:
         """Adds a data set with its contenders that are not trained."""

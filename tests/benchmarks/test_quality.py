@@ -122,7 +122,7 @@ def test_a_set_that_is_not_there_is_said(name, tiny_model):
         read_data_set(name, ModelSpec(tiny_model, read_settings(tiny_model)))
 
 
-def test_a_recipe_without_its_negatives_is_left_out(tiny_model, tmp_path, capsys):
+def test_a_recipe_without_its_negatives_is_left_out(tiny_model, tmp_path, capsys, monkeypatch):
     golds = [{"page_content": f"passage {number}", "metadata": {"source": number}} for number in range(12)]
     lines = [{"questions": [f"question {number}"], "gold_docs": [gold]} for number, gold in enumerate(golds)]
     for name in ("train", "eval", "test"):
@@ -134,3 +134,5 @@ def test_a_recipe_without_its_negatives_is_left_out(tiny_model, tmp_path, capsys
     values = json.loads((tmp_path / "q.json").read_text())["data"][str(tmp_path)]["values"]
     assert set(values) == {"pretrained", "BM25", "pretrained and BM25"}
     assert np.shape(values["pretrained"]["0"]["test"]["nDCG@10"]) == (12,)
+    monkeypatch.setattr(quality, "rank_base", None)
+    quality.run(asked)  # nothing is encoded again
