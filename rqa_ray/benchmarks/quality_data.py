@@ -24,6 +24,7 @@ from rqa_ray.data.schema import QARecord, question_key
 from rqa_ray.data.splits import seeded_hash
 from rqa_ray.data.token_tables import document_rows, make_tokenizer, question_rows, to_table, train_rows
 from rqa_ray.errors import InputError
+from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -98,6 +99,7 @@ def read_data_set(name: str, model: ModelSpec) -> DataSet:
         corpus,
         {split: Questions.from_tables([tables[split]]) for split in asked},
         _mining_texts(splits["train"], tables["train"], corpus, texts, bm25, asked["eval"].questions),
+        {split: bm25.rank(one.questions, TOP_K)[1] for split, one in asked.items()},
     )
     clusters = {split: questions.clusters.labels for split, questions in asked.items()}
     return DataSet(splits["train"], texts, tokenized, asked, clusters, bm25)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from rqa_ray.benchmarks.quality_data import DataSet, Values, without_near_duplicates
-from rqa_ray.corpus.bm25 import Hybrid
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
-from rqa_ray.evaluation.hybrid_weight import choose_weight
+from rqa_ray.evaluation.hybrid_report import chosen_weight, rank
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -27,7 +24,7 @@ from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.settings import HYBRID, TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.assembly import assemble
-from rqa_ray.training.finish import BASE, Candidate, EvalQuestions, Finish, StateDict, Weights
+from rqa_ray.training.finish import BASE, Candidate, Choice, EvalQuestions, Finish, StateDict, Weights, finish_here
 from rqa_ray.training.mining_pass import MiningPass
 from rqa_ray.training.trainer import ContrastiveTrainer
 
@@ -90,24 +87,6 @@ class Trained:
     texts: int  # encoded in training
 
 
-class KeptEmbeddings:
-    """Keeps the embeddings (P, D) of the corpus of one evaluation."""
-
-    def __init__(self, num_passages: int) -> None:
-        self.number = num_passages
-
-    def begin(self) -> None:
-        self.embeddings = torch.empty(0)
-
-    def add(self, passages: torch.Tensor, positions: torch.Tensor) -> None:
-        if not len(self.embeddings):
-            self.embeddings = torch.empty(self.number, passages.shape[1])
-        self.embeddings[positions.cpu()] = passages.float().cpu()
-
-    def end(self) -> None:
-        pass
-
-
 @dataclass
 class Base:
     """The pretrained model on one data set: its rankings, and the candidates that it finds for training questions."""
@@ -126,10 +105,9 @@ def rank_base(data: DataSet, setup: Setup) -> Base:
         assert trainer.rounds
         candidates = trainer.rounds.start(0, 1)
         assert candidates
-        kept = KeptEmbeddings(len(data.texts))
-        found = trainer.rank_questions(kept, candidates)
-        bm25 = {split: data.bm25.rank(asked.questions, 100)[1] for split, asked in data.asked.items()}
-        return Base(_ranked(data, trainer.evaluator, found, kept), data.values(bm25), found, candidates)
+        found = trainer.rank_questions(candidates)
+        assert data.tokenized.bm25
+        return Base(_ranked(data, found), data.values(data.tokenized.bm25), found, candidates)
 
 
 def train_own(
@@ -150,59 +128,37 @@ def train_own(
         trainer.args.max_steps = max(1, round(num_texts / per_step))
         trainer.train()
         num_encoded = sum(len(trainer.batches.make(number).order) for number in range(trainer.state.global_step))
-        kept = KeptEmbeddings(len(data.texts))
-        found = trainer.rank_questions(kept)
-        last = _ranked(data, trainer.evaluator, found, kept)
+        found = trainer.rank_questions()
+        last = _ranked(data, found)
         if not finishes:
             return Trained(last, None, "", num_encoded)
-        finished, choice = _finish(data, setup, base, trainer, pretrained, (found, last))
-        return Trained(last, finished, choice, num_encoded)
+        choice = _finish(data, setup, base, trainer, pretrained, found)
+        return Trained(last, _ranked(data, choice.evaluation), "; ".join(choice.describe()), num_encoded)
 
 
 def _finish(
-    data: DataSet,
-    setup: Setup,
-    base: Base,
-    trainer: ContrastiveTrainer,
-    pretrained: StateDict,
-    last: tuple[Evaluation, Ranked],
-) -> tuple[Ranked, str]:
-    """Chooses as `--finish merge` does; returns the chosen model's values, and what the finish says."""
+    data: DataSet, setup: Setup, base: Base, trainer: ContrastiveTrainer, pretrained: StateDict, last: Evaluation
+) -> Choice:
+    """Chooses as `--finish merge` does, with the last step as the only checkpoint."""
     evaluator, step = trainer.evaluator, trainer.state.global_step
-    encoder = evaluator.embedder.encoder
-    tuned, weights = Candidate((step,)), Weights(pretrained, _same(_copy(encoder.state_dict())))
-    ranked = {BASE: base.ranked, tuned: last[1]}
-
-    def evaluate(candidate: Candidate) -> Evaluation:
-        if candidate in ranked:
-            return last[0] if candidate == tuned else base.evaluation
-        encoder.load_state_dict(weights.of(candidate))
-        kept = KeptEmbeddings(len(data.texts))
-        found = trainer.rank_questions(kept)
-        ranked[candidate] = _ranked(data, evaluator, found, kept)
-        return found
-
+    tuned = _copy(evaluator.embedder.encoder.state_dict())
     questions = EvalQuestions(data.asked["eval"].gold_ids, data.passage_ids, data.clusters["eval"])
-    choice = Finish("merge", METRIC, questions).choose([step], evaluate)
-    return ranked[choice.candidate], "; ".join(choice.describe())
+    finish, known = Finish("merge", METRIC, questions), {BASE: base.evaluation, Candidate((step,)): last}
+    weights = Weights(pretrained, {step: tuned}.__getitem__)
+    return finish_here(finish, [step], weights, evaluator, setup.temperature, known)
 
 
 def _copy(state: StateDict) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def _same(state: StateDict) -> Callable[[int], StateDict]:
-    return lambda step: state
-
-
 def rank_folder(data: DataSet, setup: Setup, folder: str) -> Ranked:
     """Ranks with a saved model."""
     encoder = load_encoder(folder, setup.model.settings, 0.0, False)
     options = replace(EmbedOptions.for_device(encoder), mixed_precision=setup.eval_precision)
-    evaluator = RetrievalEvaluator(data.tokenized.corpus, data.tokenized.questions, Embedder(encoder, options))
-    kept = KeptEmbeddings(len(data.texts))
-    found = evaluator.evaluate(setup.temperature, kept)
-    return _ranked(data, evaluator, found, kept)
+    given = data.tokenized
+    evaluator = RetrievalEvaluator(given.corpus, given.questions, Embedder(encoder, options), given.bm25)
+    return _ranked(data, evaluator.evaluate(setup.temperature))
 
 
 def _settings(setup: Setup, more: dict[str, Any]) -> TrainSettings:
@@ -237,24 +193,11 @@ def _trainer(
     )
 
 
-def _ranked(data: DataSet, evaluator: RetrievalEvaluator, found: Evaluation, kept: KeptEmbeddings) -> Ranked:
-    return Ranked(data.values(_positions(found)), _hybrid(data, evaluator, kept))
-
-
-def _positions(found: Evaluation) -> dict[str, np.ndarray]:
-    return {split: result.positions for split, result in found.splits.items()}
-
-
-def _hybrid(data: DataSet, evaluator: RetrievalEvaluator, kept: KeptEmbeddings) -> Values:
-    """Ranks with BM25 on top, with the weight chosen on the eval questions."""
-    hybrid = Hybrid(data.bm25, kept.embeddings)
-    questions = {
-        split: evaluator.embed(list(part.tokens)).float().cpu() for split, part in evaluator.questions.items()
+def _ranked(data: DataSet, found: Evaluation) -> Ranked:
+    """Returns the values of a model, and of its hybrid with the weight chosen on the eval questions."""
+    weight = chosen_weight(data.bm25, data.asked["eval"], found.splits["eval"], data.passage_ids)
+    hybrid = {
+        split: rank(data.bm25, data.asked[split].questions, result, [weight])[weight]
+        for split, result in found.splits.items()
     }
-    chosen = data.asked["eval"]
-    weight = choose_weight(hybrid, chosen.questions, questions["eval"], chosen.gold_ids, data.passage_ids)
-    ranked = {
-        split: hybrid.rank(data.asked[split].questions, embeddings, [weight], 100)[weight][1]
-        for split, embeddings in questions.items()
-    }
-    return data.values(ranked)
+    return Ranked(data.values({split: one.positions for split, one in found.splits.items()}), data.values(hybrid))

@@ -70,6 +70,17 @@ def rank(
     return ranked
 
 
+def chosen_weight(bm25: Bm25, asked: AskedQuestions, found: SplitResult, passage_ids: np.ndarray) -> float:
+    """Returns the weight of the model with the best nDCG@10 on these questions; passage_ids (P,) are the corpus's."""
+    ranked = rank(bm25, asked.questions, found, WEIGHTS)
+    return best_weight(
+        {
+            weight: retrieval_metrics(passage_ids[positions], asked.gold_ids)[WEIGHT_METRIC]
+            for weight, positions in ranked.items()
+        }
+    )
+
+
 @dataclass(frozen=True)
 class HybridReport:
     """What a model finds alone, and together with BM25."""
@@ -85,9 +96,7 @@ class HybridReport:
         if found.splits["eval"].of_bm25 is None:
             return None
         bm25, ids = Bm25(documents.texts()), documents.passage_ids
-        of_eval = rank(bm25, splits["eval"].questions, found.splits["eval"], WEIGHTS)
-        golds = splits["eval"].gold_ids
-        weight = best_weight({w: retrieval_metrics(ids[one], golds)[WEIGHT_METRIC] for w, one in of_eval.items()})
+        weight = chosen_weight(bm25, splits["eval"], found.splits["eval"], ids)
         alone, together, p_value = {}, {}, None
         for split, asked in splits.items():
             ranked = rank(bm25, asked.questions, found.splits[split], [weight])[weight]
