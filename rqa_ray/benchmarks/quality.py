@@ -65,8 +65,8 @@ def run(settings: QualityBenchmark) -> str:
     """Makes the runs that are missing, writes all figures after each, and returns tables.
 
     Raises:
-        InputError: a file or the model is wrong, the output file has figures of other settings, or a package is
-            missing.
+        InputError: a file or the model is wrong, the output file has figures of other settings or files, or a
+            package is missing.
     """
     need_extra("jobs/benchmark.py quality", "bm25", "bm25s")
     has_peers = bool(importlib.util.find_spec("datasets"))
@@ -102,6 +102,7 @@ def _measure(
 ) -> None:
     """Makes runs on one data set; `missing` are recipes and seeds."""
     data = read_data_set(name, setup.model)
+    report.check_data(name, data.digest)
     if not any(record.hard_neg_docs for record in data.records) and any(recipe == GIVEN for recipe, _ in missing):
         _say(f"{name}: {GIVEN}: left out, because the data have no hard_neg_docs")
         missing = [run for run in missing if run[0] != GIVEN]
@@ -109,7 +110,7 @@ def _measure(
         return
     began = time.monotonic()
     base = rank_base(data, setup)
-    report.add_data(name, data.clusters, {"BM25": base.bm25} | dict(_named("pretrained", base.ranked)))
+    report.add_data(name, data.digest, data.clusters, {"BM25": base.bm25} | dict(_named("pretrained", base.ranked)))
     _say(f"{name}: ranked with the pretrained model, {duration(time.monotonic() - began)}")
     for recipe, seed in missing:
         began = time.monotonic()

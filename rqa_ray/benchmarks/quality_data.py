@@ -5,6 +5,8 @@ P passages of the corpus; Q questions of a split.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +55,13 @@ class DataSet:
     @property
     def passage_ids(self) -> np.ndarray:
         return self.tokenized.corpus.passage_ids
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of all questions, their golds and the corpus."""
+        asked = [(one.questions, one.gold_ids) for one in self.asked.values()]
+        parts = json.dumps([self.pairs, asked]).encode(), self.passage_ids.tobytes()
+        return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

@@ -52,9 +52,16 @@ class QualityReport:
     def has(self, name: str, recipe: str, seed: int) -> bool:
         return self.has_data(name) and str(seed) in self.data[name]["values"].get(recipe, {})
 
-    def add_data(self, name: str, clusters: Mapping[str, np.ndarray], untrained: Mapping[str, Values]) -> None:
+    def check_data(self, name: str, digest: str) -> None:
+        """Raises InputError if the figures of a data set are those of other files; `digest` is that of the files."""
+        if self.has_data(name) and self.data[name].get("digest") != digest:
+            raise InputError(f"--output {self.path}: was measured with other files of {name}; name another file")
+
+    def add_data(
+        self, name: str, digest: str, clusters: Mapping[str, np.ndarray], untrained: Mapping[str, Values]
+    ) -> None:
         """Adds a data set with its contenders that are not trained."""
-        of_data = self.data.setdefault(name, {"values": {}})
+        of_data = self.data.setdefault(name, {"digest": digest, "values": {}})
         of_data["clusters"] = {split: of.tolist() for split, of in clusters.items()}
         for contender, values in untrained.items():
             of_data["values"][contender] = {"0": _plain(values)}

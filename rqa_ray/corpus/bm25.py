@@ -54,9 +54,11 @@ class Bm25:
         self._index = bm25s.BM25()
         tokens = bm25s.tokenize(texts, show_progress=False)
         self.has_words = any(map(len, tokens.ids))
+        self._postings: dict[str, np.ndarray] = {"indptr": np.zeros(1), "indices": np.zeros(0), "data": np.zeros(0)}
         if self.has_words:  # bm25s cannot index a corpus without words
             self._index.index(tokens, show_progress=False)
-        self._mean_length = float(np.mean([len(row) for row in tokens.ids])) if len(texts) else 0.0
+            self._postings = self._index.scores
+        self._mean_length = float(np.mean([len(row) for row in tokens.ids])) if self.has_words else 1.0
         self.num_passages = len(texts)
 
     def scores(self, questions: Sequence[str]) -> torch.Tensor:
@@ -80,17 +82,17 @@ class Bm25:
 
         The other results are the fp32 scores of the word in these passages, and how many passages each word has (W,).
         """
-        starts = self._index.scores["indptr"].astype(np.int64)
+        starts = self._postings["indptr"].astype(np.int64)
         counts = starts[numbers + 1] - starts[numbers]
         places, _ = runs(starts[numbers], counts)
-        return self._index.scores["indices"][places].astype(np.int64), self._index.scores["data"][places], counts
+        return self._postings["indices"][places].astype(np.int64), self._postings["data"][places], counts
 
     def parts_of(self, numbers: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
         """Returns (W,) fp32 scores of words that a text beside the corpus has `counts` (W,) times, of `length` words.
 
         Lucene's formula, with the frequencies and the mean length of the corpus.
         """
-        starts = self._index.scores["indptr"].astype(np.int64)
+        starts = self._postings["indptr"].astype(np.int64)
         with_word = starts[numbers + 1] - starts[numbers]
         idf = np.log(1 + (self.num_passages - with_word + 0.5) / (with_word + 0.5))
         k1, b = self._index.k1, self._index.b

@@ -79,8 +79,8 @@ class HeldOut:
         self.labelled = set().union(*map(labels.keys_in, records))  # keys of the questions with an accepted passage
         self.questions = [question for record in records for question in record.questions]
         self.golds = [{gold.passage_id for gold in record.gold_docs} for record in records for _ in record.questions]
-        ids = np.array([number for golds in self.golds for number in sorted(golds)], np.int64)
-        self.digest = hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()
+        asked = json.dumps([self.questions, [sorted(golds) for golds in self.golds]])
+        self.digest = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
     def leaks(self, negatives: Candidates, ids: np.ndarray) -> dict[str, int]:
         """Counts the questions with a gold among mined negatives, and these golds."""

@@ -117,7 +117,8 @@ def _check_mining(settings: TrainSettings) -> list[str]:
     if number and own > number:
         raise InputError(f"--negatives_per_question {own}: is more than --mine_negatives {number}")
     if number and "bm25" in (settings.mine_from or MINED_FROM):
-        need_extra("--mine_from bm25", "bm25", "bm25s")
+        asked = "--mine_from bm25" if settings.mine_from else f"--mine_negatives {number} without --mine_from dense"
+        need_extra(asked, "bm25", "bm25s")
     teacher, weight = settings.teacher, settings.distill_weight
     if teacher and teacher != HYBRID:
         raise InputError(

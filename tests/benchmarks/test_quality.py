@@ -72,6 +72,14 @@ def test_figures_of_other_settings_are_not_mixed(measured, folder, tiny_model):
         quality.run(settings(folder, tiny_model, measured[0], steps=4))
 
 
+def test_figures_of_other_files_are_not_mixed(measured):
+    report = QualityReport.open(str(measured[0]), {})
+    (name,) = report.data
+    report.check_data(name, report.data[name]["digest"])
+    with pytest.raises(InputError, match="was measured with other files of .*; name another file$"):
+        report.check_data(name, "other")
+
+
 def test_a_file_that_is_no_report_is_refused(tmp_path):
     path = tmp_path / "quality.json"
     path.write_text("{}")

@@ -36,6 +36,12 @@ def test_a_text_beside_the_corpus_is_scored_like_the_same_text_in_the_corpus():
     assert not scores[:, 1].any() and expected.any()
 
 
+def test_a_corpus_without_words_scores_every_pair_0():
+    found = joined(Bm25(["!!!", "..."]), ("a red pear",))
+    rows, positions = np.indices((len(QUESTIONS), 3)).reshape(2, -1)
+    assert not found.of_pairs(rows, positions).any() and not found.z_scores(rows, positions).any()
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_pairs_have_the_hybrids_scores_where_the_corpus_comes_in_blocks_on_several_ranks(weight):
     bm25, passages, asked = Bm25(TEXTS), torch.randn(60, 8) + 3, torch.randn(len(QUESTIONS), 8)

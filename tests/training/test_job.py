@@ -499,7 +499,8 @@ def test_settings_of_mining_without_mining_are_noted():
 
 def test_bm25_is_asked_for_candidates_only_where_it_is_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert error_of([*MINIMAL, "--mine_negatives", "4"]).startswith("--mine_from bm25: needs bm25s: pip install")
+    found = error_of([*MINIMAL, "--mine_negatives", "4"])
+    assert found.startswith("--mine_negatives 4 without --mine_from dense: needs bm25s: pip install")
     assert parse("--mine_negatives 4 --mine_from dense").settings.mine_from == ["dense"]
 
 
