@@ -20,6 +20,10 @@ from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import HYBRID, MINED_FROM, MiningSettings, TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
+YIELDS = {  # flags of a recipe that are left out where the user gives the other flag, because both do not go together
+    "global_batch_size": "per_device_train_batch_size",
+    "early_stopping_patience": "async_eval",
+}
 RECIPES = {"best": Path(__file__).with_name("best.json")}  # files of flags by `--recipe`
 RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
 
@@ -180,8 +184,7 @@ def parse_with(asked: Given, parser: Parser) -> tuple[Job, dict[str, Any]]:
     words = _recipe(words, parser) + words
     values = parser.read(words)
     settings = TrainSettings(**{item.name: values.pop(item.name) for item in dataclasses.fields(TrainSettings)})
-    flags = parser.flags  # also --no_NAME, whose destination is NAME
-    given = {flags[word.split("=")[0]].dest for word in words if word.split("=")[0] in flags}
+    given = _given(words, parser)
     defaults = {item.name: item for item in dataclasses.fields(RetrieverTrainingArguments)}
     own_defaults = set(RetrieverTrainingArguments.__annotations__)
     further = {name: values.pop(name) for name in list(values) if name not in defaults}
@@ -211,7 +214,17 @@ def _recipe(words: list[str], parser: Parser) -> list[str]:
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chosen.add_argument("--recipe", nargs="?")
     name = chosen.parse_known_args(words)[0].recipe
-    return parser.flags_of(read_config(str(RECIPES[name]))) if name in RECIPES else []
+    if name not in RECIPES:
+        return []
+    given = _given(words, parser)
+    flags = read_config(str(RECIPES[name]))
+    return parser.flags_of({flag: value for flag, value in flags.items() if YIELDS.get(flag) not in given})
+
+
+def _given(words: list[str], parser: Parser) -> set[str]:
+    """Returns the names of the settings that words of a command line give."""
+    flags = parser.flags  # also --no_NAME, whose destination is NAME
+    return {flags[word.split("=")[0]].dest for word in words if word.split("=")[0] in flags}
 
 
 def _translate_aliases(words: list[str]) -> tuple[list[str], list[str]]:

@@ -611,6 +611,9 @@ def test_the_recipe_best_is_a_file_of_flags_that_the_users_flags_override():
         assert {**vars(best.settings), **best.training}[name] == value
     assert own.training["learning_rate"] == 3e-5 and own.settings.mine_negatives == 2
     assert own.settings.negatives_per_question == flags["negatives_per_question"]
+    own = parse_job([*words, "--recipe", "best", "--per_device_train_batch_size", "16", "--async_eval"])
+    assert own.settings.global_batch_size is None and own.training["per_device_train_batch_size"] == 16
+    assert own.settings.early_stopping_patience is None and own.settings.mine_negatives == flags["mine_negatives"]
     assert parse_job({**own.to_config()}).to_config() == own.to_config()
 
 
