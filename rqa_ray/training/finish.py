@@ -203,6 +203,11 @@ def most_steps(kind: str, asked: int | None) -> int:
     return MOST_STEPS if kind == "merge" else asked or 1
 
 
+def num_merged(kind: str) -> int:
+    """Returns how many candidates the finish makes at most that no step of training has evaluated."""
+    return 1 + len(SHARES) if kind == "merge" else 0
+
+
 def checkpoints_kept(kind: str, asked: int | None) -> int:
     """Returns how many checkpoints a run keeps: `--save_total_limit`, or more if the finish needs more."""
     return max(asked or 1, MOST_STEPS + 1 if kind == "merge" else 1)  # step 0 may be one of the best

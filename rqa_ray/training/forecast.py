@@ -15,7 +15,7 @@ from rqa_ray.evaluation.metrics import question_metrics
 from rqa_ray.evaluation.power import AskedSplit, describe_power
 from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.texts import duration
-from rqa_ray.training.schedule import evaluations_due
+from rqa_ray.training.schedule import evaluations_due, rounds_due
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 FORWARD_PASSES = 3  # time of a forward and a backward pass, in forward passes; gradient caching adds one
@@ -25,9 +25,14 @@ class Forecast(TrainerCallback):
     """Tells both lines on rank 0. A run that is resumed, or that did not evaluate step 0 itself, has no forecast."""
 
     def __init__(
-        self, trainer: ContrastiveTrainer, asked: Mapping[str, AskedQuestions], tell: Callable[[str], None]
+        self,
+        trainer: ContrastiveTrainer,
+        asked: Mapping[str, AskedQuestions],
+        tell: Callable[[str], None],
+        num_candidates: int = 0,
     ) -> None:
-        self.trainer, self.asked, self.tell = trainer, asked, tell
+        """Takes how many models the finish will evaluate at most, beside those that training evaluates."""
+        self.trainer, self.asked, self.tell, self.num_candidates = trainer, asked, tell, num_candidates
         self._began = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -46,9 +51,19 @@ class Forecast(TrainerCallback):
         trained = sum(token_batch.num_tokens for token_batch in batches.make(0).token_batches)
         passes = (FORWARD_PASSES + batches.plan.gradient_cache) * self.trainer.args.gradient_accumulation_steps
         a_step, steps, evaluations = seconds * passes * trained / encoded, state.max_steps, self._evaluations()
-        total = duration(steps * a_step + evaluations * seconds)
+        rounds = self._later_rounds()
+        total = duration(steps * a_step + (evaluations + rounds + self.num_candidates) * seconds)
         beside = f"; {evaluations} evaluation{'s' * (evaluations > 1)} of {seconds:.1f} s" if evaluations else ""
+        beside += f"; mining {rounds} time{'s' * (rounds > 1)} more" if rounds else ""
+        beside += f"; the finish with up to {self.num_candidates} evaluations more" if self.num_candidates else ""
         return f"expected time: about {total}, for {steps:,} steps of {a_step:.1f} s each{beside}"
+
+    def _later_rounds(self) -> int:
+        """Returns how many rounds of mining encode the corpus after step 0, beside an evaluation of the same step."""
+        rounds, state = self.trainer.rounds, self.trainer.state
+        if rounds is None or rounds.settings.mine_every == self.trainer.args.eval_steps:
+            return 0
+        return rounds_due(state.max_steps, state.max_steps, rounds.settings.mine_every) - 1
 
     def _evaluations(self) -> int:
         """Returns for how many evaluations the steps of the run have to wait."""

@@ -31,6 +31,7 @@ from rqa_ray.training.arguments import RetrieverTrainingArguments, loggers_of
 from rqa_ray.training.assembly import TrainingData, assemble
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.checkpoints import local_checkpoint, read_checkpoint, write_evaluation
+from rqa_ray.training.finish import num_merged
 from rqa_ray.training.forecast import Forecast
 from rqa_ray.training.plan_forward import compile_transformer
 from rqa_ray.training.report_callback import PushLogs, ReportCallback
@@ -127,7 +128,10 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
     trainer.schedule.before = spec.before
     if args.process_index == 0:
         asked = {split: AskedQuestions(tables[split]) for split in splits}
-        trainer.add_callback(Forecast(trainer, asked, lambda text: spec.mailbox.put.remote(spec.run, None, text)))
+        merged = num_merged(settings.finish)
+        trainer.add_callback(
+            Forecast(trainer, asked, lambda text: spec.mailbox.put.remote(spec.run, None, text), merged)
+        )
     return trainer
 
 

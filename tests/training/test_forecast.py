@@ -6,9 +6,10 @@ import pytest
 
 from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.texts import duration
+from rqa_ray.training.finish import num_merged
 from rqa_ray.training.forecast import Forecast
 from tests.builders import table
-from tests.training.invariance import Recorder, make_trainer, tables
+from tests.training.invariance import MINED, Recorder, make_trainer, tables
 
 
 def asked() -> AskedQuestions:
@@ -75,3 +76,26 @@ def test_the_time_counts_the_evaluations_that_steps_wait_for(tmp_path, arguments
     assert f"; {number} evaluation" in said and said.endswith(" of 2.0 s")
     trainer.schedule.evaluates_beside = True
     assert "evaluation" not in Forecast(trainer, {}, print).describe_time(2.0)
+
+
+def test_the_time_counts_the_passes_of_mining_and_of_the_finish(tmp_path):
+    trainer = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), rounds=MINED)
+    trainer.state.max_steps = 10
+    plain = Forecast(trainer, {}, print).describe_time(60.0)
+    merging = Forecast(trainer, {}, print, num_merged("merge")).describe_time(60.0)
+    assert plain.endswith("; 1 evaluation of 60.0 s; mining 1 time more")
+    assert merging == f"{plain.replace(minutes(plain), minutes(merging))}; the finish with up to 5 evaluations more"
+    assert seconds(merging) - seconds(plain) == 5 * 60
+    trainer.args.eval_steps = 0.5  # the evaluation and the round of step 5 encode the corpus once
+    assert "mining" not in Forecast(trainer, {}, print).describe_time(60.0)
+
+
+def minutes(said: str) -> str:
+    return said.removeprefix("expected time: about ").partition(",")[0]
+
+
+def seconds(said: str) -> int:
+    number = 0
+    for part in minutes(said).split(":"):
+        number = 60 * number + int(part)
+    return number
