@@ -33,12 +33,6 @@ from rqa_ray.retriever.token_batches import TokenBatch
 
 NAME = "rqa_ray_packed"
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # sums of powers of two in bf16 that are still exact enough
-# These models take positions as an argument, and their attention is full and has no bias. A test compares each of
-# them.
-MODEL_TYPES = tuple(
-    "albert bert camembert distilbert electra ernie eurobert gte jina_embeddings_v3 nomic_bert roberta "
-    "xlm-roberta".split()
-)
 
 
 def bounds(token_batch: TokenBatch) -> dict[str, Any]:

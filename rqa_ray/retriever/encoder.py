@@ -21,8 +21,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from rqa_ray.errors import first_line
 from rqa_ray.retriever import attention
 from rqa_ray.retriever.dropout import replace_dropout
-from rqa_ray.retriever.encoder_settings import POSITION_OFFSETS, EncoderSettings
+from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
+from rqa_ray.retriever.model_types import model_type
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
 if TYPE_CHECKING:  # only processes that load a model import it
@@ -69,15 +70,14 @@ class Encoder(nn.Module):
         for module in self.head:
             module.float()  # the head computes in fp32, also where the transformer does not
         config: Any = transformer.config
-        is_known = config.model_type in attention.MODEL_TYPES and type(transformer).__module__.startswith(
-            "transformers."
-        )
+        kind = model_type(config.model_type)
+        is_transformers_own = type(transformer).__module__.startswith("transformers.")
         # A decoder attends to earlier tokens only, which packed attention does not do.
         # whether the encoder takes packed token batches
-        self.can_pack = is_known and not getattr(config, "is_decoder", False)
+        self.can_pack = kind.packed and is_transformers_own and not getattr(config, "is_decoder", False)
         if self.can_pack:
             transformer.set_attn_implementation(attention.NAME)
-        self.first_position = config.pad_token_id + 1 if config.model_type in POSITION_OFFSETS else 0
+        self.first_position = config.pad_token_id + 1 if kind.positions_after_padding else 0
 
     @property
     def transformer(self) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError
+from rqa_ray.retriever.model_types import model_type
 
 # sentence-transformers' names of poolings, in the order of its output, each with the flag that versions before 6
 # wrote.
@@ -34,11 +35,6 @@ _TRANSFORMER_KEYS = set(
 )
 _DEFAULT_MAX_SEQ_LENGTH = 512  # for a folder that names no length; encoders with a long context take --max_seq_length
 _NO_LIMIT = 1_000_000_000  # tokenizers write 10^30 for no limit
-# Models whose positions start behind the padding index.
-POSITION_OFFSETS = set(
-    "camembert data2vec-text esm ibert lilt longformer luke mpnet roberta roberta-prelayernorm xlm-roberta "
-    "xlm-roberta-xl xmod".split()
-)
 
 
 @dataclass(frozen=True)
@@ -240,7 +236,7 @@ def _positions(config: dict[str, Any]) -> int | None:
     kind, positions = config["model_type"], config.get("max_position_embeddings")
     if kind.startswith(("gpt", "openai-gpt", "ctrl", "codegen")):  # T5 writes n_positions too, but has no such limit
         positions = positions or config.get("n_positions")
-    if positions and kind in POSITION_OFFSETS:
+    if positions and model_type(kind).positions_after_padding:
         padding = config.get("pad_token_id")
         positions -= 2 if padding is None else padding + 1
     return positions if positions and positions > 0 else None

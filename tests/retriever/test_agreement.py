@@ -8,14 +8,14 @@ from transformers import GPT2Config
 from rqa_ray.errors import InputError
 from rqa_ray.retriever import attention
 from rqa_ray.retriever.agreement import check_against_sentence_transformers
-from rqa_ray.retriever.attention import MODEL_TYPES
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from tests.models import save_model, small_encoder, small_model
+from tests.retriever.test_attention import PACKED_TYPES
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", PACKED_TYPES)
 def test_packed_models_embed_as_sentence_transformers_does(tmp_path, model_type):
     encoder = small_encoder(tmp_path, model_type)
     assert check_against_sentence_transformers(encoder) == []
