@@ -31,23 +31,25 @@ SMALL: dict[str, Any] = {
 }
 
 
-def save_tokenizer(folder: Path, **options: Any) -> None:
+def save_tokenizer(folder: Path, pad_id: int = 0, **options: Any) -> None:
     """Saves a BERT tokenizer whose word pieces are single characters."""
-    vocab = {token: number for number, token in enumerate(VOCABULARY)}
+    tokens = VOCABULARY[1:]
+    tokens.insert(pad_id, VOCABULARY[0])
+    vocab = {token: number for number, token in enumerate(tokens)}
     BertTokenizerFast(vocab=vocab, model_max_length=64, **options).save_pretrained(folder)
 
 
-def save_model(folder: Path, config: PreTrainedConfig) -> str:
+def save_model(folder: Path, config: PreTrainedConfig, **tokenizer: Any) -> str:
     """Saves a bare model with the weights of seed 0."""
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
-    save_tokenizer(folder)
+    save_tokenizer(folder, config.pad_token_id or 0, **tokenizer)
     return str(folder)
 
 
-def small_model(folder: Path, model_type: str, **more: Any) -> str:
-    """Saves a bare model of a type with 2 layers."""
-    return save_model(folder, AutoConfig.for_model(model_type, **{**SMALL, **more}))
+def small_model(folder: Path, model_type: str, tokenizer: dict[str, Any] | None = None, **more: Any) -> str:
+    """Saves a bare model of a type with 2 layers; `tokenizer` has options of its tokenizer."""
+    return save_model(folder, AutoConfig.for_model(model_type, **{**SMALL, **more}), **(tokenizer or {}))
 
 
 def small_encoder(folder: Path, model_type: str, **more: Any) -> Encoder:

@@ -11,6 +11,7 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.retriever.test_encoder import token_rows
+from tests.retriever.test_model_types import CASES, make
 from tests.retriever.test_step import LAYOUTS, MAX_TOKENS, assert_cached_equals_plain, relative_difference, step
 from tests.training.invariance import Recorder, make_trainer, weights
 
@@ -58,6 +59,18 @@ def test_packing_works_and_gives_the_embeddings_of_a_cpu(tiny_model, bf16):
     assert embedder.options.packed
     tolerance = 0.03 if bf16 else 1e-5
     torch.testing.assert_close(embedder.rows(rows).cpu(), expected, rtol=0, atol=tolerance)
+
+
+@BOTH_TYPES
+@pytest.mark.parametrize("name", ["gemma3 as EmbeddingGemma", "llama", "mistral", "modernbert", "qwen3"])
+def test_causal_and_windowed_models_give_the_embeddings_of_a_cpu(tmp_path, name, bf16):
+    source, rows = make(CASES[name], tmp_path), token_rows([3, 9, 9, 40, 2, 60])
+    expected = Embedder(load_encoder(source, EncoderSettings(), dropout=0.0).eval()).rows(rows)
+    encoder = load_encoder(source, EncoderSettings(), dropout=0.0, bf16=bf16).eval().cuda()
+    embedder = Embedder(encoder)
+    assert embedder.options.packed == (bf16 or not encoder.window)  # in fp32 no kernel has a window
+    found = torch.nn.functional.cosine_similarity(embedder.rows(rows).cpu(), expected)
+    assert found.min() > (0.98 if bf16 else 1 - 1e-5)
 
 
 @BOTH_TYPES

@@ -4,8 +4,8 @@ The function is registered in transformers' attention interface. A call that doe
 transformers' own SDPA.
 
 On CUDA, one kernel of torch attends to all texts at once: FlashAttention (Dao 2023), or the memory-efficient kernel in
-fp32 and on GPUs before Ampere. SDPA over a nested tensor would call the same kernels, but its overhead is larger than
-the time of the kernels.
+fp32 and on GPUs before Ampere, which has no sliding window. SDPA over a nested tensor would call the same kernels, but
+its overhead is larger than the time of the kernels.
 
 On CPUs, texts of equal length are attended to together. Torch's fused kernel computes them, with two exceptions, for
 which `_Attention` is faster:
@@ -18,6 +18,7 @@ Shapes: H heads, T tokens in the token batch, n texts of L tokens with the same 
 """
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -35,12 +36,39 @@ NAME = "rqa_ray_packed"
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # sums of powers of two in bf16 that are still exact enough
 
 
-def bounds(token_batch: TokenBatch) -> dict[str, Any]:
-    """Returns the arguments that tell `packed_attention` where the texts of a packed token batch begin."""
+@dataclass(frozen=True)
+class Reach:
+    """Which tokens of a text a token attends to: all of them, unless one of the fields says otherwise."""
+
+    causal: bool = False  # only to itself and earlier tokens
+    window: int | None = None  # only to tokens that are fewer than this number of places away
+
+    def farthest(self, length: int) -> int | None:
+        """Returns how far away a token may be; None if the window leaves out no token of a text with L tokens."""
+        return self.window - 1 if self.window is not None and self.window < length else None
+
+    def allowed(self, length: int) -> torch.Tensor | None:
+        """Returns (L, L) bool, whether the token of a row attends to that of a column; None if all attend to all."""
+        farthest = self.farthest(length)
+        if farthest is None and not self.causal:
+            return None
+        allowed = torch.ones(length, length, dtype=torch.bool)
+        if farthest is not None:
+            allowed.triu_(-farthest).tril_(farthest)
+        return allowed.tril_() if self.causal else allowed
+
+
+def packed_arguments(token_batch: TokenBatch, causal: bool) -> dict[str, Any]:
+    """Returns the arguments of the model that make its attention packed, for a packed token batch.
+
+    The mask is not read. transformers leaves a mask of four dimensions as it is; without one, it would make a mask of
+    T x T for causal attention.
+    """
     device = token_batch.input_ids.device
+    shared = {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device), "causal": causal}
     if device.type == "cpu":
-        return {"text_lengths": token_batch.lengths}
-    return {
+        return shared | {"text_lengths": token_batch.lengths}
+    return shared | {
         "text_offsets": token_batch.offsets,
         "longest_text": token_batch.lengths[-1],
         "use_flash": has_flash(device),
@@ -71,12 +99,14 @@ def packed_attention(
     text_offsets: torch.Tensor | None = None,
     longest_text: int = 0,
     use_flash: bool = False,
+    causal: bool = False,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Returns (1, T, H, d) from query, key and value (1, H, T, d); every text attends to itself only.
 
     The texts are given by `text_lengths` (n lengths in tokens, ascending) or by `text_offsets` ((n + 1,) int32, the
-    places where the texts begin).
+    places where the texts begin). A layer with a sliding window passes `sliding_window`, as transformers defines it.
     """
     if text_lengths is None and text_offsets is None:
         return sdpa_attention_forward(
@@ -87,9 +117,13 @@ def packed_attention(
         query, key, value = (part.to(dtype) for part in (query, key, value))
     groups = query.shape[1] // key.shape[1]  # query heads that share one key and one value
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if sliding_window is not None and getattr(module, "is_causal", False) and not causal:
+        # In a decoder whose config switches causal attention off, transformers' masks count the window's last token.
+        sliding_window += 1
+    reach = Reach(causal, sliding_window)
     if text_lengths is not None:
-        return _run_by_run(query[0], key[0], value[0], text_lengths, dropout, scaling), None
-    return _at_once(query, key, value, text_offsets, longest_text, use_flash, dropout, scaling), None
+        return _run_by_run(query[0], key[0], value[0], text_lengths, reach, dropout, scaling), None
+    return _at_once(query, key, value, text_offsets, longest_text, reach, use_flash, dropout, scaling), None
 
 
 def _at_once(
@@ -98,18 +132,28 @@ def _at_once(
     value: torch.Tensor,
     offsets: torch.Tensor | None,
     longest: int,
+    reach: Reach,
     use_flash: bool,
     dropout: float,
     scale: float | None,
 ) -> torch.Tensor:
-    """Attends to all texts in one kernel of the GPU: (1, T, H, d) from (1, H, T, d)."""
+    """Attends to all texts in one kernel of the GPU: (1, T, H, d) from (1, H, T, d).
+
+    Raises:
+        RuntimeError: no kernel has a window for this type of numbers. `Encoder.packing_works` finds it out.
+    """
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     texts = offsets, offsets, longest, longest
+    farthest, causal = reach.farthest(longest), reach.causal
     if use_flash and query.dtype != torch.float32:
+        ahead = 0 if causal and farthest is not None else farthest
+        options = {"scale": scale, "window_size_left": farthest, "window_size_right": ahead}
         flash = torch.ops.aten._flash_attention_forward
-        return flash(query[0], key[0], value[0], *texts, dropout, False, False, scale=scale)[0][None]
-    efficient, no_mask, for_backward = torch.ops.aten._efficient_attention_forward, 0, query.requires_grad
-    return efficient(query, key, value, None, *texts, dropout, no_mask, for_backward, scale=scale)[0]
+        return flash(query[0], key[0], value[0], *texts, dropout, causal, False, **options)[0][None]
+    if farthest is not None:
+        raise RuntimeError("torch's memory-efficient attention has no sliding window")
+    efficient, mask, for_backward = torch.ops.aten._efficient_attention_forward, int(causal), query.requires_grad
+    return efficient(query, key, value, None, *texts, dropout, mask, for_backward, scale=scale)[0]
 
 
 def _run_by_run(
@@ -117,6 +161,7 @@ def _run_by_run(
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: list[int],
+    reach: Reach,
     dropout: float,
     scale: float | None,
 ) -> torch.Tensor:
@@ -127,9 +172,11 @@ def _run_by_run(
         q, k, v = (part[:, start:stop].unflatten(1, (-1, length)).transpose(0, 1) for part in (query, key, value))
         fused = q.dtype != torch.bfloat16 or (torch.is_inference_mode_enabled() and has_amx())
         if dropout or not fused:
-            result = _Attention.apply(q, k, v, dropout, scale or query.shape[-1] ** -0.5)
+            result = _Attention.apply(q, k, v, reach.allowed(length), dropout, scale or query.shape[-1] ** -0.5)
         else:
-            result = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+            is_causal = reach.causal and reach.farthest(length) is None  # is faster than a mask
+            mask = None if is_causal else reach.allowed(length)
+            result = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
         attended.append(result.transpose(1, 2).flatten(0, 1))
         start = stop
     return torch.cat(attended)[None]
@@ -139,9 +186,9 @@ class _Attention(torch.autograd.Function):
     """Softmax attention with dropout of the probabilities, and its gradient; query, key and value are (n, H, L, d)."""
 
     @staticmethod
-    def forward(ctx, query, key, value, dropout, scale):
+    def forward(ctx, query, key, value, allowed, dropout, scale):
         with torch.autocast("cpu", enabled=False):
-            weights, sums = _softmax(query, key, scale)
+            weights, sums = _softmax(query, key, allowed, scale)
             kept = keep_mask(weights.shape, dropout) if dropout else None
             ctx.save_for_backward(query, key, value, weights, sums, kept)
             ctx.dropout, ctx.scale = dropout, scale
@@ -155,22 +202,28 @@ class _Attention(torch.autograd.Function):
         of_shares = _kept(torch.matmul(gradient, value.transpose(2, 3)), kept, ctx.dropout)
         weighted = of_shares.mul_(shares)
         of_scores = (weighted - shares * weighted.sum(dim=3, keepdim=True)).mul_(ctx.scale)
-        return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None
+        return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None, None
 
 
-def _softmax(query: torch.Tensor, key: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _softmax(
+    query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Returns weights (n, H, L, L) and the sums (n, H, L, 1) to divide them by, or None where they are divided."""
+    hidden = None if allowed is None else ~allowed
     if query.dtype == torch.bfloat16:
         # Softmax subtracts each row's maximum to keep the powers in range, and torch takes longer for the maximum than
         # for the powers. The sums tell whether the powers were in range without it. LARGEST_SUM is 2^16 below the
         # largest number of bf16, which leaves room to multiply by the values.
         weights = torch.matmul(query * (scale * math.log2(math.e)), key.transpose(2, 3)).exp2_()
+        if hidden is not None:
+            weights.masked_fill_(hidden, 0)
         sums = weights.sum(dim=3, keepdim=True)
         least, most = sums.aminmax()
         if least > SMALLEST_SUM and most < LARGEST_SUM:
             return weights, sums
     # torch computes the softmax in fp32 for every type
-    return torch.matmul(query * scale, key.transpose(2, 3)).softmax(dim=3), None
+    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    return (scores if hidden is None else scores.masked_fill_(hidden, -torch.inf)).softmax(dim=3), None
 
 
 def _divided(values: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:

@@ -23,7 +23,7 @@ from rqa_ray.retriever import attention
 from rqa_ray.retriever.dropout import replace_dropout
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
-from rqa_ray.retriever.model_types import model_type
+from rqa_ray.retriever.model_types import is_causal, model_type
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
 if TYPE_CHECKING:  # only processes that load a model import it
@@ -72,11 +72,12 @@ class Encoder(nn.Module):
         config: Any = transformer.config
         kind = model_type(config.model_type)
         is_transformers_own = type(transformer).__module__.startswith("transformers.")
-        # A decoder attends to earlier tokens only, which packed attention does not do.
-        # whether the encoder takes packed token batches
+        # Whether the encoder takes packed token batches. A BERT with `is_decoder` is causal against the table.
         self.can_pack = kind.packed and is_transformers_own and not getattr(config, "is_decoder", False)
         if self.can_pack:
             transformer.set_attn_implementation(attention.NAME)
+        self.is_causal = is_causal(config)
+        self.window: int | None = config.sliding_window if kind.window else None
         self.first_position = config.pad_token_id + 1 if kind.positions_after_padding else 0
 
     @property
@@ -168,7 +169,8 @@ class Encoder(nn.Module):
             for token_batch, part in zip(token_batches, parts, strict=True):
                 assert token_batch.position_ids is not None
                 positions = token_batch.position_ids + self.first_position
-                yield {"inputs_embeds": part, "position_ids": positions, **attention.bounds(token_batch)}
+                packed = attention.packed_arguments(token_batch, self.is_causal)
+                yield {"inputs_embeds": part, "position_ids": positions, **packed}
         else:
             yield from (
                 {"input_ids": token_batch.input_ids, "attention_mask": token_batch.attention_mask}
@@ -190,7 +192,10 @@ class Encoder(nn.Module):
     def packing_works(self) -> bool:
         """Tries out whether packed token batches give the same embeddings as padded ones on this device."""
         device = next(self.parameters()).device
-        rows = [np.arange(5, 5 + length) % 100 for length in (7, 20, 64)]
+        lengths = [7, 20, 64]
+        if self.window:  # a text that is longer than the window, if texts may be
+            lengths.append(min(2 * self.window, self.settings.max_seq_length))
+        rows = [np.arange(5, 5 + length) % 100 for length in lengths]
         was_training = self.training
         self.eval()
         try:

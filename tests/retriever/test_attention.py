@@ -1,22 +1,28 @@
 """Attention over packed texts compared with attention over each text alone."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rqa_ray.retriever import attention
-from rqa_ray.retriever.attention import bounds, packed_attention
+from rqa_ray.retriever.attention import Reach, packed_arguments, packed_attention
 from rqa_ray.retriever.dropout import apply_mask, keep_mask
-from rqa_ray.retriever.model_types import MODEL_TYPES
 from rqa_ray.retriever.token_batches import length_sorted_batches
-from tests.models import small_encoder
 from tests.retriever.test_token_batches import token_rows
 
 LENGTHS = [2, 3, 9, 9, 40]
 HEADS, DIMENSIONS = 4, 8
-PACKED_TYPES = [name for name, kind in MODEL_TYPES.items() if kind.packed]
+EVERYTHING = Reach()
+REACHES = [
+    pytest.param(EVERYTHING, id="all"),
+    pytest.param(Reach(causal=True), id="causal"),
+    pytest.param(Reach(window=5), id="window"),
+    pytest.param(Reach(causal=True, window=5), id="causal window"),
+]
 
 
 @pytest.fixture
@@ -29,16 +35,31 @@ def heads(requires_grad: bool = True) -> list[torch.Tensor]:
     return [torch.randn(1, HEADS, sum(LENGTHS), DIMENSIONS, generator=generator).requires_grad_() for _ in range(3)]
 
 
-def one_by_one(query, key, value):
-    texts = zip(*(part.split(LENGTHS, dim=2) for part in (query, key, value)), strict=True)
-    parts = [nn.functional.scaled_dot_product_attention(*text, scale=0.3) for text in texts]
+def one_by_one(query, key, value, reach: Reach = EVERYTHING):
+    parts = []
+    for text in zip(*(part.split(LENGTHS, dim=2) for part in (query, key, value)), strict=True):
+        parts.append(nn.functional.scaled_dot_product_attention(*text, mask(text[0].shape[2], reach), scale=0.3))
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def test_every_text_attends_to_itself_alone(token_batch):
+def mask(length: int, reach: Reach) -> torch.Tensor:
+    """Returns which token (row) attends to which, by the definition."""
+    away = torch.arange(length)[:, None] - torch.arange(length)
+    near = away.abs() < (reach.window or length)
+    return near & (away >= 0) if reach.causal else near
+
+
+def packed(token_batch, inputs, reach: Reach = EVERYTHING, dropout: float = 0.0):
+    arguments = packed_arguments(token_batch, reach.causal)
+    return packed_attention(
+        nn.Module(), *inputs, dropout=dropout, scaling=0.3, sliding_window=reach.window, **arguments
+    )[0]
+
+
+@pytest.mark.parametrize("reach", REACHES)
+def test_every_text_attends_to_itself_alone(token_batch, reach):
     inputs = heads()
-    found, _ = packed_attention(nn.Module(), *inputs, None, scaling=0.3, **bounds(token_batch))
-    expected = one_by_one(*inputs)
+    found, expected = packed(token_batch, inputs, reach), one_by_one(*inputs, reach)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     towards = torch.randn_like(expected)
     for one, other in zip(
@@ -47,22 +68,51 @@ def test_every_text_attends_to_itself_alone(token_batch):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+class Calls(TorchDispatchMode):
+    """Notes the arguments of every operation by the names in torch's declaration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names = [argument.name for argument in func._schema.arguments]
+        self.found[func.name()] = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("reach", REACHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use_flash", [False, True])
-def test_the_kernels_of_a_gpu_are_called_as_torch_declares_them(token_batch, use_flash, dtype):
+def test_the_kernels_of_a_gpu_are_called_as_torch_declares_them(token_batch, use_flash, dtype, reach):
     inputs = [part.detach().to("meta", dtype).requires_grad_() for part in heads()]
-    found = attention._at_once(*inputs, token_batch.offsets.to("meta"), token_batch.lengths[-1], use_flash, 0.1, 0.3)
-    assert found.shape == (1, sum(LENGTHS), HEADS, DIMENSIONS) and found.dtype == dtype
-    if use_flash and dtype == torch.bfloat16:  # torch's declaration of the other kernel's backward pass is broken
-        found.sum().backward()
-        assert all(part.grad.shape == part.shape for part in inputs)
+    attend = functools.partial(attention._at_once, *inputs, token_batch.offsets.to("meta"), LENGTHS[-1])
+    flash = use_flash and dtype == torch.bfloat16
+    if reach.window and not flash:
+        with pytest.raises(RuntimeError, match="no sliding window"):
+            attend(reach, use_flash, 0.1, 0.3)
+        return
+    with Calls() as calls:
+        found = attend(reach, use_flash, 0.1, 0.3)
+        assert found.shape == (1, sum(LENGTHS), HEADS, DIMENSIONS) and found.dtype == dtype
+        if flash:  # torch's declaration of the other kernel's backward pass is broken
+            found.sum().backward()
+            assert all(part.grad.shape == part.shape for part in inputs)
+    if not flash:
+        assert calls.found["aten::_efficient_attention_forward"]["custom_mask_type"] == int(reach.causal)
+        return
+    for name in ("aten::_flash_attention_forward", "aten::_flash_attention_backward"):
+        call = calls.found[name]
+        assert call["is_causal"] == reach.causal
+        expected = (None, None) if not reach.window else (4, 0 if reach.causal else 4)
+        assert (call.get("window_size_left"), call.get("window_size_right")) == expected
 
 
-def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(token_batch):
+@pytest.mark.parametrize("reach", REACHES)
+def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(token_batch, reach):
     inputs = heads()
     halves = [part.detach().bfloat16().requires_grad_() for part in inputs]
-    found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(token_batch))
-    expected = one_by_one(*inputs)
+    found, expected = packed(token_batch, halves, reach), one_by_one(*inputs, reach)
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.01 * expected.norm()
     towards = torch.randn_like(expected)
@@ -71,14 +121,14 @@ def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(token_batch):
         assert (one.float() - other).norm() < 0.02 * other.norm()
 
 
+@pytest.mark.parametrize("reach", REACHES)
 @pytest.mark.parametrize("amx", [False, True])
-def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(token_batch, amx, monkeypatch):
+def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(token_batch, amx, reach, monkeypatch):
     monkeypatch.setattr(attention, "has_amx", lambda: amx)
     inputs = [part.detach() for part in heads()]
     with torch.inference_mode():
-        halves = [part.bfloat16() for part in inputs]
-        found, _ = packed_attention(nn.Module(), *halves, None, scaling=0.3, **bounds(token_batch))
-    expected = one_by_one(*inputs)
+        found = packed(token_batch, [part.bfloat16() for part in inputs], reach)
+    expected = one_by_one(*inputs, reach)
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
@@ -89,19 +139,21 @@ def test_in_bf16_scores_may_be_of_any_size(score):
     query, key = torch.zeros(2, 1, 1, length, DIMENSIONS, dtype=torch.bfloat16)
     query[..., 0], key[..., 0] = score, 1
     value = torch.randn(1, 1, length, DIMENSIONS).bfloat16().requires_grad_()
-    found = attention._Attention.apply(query, key, value, 0.0, 1.0)  # all scores are equal
+    found = attention._Attention.apply(query, key, value, None, 0.0, 1.0)  # all scores are equal
     expected = value.float().mean(2, keepdim=True).expand_as(found)
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.005)
     (gradient,) = torch.autograd.grad(found.sum(), value)
     torch.testing.assert_close(gradient, torch.ones_like(gradient), rtol=0.01, atol=0)
 
 
-def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds():
+@pytest.mark.parametrize("reach", REACHES)
+def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds(reach):
     query, key, value = (part[:, :, -40:].detach().requires_grad_() for part in heads())
     torch.manual_seed(3)
-    found = attention._Attention.apply(query, key, value, 0.25, 0.3)
+    found = attention._Attention.apply(query, key, value, reach.allowed(40), 0.25, 0.3)
     torch.manual_seed(3)
-    shares = (query @ key.transpose(2, 3) * 0.3).softmax(3)
+    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~mask(40, reach), -torch.inf)
+    shares = scores.softmax(3)
     kept = keep_mask(shares.shape, 0.25)
     expected = apply_mask_with_graph(shares, kept) @ value
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -120,41 +172,5 @@ def apply_mask_with_graph(values: torch.Tensor, kept: torch.Tensor) -> torch.Ten
 def test_dropout_in_attention_keeps_the_expectation(token_batch):
     inputs = [part.detach() for part in heads()]
     torch.manual_seed(0)
-    one = functools.partial(packed_attention, nn.Module(), *inputs, None, 0.2, 0.3, **bounds(token_batch))
-    mean = sum(one()[0] for _ in range(400)) / 400
+    mean = sum(packed(token_batch, inputs, dropout=0.2) for _ in range(400)) / 400
     assert (mean - one_by_one(*inputs)).abs().mean() < 0.02
-
-
-@pytest.mark.parametrize("model_type", PACKED_TYPES)
-def test_a_model_gives_packed_texts_the_embeddings_and_gradients_of_padded_ones(model_type, tmp_path):
-    encoder = small_encoder(tmp_path, model_type).eval()
-    assert encoder.can_pack
-    rows = token_rows([3, 9, 9, 40, 2, 400])
-    found = []
-    for packed in (False, True):
-        token_batches, order = length_sorted_batches(rows, 10_000, encoder.transformer.config.pad_token_id, packed)
-        encoder.zero_grad()
-        embeddings = encoder(token_batches)[order]
-        (embeddings * torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
-        gradients = [value.grad.flatten() for value in encoder.parameters() if value.grad is not None]
-        found.append((embeddings.detach(), torch.cat(gradients)))
-    assert found[0][0].std(0).mean() > 0.01 and found[0][1].norm() > 0.1
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-5)
-    assert (found[1][1] - found[0][1]).norm() < 1e-5 * found[0][1].norm()
-
-
-@pytest.mark.parametrize("model_type", PACKED_TYPES)
-def test_a_model_takes_packed_texts_in_bf16_with_dropout_in_attention(model_type, tmp_path):
-    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-    encoder = small_encoder(tmp_path, model_type, **dict.fromkeys(names, 0.1)).train()
-    token_batches, _ = length_sorted_batches(token_rows([3, 9, 9, 40]), 10_000, 1, packed=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        embeddings = encoder(token_batches, [1])
-    embeddings[:, 0].sum().backward()
-    gradients = [value.grad for value in encoder.parameters() if value.grad is not None]
-    assert all(gradient.isfinite().all() for gradient in gradients) and len(gradients) >= 20
-
-
-@pytest.mark.parametrize(("model_type", "more"), [("mpnet", {}), ("modernbert", {}), ("bert", {"is_decoder": True})])
-def test_a_model_with_a_bias_a_window_or_causal_attention_is_padded(model_type, more, tmp_path):
-    assert not small_encoder(tmp_path, model_type, **more).can_pack

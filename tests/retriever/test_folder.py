@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, T5Config, T5Model
+from transformers import AutoConfig, AutoTokenizer, GPT2Config
 
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
@@ -263,14 +263,11 @@ def test_a_model_without_padding_token_is_saved_so_that_it_encodes_batches(tmp_p
     assert "neither a padding token nor an end-of-text" in refusal(load_encoder, str(source), EncoderSettings())
 
 
-def test_of_a_t5_the_encoder_is_trained(tmp_path):
-    source = tmp_path / "source"
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    torch.manual_seed(0)
-    T5Model(T5Config(vocab_size=150, initializer_factor=3.0, **sizes)).save_pretrained(source)
-    save_tokenizer(source)
-    assert_agreement_before_and_after_training(str(source), tmp_path / "saved")
-    assert not [name for name in load_file(tmp_path / "saved" / "model.safetensors") if "decoder" in name]
+def test_of_a_t5_the_encoder_is_saved(tmp_path):
+    source = small_model(tmp_path / "source", "t5", d_kv=8, d_ff=64)
+    save_encoder(load_encoder(source, EncoderSettings()), str(tmp_path / "saved"))
+    names = {folder: load_file(tmp_path / folder / "model.safetensors").keys() for folder in ("source", "saved")}
+    assert names["saved"] == {name for name in names["source"] if "decoder" not in name}
 
 
 def test_a_checkpoint_without_pooler_weights_saves_no_random_ones(copy, tmp_path):
@@ -368,9 +365,3 @@ def test_a_dropout_override_reaches_the_head_and_is_not_saved(tiny_model, tmp_pa
     save_encoder(encoder, str(tmp_path / "saved"))
     assert read(tmp_path / "saved" / "2_Dropout" / "config.json") == {"dropout": 0.3}
     assert AutoConfig.from_pretrained(tmp_path / "saved").hidden_dropout_prob == 0.1
-
-
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "mpnet", "modernbert", "electra", "eurobert"])
-def test_models_of_other_types_agree_too(tmp_path, model_type):
-    source = small_model(tmp_path / "source", model_type, num_key_value_heads=2, head_dim=8)
-    assert_agreement_before_and_after_training(source, tmp_path / "saved")
