@@ -10,6 +10,7 @@ from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.token_batches import length_sorted_batches
+from tests.retriever.test_attention import LENGTHS, REACHES, assert_attends_as_in_fp32_on_a_cpu
 from tests.retriever.test_encoder import token_rows
 from tests.retriever.test_model_types import CASES, make
 from tests.retriever.test_step import LAYOUTS, MAX_TOKENS, assert_cached_equals_plain, relative_difference, step
@@ -59,6 +60,17 @@ def test_packing_works_and_gives_the_embeddings_of_a_cpu(tiny_model, bf16):
     assert embedder.options.packed
     tolerance = 0.03 if bf16 else 1e-5
     torch.testing.assert_close(embedder.rows(rows).cpu(), expected, rtol=0, atol=tolerance)
+
+
+@BOTH_TYPES
+@pytest.mark.parametrize("reach", REACHES)
+def test_every_text_attends_to_itself_alone_as_on_a_cpu(reach, bf16):
+    token_batch = length_sorted_batches(token_rows(LENGTHS), 1000, 0, packed=True)[0][0]
+    if reach.window and not bf16:
+        with pytest.raises(RuntimeError, match="no sliding window"):
+            assert_attends_as_in_fp32_on_a_cpu(token_batch, reach, torch.float32, "cuda")
+    else:
+        assert_attends_as_in_fp32_on_a_cpu(token_batch, reach, torch.bfloat16 if bf16 else torch.float32, "cuda")
 
 
 @BOTH_TYPES

@@ -108,17 +108,21 @@ def test_the_kernels_of_a_gpu_are_called_as_torch_declares_them(token_batch, use
         assert (call.get("window_size_left"), call.get("window_size_right")) == expected
 
 
+def assert_attends_as_in_fp32_on_a_cpu(token_batch, reach: Reach, dtype: torch.dtype, device: str = "cpu") -> None:
+    inputs = heads()
+    there = [part.detach().to(device, dtype).requires_grad_() for part in inputs]
+    found, expected = packed(token_batch.to(device), there, reach), one_by_one(*inputs, reach)
+    assert found.dtype == dtype
+    assert (found.float().cpu() - expected).norm() < 0.01 * expected.norm()
+    towards = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, there, towards.to(device, dtype))
+    for one, other in zip(gradients, torch.autograd.grad(expected, inputs, towards), strict=True):
+        assert (one.float().cpu() - other).norm() < 0.02 * other.norm()
+
+
 @pytest.mark.parametrize("reach", REACHES)
 def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(token_batch, reach):
-    inputs = heads()
-    halves = [part.detach().bfloat16().requires_grad_() for part in inputs]
-    found, expected = packed(token_batch, halves, reach), one_by_one(*inputs, reach)
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - expected).norm() < 0.01 * expected.norm()
-    towards = torch.randn_like(expected)
-    gradients = torch.autograd.grad(found, halves, towards.bfloat16())
-    for one, other in zip(gradients, torch.autograd.grad(expected, inputs, towards), strict=True):
-        assert (one.float() - other).norm() < 0.02 * other.norm()
+    assert_attends_as_in_fp32_on_a_cpu(token_batch, reach, torch.bfloat16)
 
 
 @pytest.mark.parametrize("reach", REACHES)

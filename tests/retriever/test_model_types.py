@@ -1,4 +1,4 @@
-"""Each type of the table is the same packed, padded and in sentence-transformers, before and after training."""
+"""A model of each type embeds alike packed, padded, and in sentence-transformers after it is trained and saved."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +102,7 @@ def compare_packed_with_padded(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_model_is_the_same_packed_padded_and_in_sentence_transformers_before_and_after_training(name, tmp_path):
+def test_a_model_embeds_alike_packed_padded_and_when_it_is_trained_and_saved_in_sentence_transformers(name, tmp_path):
     case = CASES[name]
     flags = {} if case.dense else {"max_seq_length": 60, **case.flags}  # a folder with modules keeps its own settings
     embedder = assert_agreement_before_and_after_training(make(case, tmp_path), tmp_path / "saved", **flags)
