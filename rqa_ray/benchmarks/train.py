@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from rqa_ray.benchmarks import contenders
 from rqa_ray.benchmarks.contenders import OWN, Contender, Workload
 from rqa_ray.benchmarks.measure import matmul_peak, measure
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
+from rqa_ray.benchmarks.random_model import resolve
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
@@ -77,10 +79,12 @@ def run(settings: TrainBenchmark) -> str:
         InputError: the file or model is wrong.
     """
     peers = [*PEERS] if settings.peer is None else settings.peer
-    workload = read_workload(**settings.workload())
-    results = measure_all(
-        workload, settings.rounds, settings.steps, settings.threads, peers, settings.through_ray or []
-    )
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        model = resolve(settings.model_name_or_path, scratch)
+        workload = read_workload(**settings.workload() | {"model_name_or_path": model})
+        results = measure_all(
+            workload, settings.rounds, settings.steps, settings.threads, peers, settings.through_ray or []
+        )
     summary = summarize(results, OWN)
     write_report(settings.output, asdict(settings), results, summary)
     return table(summary)
