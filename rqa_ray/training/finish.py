@@ -5,7 +5,9 @@ tuned and pretrained weights often keeps what training has forgotten (WiSE-FT, W
 LM-Cocktail, Xiao et al. 2023). Both take one evaluation on the eval questions, and no training.
 
 A candidate for which a paired test on the eval questions says that it is worse than the pretrained model is never
-chosen. This file does not import Ray: workers, the driver and `jobs/benchmark.py` choose with the same code.
+chosen. A mean or a mixture has to be better than the best step by such a test: the best of many candidates is often
+the best by chance, because there are few eval questions. This file does not import Ray: workers, the driver and
+`jobs/benchmark.py` choose with the same code.
 """
 
 from __future__ import annotations
@@ -58,6 +60,11 @@ class Candidate:
         """The last step that the candidate needs, 0 for the pretrained model."""
         return max(self.steps, default=0)
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether the weights are a mean or a mixture, and not those of a step."""
+        return self.share < 1 or len(self.steps) > 1
+
     def movement(self) -> tuple[float, int, int]:
         """Returns by what candidates are sorted: the first has moved least from the pretrained weights."""
         return self.share if self.steps else 0.0, -len(self.steps), self.step
@@ -93,6 +100,7 @@ class Score:
     value: float  # of the metric that chooses
     ndcg: float
     against: str = ""  # what a paired test says against the candidate, if it says something
+    unproven: str = ""  # why a mean or a mixture is no proven gain; empty if the gain is proven, or for a step
 
     def rank(self, metric: str) -> float:
         """Returns by what candidates are compared."""
@@ -113,18 +121,19 @@ class Choice:
         metric = self.metric.rsplit("/", 1)[-1]
         by = {one.candidate: one for one in self.scores}
         own, others = by[self.candidate], [one for one in self.scores if one.candidate != self.candidate]
-        refused = [one for one in others if one.against and one.rank(self.metric) > own.rank(self.metric)]
+        better = [one for one in others if one.rank(self.metric) > own.rank(self.metric)]
+        refused = [one for one in better if one.against or one.unproven]
         lines = []
-        if self.candidate == BASE and not refused:
+        if self.candidate == BASE and not any(one.against for one in refused):
             lines = ["no evaluated step was better than the pretrained model: its weights are kept"]
         elif self.candidate == BASE:
             lines = ["a paired test speaks against what training has made: the pretrained weights are kept"]
         elif len(others) > 1:
-            best = f"best of {len(self.scores)} candidates on eval: {own.candidate}, {metric} {own.value:.3f}"
+            best = f"chosen from {len(self.scores)} candidates: {own.candidate}, {metric} {own.value:.3f} on eval"
             lines = [f"{best}; pretrained {by[BASE].value:.3f}"]
         if refused:
             top = max(refused, key=lambda one: one.rank(self.metric))
-            lines.append(f"not chosen: {top.candidate}, {metric} {top.value:.3f}, but {top.against}")
+            lines.append(f"not chosen: {top.candidate}, {metric} {top.value:.3f}, but {top.against or top.unproven}")
         return lines
 
 
@@ -142,8 +151,8 @@ def score(metrics: Mapping[str, float], metric: str, step: int = 0) -> float:
 class Finish:
     """Which candidates a run has, and how one of them is chosen.
 
-    `none` takes the step with the best score. `best` also asks the paired test. `merge` does this for mean and
-    mixtures too.
+    `none` takes the step with the best score. `best` also asks the paired test. `merge` also makes a mean and
+    mixtures, and takes the best of those that are better than the choice of `best` by a paired test, if there is one.
     """
 
     kind: Literal["best", "merge", "none"]
@@ -167,9 +176,12 @@ class Finish:
             found |= {one: evaluate(one) for one in (Candidate(tuned.steps, share) for share in SHARES)}
         values = {one: self.questions.values(result) for one, result in found.items()}
         against = {one: "" if self.kind == "none" else self._against(values[BASE], values[one]) for one in found}
-        chosen = self._best({one: result for one, result in found.items() if not against[one]})
+        passed = {one: result for one, result in found.items() if not against[one]}
+        chosen = self._best({one: result for one, result in passed.items() if not one.is_merged})
+        unproven = {one: self._unproven(values, chosen, one) if one.is_merged else "" for one in found}
+        chosen = self._best({one: result for one, result in passed.items() if one == chosen or not unproven[one]})
         scores = [
-            Score(one, found[one].metrics[self.metric], found[one].metrics[TIE_BREAKER], against[one])
+            Score(one, found[one].metrics[self.metric], found[one].metrics[TIE_BREAKER], against[one], unproven[one])
             for one in sorted(found, key=Candidate.movement)
         ]
         return Choice(chosen, found[chosen], self.metric, scores)
@@ -177,6 +189,15 @@ class Finish:
     def _best(self, found: dict[Candidate, Evaluation]) -> Candidate:
         ordered = sorted(found, key=Candidate.movement)
         return max(ordered, key=lambda one: score(found[one].metrics, self.metric))
+
+    def _unproven(self, values: dict[Candidate, dict[str, np.ndarray]], default: Candidate, merged: Candidate) -> str:
+        """Says that the gain of a merged candidate over the default may be chance; empty if it is not."""
+        name = self.metric.removeprefix("eval_")
+        name = name if name in values[merged] else TIE_BREAKER.removeprefix("eval_")  # the loss, by question
+        gain = paired_difference(values[default][name], values[merged][name], self.questions.clusters)
+        if gain.mean > 0 and gain.p_value < SIGNIFICANCE:
+            return ""
+        return f"its gain over {default} is not beyond noise, p = {gain.p_value:.2g}"
 
     def _against(self, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> str:
         """Says which metric has fallen by more than chance; empty if none has.

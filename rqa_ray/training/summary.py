@@ -122,10 +122,10 @@ Metrics on the full corpus, before training and of the saved model ({{ choice.ca
 {% endfor %}
 The saved model was chosen on the eval questions. {{ reason }}
 
-| candidate | {{ chosen_by }} | nDCG@10 | a paired test against it |
+| candidate | {{ chosen_by }} | nDCG@10 | why not |
 |---|---|---|---|
 {% for score in choice.scores %}| {{ score.candidate }} | {{ "%.4f" | format(score.value) }} \
-| {{ "%.4f" | format(score.ndcg) }} | {{ score.against }} |
+| {{ "%.4f" | format(score.ndcg) }} | {{ score.against or score.unproven }} |
 {% endfor %}
 Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and repeats the run.
 """

@@ -48,8 +48,7 @@ def choose(kind: str, by_step: dict[int, Evaluation], metric: str = RECALL, mixe
     """Chooses when step 0 is the pretrained model, and all means and mixtures score the same."""
 
     def score(candidate: Candidate) -> Evaluation:
-        is_mixed = candidate.share < 1 or len(candidate.steps) > 1
-        return (mixed or by_step[0]) if is_mixed else by_step[candidate.step]
+        return (mixed or by_step[0]) if candidate.is_merged else by_step[candidate.step]
 
     return Finish(kind, metric, QUESTIONS).choose([step for step in by_step if step], score)
 
@@ -69,8 +68,23 @@ def test_the_best_by_the_metric_is_chosen_then_by_ndcg_then_the_one_that_has_mov
     assert choose("best", {0: found(5), 10: found(0), 20: found(0, 6)}).candidate == Candidate((10,))
     assert choose("best", {0: found(2), 10: found(1), 20: found(0)}).candidate == Candidate((20,))
     assert choose("best", {0: found(1), 10: found(1), 20: found(1)}).candidate == BASE
-    least = choose("merge", {0: found(1), 10: found(0, 1), 20: found(0)}, mixed=found(0)).candidate
+    least = choose("merge", {0: found(5), 10: found(0, 5), 20: found(0, 5)}, mixed=found(0)).candidate
     assert least == Candidate((10, 20), 0.3)
+
+
+def test_a_mixture_whose_gain_over_the_best_step_may_be_chance_is_not_chosen_and_this_is_said() -> None:
+    by_step = {0: found(5), 10: found(*[0] * 38, 5, 5)}
+    choice = choose("merge", by_step, mixed=found(0))
+    assert choice.candidate == Candidate((10,))
+    assert choice.describe() == [
+        "chosen from 6 candidates: step 10, recall4 0.950 on eval; pretrained 0.000",
+        "not chosen: mixture of 0.3 x step 10 and 0.7 x step 0, recall4 1.000, but its gain over step 10 is not "
+        "beyond noise, p = 0.5",
+    ]
+    by_step = {0: found(*[0] * 38, 5, 5), 10: found(5)}
+    kept = choose("merge", by_step, mixed=found(0)).describe()[0]
+    assert kept == "no evaluated step was better than the pretrained model: its weights are kept"
+    assert choose("merge", by_step, "eval_loss", mixed=found(0)).candidate == BASE
 
 
 def test_a_candidate_that_a_paired_test_speaks_against_is_not_chosen_and_this_is_said() -> None:
@@ -84,7 +98,7 @@ def test_a_candidate_that_a_paired_test_speaks_against_is_not_chosen_and_this_is
     assert choose("none", by_step).candidate == Candidate((10,))
     better = choose("best", {**by_step, 20: found(*[0] * 40)})
     assert better.candidate == Candidate((20,))
-    assert better.describe() == ["best of 3 candidates on eval: step 20, recall4 1.000; pretrained 0.975"]
+    assert better.describe() == ["chosen from 3 candidates: step 20, recall4 1.000 on eval; pretrained 0.975"]
 
 
 def test_a_fall_that_may_be_chance_speaks_against_no_candidate() -> None:

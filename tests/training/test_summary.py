@@ -65,7 +65,13 @@ def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_onl
     assert (results["train_loss"], results["best_step"]) == (1.5, 8)
     assert results["chosen"] == "mixture of 0.7 x step 8 and 0.3 x step 0"
     against = "nDCG@10 is -10.0 points"
-    assert results["candidates"][2] == {"candidate": "step 8", "value": 0.8, "ndcg": 0.1, "against": against}
+    assert results["candidates"][2] == {
+        "candidate": "step 8",
+        "value": 0.8,
+        "ndcg": 0.1,
+        "against": against,
+        "unproven": "",
+    }
     intervals = {"eval_retr/document_recall/recall4": [0.5, 1.0]}
     assert read_json(tmp_path / "eval_results.json") == {
         "step": 8,
@@ -87,9 +93,9 @@ def test_the_model_card_has_each_metric_before_and_after_and_how_to_use_prefixes
 def test_the_model_card_says_what_each_candidate_scored_and_why_one_was_chosen(tmp_path):
     card = str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
     assert "of the saved model (mixture of 0.7 x step 8 and 0.3 x step 0):" in card
-    assert "\nThe saved model was chosen on the eval questions. Best of 3 candidates on eval: mixture of 0.7" in card
+    assert "\nThe saved model was chosen on the eval questions. Chosen from 3 candidates: mixture of 0.7" in card
     assert " Not chosen: step 8, recall4 0.800, but nDCG@10 is -10.0 points.\n" in card
-    assert "\n| candidate | retr/document_recall/recall4 | nDCG@10 | a paired test against it |\n|---" in card
+    assert "\n| candidate | retr/document_recall/recall4 | nDCG@10 | why not |\n|---" in card
     assert "\n| step 0 (pretrained) | 0.2500 | 0.2000 |  |\n| mixture" in card
     assert "\n| step 8 | 0.8000 | 0.1000 | nDCG@10 is -10.0 points |\n\nTrained with" in card
 
@@ -117,7 +123,7 @@ def test_the_summary_says_when_the_pretrained_weights_are_kept(capsys):
 def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate(capsys):
     print_summary(JOB, [], CHOSEN)
     text = capsys.readouterr().out
-    assert "\nbest of 3 candidates on eval: mixture of 0.7 x step 8 and 0.3 x step 0, recall4 0.750" in text
+    assert "\nchosen from 3 candidates: mixture of 0.7 x step 8 and 0.3 x step 0, recall4 0.750 on eval" in text
     assert "best mixture of 0.7 x step 8 and 0.3 x step 0 by eval_retr/document_recall/recall4; model and" in text
     assert "weights are kept" not in text
     assert "--learning_rate 2e-05" in text
