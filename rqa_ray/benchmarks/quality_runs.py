@@ -24,7 +24,8 @@ from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.settings import HYBRID, TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.assembly import assemble
-from rqa_ray.training.finish import BASE, Candidate, Choice, EvalQuestions, Finish, StateDict, Weights, finish_here
+from rqa_ray.training.candidate import BASE, Candidate, StateDict, Weights
+from rqa_ray.training.finish import Choice, EvalQuestions, Finish, finish_here
 from rqa_ray.training.mining_pass import MiningPass
 from rqa_ray.training.trainer import ContrastiveTrainer
 

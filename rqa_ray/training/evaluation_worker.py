@@ -28,9 +28,10 @@ from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.folder import save_encoder
+from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, step_of, write_evaluation, write_manifest
-from rqa_ray.training.finish import BASE, Candidate, EvalQuestions, Finish, finish_here, score
+from rqa_ray.training.finish import EvalQuestions, Finish, finish_here, score
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 

@@ -8,9 +8,9 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import open_location
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import read_weights
+from rqa_ray.training.candidate import BASE, Candidate, StateDict, Weights
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.checkpoints import StoredCheckpoint, read_checkpoint, read_evaluation_from, write_evaluation_to
-from rqa_ray.training.finish import BASE, Candidate, StateDict, Weights
 from rqa_ray.training.spec import FinishSpec
 
 

@@ -12,10 +12,11 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER
 from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
 from rqa_ray.training.driver import fit
-from rqa_ray.training.finish import BASE, Candidate, Choice, EvalQuestions, Finish, most_steps
+from rqa_ray.training.finish import Choice, EvalQuestions, Finish, most_steps
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import finish_worker

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
@@ -13,20 +12,10 @@ from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import StepNote, save_evaluations
 from rqa_ray.training.checkpoints import write_manifest
-from rqa_ray.training.finish import (
-    BASE,
-    Candidate,
-    Choice,
-    EvalQuestions,
-    Finish,
-    Weights,
-    checkpoints_kept,
-    finish_here,
-    mix,
-    most_steps,
-)
+from rqa_ray.training.finish import Choice, EvalQuestions, Finish, checkpoints_kept, finish_here, most_steps
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.spec import FinishSpec
 from tests.ranks import run_ranks
@@ -121,30 +110,6 @@ def test_a_merge_keeps_three_checkpoints_beside_step_0() -> None:
     asked = ("merge", None), ("merge", 9), ("best", None), ("none", 2)
     assert [checkpoints_kept(*one) for one in asked] == [4, 9, 1, 2]
     assert [most_steps(*one) for one in asked] == [3, 3, 1, 2]
-
-
-def test_mixing_is_a_sum_in_fp32_in_the_type_of_the_tensors_and_keeps_whole_numbers_of_the_first() -> None:
-    tuned = {"a": torch.tensor([1.0, 2.0]), "half": torch.tensor([3.0]).half(), "ids": torch.tensor([1, 2])}
-    base = {"a": torch.tensor([0.0, 4.0]), "half": torch.tensor([1.0]).half(), "ids": torch.tensor([7, 7])}
-    mixed = mix([(0.75, tuned), (0.25, base)])
-    assert mixed["a"].tolist() == [0.75, 2.5] and mixed["ids"].tolist() == [1, 2]
-    assert mixed["half"].dtype == torch.float16 and mixed["half"].item() == 2.5
-    assert base["a"].tolist() == [0.0, 4.0] and tuned["a"].tolist() == [1.0, 2.0]
-    with pytest.raises(ValueError, match="only models with the same tensors"):
-        mix([(0.5, tuned), (0.5, {"a": torch.tensor([1.0])})])
-
-
-def test_the_weights_of_a_candidate_are_its_share_of_the_mean_of_its_steps() -> None:
-    of_step = {step: {"w": torch.tensor([float(step)])} for step in (0, 2, 4, 8)}
-    weights = Weights(of_step[0], of_step.__getitem__)
-    for candidate, expected in (
-        (BASE, 0.0),
-        (Candidate((4,)), 4.0),
-        (Candidate((2, 4)), 3.0),
-        (Candidate((2, 4), 0.5), 1.5),
-        (Candidate((8,), 0.25), 2.0),
-    ):
-        assert weights.of(candidate)["w"].item() == expected
 
 
 # With real models, on one and on two ranks

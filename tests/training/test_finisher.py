@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.training import finisher as module
+from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoints import read_checkpoint
-from rqa_ray.training.finish import BASE, Candidate, EvalQuestions
+from rqa_ray.training.finish import EvalQuestions
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.finisher import Finisher
 from rqa_ray.training.job import parse_job

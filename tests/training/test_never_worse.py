@@ -27,7 +27,8 @@ from rqa_ray.retriever.tokenizer import TextTokenizer
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.assembly import TrainingData, assemble
-from rqa_ray.training.finish import BASE, Candidate, Choice, EvalQuestions, Finish, Weights, finish_here
+from rqa_ray.training.candidate import BASE, Candidate, Weights
+from rqa_ray.training.finish import Choice, EvalQuestions, Finish, finish_here
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 METRIC = "eval_retr/document_recall/recall4"

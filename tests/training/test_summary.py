@@ -9,7 +9,8 @@ from rqa_ray.evaluation.metrics import METRIC_NAMES
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
-from rqa_ray.training.finish import BASE, Candidate, Choice, Score
+from rqa_ray.training.candidate import BASE, Candidate
+from rqa_ray.training.finish import Choice, Score
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.summary import ModelState, compare, model_card, print_summary, write_bad_records, write_files
 from tests.builders import asked_questions, documents
