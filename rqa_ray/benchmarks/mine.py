@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from rqa_ray.benchmarks.contenders import OWN
 from rqa_ray.benchmarks.processes import Figures, PeakMemory, in_a_process, summarize
+from rqa_ray.benchmarks.settings import SpeedSettings
 from rqa_ray.benchmarks.train import write_report
 from rqa_ray.corpus_settings import MineSettings
 from rqa_ray.data.distinct import read_distinct
@@ -22,7 +23,7 @@ from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.fields import DATA, LOSS, REQUIRED, at_least
 from rqa_ray.retriever.find_model import find_model_folder
-from rqa_ray.settings import MiningSettings, SpeedSettings, corpus_path
+from rqa_ray.settings import MiningSettings, corpus_path
 
 PEER = "sentence-transformers"
 

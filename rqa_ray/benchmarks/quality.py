@@ -18,11 +18,11 @@ from rqa_ray.benchmarks.quality_data import BUILT_IN, DataSet, Values, read_data
 from rqa_ray.benchmarks.quality_peers import PEERS, train_peer
 from rqa_ray.benchmarks.quality_report import QualityReport
 from rqa_ray.benchmarks.quality_runs import GIVEN, OWN, Base, Ranked, Setup, rank_base, train_own
+from rqa_ray.benchmarks.settings import BenchmarkSettings
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.fields import ABOVE_0, BATCHES, DATA, LOSS, MEASUREMENT, STEPS, Check, at_least
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
-from rqa_ray.settings import BenchmarkSettings
 from rqa_ray.texts import duration
 
 REFERENCE = "in-batch"  # the recipe that the others are compared with

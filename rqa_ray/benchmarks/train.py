@@ -26,6 +26,7 @@ from rqa_ray.benchmarks.contenders import OWN, Contender, Workload
 from rqa_ray.benchmarks.measure import matmul_peak, measure
 from rqa_ray.benchmarks.processes import Figures, in_a_process, summarize
 from rqa_ray.benchmarks.random_model import resolve
+from rqa_ray.benchmarks.settings import SpeedSettings
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
@@ -34,7 +35,6 @@ from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import SpeedSettings
 
 PEERS = ("sentence-transformers", "cached", "LocalRQA")  # names of `contenders.peers`
 
