@@ -6,7 +6,7 @@ example: python jobs/medquad.py --source output/MedQuAD --output_dir output/medq
 
 import sys
 
-from rqa_ray.settings import MedquadSettings
+from rqa_ray.corpus_settings import MedquadSettings
 from rqa_ray.stops import user_errors
 
 

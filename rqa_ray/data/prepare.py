@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rqa_ray.cluster.connection import connect
+from rqa_ray.corpus_settings import PrepareSettings
 from rqa_ray.data import report
 from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.labels import NO_LABELS, Labels
@@ -34,7 +35,7 @@ from rqa_ray.places import check_local_folder
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model
-from rqa_ray.settings import INPUTS, PrepareSettings
+from rqa_ray.settings import INPUTS
 from rqa_ray.texts import as_utf8
 
 ROWS_PER_GROUP = 1_000

@@ -6,10 +6,10 @@ from xml.sax.saxutils import escape, quoteattr
 
 import pytest
 
+from rqa_ray.corpus_settings import MedquadSettings
 from rqa_ray.data.medquad import medquad
 from rqa_ray.data.records import read_records
 from rqa_ray.errors import InputError
-from rqa_ray.settings import MedquadSettings
 
 ANSWER = "It is a condition of machines that nobody has seen twice."
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rqa_ray.command_line import parse
+from rqa_ray.corpus_settings import PrepareSettings
 from rqa_ray.data.records import read_records
 from rqa_ray.data.report import full
 from rqa_ray.data.rows import Corpus, TrainingRows
@@ -15,7 +16,6 @@ from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
-from rqa_ray.settings import PrepareSettings
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.setup import input_files
 
