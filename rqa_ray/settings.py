@@ -19,7 +19,6 @@ from rqa_ray.fields import (
     LOSS,
     MODEL,
     OUTPUT,
-    REQUIRED,
     WORKERS,
     Check,
     at_least,
@@ -73,6 +72,35 @@ class ModelSettings:
         None, "Goes before each question: 'query: '.", unset="the model's, else none"
     )
     passage_prefix: str | None = MODEL.setting(None, "Goes before each passage.", unset="the model's, else none")
+
+
+@dataclass(kw_only=True)
+class LoraSettings:
+    """Which small matrices are trained in place of the model's weights."""
+
+    lora_r: int | None = MODEL.setting(
+        None,
+        "Train matrices of this rank beside frozen weights; needs peft.",
+        at_least(1),
+        unset="no LoRA",
+        is_rare=True,
+    )
+    lora_alpha: int | None = MODEL.setting(
+        None, "Scales what the matrices add: by alpha / r.", at_least(1), unset="2 x r", is_rare=True
+    )
+    lora_target: list[str] | None = MODEL.setting(
+        None, "Names of the layers that get matrices: query value.", unset="all linear layers", is_rare=True
+    )
+    save_adapter: bool = OUTPUT.setting(False, "Save the matrices too, in output_dir/adapter.", is_rare=True)
+
+    @property
+    def alpha_of_lora(self) -> int:
+        """What `--lora_alpha` says, or its default."""
+        return self.lora_alpha or 2 * (self.lora_r or 0)
+
+    def describe_lora(self) -> str:
+        """Returns words such as `LoRA of rank 16 and alpha 32`."""
+        return f"LoRA of rank {self.lora_r} and alpha {self.alpha_of_lora}" if self.lora_r else "no LoRA"
 
 
 @dataclass(kw_only=True)
@@ -198,7 +226,14 @@ def _is_number_of_workers(value: str) -> bool:
 
 @dataclass(kw_only=True)
 class TrainSettings(
-    WorkerSettings, MiningSettings, RoundSettings, BatchSettings, LossSettings, DataSettings, ModelSettings
+    WorkerSettings,
+    MiningSettings,
+    RoundSettings,
+    BatchSettings,
+    LossSettings,
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
 ):
     """The settings of jobs/train.py, in addition to transformers' TrainingArguments."""
 

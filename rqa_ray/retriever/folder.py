@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError, first_line
+from rqa_ray.retriever.adapters import merged
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
 from rqa_ray.retriever.weights import refuse_not_finite
@@ -84,12 +85,16 @@ def read_weights(encoder: Encoder, folder: str, trust_remote_code: bool = False)
 
 
 def save_encoder(encoder: Encoder, folder: str) -> None:
-    """Writes weights, tokenizer and settings, so that `SentenceTransformer(folder)` gives the same embeddings."""
+    """Writes weights, tokenizer and settings, so that `SentenceTransformer(folder)` gives the same embeddings.
+
+    The weights of adapters are merged into those of the model.
+    """
     config, used = encoder.transformer.config, {}
     for name, value in encoder.own_dropout.items():  # the dropout of this run does not belong to the model
         used[name] = getattr(config, name)
         setattr(config, name, value)
-    encoder.model.save_pretrained(folder, create_model_card=False)
+    with merged(encoder.transformer):
+        encoder.model.save_pretrained(folder, create_model_card=False)
     for name, value in used.items():
         setattr(config, name, value)
 

@@ -14,6 +14,7 @@ from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.data.windows import WindowedRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+from rqa_ray.retriever.adapters import add_adapters
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
@@ -68,6 +69,8 @@ def assemble(
         world_size=args.world_size,
         negatives_per_question=settings.negatives_per_question,
     )
+    if settings.lora_r:
+        add_adapters(encoder, settings, settings.model_name_or_path or "", args.seed)
     texts = data.mining
     if texts:
         batches.set_negatives(stand_ins(data.corpus.table, len(data.rows), settings.mine_negatives))

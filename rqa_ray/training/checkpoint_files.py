@@ -6,9 +6,16 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation
+from rqa_ray.retriever.adapters import adapted_layers, load_adapter, merged, save_adapter
+from rqa_ray.retriever.encoder import Encoder
+from rqa_ray.retriever.folder import load_weights, read_weights, save_encoder
 
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"  # in a checkpoint of LoRA: the matrices that `MODEL_FOLDER` has merged
 STEP_FILE = "step.json"
 
 
@@ -27,6 +34,31 @@ class StepNote:
     def load(cls, folder: Path) -> StepNote:
         """Reads the note of a checkpoint."""
         return cls(**json.loads((folder / STEP_FILE).read_text()))
+
+
+def save_trained(folder: Path, encoder: Encoder) -> None:
+    """Writes the model into a checkpoint, and the adapter if there is one."""
+    save_encoder(encoder, str(folder / MODEL_FOLDER))
+    if adapted_layers(encoder.transformer):
+        save_adapter(encoder, folder / ADAPTER_FOLDER)
+
+
+def load_trained(folder: Path, encoder: Encoder, trust_remote_code: bool) -> None:
+    """Reads what `save_trained` wrote; of an encoder with an adapter, only the adapter.
+
+    Raises:
+        InputError: the checkpoint is of another model, of another adapter, or of other frozen weights.
+    """
+    model = str(folder / MODEL_FOLDER)
+    if not adapted_layers(encoder.transformer):
+        load_weights(encoder, model, trust_remote_code)
+        return
+    load_adapter(encoder, folder / ADAPTER_FOLDER)
+    with merged(encoder.transformer):
+        own, saved = encoder.state_dict(), read_weights(encoder, model, trust_remote_code)
+    # Not to the bit, because another device may have merged them.
+    if not all(torch.allclose(value.cpu(), saved[name], rtol=1e-4, atol=1e-5) for name, value in own.items()):
+        raise InputError(f"{model}: has other frozen weights than --model_name_or_path; pass the model of that run")
 
 
 def save_evaluations(folder: Path, here: Evaluation, before: Evaluation) -> None:

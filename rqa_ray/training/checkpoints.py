@@ -22,8 +22,10 @@ from transformers.utils import CONFIG_NAME
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
 from rqa_ray.places import inside, open_location
+from rqa_ray.retriever.adapters import CONFIG_FILE
 from rqa_ray.retriever.encoder_settings import heads, model_config, read_json_file
-from rqa_ray.training.checkpoint_files import MODEL_FOLDER, STEP_FILE
+from rqa_ray.settings import LoraSettings
+from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER, STEP_FILE
 from rqa_ray.training.finish import score
 
 MANIFEST_FILE = "manifest.json"
@@ -86,6 +88,11 @@ class StoredCheckpoint:
         if own_heads != other_heads:
             differ.append(f"{', '.join(own_heads) or 'no head'}, not {', '.join(other_heads) or 'none'}")
         return ", ".join(differ)
+
+    def lora(self) -> LoraSettings:
+        """Returns the rank and alpha of the checkpoint's adapter; no rank if it has no adapter."""
+        config = _read_json(self.filesystem, f"{self.path}/{ADAPTER_FOLDER}/{CONFIG_FILE}") or {}
+        return LoraSettings(lora_r=config.get("r"), lora_alpha=config.get("lora_alpha"))
 
     def download(self, name: str, target: Path) -> None:
         """Copies a file or folder of the checkpoint."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
+from rqa_ray.retriever.adapters import mix_adapters
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.folder import load_encoder, save_encoder
 from rqa_ray.training.candidate import BASE, Candidate
-from rqa_ray.training.checkpoint_files import MODEL_FOLDER
+from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER
 from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
 from rqa_ray.training.driver import fit
 from rqa_ray.training.finish import Choice, EvalQuestions, Finish, most_steps
@@ -98,6 +99,17 @@ class Finisher:
             weights = self.results.weights(encoder.state_dict(), encoder, Path(scratch), trust)
             encoder.load_state_dict(weights.of(candidate))
         save_encoder(encoder, str(folder))
+
+    def write_adapter(self, candidate: Candidate, folder: Path) -> str:
+        """Writes the adapter that makes a candidate's model from the pretrained one; returns a line about it."""
+        if candidate == BASE:
+            return "no adapter is saved, because the pretrained weights are kept"
+        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+            of_steps = [Path(scratch, str(step)) for step in candidate.steps]
+            for step, of_step in zip(candidate.steps, of_steps, strict=True):
+                self.results.checkpoints[step].download(ADAPTER_FOLDER, of_step)
+            mix_adapters(of_steps, candidate.share, folder)
+        return f"adapter in {ADAPTER_FOLDER}/ of the output folder"
 
 
 def place_of(storage_path: str, run: str) -> str:

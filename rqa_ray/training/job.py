@@ -17,7 +17,7 @@ from rqa_ray.data.share import Share
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
-from rqa_ray.settings import HYBRID, MINED_FROM, MiningSettings, TrainSettings
+from rqa_ray.settings import HYBRID, MINED_FROM, LoraSettings, MiningSettings, TrainSettings
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 YIELDS = {  # flags of a recipe that are left out where the user gives the other flag, because both do not go together
@@ -25,6 +25,7 @@ YIELDS = {  # flags of a recipe that are left out where the user gives the other
     "early_stopping_patience": "async_eval",
 }
 RECIPES = {"best": Path(__file__).with_name("best.json")}  # files of flags by `--recipe`
+LOWEST_RATE_OF_LORA = 5e-5  # learning rate below which a run is warned
 RESTARTS_OF_A_RANGE = 8  # default of `--max_failures` for workers whose nodes come and go
 
 
@@ -98,7 +99,7 @@ def check(job: Job) -> None:
         raise InputError("--early_stopping_patience: an evaluation of --async_eval ends too late to stop training")
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
-    job.notes += _check_mining(settings)
+    job.notes += _check_mining(settings) + _check_lora(settings, training["learning_rate"])
     training["metric_for_best_model"] = _metric(training["metric_for_best_model"])
     if (settings.similarity or "cosine") == "cosine" and settings.temperature >= 0.5:
         job.notes.append(
@@ -133,9 +134,7 @@ def _check_mining(settings: TrainSettings) -> list[str]:
         need_extra(f"--teacher {HYBRID}", "bm25", "bm25s")
     if number and weight and not teacher:
         raise InputError(f"--distill_weight {weight:g}: needs --teacher {HYBRID} beside --mine_negatives {number}")
-    given = [item.name for item in dataclasses.fields(MiningSettings) if getattr(settings, item.name) != item.default]
-    idle = ", ".join(f"--{name}" for name in given)
-    notes = [f"{idle}: no effect without --mine_negatives"] if idle and not number else []
+    notes = [] if number else _idle(settings, MiningSettings, "--mine_negatives")
     if weight and not own:
         notes.append(
             f"warning: --distill_weight {weight:g} without --negatives_per_question: few questions of a batch meet "
@@ -144,6 +143,22 @@ def _check_mining(settings: TrainSettings) -> list[str]:
     if settings.mine_every and settings.async_eval:
         notes.append("note: --async_eval knows too late which model is worse, so every round of --mine_every is used")
     return notes
+
+
+def _check_lora(settings: TrainSettings, learning_rate: float) -> list[str]:
+    """Returns notes for the user; raises InputError if peft is not installed."""
+    if not settings.lora_r:
+        return _idle(settings, LoraSettings, "--lora_r")
+    need_extra(f"--lora_r {settings.lora_r}", "lora", "peft")
+    if learning_rate < LOWEST_RATE_OF_LORA:
+        return [f"warning: --learning_rate {learning_rate:g} is low for LoRA; 1e-4 to 1e-3 is usual"]
+    return []
+
+
+def _idle(settings: TrainSettings, kind: type, needed: str) -> list[str]:
+    """Returns a note about the given settings of a kind, which have no effect without the flag that they need."""
+    given = [item.name for item in dataclasses.fields(kind) if getattr(settings, item.name) != item.default]
+    return [f"{', '.join(f'--{name}' for name in given)}: no effect without {needed}"] if given else []
 
 
 def _metric(name: str | None) -> str:

@@ -48,9 +48,9 @@ def plan_forward(
     works = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
     packed = not distributed.any_rank(not works, device) and (before is None or before.packed)
     # The memory of gradients and Adam's two moments is not taken yet.
-    num_parameters = sum(value.numel() for value in encoder.parameters())
+    num_trained = sum(value.numel() for value in encoder.parameters() if value.requires_grad)
     sharers = memory_sharers if device.type == "cpu" else 1  # on GPUs, each run has its own
-    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_parameters
+    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_trained
 
     def graph_bytes(token_batch: TokenBatch) -> float:
         """Returns the memory of the graph per token (bytes)."""

@@ -104,7 +104,7 @@ def _unreadable(kept: dict[str, Any]) -> list[str]:
 def check_output_dir(job: Job, model_folder: str) -> None:
     """Refuses a folder in use, unless the user has said what to do with it.
 
-    Also refuses a checkpoint of another model.
+    Also refuses a checkpoint of another model, or of another adapter.
     """
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -123,6 +123,12 @@ def check_output_dir(job: Job, model_folder: str) -> None:
         raise InputError(
             f"{job.resume_flag}: the checkpoint in {shown(checkpoint.location)} belongs to another model than "
             f"--model_name_or_path {job.settings.model_name_or_path} ({differs}); pass the model of that run"
+        )
+    own, asked = checkpoint and checkpoint.lora().describe_lora(), job.settings.describe_lora()
+    if checkpoint and own != asked:
+        raise InputError(
+            f"{job.resume_flag}: the checkpoint in {shown(checkpoint.location)} was trained with {own}, and this "
+            f"command asks for {asked}; pass the --lora_r and --lora_alpha of that run"
         )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     in_use = found - {DEMO_FOLDER}  # the demo data is written before the data is checked

@@ -29,6 +29,7 @@ from rqa_ray.errors import InputError, first_line
 from rqa_ray.evaluation.hybrid_report import found_by_bm25
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.places import absolute, exists, inside, push_folder, read_json
+from rqa_ray.retriever.adapters import check_lora
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
@@ -138,6 +139,7 @@ def check(job: Job) -> Checked:
     check_optimizer(job.training)
     check_model(model)
     check_weights(model)
+    lora = check_lora(job.settings, model) if job.settings.lora_r else ""
     cluster = connect()
     workers = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))
     job = with_global_batch(job, workers.num_workers)
@@ -148,7 +150,7 @@ def check(job: Job) -> Checked:
     if files is None:
         files = demo_files(job)
     print(f"Ray: {cluster}; {workers.describe()}; {seen}")
-    print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}")
+    print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}{lora and f'; {lora}'}")
     for note in job.notes:
         print(note)
     if job.training.get("bf16") and not workers.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():

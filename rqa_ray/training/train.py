@@ -22,6 +22,7 @@ from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
 from rqa_ray.training.batch_sizes import micro_batch_size
+from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER
 from rqa_ray.training.driver import fit, stop_message
 from rqa_ray.training.finish import EvalQuestions
 from rqa_ray.training.finisher import Finisher, place_of
@@ -116,6 +117,8 @@ def finish(
     folder = Path(job.output_dir)
     with staged(folder) as staging:
         finisher.write_model(choice.candidate, staging)
+        if job.settings.lora_r and job.settings.save_adapter:
+            lines.append(finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
         summary.write_files(staging, job, model, before, best, train_metrics, intervals, choice)

@@ -25,11 +25,16 @@ from rqa_ray.evaluation.results import BEFORE, Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import gather_candidates
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.folder import load_weights, save_encoder
 from rqa_ray.retriever.interrupts import Interrupted, Interrupts
 from rqa_ray.retriever.losses import average_gradients, mean_over_global_batch, start_alike
 from rqa_ray.retriever.step import forward_backward
-from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, load_evaluation, save_evaluations
+from rqa_ray.training.checkpoint_files import (
+    StepNote,
+    load_evaluation,
+    load_trained,
+    save_evaluations,
+    save_trained,
+)
 from rqa_ray.training.rounds import Rounds
 from rqa_ray.training.schedule import Schedule
 
@@ -44,8 +49,8 @@ class NonFiniteLossError(RuntimeError):
 class ContrastiveTrainer(Trainer):
     """Trains an encoder, and the parameters of a loss if it has some, on global batches.
 
-    A checkpoint contains `model/` (a complete model folder), the loss's parameters, optimizer and scheduler,
-    `trainer_state.json`, the forward plan and the mined hard negatives. It also contains two evaluations
+    A checkpoint contains `model/` (a complete model folder), the adapter of LoRA, the loss's parameters, optimizer and
+    scheduler, `trainer_state.json`, the forward plan and the mined hard negatives. It also contains two evaluations
     (`checkpoint_files.py`): that of its step, if there is one, and that of step 0. It contains no random state,
     because batches and dropout masks are functions of (seed, batch, rank, place).
     """
@@ -241,11 +246,11 @@ class ContrastiveTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            save_encoder(self.model, str(Path(output_dir or self.args.output_dir) / MODEL_FOLDER))
+            save_trained(Path(output_dir or self.args.output_dir), self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_weights(self.model, str(folder / MODEL_FOLDER), self.trust_remote_code)
+        load_trained(folder, self.model, self.trust_remote_code)
         if self.loss.state_dict():
             load_model(self.loss, folder / LOSS_FILE, strict=True)
         if self.rounds:

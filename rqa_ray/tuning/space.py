@@ -28,7 +28,7 @@ SHARED = {
     ),
     **dict.fromkeys(("mine_from", "mine_depth", "teacher"), "all trials share the candidates of BM25"),
     "recipe": "its flags are read before the search; search some of these flags",
-    "finish": "only the winner is finished, so it changes no trial",
+    **dict.fromkeys(("finish", "save_adapter"), "only the winner is finished, so it changes no trial"),
     **dict.fromkeys(("per_device_train_batch_size", "batch_size", "global_batch_size"), "use --tune_batch_size A B C"),
     **dict.fromkeys(
         ("output_dir", "storage_path", "num_workers", "cpus_per_worker", "max_failures", "metric_for_best_model")

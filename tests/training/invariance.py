@@ -23,6 +23,7 @@ from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever import candidates as candidates_module
 from rqa_ray.retriever import distributed
+from rqa_ray.retriever.adapters import add_adapters
 from rqa_ray.retriever.candidates import Candidates
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
@@ -30,7 +31,7 @@ from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import InBatchContrastive
-from rqa_ray.settings import MINED_FROM, TrainSettings
+from rqa_ray.settings import MINED_FROM, LoraSettings, TrainSettings
 from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
@@ -156,6 +157,7 @@ def run(
     loss: str,
     per_question: int,
     mined: TrainSettings | None,
+    lora: bool,
 ) -> None:
     """Trains; rank 0 saves gradients, losses, weights and facts about the data to `folder`/result.pt."""
     torch.set_num_threads(1)
@@ -167,7 +169,7 @@ def run(
     mutate(mutation)
     recorder = Recorder()
     of_loss = LOSSES[loss]()
-    more = {"per_question": per_question, "loss": of_loss, "rounds": mined}
+    more = {"per_question": per_question, "loss": of_loss, "rounds": mined, "lora": lora}
     trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, **more)
     encoder, batches = trainer.model, trainer.batches
     told: list[str] = []
@@ -237,11 +239,14 @@ def make_trainer(
     loss: torch.nn.Module | None = None,
     rounds: TrainSettings | None = None,
     lacking: tuple[int, ...] = (),
+    lora: bool = False,
     **extra,
 ) -> ContrastiveTrainer:
     """One rank's trainer, whose questions bring `per_question` hard negatives: a random BERT without dropout, SGD."""
     model = random_bert(folder)
     encoder = load_encoder(model, read_settings(model))
+    if lora:
+        add_adapters(encoder, LoraSettings(lora_r=4), model, 0)
     own = {
         "output_dir": f"{folder}/scratch-{rank}",
         "max_steps": STEPS,

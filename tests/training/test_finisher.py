@@ -6,12 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.retriever.adapters import add_adapters
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
+from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.settings import LoraSettings
 from rqa_ray.training import finisher as module
 from rqa_ray.training.candidate import BASE, Candidate
-from rqa_ray.training.checkpoints import read_checkpoint
+from rqa_ray.training.checkpoint_files import StepNote, save_evaluations, save_trained
+from rqa_ray.training.checkpoints import read_checkpoint, write_manifest
 from rqa_ray.training.finish import EvalQuestions
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.finisher import Finisher
@@ -98,3 +103,34 @@ def test_the_written_model_has_the_weights_of_the_candidate(stored, tmp_path, ca
         expected = mixed if candidate.share < 1 else four[name] if candidate.steps else base[name]
         torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6 if candidate.share < 1 else 0)
     assert (tmp_path / "out" / "modules.json").exists()
+
+
+@pytest.mark.parametrize("candidate", [Candidate((4,)), Candidate((4,), 0.7), Candidate((4, 8), 0.5)], ids=str)
+def test_the_written_adapter_makes_the_written_model_from_the_pretrained_one(tmp_path, candidate) -> None:
+    peft = pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
+    model, whole = random_bert(str(tmp_path)), []
+    for step in (4, 8):
+        encoder = load_encoder(model, read_settings(model))
+        add_adapters(encoder, LoraSettings(lora_r=2), model, seed=step)
+        for value in encoder.parameters():
+            torch.nn.init.normal_(value, std=0.1) if value.requires_grad else None
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        save_trained(checkpoint, encoder)
+        save_evaluations(checkpoint, Evaluation(), Evaluation())
+        StepNote(step).save(checkpoint)
+        write_manifest(checkpoint, step)
+        whole.append(read_checkpoint(str(checkpoint)))
+    finisher = finisher_of((tmp_path, whole), "merge", tmp_path / "place")
+    finisher.results.checkpoints = {one.step: one for one in whole}
+    finisher.write_model(candidate, tmp_path / "out")
+    assert (
+        finisher.write_adapter(candidate, tmp_path / "out" / "adapter") == "adapter in adapter/ of the output folder"
+    )
+    opened = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(model), tmp_path / "out" / "adapter")
+    found, written = opened.merge_and_unload().state_dict(), load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == written.keys()
+    for name, weights in written.items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-6)
+    assert (
+        "no adapter is saved" in finisher.write_adapter(BASE, tmp_path / "none") and not (tmp_path / "none").exists()
+    )

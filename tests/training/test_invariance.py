@@ -30,11 +30,13 @@ def result(
     dense: bool = False,
     per_question: int = 0,
     rounds: str | None = None,
+    lora: bool = False,
 ) -> dict:
     mined = rounds and {"mined": invariance.MINED, "taught": invariance.TAUGHT}[rounds]
     with tempfile.TemporaryDirectory() as folder:
         invariance.random_bert(folder, dense)
-        arguments = (world_size, folder, hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question, mined)
+        how = (hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question, mined, lora)
+        arguments = (world_size, folder, *how)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt", weights_only=False)
 
@@ -111,6 +113,14 @@ def test_a_head_of_sentence_transformers_makes_the_same_steps_too(world_size: in
     one, other = result(1, 0.25, dense=True), result(world_size, 0.25, gradient_cache, dense=True)
     assert is_the_same_training(one, other), differences(one, other)
     assert len(one["weights"]) == len(result(1, 0.25)["weights"]) + 32 * 16 + 16
+
+
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False), (2, True)])
+def test_lora_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+    pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
+    one, other = result(1, 0.25, lora=True), result(world_size, 0.25, gradient_cache, lora=True)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert one["losses"][-1] < one["losses"][0] and len(one["weights"]) < len(result(1, 0.25)["weights"]) / 2
 
 
 @pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])

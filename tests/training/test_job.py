@@ -504,6 +504,18 @@ def test_bm25_is_asked_for_candidates_only_where_it_is_installed(monkeypatch):
     assert parse("--mine_negatives 4 --mine_from dense").settings.mine_from == ["dense"]
 
 
+def test_lora_is_asked_for_only_where_peft_is_installed_and_with_its_rank(monkeypatch):
+    assert parse("--lora_alpha 8 --save_adapter true").notes == [
+        "--lora_alpha, --save_adapter: no effect without --lora_r"
+    ]
+    assert error_of([*MINIMAL, "--lora_r", "0"]) == "--lora_r 0: has to be at least 1"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert error_of([*MINIMAL, "--lora_r", "4"]) == '--lora_r 4: needs peft: pip install -e ".[lora]"'
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert parse("--lora_r 4 --learning_rate 1e-4").notes == []
+    assert parse("--lora_r 4").notes == ["warning: --learning_rate 1e-05 is low for LoRA; 1e-4 to 1e-3 is usual"]
+
+
 def test_a_value_with_line_breaks_does_not_break_the_line():
     assert "'a\\nb'" in error_of([*MINIMAL, "--seed", "a\nb"])
 

@@ -48,6 +48,11 @@ def graph_bytes_of_a_batch(encoder: Encoder, batch) -> int:
     return sum(size for address, size in kept.items() if address not in parameters)
 
 
+def optimizer_bytes(encoder: Encoder) -> int:
+    """The gradients and Adam's two moments, of weights that are trained."""
+    return 12 * sum(value.numel() for value in encoder.parameters() if value.requires_grad)
+
+
 def free(monkeypatch, num_bytes: float) -> None:
     monkeypatch.setattr(module, "_free_memory", lambda device: num_bytes / module.MEMORY_SHARE)
 
@@ -66,15 +71,24 @@ def test_gradients_are_cached_where_the_graph_of_a_batch_does_not_fit(encoder, a
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         graph = graph_bytes_of_a_batch(encoder, made.make(0))
     assert graph > 1e6
-    optimizer = 12 * sum(value.numel() for value in encoder.parameters())
+    optimizer = optimizer_bytes(encoder)
     for share, cached in ((1.25, False), (0.8, True)):
         free(monkeypatch, optimizer + share * graph)
         assert plan_forward(settings, args, encoder, batches()).gradient_cache is cached
 
 
+def test_frozen_weights_need_no_memory_for_gradients_and_moments(encoder, args, monkeypatch) -> None:
+    free(monkeypatch, optimizer_bytes(encoder))  # nothing is left for a graph
+    assert plan_forward(TrainSettings(max_tokens_per_chunk=200), args, encoder, batches()).gradient_cache
+    encoder.transformer.requires_grad_(False)
+    encoder.transformer.encoder.layer[-1].output.dense.weight.requires_grad_(True)
+    assert optimizer_bytes(encoder) == 12 * 32 * 64
+    free(monkeypatch, optimizer_bytes(encoder) + 10e6)
+    assert not plan_forward(TrainSettings(max_tokens_per_chunk=200), args, encoder, batches()).gradient_cache
+
+
 def test_token_batches_are_smaller_where_the_graph_of_one_does_not_fit(encoder, args, monkeypatch) -> None:
-    optimizer = 12 * sum(value.numel() for value in encoder.parameters())
-    free(monkeypatch, optimizer + 2e6)
+    free(monkeypatch, optimizer_bytes(encoder) + 2e6)
     plan = plan_forward(TrainSettings(), args, encoder, batches())
     assert 60 < plan.max_tokens < TOKENS_PER_BATCH["cpu"] and plan.gradient_cache
 
@@ -102,7 +116,7 @@ def test_gradient_checkpointing_is_measured_with_what_it_saves(tiny_model, args,
     plain, settings = load_encoder(tiny_model, EncoderSettings()), TrainSettings(max_tokens_per_chunk=200)
     made = batches().with_plan(plan_forward(settings, args, plain, batches()))
     graph = graph_bytes_of_a_batch(plain, made.make(0))
-    free(monkeypatch, 12 * sum(value.numel() for value in plain.parameters()) + 0.8 * graph)
+    free(monkeypatch, optimizer_bytes(plain) + 0.8 * graph)
     args.gradient_checkpointing = True
     checkpointed = load_encoder(tiny_model, EncoderSettings())
     assert not plan_forward(settings, args, checkpointed, batches()).gradient_cache

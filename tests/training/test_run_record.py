@@ -117,6 +117,24 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_pat
     check_output_dir(job(tmp_path / "a", "--resume_from_checkpoint", "true"), str(model))
 
 
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
+    pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    checkpoint = store(open_run(job(tmp_path / "a")), 3)
+    resumed = ["--resume_from_checkpoint", "true"]
+    said = "checkpoint-3 was trained with {}, and this command asks for {}; pass the --lora_r"
+    with pytest.raises(InputError, match=said.format("no LoRA", "LoRA of rank 8 and alpha 16")):
+        check_output_dir(job(tmp_path / "a", *resumed, "--lora_r", "8"), str(model))
+    (checkpoint / "adapter").mkdir()
+    (checkpoint / "adapter/adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16}))
+    for words, asked in (([], "no LoRA"), (["--lora_r", "8", "--lora_alpha", "8"], "LoRA of rank 8 and alpha 8")):
+        with pytest.raises(InputError, match=said.format("LoRA of rank 8 and alpha 16", asked)):
+            check_output_dir(job(tmp_path / "a", *resumed, *words), str(model))
+    check_output_dir(job(tmp_path / "a", *resumed, "--lora_r", "8"), str(model))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

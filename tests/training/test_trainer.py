@@ -5,7 +5,9 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from rqa_ray.errors import InputError
 from rqa_ray.retriever.interrupts import Interrupted
 from rqa_ray.training.plan_forward import compile_transformer
 from rqa_ray.training.trainer import NonFiniteLossError, dropout_seed
@@ -155,3 +157,30 @@ def test_the_parameters_of_a_loss_are_in_the_checkpoint_and_back_on_resume(tmp_p
     resumed._load_from_checkpoint(str(tmp_path / "scratch-0" / "checkpoint-2"))
     assert torch.equal(resumed.loss.log_scale, trained.loss.log_scale)
     assert torch.equal(weights(resumed.model), weights(trained.model))
+
+
+def train_lora(folder, steps: int, checkpoint: str | None = None):
+    """Trains with Adam, whose moments a resume has to restore, and saves the last step."""
+    arguments = {"lora": True, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": steps}
+    trainer = make_trainer(str(folder), 0.25, True, 0, 1, Recorder(), packed=True, **arguments)
+    del trainer._save_checkpoint  # the real one
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def test_a_run_of_lora_that_is_resumed_ends_with_the_same_matrices_to_the_bit(tmp_path) -> None:
+    pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
+    whole = train_lora(tmp_path, 4)
+    checkpoint = tmp_path / "scratch-0" / "checkpoint-2"
+    train_lora(tmp_path, 2)
+    resumed = train_lora(tmp_path, 4, str(checkpoint))
+    assert resumed.state.global_step == 4
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    moments = torch.load(checkpoint / "optimizer.pt")["state"]
+    assert sum(one["exp_avg"].numel() for one in moments.values()) == len(weights(whole.model))
+    saved, base = (load_file(folder / "model.safetensors") for folder in (checkpoint / "model", tmp_path / "model"))
+    assert saved.keys() == base.keys() and sum(not torch.equal(saved[name], base[name]) for name in base) == 12
+    changed = base | {"encoder.layer.0.attention.self.query.weight": torch.zeros(32, 32)}
+    save_file(changed, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="checkpoint-2/model: has other frozen weights than --model_name_or_path"):
+        train_lora(tmp_path, 4, str(checkpoint))
