@@ -120,7 +120,8 @@ def test_lora_makes_the_same_steps_too(world_size: int, gradient_cache: bool) ->
     pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
     one, other = result(1, 0.25, lora=True), result(world_size, 0.25, gradient_cache, lora=True)
     assert is_the_same_training(one, other), differences(one, other)
-    assert one["losses"][-1] < one["losses"][0] and len(one["weights"]) < len(result(1, 0.25)["weights"]) / 2
+    assert (one["weights"] - one["start"]).norm() > 0.1, "no matrix was trained"
+    assert len(one["weights"]) < len(result(1, 0.25)["weights"]) / 2
 
 
 @pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])
