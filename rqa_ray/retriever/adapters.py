@@ -59,11 +59,9 @@ def check_lora(lora: LoraSettings, spec: ModelSpec) -> str:
     if config.is_encoder_decoder:
         transformer = transformer.get_encoder()
     _adapt(transformer, lora, spec.folder, 0)
-    numbers = [
-        sum(value.numel() for value in part) / 1e6
-        for part in (_matrices(transformer).values(), transformer.parameters())
-    ]
-    return f"{lora.describe_lora()}: {numbers[0]:.2g} of {numbers[1]:,.1f} million weights are trained"
+    parts = _matrices(transformer).values(), transformer.parameters()
+    trained, all_of_them = (sum(value.numel() for value in part) for part in parts)
+    return f"{lora.describe_lora()}, {trained:,} of {all_of_them:,} weights are trained"
 
 
 def _adapt(transformer: Any, lora: LoraSettings, base: str, seed: int) -> None:

@@ -145,8 +145,9 @@ def test_a_mixed_adapter_adds_a_share_of_the_mean(tiny_model, tmp_path, share) -
 
 
 def test_a_check_without_weights_says_what_is_trained(tiny_model) -> None:
+    weights = sum(value.numel() for value in AutoModel.from_pretrained(tiny_model).parameters())
     said = check_lora(LoraSettings(lora_r=4, lora_target=["query", "value"]), ModelSpec(tiny_model, EncoderSettings()))
-    assert said == "LoRA of rank 4 and alpha 8: 0.001 of 0.0 million weights are trained"
+    assert said == f"LoRA of rank 4 and alpha 8, 1,024 of {weights + 1024:,} weights are trained"
 
 
 def test_a_target_that_no_layer_has_is_refused_with_the_names_that_there_are(tiny_model, tmp_path) -> None:
