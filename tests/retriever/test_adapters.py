@@ -78,7 +78,7 @@ def test_the_head_is_frozen_too(tiny_model, tmp_path) -> None:
 
 
 # The layers of gpt2 are Conv1D, and the layers of albert are shared.
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2", "albert"])
+@pytest.mark.parametrize("kind", ["bert", "qwen3", "gpt2", "albert"])
 def test_the_saved_folder_is_an_ordinary_model_with_the_same_embeddings(tmp_path, kind) -> None:
     source = small_model(tmp_path / "source", kind, n_layer=2, n_head=4, n_embd=32)
     save_tokenizer(tmp_path / "source", model_input_names=["input_ids", "attention_mask"])
