@@ -31,6 +31,7 @@ from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.losses import InBatchContrastive
+from rqa_ray.retriever.model_types import ModelType
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.plan_forward import compile_transformer, plan_forward
@@ -235,12 +236,11 @@ def sentence_transformers(
     return _timed_steps(step, steps, stopwatch)
 
 
-def limits() -> dict[str, Contender]:
-    """Returns both limits; the faster one counts."""
-    return {
-        "limit, padded token batches": partial(limit, packed=False),
-        "limit, no padding": partial(limit, packed=True),
-    }
+def limits(kind: ModelType) -> dict[str, Contender]:
+    """Returns both limits, of which the faster one counts; the plain loop packs no causal and no windowed model."""
+    padded: dict[str, Contender] = {"limit, padded token batches": partial(limit, packed=False)}
+    packs = kind.packed and not kind.causal and not kind.window
+    return padded | ({"limit, no padding": partial(limit, packed=True)} if packs else {})
 
 
 def peers(device: torch.device) -> dict[str, dict[str, Contender]]:

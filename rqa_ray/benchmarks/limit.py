@@ -22,7 +22,9 @@ class PlainLoop:
 
     def __init__(self, model_folder: str, dropout: float, bf16: bool, device: torch.device) -> None:
         self.device, self.bf16 = device, bf16
-        model = AutoModel.from_pretrained(model_folder, dtype=torch.float32, add_pooling_layer=False)
+        model: Any = AutoModel.from_pretrained(model_folder, dtype=torch.float32)
+        if hasattr(model, "pooler"):
+            model.pooler = None  # the loop uses the mean of the tokens
         set_dropout(model, dropout)
         self.model: Any = model.to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)

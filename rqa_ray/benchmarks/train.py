@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from rqa_ray.benchmarks import contenders
 from rqa_ray.benchmarks.contenders import OWN, Contender, Workload
@@ -34,6 +35,7 @@ from rqa_ray.fields import BATCHES, DATA, LOSS, MEASUREMENT, REQUIRED, WORKERS, 
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.model_types import model_type
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
 PEERS = ("sentence-transformers", "cached", "LocalRQA")  # names of `contenders.peers`
@@ -128,12 +130,13 @@ def measure_all(
     `peers` are names in `contenders.peers`; `through_ray` are numbers of Ray workers.
     """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # because waiting threads would count as CPU time
+    kind = model_type(AutoConfig.from_pretrained(workload.model_folder).model_type)
     of_peers: dict[str, Contender] = {}
     for name, contenders_of_peer in contenders.peers(workload.device).items():
         of_peers |= contenders_of_peer if name in peers else {}
     entries: dict[str, Callable[..., Figures]] = {
         name: partial(measure, contender=contender)
-        for name, contender in ({OWN: contenders.own} | contenders.limits() | of_peers).items()
+        for name, contender in ({OWN: contenders.own} | contenders.limits(kind) | of_peers).items()
     }
     if through_ray:
         from rqa_ray.benchmarks.through_ray import measure_through_ray

@@ -12,9 +12,10 @@ from rqa_ray.benchmarks.contenders import OWN, Stopwatch
 from rqa_ray.benchmarks.processes import summarize
 from rqa_ray.benchmarks.train import read_workload, table, write_report
 from rqa_ray.errors import InputError
+from rqa_ray.retriever.model_types import ModelType
 
 CPU = torch.device("cpu")
-EVERYONE = {OWN: contenders.own} | contenders.limits()
+EVERYONE = {OWN: contenders.own} | contenders.limits(ModelType())
 for peer in contenders.peers(CPU).values():
     EVERYONE |= peer
 
@@ -50,6 +51,11 @@ def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding
         assert useful < computed < padded
     else:
         assert computed == {"LocalRQA's way": 2 * 2 * 8 * 32}.get(name, padded)
+
+
+def test_the_limit_packs_no_model_that_is_causal_or_windowed() -> None:
+    for kind in (ModelType(causal=True), ModelType(window=True), ModelType(packed=False)):
+        assert [*contenders.limits(kind)] == ["limit, padded token batches"]
 
 
 def test_the_share_of_time_that_this_project_waits_for_data_is_measured(workload) -> None:
