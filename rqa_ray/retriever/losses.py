@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rqa_ray.loss_settings import LossSettings
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import Candidates
 from rqa_ray.retriever.distillation import divergence
-from rqa_ray.settings import LossSettings
 
 MAX_SCORES = 2**24  # scores in one block: 64 MiB, held a few times
 
