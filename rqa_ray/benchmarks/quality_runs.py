@@ -146,7 +146,7 @@ def _finish(
     questions = EvalQuestions(data.asked["eval"].gold_ids, data.passage_ids, data.clusters["eval"])
     finish, known = Finish("merge", METRIC, questions), {BASE: base.evaluation, Candidate((step,)): last}
     weights = Weights(pretrained, {step: tuned}.__getitem__)
-    return finish_here(finish, [step], weights, evaluator, setup.temperature, known)
+    return finish_here(finish, [step], weights, evaluator, lambda _: setup.temperature, known)
 
 
 def _copy(state: StateDict) -> dict[str, torch.Tensor]:

@@ -186,7 +186,7 @@ class GlobalBatches(Dataset):
         ids = np.concatenate([rows.passage_ids[mine], negatives.ids[mine_negatives]])
         padding = num_passages - len(ids)
         golds = [rows.golds[number] for number in mine]
-        width = max(map(len, golds))
+        width = int((rows.golds.offsets[numbers + 1] - rows.golds.offsets[numbers]).max())  # the same on all ranks
         return RankBatch(
             token_batches=token_batches,
             order=order,

@@ -6,7 +6,7 @@ Memory holds one block and the running top k.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,10 +16,19 @@ from rqa_ray.corpus.corpus_loss import CorpusLoss
 from rqa_ray.corpus.topk import EMPTY, RunningTopK, search_block
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation.hybrid_scores import HybridScores
-from rqa_ray.evaluation.metrics import LATENCY, RECALL_CUTOFFS, retrieval_metrics
+from rqa_ray.evaluation.metrics import (
+    HEADLINES,
+    LABELS,
+    LATENCY,
+    RECALL_CUTOFFS,
+    TOP_CUTOFF,
+    name_at,
+    retrieval_metrics,
+)
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
+from rqa_ray.retriever.matryoshka import cut
 
 TOP_K = max(RECALL_CUTOFFS)
 TEXTS_PER_BLOCK = 4096
@@ -47,9 +56,14 @@ class RetrievalEvaluator:
         questions: dict[str, Questions],
         embedder: Embedder,
         found_by_bm25: dict[str, np.ndarray] | None = None,
+        dimensions: Sequence[int] = (),
     ) -> None:
-        """Takes the positions (Q, K) of BM25's best passages by split, if a hybrid is wanted too."""
+        """Takes the positions (Q, K) of BM25's best passages by split, if a hybrid is wanted too.
+
+        `dimensions` are numbers of dimensions to which embeddings are cut, for the metrics `HEADLINES` of each.
+        """
         self.corpus, self.questions, self.embedder = corpus, questions, embedder
+        self.dimensions = dimensions
         found = [found_by_bm25[split] for split in questions] if found_by_bm25 else []
         self.found_by_bm25 = np.concatenate(found) if found else None
         # called with the number of texts that this rank has encoded, and of all
@@ -146,6 +160,9 @@ class _Ranking:
         self.seconds = _now(device) - started  # the encoding of the corpus left out
         self.topk = RunningTopK(len(rows), min(TOP_K, len(self.evaluator.corpus)), device)
         self.loss = CorpusLoss(self.evaluator.gold_positions, self.temperature, device)
+        self.cut_questions = {number: self._cut(self.questions, number) for number in self.evaluator.dimensions}
+        k = min(TOP_CUTOFF, len(self.evaluator.corpus))
+        self.cut_topk = {number: RunningTopK(len(rows), k, device) for number in self.evaluator.dimensions}
         found = self.evaluator.found_by_bm25
         self.hybrid = None if found is None else HybridScores(self.questions, found)
 
@@ -153,11 +170,17 @@ class _Ranking:
         started = _now(passages.device)
         search_block(self.questions, passages, positions, self.topk, self.loss)
         self.seconds += _now(passages.device) - started
+        for number, topk in self.cut_topk.items():
+            search_block(self.cut_questions[number], self._cut(passages, number), positions, topk)
         if self.hybrid:
             self.hybrid.add(passages, positions)
 
+    def _cut(self, embeddings: torch.Tensor, dimensions: int) -> torch.Tensor:
+        return cut(embeddings, dimensions, self.evaluator.embedder.encoder.settings.similarity)
+
     def end(self) -> None:
-        merge_topk(self.topk)
+        for topk in (self.topk, *self.cut_topk.values()):
+            merge_topk(topk)
         merge_loss(self.loss)
         if self.hybrid:
             self.hybrid.merge()
@@ -165,6 +188,7 @@ class _Ranking:
     def results(self) -> Evaluation:
         scores, positions = (part.cpu().numpy() for part in self.topk.result())
         seconds = distributed.gather(torch.tensor([self.seconds], device=self.evaluator.device)).max().item()
+        cut_positions = {number: topk.result()[1].cpu().numpy() for number, topk in self.cut_topk.items()}
         results, start = {}, 0
         for split, part in self.evaluator.questions.items():
             rows = slice(start, start + len(part))
@@ -174,6 +198,9 @@ class _Ranking:
             corpus_loss = self.loss.result(rows)
             if corpus_loss is not None:
                 metrics["loss"] = corpus_loss
+            for number, found in cut_positions.items():
+                of_cut = retrieval_metrics(self.evaluator.corpus.passage_ids[found[rows]], part.golds)
+                metrics |= {name_at(label, number): of_cut[LABELS[label]] for label in HEADLINES}
             of_bm25 = self.hybrid.result(rows) if self.hybrid else None
             results[split] = SplitResult(metrics, scores[rows], positions[rows], of_bm25)
         return Evaluation(results)

@@ -37,6 +37,11 @@ def metric_names(split: str) -> list[str]:
     return [f"{split}_{name}" for name in METRIC_NAMES]
 
 
+def name_at(label: str, dimensions: int) -> str:
+    """Returns the name of one of `HEADLINES` for embeddings that are cut to some dimensions, without the split."""
+    return f"{LABELS[label]}_dim{dimensions}"
+
+
 def greater_is_better(name: str) -> bool:
     """Returns whether a larger value of the metric `name`, with or without its split, is better."""
     return not name.endswith(("loss", LATENCY))

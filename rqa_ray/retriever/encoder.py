@@ -23,6 +23,7 @@ from rqa_ray.retriever import attention
 from rqa_ray.retriever.dropout import replace_dropout
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
+from rqa_ray.retriever.matryoshka import cut
 from rqa_ray.retriever.model_types import is_causal, model_type
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 
@@ -153,9 +154,7 @@ class Encoder(nn.Module):
                 features = module(features)
             embeddings = features["sentence_embedding"]
             if self.settings.truncate_dim:
-                embeddings = embeddings[:, : self.settings.truncate_dim]
-                if self.settings.similarity == "cosine":
-                    embeddings = nn.functional.normalize(embeddings, dim=-1)
+                embeddings = cut(embeddings, self.settings.truncate_dim, self.settings.similarity)
         return embeddings
 
     def _inputs(self, token_batches: Sequence[TokenBatch]) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,8 @@ from rqa_ray.retriever.adapters import add_adapters
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
-from rqa_ray.retriever.losses import LOSSES
+from rqa_ray.retriever.losses import make_loss
+from rqa_ray.retriever.matryoshka import refuse_more_than
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.mining_pass import MiningTexts
@@ -80,10 +81,12 @@ def assemble(
         batches.pad_id, chosen.max_tokens, args.per_device_eval_batch_size, chosen.packed, eval_precision
     )
     torch.manual_seed(args.seed)  # for the initial values of a loss's own parameters
-    evaluator = RetrievalEvaluator(data.corpus, data.questions, Embedder(encoder, options), data.bm25)
+    dimensions = settings.matryoshka_dims or ()
+    refuse_more_than(encoder.dimensions, dimensions)
+    evaluator = RetrievalEvaluator(data.corpus, data.questions, Embedder(encoder, options), data.bm25, dimensions)
     return ContrastiveTrainer(
         encoder,
-        LOSSES[settings.contrastive_loss].of(settings),
+        make_loss(settings, encoder.settings.similarity),
         args,
         batches,
         evaluator,

@@ -25,6 +25,7 @@ class StepNote:
 
     step: int  # finished optimizer steps
     evaluation_pending: bool = False  # whether a stop has put off the evaluation of this step
+    temperature: float | None = None  # of the loss at this step, which may have learned it; None: that of the settings
 
     def save(self, folder: Path) -> None:
         """Writes the note into a checkpoint."""

@@ -73,6 +73,11 @@ class StoredCheckpoint:
         """Reads the evaluation of the pretrained model."""
         return _load(self.path, self.filesystem, BEFORE)
 
+    @property
+    def temperature(self) -> float | None:
+        """The temperature of the loss at this step; None if the checkpoint does not say it."""
+        return _read_json(self.filesystem, f"{self.path}/{STEP_FILE}").get("temperature")
+
     def differs_from(self, model_folder: str) -> str:
         """Says in words how the checkpoint's model differs from that of a folder in kind or size.
 

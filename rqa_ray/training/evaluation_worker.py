@@ -50,7 +50,8 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[
     with checkpoint.as_directory() as folder, ThreadPoolExecutor(1, initializer=_give_way) as thread:
         num_threads = max(1, int(spec.spare["num_cpus"]))
         model = thread.submit(_open, spec, f"{folder}/{MODEL_FOLDER}", num_threads, device).result()
-        found = thread.submit(model.evaluate, spec.settings.temperature).result()
+        temperature = StepNote.load(Path(folder)).temperature or spec.settings.temperature
+        found = thread.submit(model.evaluate, temperature).result()
     step = step_of(checkpoint)
     write_evaluation(checkpoint, step, found)
     metric, metrics = spec.training["metric_for_best_model"], found.metrics_of("eval")
@@ -85,16 +86,20 @@ def finish_worker(spec: WorkerSpec) -> WorkerResult:
     The candidate that is chosen, and the pretrained model, are evaluated on the test questions too.
     """
     assert spec.finish is not None
-    temperature, progress = spec.settings.temperature, Progress(spec.phase)
+    progress = Progress(spec.phase)
     full = _open(spec, spec.model.folder, spec.num_cpus, ray.train.torch.get_device())
     full.on_progress = _telling(spec, progress)
     of_bm25 = spec.bm25 and ray.get(spec.bm25)
-    without_test = RetrievalEvaluator(full.corpus, {"eval": full.questions["eval"]}, full.embedder, of_bm25)
+    of_eval = {"eval": full.questions["eval"]}
+    without_test = RetrievalEvaluator(full.corpus, of_eval, full.embedder, of_bm25, full.dimensions)
     without_test.on_progress = full.on_progress
     questions = replace(EvalQuestions.of(without_test), clusters=spec.finish.clusters)
     finish = Finish(spec.settings.finish, spec.training["metric_for_best_model"], questions)
     encoder, results = full.embedder.encoder, FinishResults(spec.finish)
     base = {name: tensor.cpu().clone() for name, tensor in encoder.state_dict().items()}
+
+    def temperature_of(candidate: Candidate) -> float:
+        return results.temperature(candidate, spec.settings.temperature)
 
     def tell(candidate: Candidate) -> None:
         progress.phase = f"evaluating {candidate}, texts"
@@ -102,7 +107,7 @@ def finish_worker(spec: WorkerSpec) -> WorkerResult:
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         weights = results.weights(base, encoder, Path(scratch), spec.settings.trust_remote_code)
         steps = spec.finish.checkpoints
-        choice = finish_here(finish, steps, weights, without_test, temperature, results, tell)
+        choice = finish_here(finish, steps, weights, without_test, temperature_of, results, tell)
     # A run that goes on with new test questions has not ranked them with the pretrained model.
     for candidate in dict.fromkeys([choice.candidate, BASE]):
         known = results.get(candidate) or Evaluation()
@@ -110,7 +115,7 @@ def finish_worker(spec: WorkerSpec) -> WorkerResult:
             if candidate != choice.candidate:
                 encoder.load_state_dict(base)
             tell(candidate)
-            found = full.evaluate(temperature)
+            found = full.evaluate(temperature_of(candidate))
             if distributed.rank() == 0:
                 results[candidate] = found
     return WorkerResult()
@@ -147,4 +152,5 @@ def _open(spec: WorkerSpec, model_folder: str, num_threads: int, device: torch.d
     embedder.options.mixed_precision = spec.eval_precision
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}
     corpus = Corpus.from_tables(tables["corpus"])
-    return RetrievalEvaluator(corpus, splits, embedder, spec.bm25 and ray.get(spec.bm25))
+    of_bm25, dimensions = spec.bm25 and ray.get(spec.bm25), spec.settings.matryoshka_dims or ()
+    return RetrievalEvaluator(corpus, splits, embedder, of_bm25, dimensions)

@@ -207,14 +207,14 @@ def finish_here(
     steps: Iterable[int],
     weights: Weights,
     evaluator: RetrievalEvaluator,
-    temperature: float,
+    temperature_of: Callable[[Candidate], float],
     results: Results,
     tell: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Choice:
     """Evaluates the candidates of which `results` knows nothing, and chooses one, whose weights the encoder then has.
 
-    All ranks have to call it together. `steps` are the best steps; `temperature` is that of the loss; `tell` is called
-    before each evaluation.
+    All ranks have to call it together. `steps` are the best steps; `temperature_of` returns the temperature of the
+    loss; `tell` is called before each evaluation.
     """
     encoder = evaluator.embedder.encoder
 
@@ -224,7 +224,7 @@ def finish_here(
         if found is None or lacks:
             tell(candidate)
             encoder.load_state_dict(weights.of(candidate))
-            found = evaluator.evaluate(temperature)
+            found = evaluator.evaluate(temperature_of(candidate))
             if distributed.rank() == 0:
                 results[candidate] = found
         return found

@@ -31,6 +31,11 @@ class FinishResults:
             return self.checkpoints[candidate.step].evaluation()
         return found
 
+    def temperature(self, candidate: Candidate, start: float) -> float:
+        """Returns the temperature of the loss at the candidate's last step; training started at `start`."""
+        learned = self.checkpoints[candidate.step].temperature if candidate.step else None
+        return learned or start
+
     def __setitem__(self, candidate: Candidate, found: Evaluation) -> None:
         """Stores the evaluation of a candidate."""
         write_evaluation_to(f"{self.path}/{candidate.key}", self.filesystem, found)

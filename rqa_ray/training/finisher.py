@@ -70,6 +70,11 @@ class Finisher:
         """Returns the evaluation of the pretrained model."""
         return self._score(BASE)
 
+    def learned_temperature(self, candidate: Candidate) -> float | None:
+        """Returns the temperature that the loss had learned at the candidate's last step; None if it learns none."""
+        settings = self.job.settings
+        return self.results.temperature(candidate, settings.temperature) if settings.learn_temperature else None
+
     def _score(self, candidate: Candidate) -> Evaluation:
         found = self.results.get(candidate)
         if found is None:

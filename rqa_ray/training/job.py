@@ -99,8 +99,11 @@ def check(job: Job) -> None:
         raise InputError("--early_stopping_patience: an evaluation of --async_eval ends too late to stop training")
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
+    settings.check_loss()
     job.notes += _check_mining(settings) + _check_lora(settings, training["learning_rate"])
     training["metric_for_best_model"] = _metric(training["metric_for_best_model"])
+    if settings.learn_temperature and training["metric_for_best_model"] == "eval_loss":
+        raise InputError("--learn_temperature: eval_loss depends on it; choose another --metric_for_best_model")
     if (settings.similarity or "cosine") == "cosine" and settings.temperature >= 0.5:
         job.notes.append(
             f"warning: --temperature {settings.temperature:g} leaves a nearly flat loss with cosine similarity; "

@@ -32,6 +32,7 @@ from rqa_ray.places import absolute, exists, inside, push_folder, read_json
 from rqa_ray.retriever.adapters import check_lora
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
+from rqa_ray.retriever.matryoshka import check_dimensions
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
@@ -139,6 +140,7 @@ def check(job: Job) -> Checked:
     check_optimizer(job.training)
     check_model(model)
     check_weights(model)
+    check_dimensions(model, job.settings.matryoshka_dims or ())
     lora = check_lora(job.settings, model) if job.settings.lora_r else ""
     cluster = connect()
     workers = plan_workers(job.num_workers, job.settings.cpus_per_worker, bool(job.training.get("use_cpu")))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rqa_ray.evaluation.confidence import INTERVALS, intervals, paired_difference
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, name_at, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.loss_settings import LossSettings
 from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import command
@@ -34,6 +36,7 @@ class ModelState:
 
     step: int
     evaluation: Evaluation
+    temperature: float | None = None  # of the loss at this step, if the loss learned it
 
     def by_question(self, split: str, asked: AskedQuestions, documents: Documents) -> dict[str, np.ndarray]:
         """Returns the values of `question_metrics` for each question of a split."""
@@ -79,9 +82,13 @@ def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]])
 
 
 def compare(
-    splits: dict[str, AskedQuestions], documents: Documents, before: ModelState, best: ModelState
+    splits: dict[str, AskedQuestions],
+    documents: Documents,
+    before: ModelState,
+    best: ModelState,
+    dimensions: Sequence[int] = (),
 ) -> tuple[list[str], dict[str, dict[str, tuple[float, float]]]]:
-    """Returns lines that say what was gained, and if that is more than chance.
+    """Returns lines that say what was gained, and if that is more than chance; also what cut embeddings have gained.
 
     Also the best model's intervals by split.
     """
@@ -95,7 +102,18 @@ def compare(
             name = LABELS[label]
             change = paired_difference(old[name], new[name], clusters)
             lines.append(f"  {label:8} {old[name].mean():.3f} -> {new[name].mean():.3f}, {change.describe()}")
+        lines += [_gains_at(number, split, before, best) for number in dimensions]
     return lines, around
+
+
+def _gains_at(dimensions: int, split: str, before: ModelState, best: ModelState) -> str:
+    """Returns the line about embeddings that are cut to some dimensions."""
+    gains = []
+    for label in HEADLINES:
+        metrics = [state.evaluation.metrics.get(f"{split}_{name_at(label, dimensions)}") for state in (before, best)]
+        # a run that goes on with other dimensions has not measured them before
+        gains.append(f"{label} {' -> '.join('unknown' if value is None else f'{value:.3f}' for value in metrics)}")
+    return f"  cut to {dimensions} dimensions: {', '.join(gains)}"
 
 
 CARD = """---
@@ -104,7 +122,7 @@ CARD = """---
 # {{ name }}
 
 A retriever fine-tuned from `{{ base }}` by in-batch contrastive learning with rqa_ray on {{ data }}:
-{{ encoder }}.
+{{ encoder }}.{% for line in about_loss %} {{ line }}{% endfor %}
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -131,6 +149,19 @@ Trained with rqa_ray's `jobs/train.py`; `{{ all_args }}` has all arguments and r
 """
 
 
+def about_loss(settings: LossSettings, best: ModelState) -> list[str]:
+    """Returns sentences about what is not usual in the loss by which a model was trained."""
+    lines = []
+    if settings.symmetric_loss:
+        lines.append("The loss is symmetric: each gold passage is scored against all questions of the batch too.")
+    if best.temperature:
+        lines.append(f"The temperature of the loss was learned: {settings.temperature:g} -> {best.temperature:.4g}.")
+    if settings.matryoshka_dims:
+        dims = ", ".join(map(str, settings.matryoshka_dims))
+        lines.append(f"Embeddings can be cut to these dimensions, by sentence-transformers' `truncate_dim`: {dims}.")
+    return lines
+
+
 def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState, choice: Choice) -> ModelCard:
     """Writes README.md of the model folder; license and language come from the base model's own card."""
     base, settings = Path(model.folder) / "README.md", job.settings
@@ -139,7 +170,7 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState,
     metrics = [
         (metric, old[metric], value)
         for metric, value in best.evaluation.metrics.items()
-        if not metric.endswith(LATENCY)
+        if not metric.endswith(LATENCY) and metric in old
     ]
     results = [
         EvalResult(
@@ -165,6 +196,7 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState,
         base=settings.model_name_or_path,
         data=", ".join(f"`{Path(shown(file)).name}`" for file in settings.train_file or []) or "its demo data",
         encoder=f"{model.settings.describe()}{f'; {settings.describe_lora()}, merged' if settings.lora_r else ''}",
+        about_loss=about_loss(settings, best) if best.step else [],
         has_prefixes=model.settings.has_prefixes,
         metrics=metrics,
         choice=choice,

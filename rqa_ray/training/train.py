@@ -112,8 +112,8 @@ def finish(
     finisher = Finisher(setup, job, model, whole, place, questions)
     choice = finisher.choose()
     before = summary.ModelState(0, finisher.before())
-    best = summary.ModelState(choice.candidate.step, choice.evaluation)
-    lines, intervals = summary.compare(splits, documents, before, best)
+    best = summary.ModelState(choice.candidate.step, choice.evaluation, finisher.learned_temperature(choice.candidate))
+    lines, intervals = summary.compare(splits, documents, before, best, job.settings.matryoshka_dims or ())
     folder = Path(job.output_dir)
     with staged(folder) as staging:
         finisher.write_model(choice.candidate, staging)

@@ -22,11 +22,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from rqa_ray.data.batches import BatchLoader, GlobalBatches, RankBatch
 from rqa_ray.evaluation.evaluator import CorpusPass, RetrievalEvaluator
 from rqa_ray.evaluation.results import BEFORE, Evaluation
-from rqa_ray.retriever import distributed
+from rqa_ray.retriever import distributed, losses
 from rqa_ray.retriever.candidates import gather_candidates
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.interrupts import Interrupted, Interrupts
-from rqa_ray.retriever.losses import average_gradients, mean_over_global_batch, start_alike
 from rqa_ray.retriever.step import forward_backward
 from rqa_ray.training.checkpoint_files import (
     StepNote,
@@ -78,7 +77,7 @@ class ContrastiveTrainer(Trainer):
         self.rounds = rounds
         self.doing = "evaluating"  # or mining, when the evaluator encodes the corpus
         self.loss: Any = loss.to(args.device)
-        start_alike(self.loss)
+        losses.start_alike(self.loss)
         self.batches = batches
         self.evaluator = evaluator
         self.trust_remote_code = trust_remote_code
@@ -109,9 +108,8 @@ class ContrastiveTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
-        parameters = list(self.loss.parameters())
-        if parameters:
-            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
+        for group in losses.parameter_groups(self.loss):
+            optimizer.add_param_group(group)
         return optimizer
 
     def floating_point_ops(self, inputs: RankBatch) -> int:  # type: ignore[override]
@@ -143,21 +141,26 @@ class ContrastiveTrainer(Trainer):
                 "lower --learning_rate or leave out --fp16"
             )
         if self.accelerator.sync_gradients:
-            average_gradients(self.loss)
+            losses.average_gradients(self.loss)
         return loss
 
     def batch_loss(self, embeddings: torch.Tensor, batch: RankBatch) -> torch.Tensor:
         """Returns the loss of embeddings (rows, D), which are in the order of the batch's token batches."""
         embeddings = embeddings[batch.order]
         questions, passages = embeddings[: batch.num_questions], embeddings[batch.num_questions :]
-        padding = len(batch.passage_ids) - len(passages)
-        passages = nn.functional.pad(passages, (0, 0, 0, padding))
         candidates = gather_candidates(passages, batch.passage_ids, batch.is_passage, batch.gold_ids, batch.teacher)
-        return mean_over_global_batch(self.loss(questions, candidates), batch.global_batch_size)
+        if getattr(self.loss, "is_symmetric", False):
+            candidates = candidates.with_askers(questions, -(-batch.global_batch_size // distributed.world_size()))
+        return losses.mean_over_global_batch(self.loss(questions, candidates), batch.global_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to each logged loss the share of time in which steps waited for their batches (fraction)."""
+        """Adds to each logged loss the share of time in which steps waited for their batches (fraction).
+
+        Adds the temperature too, if it is learned.
+        """
         if "loss" in logs:
+            if torch.is_tensor(self.loss.temperature):
+                logs["temperature"] = losses.temperature_of(self.loss)
             logs["data_wait_share"] = self._seconds["waiting"] / max(sum(self._seconds.values()), 1e-9)
             self._seconds = dict.fromkeys(self._seconds, 0.0)
         super().log(logs, start_time)
@@ -171,9 +174,7 @@ class ContrastiveTrainer(Trainer):
     def rank_questions(self, *others: CorpusPass) -> Evaluation:
         """Evaluates the model on all questions; gives up if a stop is asked for."""
         with self.interrupts.watch(True):
-            temperature = self.loss.temperature  # a number, or a tensor that is computed from a parameter
-            number = float(temperature.detach() if torch.is_tensor(temperature) else temperature)
-            return self.evaluator.evaluate(number, *others)
+            return self.evaluator.evaluate(losses.temperature_of(self.loss), *others)
 
     def _mine_if_due(self) -> None:
         """Mines a round before the next batch, if a round is due and no evaluation of this step has mined it."""
@@ -236,7 +237,7 @@ class ContrastiveTrainer(Trainer):
         save_evaluations(folder, here, self.schedule.before)
         if self.rounds:
             self.rounds.save(folder)
-        StepNote(step, evaluation_pending=self.schedule.pending_step == step).save(folder)
+        StepNote(step, self.schedule.pending_step == step, losses.temperature_of(self.loss)).save(folder)
 
     def save_interrupted(self) -> None:
         """Saves the state after the last finished step, when the next one was given up."""

@@ -26,6 +26,16 @@ def test_the_label_column_is_never_masked_on_any_rank():
     assert mask.tolist() == [[True, False, False, False], [False, True, False, False]]
 
 
+def test_a_passage_is_not_scored_against_other_questions_that_have_it_as_a_gold_nor_against_padding():
+    ids, golds = torch.tensor([10, 11, 10, 12]), torch.tensor([[10, 10], [11, 12], [10, 10], [12, 12]])
+    candidates = Candidates(torch.zeros(4, 2), ids, torch.ones(4, dtype=torch.bool), torch.arange(4), golds)
+    askers = candidates.with_askers(torch.ones(4, 2), most=5).askers
+    x, o = True, False
+    assert askers.masked().tolist() == [[o, o, x, o, x], [o, o, o, o, x], [x, o, o, o, x], [o, x, o, o, x]]
+    assert torch.equal(askers.masked(slice(1, 3)), askers.masked()[1:3])
+    assert askers.embeddings.tolist() == [[1, 1]] * 4 + [[0, 0]]
+
+
 def test_the_mask_of_some_rows_is_that_part_of_the_whole_mask():
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, (9,), generator=generator)

@@ -1,22 +1,38 @@
-"""The loss compared with loops over questions and columns, in float64."""
+"""The losses compared with loops over questions and columns, in float64; on 2 and 4 real ranks, with one process."""
 
 import math
+from functools import partial
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rqa_ray.loss_settings import LossSettings
+from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import gather_candidates
-from rqa_ray.retriever.losses import InBatchContrastive, mean_over_global_batch
+from rqa_ray.retriever.distillation import TeacherScores
+from rqa_ray.retriever.losses import (
+    InBatchContrastive,
+    Matryoshka,
+    average_gradients,
+    make_loss,
+    mean_over_global_batch,
+    parameter_groups,
+    temperature_of,
+)
+from tests.ranks import run_ranks
 
 
-def contrastive_loss(questions, passages, passage_ids, is_passage, gold_ids, temperature, global_batch_size):
+def contrastive_loss(
+    questions, passages, passage_ids, is_passage, gold_ids, temperature, global_batch_size, loss=InBatchContrastive
+):
     """Returns the mean over the global batch, as the trainer computes it."""
-    candidates = gather_candidates(passages, passage_ids, is_passage, gold_ids)
-    return mean_over_global_batch(InBatchContrastive(temperature)(questions, candidates), global_batch_size)
+    candidates = gather_candidates(passages, passage_ids, is_passage, gold_ids).with_askers(questions, len(questions))
+    return mean_over_global_batch(loss(temperature)(questions, candidates), global_batch_size)
 
 
 @st.composite
@@ -58,6 +74,26 @@ def brute_force(questions, passages, passage_ids, is_passage, gold_ids, temperat
     return torch.stack(losses).sum() / global_batch_size
 
 
+def symmetric(questions, passages, passage_ids, is_passage, gold_ids, temperature, global_batch_size):
+    """The mean of `brute_force` and of the cross-entropy of each question's passage against the questions."""
+    rest = passage_ids, is_passage, gold_ids, temperature, global_batch_size
+    losses = []
+    for own in range(len(questions)):
+        others = [row for row in range(len(questions)) if passage_ids[own] not in gold_ids[row] or row == own]
+        logits = torch.stack([(questions[row] * passages[own]).sum() / temperature for row in others])
+        losses.append(logits.logsumexp(0) - logits[others.index(own)])
+    return (brute_force(questions, passages, *rest) + torch.stack(losses).sum() / global_batch_size) / 2
+
+
+def nested(questions, passages, *rest, function=brute_force, similarity="cosine", weights=(2.0, 0.5), **more):
+    """The weighted sum of a loss of the first three and of all dimensions."""
+    total = weights[1] * function(questions, passages, *rest, **more)
+    few = questions[:, :3], passages[:, :3]
+    if similarity == "cosine" and questions.shape[1] > 3:
+        few = [part / part.norm(dim=1, keepdim=True) for part in few]
+    return total + weights[0] * function(*few, *rest, **more)
+
+
 def gradients(function, batch, dtype):
     """Returns the loss and its gradient with respect to questions and passages."""
     leaves = {name: batch[name].to(dtype).requires_grad_() for name in ("questions", "passages")}
@@ -73,6 +109,108 @@ def test_loss_and_gradient_are_those_of_a_loop_over_questions_and_columns_in_blo
     for value, reference in zip(found, expected, strict=True):
         # A gradient is a difference of numbers of the size of the passages over the temperature.
         torch.testing.assert_close(value.double(), reference, rtol=1e-4, atol=1e-4)
+
+
+Symmetric = partial(InBatchContrastive, is_symmetric=True)
+
+
+@given(batches(), st.sampled_from([1, 20, 2**24]))
+def test_a_symmetric_loss_is_the_mean_of_both_directions_without_other_questions_of_the_same_gold(batch, max_scores):
+    with mock.patch("rqa_ray.retriever.losses.MAX_SCORES", max_scores):
+        found = gradients(partial(contrastive_loss, loss=Symmetric), batch, torch.float32)
+    for value, reference in zip(found, gradients(symmetric, batch, torch.float64), strict=True):
+        torch.testing.assert_close(value.double(), reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inner", "function"), [(InBatchContrastive, brute_force), (Symmetric, symmetric)])
+@given(batches(), st.sampled_from(["cosine", "dot"]))
+def test_matryoshka_is_the_weighted_sum_of_the_loss_of_cut_embeddings(inner, function, batch, similarity):
+    def ours(temperature):
+        return Matryoshka(inner(temperature), (3, 5), (2.0, 0.5), similarity)
+
+    found = gradients(partial(contrastive_loss, loss=ours), batch, torch.float32)
+    expected = gradients(partial(nested, function=function, similarity=similarity), batch, torch.float64)
+    for value, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(value.double(), reference, rtol=2e-4, atol=2e-4)
+
+
+@given(batches(), st.booleans())
+def test_the_gradient_of_a_learned_temperature_is_that_of_the_formula(batch, is_symmetric):
+    loss = InBatchContrastive(batch["temperature"], is_symmetric=is_symmetric, learns_temperature=True)
+    contrastive_loss(**batch, loss=lambda _: loss).backward()
+    start = torch.tensor(batch["temperature"], dtype=torch.float64).log().requires_grad_()
+    doubled = {name: batch[name].double() for name in ("questions", "passages")}
+    (symmetric if is_symmetric else brute_force)(**batch | doubled | {"temperature": start.exp()}).backward()
+    torch.testing.assert_close(loss.log_temperature.grad.double(), start.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("beyond", "bound", "way_back"), [(1e-4, 0.01, 1.0), (1e4, 100.0, -1.0)])
+def test_a_learned_temperature_stops_at_its_bounds_and_finds_back(beyond, bound, way_back):
+    loss = InBatchContrastive(0.05, learns_temperature=True)
+    with torch.no_grad():
+        loss.log_temperature.fill_(math.log(beyond))
+    assert temperature_of(loss) == pytest.approx(bound)
+    questions, ids = torch.eye(4), torch.arange(4)
+    golds = questions.roll(1, 0) if way_back > 0 else questions  # a model that is wrong wants a higher temperature
+    candidates = gather_candidates(golds, ids, torch.ones(4, dtype=torch.bool), ids[:, None])
+    loss(questions, candidates).backward()
+    assert loss.log_temperature.item() == pytest.approx(math.log(bound))
+    assert -loss.log_temperature.grad.sign().item() == way_back
+
+
+def test_the_settings_make_the_loss_and_the_temperature_has_its_own_learning_rate():
+    plain = make_loss(LossSettings(), "cosine")
+    assert type(plain) is InBatchContrastive and not plain.is_symmetric and parameter_groups(plain) == []
+    asked = LossSettings(
+        temperature=0.1, symmetric_loss=True, learn_temperature=True, matryoshka_dims=[8, 4], distill_weight=0.5
+    )
+    loss = make_loss(asked, "dot")
+    assert (loss.weights, loss.similarity, loss.is_symmetric) == ({8: 1.0, 4: 1.0}, "dot", True)
+    assert temperature_of(loss) == pytest.approx(0.1) and loss.loss.distill_weight == 0.5
+    (group,) = parameter_groups(loss)
+    assert group == {"params": [loss.loss.log_temperature], "weight_decay": 0.0, "lr": 0.01}
+    assert parameter_groups(torch.nn.Linear(1, 1))[0].keys() == {"params", "weight_decay"}
+
+
+# Ranks
+
+NUM_QUESTIONS, PASSAGE_IDS = 5, np.array([1, 2, 1, 4, 5, 6, 7, 8])  # two questions have one gold; three hard negatives
+GOLDS = torch.tensor([[1, 1], [2, 5], [1, 1], [4, 4], [5, 5]])  # the second question has two golds
+ON_RANKS = {
+    "plain": lambda: InBatchContrastive(0.2),
+    "symmetric": lambda: Symmetric(0.2),
+    "learned": lambda: InBatchContrastive(0.3, learns_temperature=True),
+    "matryoshka": lambda: Matryoshka(InBatchContrastive(0.2), (6, 3), (1.0, 0.5)),
+    "all, with a teacher": lambda: Matryoshka(Symmetric(0.2, 0.5, 2.0, learns_temperature=True), (6, 4, 2)),
+}
+
+
+def on_rank() -> dict[str, list[torch.Tensor]]:
+    """The means over ranks, as DDP makes them, of each loss and of its gradients by embeddings and own parameters."""
+    rank, ranks, found = distributed.rank(), distributed.world_size(), {}
+    mine = np.arange(NUM_QUESTIONS)[rank::ranks]
+    passages = np.concatenate([mine, NUM_QUESTIONS + np.arange(3)[ranks - 1 - rank :: ranks]])
+    most, num_passages = -(-NUM_QUESTIONS // ranks), -(-NUM_QUESTIONS // ranks) + -(-3 // ranks)
+    ids = torch.from_numpy(np.pad(PASSAGE_IDS[passages], (0, num_passages - len(passages))))
+    teacher = TeacherScores(torch.tensor([[6, 7]] * len(mine)), torch.tensor([[0.5, 2.0]] * len(mine)))
+    for name, make in ON_RANKS.items():
+        loss, table = make(), torch.randn(13, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        given = table[NUM_QUESTIONS + passages], ids, torch.arange(num_passages) < len(passages), GOLDS[mine]
+        candidates = gather_candidates(*given, teacher).with_askers(table[mine], most)
+        value = mean_over_global_batch(loss(table[mine], candidates), NUM_QUESTIONS)
+        value.backward()
+        average_gradients(loss)
+        parts = [distributed.gather(part[None]).mean(0) for part in (value.detach(), table.grad)]
+        found[name] = [*parts, *(parameter.grad for parameter in loss.parameters())]
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_number_of_ranks_has_the_loss_and_the_gradients_of_one_process(ranks, tmp_path):
+    expected = on_rank()
+    assert len({float(parts[0]) for parts in expected.values()}) == len(ON_RANKS)
+    for found in run_ranks(ranks, on_rank, tmp_path):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_of_distinct_passages_is_plain_cross_entropy_and_trains_both_sides():

@@ -23,6 +23,7 @@ from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever import candidates as candidates_module
 from rqa_ray.retriever import distributed
+from rqa_ray.retriever import losses as losses_module
 from rqa_ray.retriever.adapters import add_adapters
 from rqa_ray.retriever.candidates import Candidates
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
@@ -30,9 +31,8 @@ from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
-from rqa_ray.retriever.losses import InBatchContrastive
+from rqa_ray.retriever.losses import InBatchContrastive, Matryoshka
 from rqa_ray.settings import MINED_FROM, LoraSettings, TrainSettings
-from rqa_ray.training import trainer as trainer_module
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
 from rqa_ray.training.rounds import Rounds
@@ -131,6 +131,8 @@ LOSSES = {
     "own": lambda: InBatchContrastive(0.2),
     "distilled": lambda: InBatchContrastive(0.2, distill_weight=0.5, teacher_temperature=2.0),
     "with a parameter": LearnedTemperature,
+    "symmetric": lambda: InBatchContrastive(0.2, is_symmetric=True),
+    "all at once": lambda: Matryoshka(InBatchContrastive(0.2, 0.5, 2.0, True, True), (32, 16, 6), (1.0, 0.5, 0.25)),
 }
 
 
@@ -303,11 +305,11 @@ def count_masked(batches: GlobalBatches) -> int:
 
 def mutate(mutation: str) -> None:
     """Puts one known mistake into the program."""
-    original = trainer_module.mean_over_global_batch
+    original = losses_module.mean_over_global_batch
     if mutation == "factor W":
-        trainer_module.mean_over_global_batch = lambda *args: original(*args) * distributed.world_size()
+        losses_module.mean_over_global_batch = lambda *args: original(*args) * distributed.world_size()
     elif mutation == "factor 1/W":
-        trainer_module.mean_over_global_batch = lambda *args: original(*args) / distributed.world_size()
+        losses_module.mean_over_global_batch = lambda *args: original(*args) / distributed.world_size()
     elif mutation == "no mask":
         candidates_module.false_negatives = lambda ids, is_candidate, gold_ids, labels: (~is_candidate).repeat(
             len(labels), 1

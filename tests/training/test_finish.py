@@ -161,7 +161,7 @@ def finished(folder: str, place: str, told: FinishSpec, killed_at: int = 99) -> 
 
     finish = Finish("merge", NDCG, EvalQuestions.of(evaluator))
     try:
-        choice = finish_here(finish, told.checkpoints, weights, evaluator, 0.2, results, tell)
+        choice = finish_here(finish, told.checkpoints, weights, evaluator, lambda _: 0.2, results, tell)
     except Killed:
         return "", evaluated
     left, chosen = encoder.state_dict(), weights.of(choice.candidate)

@@ -92,6 +92,31 @@ def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_siz
     torch.testing.assert_close(other["of loss"]["log_scale"], ended, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("loss", "world_size", "gradient_cache"),
+    [
+        ("symmetric", 1, True),
+        ("symmetric", 2, False),
+        ("symmetric", 4, True),
+        ("all at once", 1, True),
+        ("all at once", 2, True),
+        ("all at once", 4, False),
+    ],
+)
+def test_a_symmetric_loss_and_cut_embeddings_make_the_same_steps_too(
+    loss: str, world_size: int, gradient_cache: bool
+) -> None:
+    one, other = (
+        result(*which, loss=loss, per_question=1) for which in ((1, 0.25), (world_size, 0.25, gradient_cache))
+    )
+    assert is_the_same_training(one, other), differences(one, other)
+    assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+    assert not is_the_same_training(one, result(1, 0.25, per_question=1))
+    for name, learned in one["of loss"].items():
+        assert abs(learned - torch.tensor(0.2).log()) > 0.01, "the temperature was not trained"
+        torch.testing.assert_close(other["of loss"][name], learned, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, True), (4, False)])
 def test_a_teacher_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
     one = result(1, 0.25, loss="distilled", per_question=1)

@@ -162,7 +162,8 @@ def test_no_run_that_fails_leaves_a_worse_model(case, data, tmp_path) -> None:
         for kind in ("none", "best", "merge"):
             weights = Weights(kept.weights[0], kept.weights.__getitem__)
             steps = [step for step in kept.found if step]
-            choices[kind] = finish_here(Finish(kind, METRIC, questions), steps, weights, evaluator, TEMPERATURE, known)
+            finish = Finish(kind, METRIC, questions)
+            choices[kind] = finish_here(finish, steps, weights, evaluator, lambda _: TEMPERATURE, known)
             assert choices[kind].candidate != BASE or choices[kind].describe()[0].endswith("weights are kept")
         left = {"last step": kept.found[STEPS]} | {kind: choice.evaluation for kind, choice in choices.items()}
         for kind, found in left.items():
