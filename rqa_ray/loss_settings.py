@@ -59,4 +59,6 @@ class LossSettings:
         if twice:
             raise InputError(f"--matryoshka_dims: {twice[0]} is given twice")
         if weights and len(weights) != len(dims):
-            raise InputError(f"--matryoshka_weights: {len(weights)} weights, and {len(dims)} --matryoshka_dims")
+            raise InputError(
+                f"--matryoshka_weights: give one for each of --matryoshka_dims, not {len(weights)} for {len(dims)}"
+            )

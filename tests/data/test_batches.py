@@ -130,7 +130,9 @@ def test_a_global_batch_is_the_same_questions_and_hard_negatives_for_1_to_4_rank
 def test_every_text_and_id_belongs_to_its_question(case, world):
     rows = case["rows"]
     text_of = {int(number): row.tolist() for number, row in zip(rows.table.ids, rows.table.tokens, strict=True)}
-    for part in on_all_ranks(world=world, **case):
+    parts = on_all_ranks(world=world, **case)
+    assert len({part.gold_ids.shape[1] for part in parts}) == 1, "they could not be gathered"
+    for part in parts:
         found, n = texts(part), part.num_questions
         assert len(found) == n + int(part.is_passage.sum())
         assert found[:n] == [rows.questions[row].tolist() for row in part.rows]

@@ -7,7 +7,7 @@ import torch
 from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.evaluation import evaluator as evaluate
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
-from rqa_ray.evaluation.metrics import LATENCY, METRIC_NAMES
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, METRIC_NAMES, name_at
 from rqa_ray.evaluation.results import SplitResult
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder import Encoder
@@ -240,7 +240,7 @@ def hybrid_on_rank(model_folder: str) -> dict[str, SplitResult]:
     world = World()
     evaluator = world.evaluator(load(model_folder))
     found = {split: np.array([[row, 29] for row in range(len(part))]) for split, part in world.questions.items()}
-    told = RetrievalEvaluator(evaluator.corpus, evaluator.questions, evaluator.embedder, found)
+    told = RetrievalEvaluator(evaluator.corpus, evaluator.questions, evaluator.embedder, found, (16, 4))
     return told.evaluate(TEMPERATURE).splits
 
 
@@ -254,10 +254,30 @@ def test_scores_of_what_bm25_finds_and_the_moments_of_all_are_those_of_the_ranki
         for row, (first, last) in enumerate(of_bm25.positions.tolist()):
             ranked = dict(zip(alone[split].positions[row].tolist(), alone[split].scores[row].tolist(), strict=True))
             assert of_bm25.scores[row].tolist() == [ranked[first], ranked[last]], "to the bit"
+        assert two[split].metrics.keys() == alone[split].metrics.keys() > result.metrics.keys()
+        for name, value in alone[split].metrics.items():
+            assert name == LATENCY or two[split].metrics[name] == pytest.approx(value, abs=1e-4)
         for name, values in vars(of_bm25).items():
             np.testing.assert_allclose(getattr(two[split].of_bm25, name), values, rtol=1e-5)
             np.testing.assert_array_equal(getattr(two[split].of_bm25, name), getattr(other[split].of_bm25, name))
     assert World().evaluate(load(tiny_model))["eval"].of_bm25 is None
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_metrics_of_cut_embeddings_are_those_of_a_model_that_cuts_them(tiny_model, similarity):
+    world, dimensions = World(num_passages=60), (16, 3, 32)
+
+    def encoder(**cut) -> Encoder:
+        return load_encoder(tiny_model, EncoderSettings(similarity=similarity, normalize=False, **cut))
+
+    whole = world.evaluator(encoder())
+    found = RetrievalEvaluator(whole.corpus, whole.questions, whole.embedder, dimensions=dimensions)
+    metrics = found.evaluate(TEMPERATURE).metrics
+    for number in dimensions:
+        for split, result in world.evaluate(encoder(truncate_dim=number)).items():
+            for label in HEADLINES:
+                assert metrics[f"{split}_{name_at(label, number)}"] == result.metrics[LABELS[label]]
+    assert metrics["eval_retr/document_ndcg/ndcg10_dim3"] != metrics["eval_retr/document_ndcg/ndcg10_dim16"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -132,7 +132,7 @@ LOSSES = {
     "distilled": lambda: InBatchContrastive(0.2, distill_weight=0.5, teacher_temperature=2.0),
     "with a parameter": LearnedTemperature,
     "symmetric": lambda: InBatchContrastive(0.2, is_symmetric=True),
-    "all at once": lambda: Matryoshka(InBatchContrastive(0.2, 0.5, 2.0, True, True), (32, 16, 6), (1.0, 0.5, 0.25)),
+    "all at once": lambda: Matryoshka(InBatchContrastive(0.5, 0.5, 2.0, True, True), (32, 16, 6), (1.0, 0.5, 0.25)),
 }
 
 

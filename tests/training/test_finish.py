@@ -139,7 +139,7 @@ def store_steps(folder: Path) -> FinishSpec:
         save_encoder(encoder, str(checkpoint / "model"))
         evaluator.embedder.encoder.load_state_dict(encoder.state_dict())
         save_evaluations(checkpoint, evaluator.evaluate(0.2), before)
-        StepNote(step).save(checkpoint)
+        StepNote(step, temperature=step / 10).save(checkpoint)
         write_manifest(checkpoint, step)
         checkpoints[step] = str(checkpoint)
     return FinishSpec("", checkpoints, before, EvalQuestions.of(evaluator).clusters)
@@ -171,6 +171,15 @@ def finished(folder: str, place: str, told: FinishSpec, killed_at: int = 99) -> 
 
 def on_rank(folder: str, told: FinishSpec) -> tuple[str, list[str]]:
     return finished(folder, f"{folder}/two", told)
+
+
+def test_a_candidate_is_evaluated_at_the_temperature_that_the_loss_had_learned_at_its_last_step(tmp_path) -> None:
+    told = store_steps(tmp_path)
+    results = FinishResults(FinishSpec(str(tmp_path / "place"), told.checkpoints, told.before, told.clusters))
+    candidates = [BASE, Candidate((4,)), Candidate((4, 8), 0.3)]
+    assert [results.temperature(candidate, start=0.2) for candidate in candidates] == [0.2, 0.4, 0.8]
+    StepNote(4).save(Path(told.checkpoints[4]))
+    assert results.temperature(Candidate((4,)), start=0.2) == 0.2  # of a run before this was noted
 
 
 def test_two_ranks_and_a_finish_that_was_killed_choose_the_same_and_evaluate_no_candidate_twice(tmp_path) -> None:

@@ -461,6 +461,22 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("--eval_delay nan", "--eval_delay nan: has to be a finite number"),
         ("--ddp_timeout 0", "--ddp_timeout 0: has to be at least 1"),
         ("--bf16 --fp16", "--bf16 and --fp16: choose one"),
+        ("--matryoshka_dims 0 8", "--matryoshka_dims 0: has to be at least 1"),
+        ("--matryoshka_dims 8 16 8", "--matryoshka_dims: 8 is given twice"),
+        (
+            "--matryoshka_dims 8 4 --matryoshka_weights 1",
+            "--matryoshka_weights: give one for each of --matryoshka_dims, not 1 for 2",
+        ),
+        ("--matryoshka_weights 1 2", "--matryoshka_weights: give one for each of --matryoshka_dims, not 2 for 0"),
+        ("--matryoshka_dims 8 --matryoshka_weights 0", "--matryoshka_weights 0: has to be above 0"),
+        (
+            "--learn_temperature --temperature 0.005",
+            "--learn_temperature: begins at --temperature 0.005, which has to be from 0.01 to 100",
+        ),
+        (
+            "--learn_temperature --metric_for_best_model eval_loss",
+            "--learn_temperature: eval_loss depends on it; choose another --metric_for_best_model",
+        ),
         ("--negatives_per_question -1", "--negatives_per_question -1: has to be at least 0"),
         ("--mine_every 0.3", "--mine_every 0.3: needs --mine_negatives N"),
         ("--mine_every 1", "--mine_every 1: has to be a fraction between 0 and 1"),

@@ -1,11 +1,12 @@
 """The files in output_dir are complete or absent, and other programs can read them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from huggingface_hub import ModelCard
 
-from rqa_ray.evaluation.metrics import METRIC_NAMES
+from rqa_ray.evaluation.metrics import HEADLINES, METRIC_NAMES, name_at
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
@@ -54,6 +55,19 @@ def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
     assert intervals["eval"]["retr/document_recall/recall4"] == (1.0, 1.0)
 
 
+def test_the_comparison_has_a_line_for_each_number_of_dimensions():
+    def measured(of: ModelState, recall: float) -> ModelState:
+        values = {name_at(label, 64): recall for label in HEADLINES}
+        return ModelState(of.step, Evaluation({"eval": replace(of.evaluation.splits["eval"], metrics=values)}))
+
+    states = measured(BEFORE, 0.25), measured(BEST, 0.5)
+    lines, _ = compare({"eval": asked_questions()}, documents(), *states, dimensions=[64, 32])
+    assert lines[3:] == [
+        "  cut to 64 dimensions: recall@4 0.250 -> 0.500, nDCG@10 0.250 -> 0.500",
+        "  cut to 32 dimensions: recall@4 unknown -> unknown, nDCG@10 unknown -> unknown",
+    ]
+
+
 def test_a_model_that_ranks_as_before_has_p_1():
     lines, _ = compare({"eval": asked_questions()}, documents(), BEFORE, BEFORE)
     assert lines[1].endswith(" 0.000 -> 0.000, +0.0 points, 95% interval +0.0 to +0.0, p = 1: not beyond noise")
@@ -99,6 +113,20 @@ def test_the_model_card_says_what_each_candidate_scored_and_why_one_was_chosen(t
     assert "\n| candidate | retr/document_recall/recall4 | nDCG@10 | why not |\n|---" in card
     assert "\n| step 0 (pretrained) | 0.2500 | 0.2000 |  |\n| mixture" in card
     assert "\n| step 8 | 0.8000 | 0.1000 | nDCG@10 is -10.0 points |\n\nTrained with" in card
+
+
+def test_the_model_card_says_what_is_unusual_in_the_loss_of_a_trained_model(tmp_path):
+    flags = "--symmetric_loss --learn_temperature --matryoshka_dims 16 8".split()
+    job = parse_job([*"--model_name_or_path m --output_dir out --demo_size 9".split(), *flags])
+    card = str(model_card(job, model(tmp_path), BEFORE, replace(BEST, temperature=0.04321), CHOSEN))
+    assert "tokens. The loss is symmetric: each gold passage is scored against all questions of the batch too." in card
+    assert " The temperature of the loss was learned: 0.05 -> 0.04321." in card
+    assert " `truncate_dim`: 16, 8.\n\n```python" in card
+    for usual in (
+        model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN),
+        model_card(job, model(tmp_path), BEFORE, BEFORE, KEPT),
+    ):
+        assert "up to 512 tokens.\n\n```python" in str(usual)
 
 
 def test_the_model_card_tells_a_hub_what_is_known_and_survives_any_name(tmp_path):

@@ -1,6 +1,7 @@
 """The trainer on one process: everything that does not depend on ranks."""
 
 import copy
+import math
 import time
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.interrupts import Interrupted
+from rqa_ray.retriever.losses import InBatchContrastive, temperature_of
+from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.plan_forward import compile_transformer
 from rqa_ray.training.trainer import NonFiniteLossError, dropout_seed
 from tests.training.invariance import GLOBAL_BATCH, LearnedTemperature, Recorder, make_trainer, weights
@@ -63,6 +66,20 @@ def test_the_share_of_the_time_that_steps_wait_for_their_batches_is_logged(tmp_p
     monkeypatch.setattr(slow.batches, "make", lambda number: time.sleep(0.5) or make(number))
     slow.train()
     assert share(slow) > 0.5
+
+
+def test_a_learned_temperature_is_logged_moves_at_its_own_rate_and_is_that_of_the_evaluation(tmp_path) -> None:
+    loss = InBatchContrastive(0.2, learns_temperature=True)
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-6, "max_steps": 3}
+    trainer = train(tmp_path, loss=loss, **adam)
+    logged = [entry["temperature"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 3 and abs(math.log(logged[0] / 0.2)) == pytest.approx(0.01, rel=1e-3)  # Adam's first step
+    temperatures = []
+    trainer.evaluator.evaluate = temperatures.append
+    trainer.rank_questions()
+    assert temperatures == [logged[-1]] == [temperature_of(loss)]
+    plain = train(tmp_path, **adam)
+    assert not any("temperature" in entry for entry in plain.state.log_history)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +171,10 @@ def test_the_parameters_of_a_loss_are_in_the_checkpoint_and_back_on_resume(tmp_p
     trained.train()
     resumed = make_trainer(str(tmp_path), 0.25, False, 0, 1, Recorder(), loss=LearnedTemperature())
     assert resumed.loss.log_scale != trained.loss.log_scale
-    resumed._load_from_checkpoint(str(tmp_path / "scratch-0" / "checkpoint-2"))
+    checkpoint = tmp_path / "scratch-0" / "checkpoint-2"
+    resumed._load_from_checkpoint(str(checkpoint))
     assert torch.equal(resumed.loss.log_scale, trained.loss.log_scale)
+    assert StepNote.load(checkpoint).temperature == temperature_of(trained.loss)
     assert torch.equal(weights(resumed.model), weights(trained.model))
 
 
