@@ -122,7 +122,8 @@ CARD = """---
 # {{ name }}
 
 A retriever fine-tuned from `{{ base }}` by in-batch contrastive learning with rqa_ray on {{ data }}:
-{{ encoder }}.{% for line in about_loss %} {{ line }}{% endfor %}
+{{ encoder }}.{% for line in about_loss %}
+{{ line }}{% endfor %}
 
 ```python
 from sentence_transformers import SentenceTransformer

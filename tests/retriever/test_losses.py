@@ -31,8 +31,10 @@ def contrastive_loss(
     questions, passages, passage_ids, is_passage, gold_ids, temperature, global_batch_size, loss=InBatchContrastive
 ):
     """Returns the mean over the global batch, as the trainer computes it."""
-    candidates = gather_candidates(passages, passage_ids, is_passage, gold_ids).with_askers(questions, len(questions))
-    return mean_over_global_batch(loss(temperature)(questions, candidates), global_batch_size)
+    candidates, loss = gather_candidates(passages, passage_ids, is_passage, gold_ids), loss(temperature)
+    if loss.is_symmetric:
+        candidates = candidates.with_askers(questions, len(questions))
+    return mean_over_global_batch(loss(questions, candidates), global_batch_size)
 
 
 @st.composite

@@ -119,8 +119,10 @@ def test_the_model_card_says_what_is_unusual_in_the_loss_of_a_trained_model(tmp_
     flags = "--symmetric_loss --learn_temperature --matryoshka_dims 16 8".split()
     job = parse_job([*"--model_name_or_path m --output_dir out --demo_size 9".split(), *flags])
     card = str(model_card(job, model(tmp_path), BEFORE, replace(BEST, temperature=0.04321), CHOSEN))
-    assert "tokens. The loss is symmetric: each gold passage is scored against all questions of the batch too." in card
-    assert " The temperature of the loss was learned: 0.05 -> 0.04321." in card
+    assert (
+        "tokens.\nThe loss is symmetric: each gold passage is scored against all questions of the batch too.\n" in card
+    )
+    assert "\nThe temperature of the loss was learned: 0.05 -> 0.04321." in card
     assert " `truncate_dim`: 16, 8.\n\n```python" in card
     for usual in (
         model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN),
