@@ -27,6 +27,7 @@ from rqa_ray.retriever.distillation import divergence
 from rqa_ray.retriever.matryoshka import cut
 
 MAX_SCORES = 2**24  # scores in one block: 64 MiB, held a few times
+LOG_BOUNDS = [math.log(bound) for bound in LEARNED_TEMPERATURES]
 
 
 class InBatchContrastive(nn.Module):
@@ -67,14 +68,14 @@ class InBatchContrastive(nn.Module):
         """The number that divides the scores; a tensor with a gradient if it is learned."""
         if self.log_temperature is None:
             return self._temperature
-        return self.log_temperature.clamp(*map(math.log, LEARNED_TEMPERATURES)).exp()
+        return self.log_temperature.clamp(*LOG_BOUNDS).exp()
 
     def forward(self, questions: torch.Tensor, candidates: Candidates) -> torch.Tensor:
         """Returns the sum over the questions (n, D)."""
         if self.log_temperature is not None:
             # Beyond a bound, the gradient would be 0, and the parameter would stay there. `data` is changed, because
             # Matryoshka calls this twice before the backward pass, and the second time changes nothing.
-            self.log_temperature.data.clamp_(*map(math.log, LEARNED_TEMPERATURES))
+            self.log_temperature.data.clamp_(*LOG_BOUNDS)
         temperature = self.temperature
         total = self.summed(questions.float() / temperature, candidates)
         if not self.is_symmetric:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,11 +21,12 @@ STEP_FILE = "step.json"
 
 @dataclass(frozen=True)
 class StepNote:
-    """Says at which step of its run a checkpoint was saved."""
+    """Says at which step of its run a checkpoint was saved, and what the loss had learned."""
 
     step: int  # finished optimizer steps
     evaluation_pending: bool = False  # whether a stop has put off the evaluation of this step
     temperature: float | None = None  # of the loss at this step, which may have learned it; None: that of the settings
+    of_loss: list[str] = field(default_factory=list)  # names of the loss's own parameters
 
     def save(self, folder: Path) -> None:
         """Writes the note into a checkpoint."""

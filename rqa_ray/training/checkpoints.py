@@ -25,7 +25,7 @@ from rqa_ray.places import inside, open_location
 from rqa_ray.retriever.adapters import CONFIG_FILE
 from rqa_ray.retriever.encoder_settings import heads, model_config, read_json_file
 from rqa_ray.settings import LoraSettings
-from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER, STEP_FILE
+from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER, STEP_FILE, StepNote
 from rqa_ray.training.finish import score
 
 MANIFEST_FILE = "manifest.json"
@@ -74,9 +74,9 @@ class StoredCheckpoint:
         return _load(self.path, self.filesystem, BEFORE)
 
     @property
-    def temperature(self) -> float | None:
-        """The temperature of the loss at this step; None if the checkpoint does not say it."""
-        return _read_json(self.filesystem, f"{self.path}/{STEP_FILE}").get("temperature")
+    def note(self) -> StepNote:
+        """What the checkpoint says about itself."""
+        return StepNote(**_read_json(self.filesystem, f"{self.path}/{STEP_FILE}"))
 
     def differs_from(self, model_folder: str) -> str:
         """Says in words how the checkpoint's model differs from that of a folder in kind or size.

@@ -33,7 +33,7 @@ class FinishResults:
 
     def temperature(self, candidate: Candidate, start: float) -> float:
         """Returns the temperature of the loss at the candidate's last step; training started at `start`."""
-        learned = self.checkpoints[candidate.step].temperature if candidate.step else None
+        learned = self.checkpoints[candidate.step].note.temperature if candidate.step else None
         return learned or start
 
     def __setitem__(self, candidate: Candidate, found: Evaluation) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from rqa_ray.cluster.probe import within_seconds
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import ALL_ARGS_FILE, absolute, inside, read_json, refuse_among_inputs, shown, within, write_json
+from rqa_ray.retriever.losses import make_loss
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import (
@@ -104,7 +105,7 @@ def _unreadable(kept: dict[str, Any]) -> list[str]:
 def check_output_dir(job: Job, model_folder: str) -> None:
     """Refuses a folder in use, unless the user has said what to do with it.
 
-    Also refuses a checkpoint of another model, or of another adapter.
+    Also refuses a checkpoint of another model, of another adapter, or of a loss with other parameters.
     """
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -129,6 +130,11 @@ def check_output_dir(job: Job, model_folder: str) -> None:
         raise InputError(
             f"{job.resume_flag}: the checkpoint in {shown(checkpoint.location)} was trained with {own}, and this "
             f"command asks for {asked}; pass the --lora_r and --lora_alpha of that run"
+        )
+    if checkpoint and checkpoint.note.of_loss != list(make_loss(job.settings, "cosine").state_dict()):
+        raise InputError(
+            f"{job.resume_flag}: the loss of the checkpoint in {shown(checkpoint.location)} has other parameters; "
+            "give --learn_temperature and --matryoshka_dims as that run had them"
         )
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     in_use = found - {DEMO_FOLDER}  # the demo data is written before the data is checked

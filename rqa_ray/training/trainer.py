@@ -237,7 +237,8 @@ class ContrastiveTrainer(Trainer):
         save_evaluations(folder, here, self.schedule.before)
         if self.rounds:
             self.rounds.save(folder)
-        StepNote(step, self.schedule.pending_step == step, losses.temperature_of(self.loss)).save(folder)
+        of_loss = losses.temperature_of(self.loss), list(self.loss.state_dict())
+        StepNote(step, self.schedule.pending_step == step, *of_loss).save(folder)
 
     def save_interrupted(self) -> None:
         """Saves the state after the last finished step, when the next one was given up."""

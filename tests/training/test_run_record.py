@@ -23,12 +23,12 @@ def job(folder: Path, *words: str) -> Job:
     )
 
 
-def store(record: RunRecord, step: int, config: dict | None = None) -> Path:
+def store(record: RunRecord, step: int, config: dict | None = None, of_loss: tuple[str, ...] = ()) -> Path:
     """Stores the parts of a checkpoint that a resume reads."""
     folder = Path(record.storage_path) / record.run_names[-1] / f"checkpoint-{step}"
     (folder / "model").mkdir(parents=True)
     (folder / "model/config.json").write_text(json.dumps(config or CONFIG))
-    StepNote(step).save(folder)
+    StepNote(step, of_loss=list(of_loss)).save(folder)
     save_evaluations(folder, Evaluation(), Evaluation())
     write_manifest(folder, step)
     return folder
@@ -133,6 +133,22 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
         with pytest.raises(InputError, match=said.format("LoRA of rank 8 and alpha 16", asked)):
             check_output_dir(job(tmp_path / "a", *resumed, *words), str(model))
     check_output_dir(job(tmp_path / "a", *resumed, "--lora_r", "8"), str(model))
+
+
+def test_a_checkpoint_of_a_loss_with_other_parameters_is_refused_before_anything_starts(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    record = open_run(job(tmp_path / "a"))
+    store(record, 3)
+    words = ["--resume_from_checkpoint", "true", "--learn_temperature"]
+    with pytest.raises(InputError, match="as that run had them$"):
+        check_output_dir(job(tmp_path / "a", *words), str(model))
+    store(record, 4, of_loss=("log_temperature",))
+    check_output_dir(job(tmp_path / "a", *words), str(model))
+    for other in (words[:2], [*words, "--matryoshka_dims", "8"]):
+        with pytest.raises(InputError, match="give --learn_temperature and --matryoshka_dims as that run had them$"):
+            check_output_dir(job(tmp_path / "a", *other), str(model))
 
 
 @pytest.mark.parametrize(
