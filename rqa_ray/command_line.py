@@ -21,6 +21,7 @@ from rqa_ray.config import is_config, misfit, read_config
 from rqa_ray.errors import InputError
 from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.help_text import help_text
+from rqa_ray.texts import is_none_of
 
 Given = Sequence[str] | Mapping[str, Any]  # words of a command line, or keyword arguments
 T = TypeVar("T")
@@ -166,13 +167,6 @@ class Parser(HfArgumentParser):
 
     def _where_all_are(self) -> str:
         return "-h all lists all arguments" if self.last else "-h lists all arguments"
-
-
-def is_none_of(value: str, choices: Sequence[str]) -> str:
-    """Returns the message about a value that is no choice: the nearest choice, and all choices."""
-    close = difflib.get_close_matches(value, choices, n=1)
-    question = f"did you mean {close[0]}? " if close else ""
-    return f"{question}choose one of {', '.join(choices)}"
 
 
 def parse(kind: type[T], given: Given, about: str | None = None, free_word: str | None = None) -> T:

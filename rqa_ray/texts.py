@@ -1,5 +1,6 @@
 """Formats text: for Arrow and tokenizers, and values and commands for people."""
 
+import difflib
 import html
 import shlex
 from collections.abc import Sequence
@@ -26,6 +27,13 @@ def duration(seconds: float) -> str:
 def command(*words: Any) -> str:
     """Returns a Python command for a shell, with quotes where they are needed."""
     return shlex.join(["python", *map(str, words)])
+
+
+def is_none_of(value: str, choices: Sequence[str]) -> str:
+    """Returns the message about a value that is no choice: the nearest choice, and all choices."""
+    close = difflib.get_close_matches(value, choices, n=1)
+    question = f"did you mean {close[0]}? " if close else ""
+    return f"{question}choose one of {', '.join(choices)}"
 
 
 def html_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 from rqa_ray.benchmarks import data, evaluate, mine, quality, train
 from rqa_ray.benchmarks.settings import BenchmarkSettings
-from rqa_ray.command_line import is_none_of, parse
+from rqa_ray.command_line import parse
 from rqa_ray.errors import InputError
+from rqa_ray.texts import is_none_of
 
 BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
     "train": (train.TrainBenchmark, train.run),  # a training step

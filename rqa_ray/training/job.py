@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rqa_ray.command_line import Given, Parser, check_values, is_none_of
+from rqa_ray.command_line import Given, Parser, check_values
 from rqa_ray.config import read_config
 from rqa_ray.data.share import Share
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.metrics import LATENCY, metric_names
 from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import HYBRID, MINED_FROM, LoraSettings, MiningSettings, TrainSettings
+from rqa_ray.texts import is_none_of
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
 
 YIELDS = {  # flags of a recipe that are left out where the user gives the other flag, because both do not go together

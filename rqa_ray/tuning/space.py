@@ -7,10 +7,11 @@ import itertools
 from dataclasses import fields, replace
 from typing import Any
 
-from rqa_ray.command_line import Parser, is_none_of
+from rqa_ray.command_line import Parser
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
 from rqa_ray.settings import TrainSettings
+from rqa_ray.texts import is_none_of
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED
 from rqa_ray.training.job import Job, check
 from rqa_ray.training.optimizer import check_optimizer
