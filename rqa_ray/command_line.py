@@ -50,8 +50,8 @@ class Parser(HfArgumentParser):
     Args:
         about: what the job does, its usage and an example: the first lines of `-h`.
         kinds: the settings classes.
-        short: the classes whose settings a short `-h` shows, if they have a group and are not rare.
-        last: the last line of a short `-h`, about what `-h all` adds.
+        short: the classes whose settings a short `-h` shows, if they have a group.
+        last: the last line of a short `-h`, about what `-h all` adds; with this line, rare settings are left out.
     """
 
     def __init__(self, about: str | None, *kinds: type, short: tuple[type, ...] = (), last: str = "") -> None:
@@ -74,7 +74,7 @@ class Parser(HfArgumentParser):
             rest = [action for action in self._actions if action.dest not in known]
             return help_text(self.about, [(item, self.flags[f"--{item.name}"]) for item in self.settings], rest)
         declared = [item for kind in self.short for item in dataclasses.fields(kind) if "group" in item.metadata]
-        shown = [item for item in declared if not item.metadata.get("is_rare")]
+        shown = [item for item in declared if not (self.last and item.metadata.get("is_rare"))]
         return help_text(self.about, [(item, self.flags[f"--{item.name}"]) for item in shown], last=self.last)
 
     @staticmethod

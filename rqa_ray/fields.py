@@ -62,7 +62,7 @@ class Group:
             is_path: whether `~` in the value is the home folder.
             may_be_empty: whether a list may be given without items.
             may_be_true: whether a text may be the truth value true.
-            is_rare: whether only `-h all` shows the setting.
+            is_rare: whether only `-h all` shows the setting, in a job whose `-h` is long.
         """
         values = (self, unset, check, more_names, is_path, may_be_empty, may_be_true, is_rare)
         own = dict(zip(OWN_METADATA, values, strict=True))

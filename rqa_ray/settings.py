@@ -71,6 +71,12 @@ class ModelSettings:
         None, "Goes before each question: 'query: '.", unset="the model's, else none"
     )
     passage_prefix: str | None = MODEL.setting(None, "Goes before each passage.", unset="the model's, else none")
+    query_prompt_name: str | None = MODEL.setting(
+        None, "The model's prompt that goes before each question, by its name.", unset="query", is_rare=True
+    )
+    passage_prompt_name: str | None = MODEL.setting(
+        None, "The model's prompt that goes before each passage, by its name.", unset="document", is_rare=True
+    )
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.model_types import model_type
+from rqa_ray.texts import is_none_of
 
 # sentence-transformers' names of poolings, in the order of its output, each with the flag that versions before 6
 # wrote.
@@ -88,18 +89,20 @@ def read_settings(
     max_seq_length: int | None = None,
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
+    query_prompt_name: str | None = None,
+    passage_prompt_name: str | None = None,
 ) -> EncoderSettings:
     """Reads the settings of a model folder from its sentence-transformers files.
 
     Arguments that are given override them.
 
     The prefixes are the prompts that sentence-transformers puts before questions and passages: `query` and
-    `document`. Its `encode_document` would also look for `passage` and `corpus`, but always finds a `document`, if
-    only an empty one.
+    `document`, if no other names are given. Its `encode_document` would also look for `passage` and `corpus`, but
+    always finds a `document`, if only an empty one.
 
     Raises:
-        InputError: the folder is no model folder, it has settings or modules that are not supported, or the model
-            cannot take the length.
+        InputError: the folder is no model folder, it has settings or modules that are not supported, the model
+            cannot take the length, or the model has no prompt of a given name.
     """
     root, config = Path(folder), model_config(folder)
     modules = read_json_file(root / "modules.json", [])
@@ -115,11 +118,6 @@ def read_settings(
         read_json_file(root / part["path"] / "config.json", {}) for part in modules if _kind(part) == "Pooling"
     ]
     pooling_config: dict[str, Any] = poolings[0] if poolings else {}
-    prompts = general.get("prompts") or {}
-    if query_prefix is None:
-        query_prefix = prompts.get("query") or ""
-    if passage_prefix is None:
-        passage_prefix = prompts.get("document") or ""
     limit, positions = _max_seq_length(folder, config, transformer, max_seq_length), _positions(config)
     lengths = {name: transformer.get(name) for name in ("query_length", "document_length")}
     for name, length in lengths.items():
@@ -132,8 +130,8 @@ def read_settings(
         # If the user replaces the folder's cosine by a dot product, vectors may have any length.
         normalize=similarity == "cosine" or (own_similarity == "dot" and kinds[-1:] == ["Normalize"]),
         max_seq_length=limit,
-        query_prefix=query_prefix,
-        passage_prefix=passage_prefix,
+        query_prefix=_prefix(folder, "query", query_prefix, query_prompt_name, "query"),
+        passage_prefix=_prefix(folder, "passage", passage_prefix, passage_prompt_name, "document"),
         include_prompt=pooling_config.get("include_prompt", True),
         lower_case=bool(transformer.get("do_lower_case")),
         truncate_dim=general.get("truncate_dim"),
@@ -141,10 +139,29 @@ def read_settings(
     )
 
 
+def stored_prompts(folder: str) -> dict[str, str]:
+    """Returns the texts of the prompts that a model folder has, by name."""
+    prompts = read_json_file(Path(folder) / "config_sentence_transformers.json", {}).get("prompts") or {}
+    return {name: text or "" for name, text in prompts.items()}
+
+
 def unused_prompt(folder: str) -> tuple[str, str] | None:
     """Returns name and text of a prompt that sounds meant for passages, but that no passage gets; None without one."""
-    prompts = read_json_file(Path(folder) / "config_sentence_transformers.json", {}).get("prompts") or {}
+    prompts = stored_prompts(folder)
     return next(((name, prompts[name]) for name in ("passage", "corpus") if prompts.get(name)), None)
+
+
+def _prefix(folder: str, kind: str, given: str | None, name: str | None, default_name: str) -> str:
+    """Returns the prefix of questions or passages: the given text, else the model's prompt of the given name."""
+    prompts, flag = stored_prompts(folder), f"--{kind}_prompt_name {name}"
+    if name is None:
+        return prompts.get(default_name, "") if given is None else given
+    if given is not None:
+        raise InputError(f"{flag}: --{kind}_prefix {given!r} gives a prefix too; leave one of them out")
+    if name not in prompts:
+        what = is_none_of(name, list(prompts)) if prompts else f"choose --{kind}_prefix"
+        raise InputError(f"{flag}: {folder} has no such prompt; {what}")
+    return prompts[name]
 
 
 def model_config(folder: str) -> dict[str, Any]:
@@ -272,11 +289,11 @@ def encoder_settings(folder: str, flags: Any) -> EncoderSettings:
 
     The flags `pooling_type`, `similarity` and so on override them where given.
     """
+    names = ("query_prefix", "passage_prefix", "query_prompt_name", "passage_prompt_name")
     return read_settings(
         folder,
         pooling=flags.pooling_type,
         similarity=flags.similarity,
         max_seq_length=flags.max_seq_length,
-        query_prefix=flags.query_prefix,
-        passage_prefix=flags.passage_prefix,
+        **{name: getattr(flags, name) for name in names},
     )

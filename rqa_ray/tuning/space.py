@@ -19,7 +19,8 @@ from rqa_ray.training.optimizer import check_optimizer
 # Arguments that all trials have to share, with the reason for the user.
 SHARED = {
     **dict.fromkeys(
-        ("model_name_or_path", "model_revision", "max_seq_length", "query_prefix", "passage_prefix", "data_mode")
+        ("model_name_or_path", "model_revision", "max_seq_length", "query_prefix", "passage_prefix")
+        + ("query_prompt_name", "passage_prompt_name", "data_mode")
         + ("demo_size", "train_file", "eval_file", "test_file", "full_dataset_file_path", "prepared_path"),
         "it changes the tokenized data, which all trials share; run a search for each",
     ),

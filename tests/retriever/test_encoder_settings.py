@@ -88,6 +88,28 @@ def test_prefixes_are_the_prompts_of_questions_and_of_passages(copy, prompts, ex
     assert not read_settings(str(copy), query_prefix="", passage_prefix="").has_prefixes
 
 
+PROMPTS = {"query": "q: ", "document": None, "retrieval": "Find an answer: "}
+
+
+def test_a_prompt_of_the_model_is_taken_by_its_name(copy):
+    write(copy / "config_sentence_transformers.json", {"prompts": PROMPTS})
+    settings = read_settings(str(copy), query_prompt_name="retrieval", passage_prompt_name="document")
+    assert (settings.query_prefix, settings.passage_prefix) == ("Find an answer: ", "")
+    assert read_settings(str(copy), passage_prompt_name="query").passage_prefix == "q: "
+
+
+def test_a_name_that_is_no_prompt_or_a_name_beside_a_prefix_is_refused(copy):
+    assert refusal(copy, query_prompt_name="query").endswith("no such prompt; choose --query_prefix")
+    write(copy / "config_sentence_transformers.json", {"prompts": PROMPTS})
+    said = refusal(copy, query_prompt_name="retreival")
+    assert said.startswith(f"--query_prompt_name retreival: {copy} has no such prompt; did you mean retrieval? ")
+    assert said.endswith("choose one of query, document, retrieval")
+    said = refusal(copy, passage_prompt_name="document", passage_prefix="p: ")
+    assert said == (
+        "--passage_prompt_name document: --passage_prefix 'p: ' gives a prefix too; leave one of them out"
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "pooling"),
     [
