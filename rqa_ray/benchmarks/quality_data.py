@@ -132,7 +132,7 @@ def _mining_texts(
     records: list[QARecord], table: pa.Table, corpus: Corpus, texts: list[str], bm25: Bm25, of_eval: list[str]
 ) -> MiningTexts:
     wordings = Wordings.of(table["question_key"].to_numpy(), table["passage_id"].to_numpy())
-    by_key = {question_key(question): question for record in records for question in record.questions}
+    by_key = {question_key(text, record.instruction): text for record in records for text in record.questions}
     golds = {gold.passage_id: gold.fmt_content for record in records for gold in record.gold_docs}
     missing = np.setdiff1d(wordings.golds.ids, corpus.passage_ids)
     questions, beside = [by_key[key] for key in wordings.keys.tolist()], [golds[key] for key in missing.tolist()]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rqa_ray.corpus.mining import HIGHEST_LEVEL, LEVEL_STEP, Candidates, Mined, ScoredGolds, Verdict
 from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
 from rqa_ray.data.columns import runs
-from rqa_ray.data.schema import QARecord, question_key
+from rqa_ray.data.schema import QARecord, instruction_entry, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.places import read_json, write_json
 
@@ -119,7 +119,7 @@ def write_train(
         while part := list(islice(asking, RECORDS_AT_ONCE)):
             asked = [(record, question) for record in part for question in record.questions]
             replaced += sum(len(record.hard_neg_docs) for record in part if not record.first_question)
-            numbers = np.array([rows[question_key(question)] for _, question in asked])
+            numbers = np.array([rows[question_key(question, record.instruction)] for record, question in asked])
             places, ends = runs(negatives.offsets[numbers], np.diff(negatives.offsets)[numbers])
             documents = passages.documents(negatives.positions[places])
             for number, (record, question) in enumerate(asked):
@@ -128,6 +128,7 @@ def write_train(
                 of_golds = golds.offsets[row] + np.searchsorted(golds[row], ids)
                 line = {
                     "questions": [question],
+                    **instruction_entry(record.instruction),
                     "gold_docs": [vars(gold) for gold in record.gold_docs],
                     "hard_neg_docs": [vars(documents[place]) for place in negatives.positions[own].tolist()],
                     "hard_neg_scores": negatives.scores[own].tolist(),
@@ -166,6 +167,7 @@ def write_suspects(path: Path, pairs: TrainingPairs, found: MinedQuestions, pass
             line = {
                 "id": f"{key % 2**64:016x}-{int(pairs.ids[rival]) % 2**64:016x}",
                 "question": pairs.questions[question],
+                **instruction_entry(pairs.instructions[question]),
                 "gold_docs": [vars(documents[gold]) for gold in pairs.gold_positions[own].tolist()],
                 "gold_score": float(gold_scores[own].min()),
                 "rival": vars(documents[rival]),

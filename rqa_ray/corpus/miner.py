@@ -106,9 +106,9 @@ class Miner:
         overwrite = self.settings.overwrite_output_dir and not self.settings.embeddings_path
         for encoded in filter(None, (self.encoded, self.embedding_teacher)):
             tokenizer = make_tokenizer(encoded.model.spec)
-            tokens = {"questions": tokenizer.questions(self.pairs.questions)}
+            tokens = {"questions": tokenizer.questions(self.pairs.questions, self.pairs.instructions)}
             if self.of_eval:
-                tokens["eval"] = tokenizer.questions(self.of_eval.questions)
+                tokens["eval"] = tokenizer.questions(self.of_eval.questions, self.of_eval.instructions)
             if self.pairs.beside:
                 tokens["golds"] = tokenizer.passages([gold.fmt_content for gold in self.pairs.beside])
             encoded.encode(files, self.plan, tokens, self.settings.bf16, overwrite)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ class TrainingPairs:
         self.num_pairs = len(ids)
         self.num_empty = int(column(tables, "num_empty_questions").sum())
         self.questions: list[str] = _texts(tables, "question", order[self.wordings.first])
+        self.instructions: list[str | None] = _texts(tables, "instruction", order[self.wordings.first])
         lacking = first_places(ids)
         lacking = lacking[~np.isin(ids[lacking], corpus_ids)]
         self.beside = [Document(**json.loads(text)) for text in _texts(tables, "gold_doc", order[lacking])]
@@ -41,12 +43,13 @@ class TrainingPairs:
         golds = self.wordings.golds
         self.gold_positions = by_id[np.searchsorted(self.ids, golds.ids, sorter=by_id)]  # as golds.ids
         parts = [ids.tobytes(), column(tables, "question_key")[order].tobytes(), *map(_utf8, self.questions)]
+        parts += [_utf8(text) for text in self.instructions if text is not None]
         parts += [_utf8(document.fmt_content) for document in self.beside]
         self.digest = hashlib.blake2b(b"|".join(parts), digest_size=16).hexdigest()
 
 
-def _texts(tables: Sequence[pa.Table], name: str, rows: np.ndarray) -> list[str]:
-    """Returns the texts of a column at some rows of all tables."""
+def _texts(tables: Sequence[pa.Table], name: str, rows: np.ndarray) -> list[Any]:
+    """Returns the texts of a column at some rows of all tables; None for a null."""
     texts = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], pa.string())
     return [texts[int(row)].as_py() for row in rows]
 
@@ -78,8 +81,9 @@ class HeldOut:
         records = [record for record in good_records(files, "questions", labels=labels) if record.questions]
         self.labelled = set().union(*map(labels.keys_in, records))  # keys of the questions with an accepted passage
         self.questions = [question for record in records for question in record.questions]
+        self.instructions = [record.instruction for record in records for _ in record.questions]
         self.golds = [{gold.passage_id for gold in record.gold_docs} for record in records for _ in record.questions]
-        asked = json.dumps([self.questions, [sorted(golds) for golds in self.golds]])
+        asked = json.dumps([self.questions, self.instructions, [sorted(golds) for golds in self.golds]])
         self.digest = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
     def leaks(self, negatives: Candidates, ids: np.ndarray) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rqa_ray.data.files import text_bytes
 from rqa_ray.data.records import read_records
-from rqa_ray.data.schema import QARecord
+from rqa_ray.data.schema import QARecord, instruction_entry
 from rqa_ray.data.share import ALL, Share
 
 SAMPLE_RECORDS, SAMPLE_ROWS = 500, 2_000
@@ -75,7 +75,8 @@ class Sample:
             if isinstance(record, QARecord):
                 sample.records.append((line, record))
                 sample.counts.add(record)
-                texts = [record.questions, *(document.to_dict() for document in record.passages)]
+                asked = [*instruction_entry(record.instruction).values(), *record.questions]
+                texts = [asked, *(document.to_dict() for document in record.passages)]
                 sample.num_bytes += sum(len(json.dumps(text)) for text in texts)
             if len(sample.records) >= SAMPLE_RECORDS or sample.counts.num_rows >= SAMPLE_ROWS:
                 break

@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Any
 
 from rqa_ray.data.schema import IDENTITY, Document, Label, QARecord
+from rqa_ray.texts import as_utf8
 
 MAX_QUESTIONS = 100_000  # questions of one passage
 HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
@@ -115,7 +116,7 @@ def _text_of(value: Any) -> str:
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     """Reads LocalRQA's form: questions, and `{"gold_docs": [], "hard_neg_docs": []}`.
 
-    `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null.
+    `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null. `instruction` is a text.
     """
     strangers = (
         [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
@@ -144,7 +145,15 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
         gold_scores=_scores(value, "gold_scores", value["gold_docs"], "gold_docs", NoneType),
         has_chat_history=bool(value.get("chat_history")),
         num_empty_questions=len(questions) - len(asked),
+        instruction=_instruction(value),
     )
+
+
+def _instruction(value: dict[str, Any]) -> str | None:
+    instruction = value.get("instruction")
+    if not isinstance(instruction, str | None):
+        raise RecordError(f"`instruction` has to be a string, found {_kind(instruction)}")
+    return None if instruction is None else as_utf8(instruction)
 
 
 def _scores(value: dict[str, Any], name: str, scored: list[Any], of: str, *more: type) -> Any:
@@ -160,13 +169,16 @@ def _scores(value: dict[str, Any], name: str, scored: list[Any], of: str, *more:
 
 
 def _label(value: dict[str, Any]) -> Label:
-    """Reads `{"question", "rival", "accept"}`: a line of suspects.jsonl, in which a person has set `accept`."""
+    """Reads `{"question", "rival", "accept"}`: a line of suspects.jsonl, in which a person has set `accept`.
+
+    The line has the `instruction` of the question too, if there is one.
+    """
     question, accept = value["question"], value.get("accept")
     if not isinstance(question, str) or not question.strip():
         raise RecordError(f"`question` has to be a string with a question, found {_kind(question)}")
     if accept is not None and not isinstance(accept, bool):
         raise RecordError(f"`accept` has to be true, false or null, found {_kind(accept)}")
-    return Label(question, parse_document(value["rival"]), accept)
+    return Label(question, parse_document(value["rival"]), accept, _instruction(value))
 
 
 # By kind of file. A record has the first form whose keys it has.

@@ -31,7 +31,7 @@ class Labels:
         decided: dict[tuple[int, int], Label] = {}
         undecided = 0
         for label in labels:
-            place = question_key(label.question), label.passage.passage_id
+            place = question_key(label.question, label.instruction), label.passage.passage_id
             undecided += label.accept is None
             if label.accept is not None and decided.setdefault(place, label).accept != label.accept:
                 raise InputError(
@@ -67,11 +67,14 @@ class Labels:
     def _further(self, question: str, record: QARecord) -> list[Document]:
         """Returns the accepted passages of a question that are not golds of its record."""
         own = {gold.passage_id for gold in record.gold_docs}
-        return [gold for gold in self.golds.get(question_key(question), []) if gold.passage_id not in own]
+        accepted = self.golds.get(question_key(question, record.instruction), [])
+        return [gold for gold in accepted if gold.passage_id not in own]
 
     def keys_in(self, record: QARecord) -> set[int]:
         """Returns the keys of those questions of a record for which a passage was accepted."""
-        return self.golds.keys() & {question_key(question) for question in record.questions} if self.golds else set()
+        if not self.golds:
+            return set()
+        return self.golds.keys() & {question_key(question, record.instruction) for question in record.questions}
 
     def describe(self, asked: Iterable[int]) -> list[str]:
         """Returns a line for the user about the labels, or no line without labels.

@@ -1,9 +1,9 @@
 """Writes documents and question files as checked Parquet without duplicates, for `jobs/train.py --prepared_path`.
 
-Each input becomes one file. `train`, `eval` and `test` have one row for each record: questions, gold_docs, gold_ids,
-hard_neg_docs, hard_negative_ids, hard_neg_scores, gold_scores. `corpus` has one row for each distinct passage:
-passage_id, page_content, fmt_content, metadata as JSON. Order and records are those of the input, so training makes
-the same global batches.
+Each input becomes one file. `train`, `eval` and `test` have one row for each record: questions, instruction,
+gold_docs, gold_ids, hard_neg_docs, hard_negative_ids, hard_neg_scores, gold_scores. `corpus` has one row for each
+distinct passage: passage_id, page_content, fmt_content, metadata as JSON. Order and records are those of the input, so
+training makes the same global batches.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ SCHEMAS = {
     "questions": pa.schema(
         [
             ("questions", pa.list_(pa.string())),
+            ("instruction", pa.string()),
             ("gold_docs", _DOCUMENTS),
             ("gold_ids", _IDS),
             ("hard_neg_docs", _DOCUMENTS),
@@ -133,6 +134,7 @@ def _records(files: list[str], skip_bad: bool, labels: Labels) -> Iterator[dict[
         if record.questions:  # else all questions of the record are empty
             yield {
                 "questions": [as_utf8(question) for question in record.questions],
+                "instruction": record.instruction,
                 "gold_docs": [_columns(document) for document in record.gold_docs],
                 "gold_ids": [document.passage_id for document in record.gold_docs],
                 "hard_neg_docs": [_columns(document) for document in record.hard_neg_docs],

@@ -22,6 +22,7 @@ import ray
 import ray.data
 
 from rqa_ray.cluster.model_copies import bring_model
+from rqa_ray.data import instructions
 from rqa_ray.data.columns import column, inner
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import read_records, record_ranges
@@ -40,7 +41,7 @@ from rqa_ray.retriever.encoder_settings import ModelSpec
 RANGE_BYTES = 32 * 2**20  # what one task reads
 RECORDS_AT_ONCE = 256
 # Columns that stay in the object store. The driver gets the other columns.
-LARGE = ("question", "question_tokens", "gold_doc", "new_passage_tokens", "tokens", "document")
+LARGE = ("question", "instruction", "question_tokens", "gold_doc", "new_passage_tokens", "tokens", "document")
 
 
 @dataclass
@@ -126,6 +127,7 @@ def _read_file(
     records_are = "documents" if kind == "corpus" else "questions"
     records = read_records(path, records_are, start, None if end < 0 else end, labels)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
+    found: instructions.Found = {}
     held: list[dict[str, Any]] = []  # one batch of rows; the last batch brings the counts of the file
     while not problem:
         good: list[tuple[int, Any]] = []
@@ -145,6 +147,8 @@ def _read_file(
             continue
         empty = False
         num_empty += sum(getattr(record, "num_empty_questions", 0) for _, record in good)
+        for _, record in good if kind == "train" else ():
+            instructions.collect(found, record)
         rows = to_rows(good, tokenizer)
         for row in rows:
             row |= {"file": file, "num_texts": 0, "num_truncated": 0, "num_empty_questions": 0}
@@ -153,7 +157,7 @@ def _read_file(
         held = rows or held
     if held:
         counts = {"num_texts": tokenizer.num_texts, "num_truncated": tokenizer.num_truncated}
-        held[0] |= {**counts, "num_empty_questions": num_empty}
+        held[0] |= {**counts, "num_empty_questions": num_empty, "instructions": instructions.to_json(found)}
         held[0] |= {"skipped": json.dumps(vars(skipped))} if skipped.first else {}
         yield to_table(held, kind)
     elif skipped.first:

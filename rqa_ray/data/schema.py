@@ -61,6 +61,7 @@ class QARecord:
     num_empty_questions: int = 0  # empty questions, which are not in `questions`
     # place of the first question in the line, because labels may split a line into several records
     first_question: int = 0
+    instruction: str | None = None  # goes before each question, in place of the model's query prefix
 
     @property
     def passages(self) -> list[Document]:
@@ -80,6 +81,7 @@ class Label:
     question: str
     passage: Document
     accept: bool | None  # None if nothing is decided
+    instruction: str | None = None  # of the question
 
 
 def is_given(metadata: dict[str, Any], name: str) -> bool:
@@ -104,9 +106,18 @@ def text_hash(text: str) -> int:
     return passage_id(None, text)
 
 
-def question_key(question: str) -> int:
-    """Returns the signed 64-bit hash of a question's wording, without case and white space."""
-    return _hash64(" ".join(question.split()).casefold())
+def question_key(question: str, instruction: str | None = None) -> int:
+    """Returns the signed 64-bit hash of a question's instruction and wording, without case and white space.
+
+    So one wording with two instructions is two questions, each with its own golds and its own negatives. A question
+    without an instruction has the hash of its wording.
+    """
+    return _hash64(" ".join(f"{instruction or ''}{question}".split()).casefold())
+
+
+def instruction_entry(instruction: str | None) -> dict[str, str]:
+    """Returns the entry `instruction` of a line that is written; empty if the question has none."""
+    return {} if instruction is None else {"instruction": instruction}
 
 
 def _hash64(text: str) -> int:

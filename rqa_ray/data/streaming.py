@@ -21,6 +21,7 @@ import ray
 import ray.data
 
 from rqa_ray.cluster.model_copies import bring_model
+from rqa_ray.data import instructions
 from rqa_ray.data.columns import inner
 from rqa_ray.data.counts import Counts, Sample
 from rqa_ray.data.files import has_suffix, text_bytes
@@ -55,6 +56,7 @@ class Stream:
     labels: Labels
     labeled: set[int]  # keys of the questions for which a passage was accepted
     share: Share
+    instructions: list[instructions.Part]
 
     def report(self) -> str:
         """Returns a line for the user."""
@@ -132,7 +134,9 @@ def open_stream(
             raise InputError(f"{path}: it has no good record with a question")
     labeled = set(inner([table], "labeled").tolist())
     window_bytes = int(WINDOW_BYTES / times)
-    return Stream(parts, num_rows, Counts.of(counts), skipped, window_bytes, spec, labels, labeled, share)
+    texts = zip(table["part"].to_pylist(), table["instructions"].to_pylist(), strict=True)
+    found = [(parts[number].file, text) for number, text in texts]
+    return Stream(parts, num_rows, Counts.of(counts), skipped, window_bytes, spec, labels, labeled, share, found)
 
 
 def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
@@ -153,7 +157,7 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
 
 COUNTED = pa.schema(
     [("part", pa.int64()), *((name, pa.int64()) for name in vars(Counts()))]
-    + [("problem", pa.string()), ("skipped", pa.string())]
+    + [(name, pa.string()) for name in ("problem", "skipped", "instructions")]
     + [(name, pa.list_(pa.int64())) for name in ("passage_ids", "text_hashes", "labeled")]
 )
 
@@ -169,9 +173,11 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels:
     counts, skipped, problem = Counts(), Skipped(), None
     texts: set[tuple[int, int]] = set()  # passage ids and text hashes; of all ids, one in `looked_at` is checked
     labeled: set[int] = set()
+    found: instructions.Found = {}
     for line, record in read_records(part.path, "questions", part.start, part.end, labels):
         if isinstance(record, QARecord):
             counts.add(record, share)
+            instructions.collect(found, record)
             labeled |= labels.keys_in(record)
             ids = ((document, document.passage_id) for document in record.passages)
             texts |= {(one, text_hash(document.fmt_content)) for document, one in ids if one % looked_at == 0}
@@ -181,6 +187,7 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels:
             problem = str(record)
             break
     row = {"part": number, **vars(counts), "problem": problem, "skipped": json.dumps(vars(skipped))}
+    row |= {"instructions": instructions.to_json(found)}
     row |= {"passage_ids": [one for one, _ in texts], "text_hashes": [digest for _, digest in texts]}
     return pa.Table.from_pylist([row | {"labeled": [*labeled]}], COUNTED)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,7 @@ SCHEMAS = {
         [
             *_QUESTION,
             ("source_key", pa.int64()),  # `schema.QARecord.source_key`
+            ("instructions", pa.string()),  # `instructions.Found` as JSON, in one row of the file, like the counts
             ("hard_negative_ids", pa.list_(pa.int64())),
             ("hard_negative_scores", pa.list_(pa.float32())),  # scores of a teacher; null if there are none
             ("gold_score", pa.float32()),  # score of the same teacher; null if there is none
@@ -58,7 +59,7 @@ SCHEMAS = {
             ("new_passage_tokens", pa.list_(TOKENS)),
         ]
     ),
-    "questions": pa.schema([*_QUESTION, ("question", pa.string()), ("gold_doc", pa.string())]),
+    "questions": pa.schema([*_QUESTION, *((name, pa.string()) for name in ("question", "instruction", "gold_doc"))]),
     "corpus": pa.schema(
         [
             *_COMMON,
@@ -97,13 +98,13 @@ def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list
 
     The function adds to it.
     """
-    questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
+    questions = _question_tokens(records, tokenizer)
     new: list[dict[tuple[int, int], str]] = []  # for each record, the texts of the passages that it names first
     for _, record in records:
         texts = {(doc.passage_id, text_hash(doc.fmt_content)): doc.fmt_content for doc in record.passages}
         new.append({key: text for key, text in texts.items() if key not in named} if record.questions else {})
         named.update(new[-1])
-    passages = _once(tokenizer.passages, [text for brought in new for text in brought.values()])
+    passages = _passage_tokens(tokenizer, [text for brought in new for text in brought.values()])
     rows = []
     for (line, record), brought in zip(records, new, strict=True):
         columns: dict[str, Any] = {
@@ -122,12 +123,22 @@ def train_rows(records: Records, tokenizer: TextTokenizer, named: Named) -> list
 
 def question_rows(records: Records, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
     """Returns rows of `questions`, with the question and its gold document as people read them."""
-    questions = _once(tokenizer.questions, [text for _, record in records for text in record.questions])
+    questions = _question_tokens(records, tokenizer)
     rows = [row for line, record in records for row in _pairs(line, record, questions)]
     return [row | {"gold_doc": json.dumps(row["gold"].to_dict())} for row in rows]
 
 
-def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+Asked = tuple[str | None, str]  # instruction and question
+
+
+def _question_tokens(records: Records, tokenizer: TextTokenizer) -> dict[Asked, np.ndarray]:
+    """Returns the token rows of all questions; a question that occurs often is tokenized once."""
+    asked = list(dict.fromkeys((record.instruction, text) for _, record in records for text in record.questions))
+    rows = tokenizer.questions([text for _, text in asked], [instruction for instruction, _ in asked])
+    return dict(zip(asked, rows, strict=True))
+
+
+def _pairs(line: int, record: QARecord, questions: dict[Asked, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yields one row for each question and gold passage of a record."""
     scored_golds = [*zip(record.gold_docs, record.gold_scores or [None] * len(record.gold_docs), strict=True)]
     for number, question in enumerate(record.questions):
@@ -138,8 +149,9 @@ def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Ite
                 "item": question_item * MAX_GOLDS + gold_number,
                 "question_item": question_item,
                 "question": as_utf8(question),
-                "question_key": question_key(question),
-                "question_tokens": questions[question],
+                "instruction": record.instruction,
+                "question_key": question_key(question, record.instruction),
+                "question_tokens": questions[record.instruction, question],
                 "passage_id": gold.passage_id,
                 "gold_score": gold_score,
                 "has_chat_history": record.has_chat_history,
@@ -149,7 +161,7 @@ def _pairs(line: int, record: QARecord, questions: dict[str, np.ndarray]) -> Ite
 
 def document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer) -> list[dict[str, Any]]:
     """Returns rows of `corpus`."""
-    passages = _once(tokenizer.passages, [document.fmt_content for _, document in records])
+    passages = _passage_tokens(tokenizer, [document.fmt_content for _, document in records])
     return [
         {
             "line": line,
@@ -163,7 +175,7 @@ def document_rows(records: list[tuple[int, Document]], tokenizer: TextTokenizer)
     ]
 
 
-def _once(tokenize: Callable[[list[str]], list[np.ndarray]], texts: list[str]) -> dict[str, np.ndarray]:
-    """Returns token rows by text; a text that occurs often is tokenized once."""
+def _passage_tokens(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, np.ndarray]:
+    """Returns the token rows of passages by text; a text that occurs often is tokenized once."""
     distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, tokenize(distinct), strict=True))
+    return dict(zip(distinct, tokenizer.passages(distinct), strict=True))

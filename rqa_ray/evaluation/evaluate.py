@@ -24,7 +24,6 @@ from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.rows import Questions
-from rqa_ray.data.schema import question_key
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.confidence import INTERVALS, intervals, paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
@@ -142,7 +141,10 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     test = asked["test"]
     lost = {gold for golds in test.gold_ids for gold in golds} - set(plan.passage_ids.tolist())
     print(f"data: {len(test.questions):,} questions; {plan.describe()}")
-    for line in labels.describe(question_key(question) for part in asked.values() for question in part.questions):
+    number = len(test.instructions) - test.instructions.count(None)
+    if number:
+        print(f"instructions: {number:,} of the questions have one, in place of the query prefix")
+    for line in labels.describe(key for part in asked.values() for key in part.keys):
         print(line)
     if lost:
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rqa_ray.data.columns import column, input_order
 from rqa_ray.data.rows import distinct_documents, first_of_question
-from rqa_ray.data.schema import Document
+from rqa_ray.data.schema import Document, instruction_entry
 from rqa_ray.evaluation.confidence import Clusters
 
 
@@ -39,15 +39,16 @@ class AskedQuestions:
     def __init__(self, tables: list[pa.Table]) -> None:
         order = input_order(tables)
         first = first_of_question(tables, order)
-        table = pa.concat_tables(
-            [part.select(["question", "question_key", "gold_doc", "passage_id"]) for part in tables]
-        )
+        columns = ["question", "instruction", "question_key", "gold_doc", "passage_id"]
+        table = pa.concat_tables([part.select(columns) for part in tables])
         rows = table.take(pa.array(order)).to_pylist()
         self.questions = [rows[row]["question"] for row in first]
+        self.instructions = [rows[row]["instruction"] for row in first]
+        self.keys = [rows[row]["question_key"] for row in first]
         by_key: dict[int, dict[int, str]] = {}
         for row in rows:
             by_key.setdefault(row["question_key"], {})[row["passage_id"]] = row["gold_doc"]
-        self._golds = [by_key[rows[row]["question_key"]] for row in first]
+        self._golds = [by_key[key] for key in self.keys]
         self.gold_ids = [list(golds) for golds in self._golds]
 
     @cached_property
@@ -77,7 +78,8 @@ def write_predictions(
                 {**documents(int(position)), "score": float(score)}
                 for position, score in zip(positions[row], scores[row], strict=True)
             ]
-            record = {"question": question, "gold_docs": asked.gold_docs(row), "retrieved_docs": retrieved}
+            about = {"question": question, **instruction_entry(asked.instructions[row])}
+            record = {**about, "gold_docs": asked.gold_docs(row), "retrieved_docs": retrieved}
             file.write(json.dumps(record) + "\n")
 
 

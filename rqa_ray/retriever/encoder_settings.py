@@ -79,6 +79,7 @@ class ModelSpec:
     settings: EncoderSettings
     trust_remote_code: bool = False
     copy: Any = None  # copy of the folder for nodes without it, see `model_copies.bring_model`
+    prompts: tuple[tuple[str, str], ...] = ()  # names and texts that the trained model gets beside its own prompts
 
 
 def read_settings(

@@ -7,10 +7,12 @@ output is the folder of a sentence-transformers model with all settings of the i
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError, first_line
+from rqa_ray.places import write_json
 from rqa_ray.retriever.adapters import merged
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import EncoderSettings, transformer_folder
@@ -97,6 +99,14 @@ def save_encoder(encoder: Encoder, folder: str) -> None:
         encoder.model.save_pretrained(folder, create_model_card=False)
     for name, value in used.items():
         setattr(config, name, value)
+
+
+def save_prompts(folder: Path, prompts: Mapping[str, str]) -> None:
+    """Adds prompts to a saved folder, so that `SentenceTransformer(folder).encode(texts, prompt_name=name)` works."""
+    path = folder / "config_sentence_transformers.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["prompts"] |= prompts
+    write_json(path, config)
 
 
 def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> Any:

@@ -44,29 +44,34 @@ class TextTokenizer:
             _lower_case(tokenizer)
         return cls(tokenizer, spec.settings)
 
-    def questions(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the token rows of questions, with the query prefix."""
-        return self._rows(texts, self.settings.query_prefix, self.settings.query_length)
+    def questions(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> list[np.ndarray]:
+        """Returns the token rows of questions, with the query prefix.
+
+        `instructions` has a text for each question that takes the place of the query prefix, or None.
+        """
+        prefix = self.settings.query_prefix
+        prefixes = [prefix if one is None else one for one in instructions or [None] * len(texts)]
+        return self._rows(texts, prefixes, self.settings.query_length)
 
     def passages(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the token rows of passages, with the passage prefix."""
-        return self._rows(texts, self.settings.passage_prefix, self.settings.document_length)
+        return self._rows(texts, [self.settings.passage_prefix] * len(texts), self.settings.document_length)
 
-    def _rows(self, texts: Sequence[str], prefix: str, length: int | None) -> list[np.ndarray]:
+    def _rows(self, texts: Sequence[str], prefixes: Sequence[str], length: int | None) -> list[np.ndarray]:
         if not texts:
             return []
         limit = length or self.settings.max_seq_length
-        batch = self._tokenize([as_utf8(prefix + text) for text in texts], limit)
+        batch = self._tokenize([as_utf8(prefix + text) for prefix, text in zip(prefixes, texts, strict=True)], limit)
         rows = [np.asarray(row, dtype=np.int32) for row in batch["input_ids"]]
         self.num_texts += len(rows)
         if batch.encodings is not None:
             self.num_truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings)
         else:
             self.num_truncated += sum(len(row) >= limit for row in rows)
-        if prefix and not self.settings.include_prompt:
-            number = self._prefix_length(prefix)
-            for row in rows:
-                row[:number] = ~row[:number]
+        if not self.settings.include_prompt:
+            lengths = {prefix: self._prefix_length(prefix) if prefix else 0 for prefix in set(prefixes)}
+            for row, prefix in zip(rows, prefixes, strict=True):
+                row[: lengths[prefix]] = ~row[: lengths[prefix]]
         return rows
 
     def _prefix_length(self, prefix: str) -> int:

@@ -12,7 +12,7 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
 from rqa_ray.retriever.adapters import mix_adapters
 from rqa_ray.retriever.encoder_settings import ModelSpec
-from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.retriever.folder import load_encoder, save_encoder, save_prompts
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER
 from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
@@ -94,10 +94,14 @@ class Finisher:
             wait_for_storage(self.place)
 
     def write_model(self, candidate: Candidate, folder: Path) -> None:
-        """Writes a candidate's model, in this process on the CPU."""
+        """Writes a candidate's model, with the prompts that training has used, in this process on the CPU."""
         if candidate.share == 1 and len(candidate.steps) == 1:
             self.results.checkpoints[candidate.step].download(MODEL_FOLDER, folder)
-            return
+        else:
+            self._write_mixture(candidate, folder)
+        save_prompts(folder, dict(self.model.prompts))
+
+    def _write_mixture(self, candidate: Candidate, folder: Path) -> None:
         trust = self.model.trust_remote_code
         encoder = load_encoder(self.model.folder, self.model.settings, trust_remote_code=trust)
         with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:

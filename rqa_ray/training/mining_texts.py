@@ -105,7 +105,7 @@ def _read_pairs(
             # bad records were reported when the files were first read
             if isinstance(record, QARecord) and share.has(record):
                 for question in record.questions:
-                    key = question_key(question)
+                    key = question_key(question, record.instruction)
                     texts.setdefault(key, question)
                     keys += [key] * len(record.gold_docs)
                     ids += [gold.passage_id for gold in record.gold_docs]

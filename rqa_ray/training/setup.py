@@ -15,6 +15,7 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import Workers, plan_workers
+from rqa_ray.data import instructions
 from rqa_ray.data.columns import column
 from rqa_ray.data.demo import write_demo
 from rqa_ray.data.labels import Labels
@@ -191,6 +192,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
+    found = stream.instructions if stream else instructions.parts_of(blocks["train"].small)
+    spec, about_instructions = instructions.with_prompts(spec, found, files["train"])
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
     began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
@@ -201,7 +204,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     check_negatives(own, has_negatives)
     has_scores = bool(job.settings.teacher) if mined else train.num_scored > 0
     check_teacher(job.settings.distill_weight, has_scores)
-    lines = [*([stream.report()] if stream else []), *brief(survey, files)]
+    lines = [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")

@@ -132,7 +132,14 @@ model = SentenceTransformer({{ name | tojson }})
 ```
 {% if has_prefixes %}
 Use `model.encode_query` and `model.encode_document`, which add the prefixes.
-{% endif %}
+{% endif %}{% if prompts %}
+The model was trained with instructions, which are prompts of the model. To put one of them before your questions,
+use `model.encode_query(questions, prompt_name={{ prompts[0][0] | tojson }})`.
+
+| prompt | text |
+|---|---|
+{% for name, text in prompts %}| {{ name }} | {{ text | tojson }} |
+{% endfor %}{% endif %}
 Metrics on the full corpus, before training and of the saved model ({{ choice.candidate }}):
 
 | metric | before | after |
@@ -199,6 +206,7 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState,
         encoder=f"{model.settings.describe()}{f'; {settings.describe_lora()}, merged' if settings.lora_r else ''}",
         about_loss=about_loss(settings, best) if best.step else [],
         has_prefixes=model.settings.has_prefixes,
+        prompts=model.prompts,
         metrics=metrics,
         choice=choice,
         chosen_by=choice.metric.removeprefix("eval_"),

@@ -105,9 +105,7 @@ def test_a_name_that_is_no_prompt_or_a_name_beside_a_prefix_is_refused(copy):
     assert said.startswith(f"--query_prompt_name retreival: {copy} has no such prompt; did you mean retrieval? ")
     assert said.endswith("choose one of query, document, retrieval")
     said = refusal(copy, passage_prompt_name="document", passage_prefix="p: ")
-    assert said == (
-        "--passage_prompt_name document: --passage_prefix 'p: ' gives a prefix too; leave one of them out"
-    )
+    assert said == ("--passage_prompt_name document: --passage_prefix 'p: ' gives a prefix too; leave one of them out")
 
 
 @pytest.mark.parametrize(
