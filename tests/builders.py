@@ -88,6 +88,8 @@ DOCUMENTS = [Document(f"text {number} ü", "", {"source": f"doc/{number}", "titl
 DOCUMENTS[3].fmt_content = "an embedded text of its own"
 ASKED = {"What is 0?": [0], "What is 1 or 3?": [1, 3], "what  IS 0?": [2]}  # the first and the last are one wording
 
+INSTRUCTIONS = {"What is 1 or 3?": "Find: "}
+
 
 def documents() -> Documents:
     """DOCUMENTS from two blocks, in which document 0 occurs twice."""
@@ -105,7 +107,8 @@ def asked_questions() -> AskedQuestions:
             "line": line,
             "item": item,
             "question": question,
-            "question_key": question_key(question),
+            "instruction": INSTRUCTIONS.get(question),
+            "question_key": question_key(question, INSTRUCTIONS.get(question)),
             "passage_id": DOCUMENTS[number].passage_id,
             "gold_doc": json.dumps(DOCUMENTS[number].to_dict()),
         }

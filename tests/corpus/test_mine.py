@@ -48,6 +48,8 @@ def data(tmp_path_factory) -> dict[str, str]:
         asked += [f"QUESTION  {number // 3}"] * (number % 3 == 0) + [" "] * (number == 4)
         lines.append({"questions": asked, "gold_docs": golds, "hard_neg_docs": [documents[50]], "chat_history": []})
     lines.append({"questions": ["only beyond"], "gold_docs": [beyond[0]], "hard_neg_docs": []})
+    other = {"gold_docs": [documents[55]], "hard_neg_docs": []}  # two questions of a wording that has other golds
+    lines += [{**other, "questions": ["question 3"], "instruction": text} for text in ("abc: ", "xyz: ")]
     held_out = [{"question": "held out", "gold_docs": [documents[number]]} for number in range(30, 60)]
     return {
         "train_file": write_lines(folder / "train.jsonl", lines),
@@ -106,11 +108,13 @@ class Oracle:
             self.documents.setdefault(document.passage_id, document)
         self.num_passages = len(self.documents)
         self.questions: dict[int, str] = {}
+        self.instructions: dict[int, str | None] = {}
         self.golds: dict[int, list[int]] = {}
         for record in good_records([data["train_file"]], "questions"):
             for question in record.questions:
-                key = question_key(question)
+                key = question_key(question, record.instruction)
                 self.questions.setdefault(key, question)
+                self.instructions.setdefault(key, record.instruction)
                 self.golds.setdefault(key, []).extend(gold.passage_id for gold in record.gold_docs)
                 for gold in record.gold_docs:
                     self.documents.setdefault(gold.passage_id, gold)
@@ -131,7 +135,8 @@ class Oracle:
         spec = ModelSpec(model, read_settings(model, max_seq_length=max_seq_length))
         tokenizer, encoder = TextTokenizer.load(spec), f"{fingerprint(model, spec.settings)} False"
         parts = {"passages": [shard.name for shard in folder.shards]}
-        tokens = tokenizer.questions([*self.questions.values()]), tokenizer.passages(self.texts[self.num_passages :])
+        asked = tokenizer.questions([*self.questions.values()], [*self.instructions.values()])
+        tokens = asked, tokenizer.passages(self.texts[self.num_passages :])
         for name, rows in zip(("questions", "golds"), tokens, strict=True):
             parts[name] = [table["name"][0].as_py() for table in text_shards(rows, other, encoder)]
         found = {
@@ -168,6 +173,11 @@ def read_lines(path: Path | str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def key_of(line: dict) -> int:
+    """The key of the question of a line that was written."""
+    return question_key(line["question"] if "question" in line else line["questions"][0], line.get("instruction"))
+
+
 def assert_is(folder: Path, oracle: Oracle, told: list[Verdicts], scores: np.ndarray) -> None:
     """The files in a folder say what brute force says; scores (Q, P) decided."""
     ids, keys = [*oracle.documents], [*oracle.questions]
@@ -200,8 +210,7 @@ def assert_is(folder: Path, oracle: Oracle, told: list[Verdicts], scores: np.nda
     suspects.sort(key=lambda suspect: -suspect[0])
     written = read_lines(folder / "suspects.jsonl")
     assert [
-        (question_key(line["question"]), Document(**line["rival"]).passage_id, line["gold_score"], line["score"])
-        for line in written
+        (key_of(line), Document(**line["rival"]).passage_id, line["gold_score"], line["score"]) for line in written
     ] == [suspect[1:] for suspect in suspects]
 
 
@@ -259,6 +268,7 @@ def test_the_hybrid_decides_with_the_weight_that_eval_questions_choose(
     held_out = [json.loads(line) for line in Path(data["test_file"]).read_text().splitlines()]
     texts = [line["gold_docs"][0]["page_content"] for line in held_out]
     lines = [line | {"question": " ".join(text.split()[:2])} for line, text in zip(held_out, texts, strict=True)]
+    lines[::2] = [line | {"instruction": "find the passage about "} for line in lines[::2]]
     asked = write_lines(tmp_path / "eval.jsonl", lines)
     more = ["--embeddings_path", mined / "embeddings", "--teacher", "hybrid"]
     output = mine_again(flags, tmp_path / "out", *more, "--eval_file", asked, "--mine_from", "dense")
@@ -283,7 +293,10 @@ def test_the_hybrid_decides_with_the_weight_that_eval_questions_choose(
     np.testing.assert_allclose(rows["score"], expected, atol=1e-4)
 
     spec = ModelSpec(tiny_model, read_settings(tiny_model, max_seq_length=40))
-    asked = Embedder.load(spec).questions([line["question"] for line in lines])
+    embedder = Embedder.load(spec)
+    asked = embedder.rows(
+        embedder.tokenizer.questions([line["question"] for line in lines], [line.get("instruction") for line in lines])
+    )
     folder = EmbeddingFolder(str(mined / "embeddings"))
     passages = torch.cat([block.embeddings for block in folder.blocks([shard.name for shard in folder.shards])])
     golds = [[parse_document(gold).passage_id for gold in line["gold_docs"]] for line in lines]
@@ -328,13 +341,15 @@ def test_a_line_has_one_question_its_golds_and_its_negatives_with_scores(mined, 
     for row in pq.read_table(mined / "negatives.parquet").to_pylist():
         negatives.setdefault(row["question_key"], []).append(row["passage_id"])
     asked = [
-        (question, record["gold_docs"])
+        (record | {"questions": [question]}, record["gold_docs"])
         for record in read_lines(data["train_file"])
         for question in filter(str.strip, record["questions"])
     ]
-    assert [line["questions"] for line in lines] == [[question] for question, _ in asked]
-    for line, (question, golds) in zip(lines, asked, strict=True):
-        key, row = question_key(question), [*oracle.questions].index(question_key(question))
+    for line, (record, golds) in zip(lines, asked, strict=True):
+        assert [line.get(name) for name in ("questions", "instruction")] == [
+            record.get(name) for name in ("questions", "instruction")
+        ]
+        key, row = key_of(line), [*oracle.questions].index(key_of(line))
         ids = [Document(**document).passage_id for document in line["gold_docs"]]
         assert ids == [parse_document(gold).passage_id for gold in golds] and line["chat_history"] == []
         assert line["gold_scores"] == [float(oracle.dense[row, oracle.places[number]]) for number in ids]
@@ -371,11 +386,11 @@ def test_an_accepted_suspect_is_a_gold_of_its_question_when_the_questions_are_mi
     output = mine_again(flags, tmp_path / "out", *more)
     assert "accepted labels: 1 passages are golds of 1 questions now\n" in capsys.readouterr().out
     assert accepted["id"] not in {suspect["id"] for suspect in read_lines(output / "suspects.jsonl")}
-    key, number = question_key(accepted["question"]), len(read_lines(mined / "train.jsonl"))
+    key, number = key_of(accepted), len(read_lines(mined / "train.jsonl"))
     lines = read_lines(output / "train.jsonl")
     assert len(lines) == number
     for line in lines:
-        assert (accepted["rival"] in line["gold_docs"]) >= (question_key(line["questions"][0]) == key)
+        assert (accepted["rival"] in line["gold_docs"]) >= (key_of(line) == key)
         assert len(line["gold_docs"]) == len(line["gold_scores"])
     rows = pq.read_table(output / "negatives.parquet").to_pylist()
     rival = parse_document(accepted["rival"]).passage_id

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqa_ray.data.batches import GlobalBatches
-from rqa_ray.data.formats import FORMATS, Format, RecordError, parse_document, parse_json, parse_qa_record
+from rqa_ray.data.formats import FORMATS, Format, RecordError, parse_document, parse_json, parse_label, parse_qa_record
 from rqa_ray.data.records import good_records
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.schema import Document, QARecord
@@ -76,6 +76,23 @@ def test_hard_negatives_may_be_missing(missing):
 @pytest.mark.parametrize(("history", "has"), [(None, False), ([], False), (["before"], True)])
 def test_a_chat_history_that_is_not_empty_is_noticed(history, has):
     assert parse_qa_record({"question": "?", "gold_docs": [DOC], "chat_history": history}).has_chat_history is has
+
+
+@pytest.mark.parametrize(("value", "instruction"), [(None, None), ("", ""), ("Find: ", "Find: "), ("\ud800", "?")])
+def test_an_instruction_may_be_missing_and_is_kept_with_its_blanks(value, instruction):
+    for asked in ({"question": "Boils?"}, {"questions": ["Boils?"]}):
+        assert parse_qa_record({**asked, "gold_docs": [DOC], "instruction": value}).instruction == instruction
+    assert parse_label({"question": "Boils?", "rival": DOC, "instruction": value}).instruction == instruction
+
+
+@pytest.mark.parametrize(("value", "found"), [(["Find: "], "a list"), (1, "1"), ({}, "an object")])
+def test_an_instruction_that_is_no_text_is_named_by_file_and_line(tmp_path, value, found):
+    path = tmp_path / "train.jsonl"
+    lines = [{"question": "Boils?", "gold_docs": [DOC]}, {"question": "?", "gold_docs": [DOC], "instruction": value}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError) as caught:
+        list(good_records([str(path)], "questions"))
+    assert str(caught.value) == f"{path}:2: `instruction` has to be a string, found {found}"
 
 
 # Missing values, and what is no text
@@ -232,10 +249,11 @@ def flag_embedding(value: dict[str, Any]) -> QARecord:
 class Words:
     """Stands for a tokenizer: each word is one token."""
 
-    def questions(self, texts: list[str]) -> list[np.ndarray]:
-        return [np.array([5 + zlib.crc32(word.encode()) % 90 for word in text.split()], np.int32) for text in texts]
+    def questions(self, texts: list[str], instructions: list[str | None]) -> list[np.ndarray]:
+        return self.passages(texts)
 
-    passages = questions
+    def passages(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array([5 + zlib.crc32(word.encode()) % 90 for word in text.split()], np.int32) for text in texts]
 
 
 def two_steps_on(folder: str) -> tuple[list[float], torch.Tensor, int]:

@@ -46,6 +46,15 @@ def test_only_the_questions_of_that_wording_get_the_gold_and_all_stay_in_their_o
     assert all(part.hard_neg_docs == [RIVAL] and part.hard_neg_scores == [0.5] for part in parts)
 
 
+def test_a_decision_is_about_the_question_with_its_instruction() -> None:
+    labels = Labels.of([Label("one", RIVAL, True, "Find: "), Label("one", RIVAL, False)])
+    for instruction, golds in (("Find: ", [GOLD, RIVAL]), ("Rank: ", [GOLD]), (None, [GOLD])):
+        record = QARecord(["one"], [GOLD], [], instruction=instruction)
+        (part,) = labels.apply(record)
+        assert part.gold_docs == golds and part.instruction == instruction
+        assert bool(labels.keys_in(record)) is (len(golds) > 1)
+
+
 def test_a_record_without_such_a_question_is_left_as_it_is() -> None:
     for labels in (Labels(), Labels.of([Label("four", RIVAL, True)]), Labels.of([Label("one", RIVAL, None)])):
         assert list(labels.apply(RECORD)) == [RECORD]

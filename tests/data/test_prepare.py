@@ -68,6 +68,19 @@ def test_the_parquet_holds_the_records_of_the_files(prepared, inputs) -> None:
     assert row["hard_negative_ids"] == [negative.passage_id for negative in record.hard_neg_docs]
 
 
+def test_the_parquet_keeps_instructions(tmp_path) -> None:
+    from rqa_ray.data.prepare import write
+
+    line = {"question": "one", "gold_docs": [{"page_content": "text"}]}
+    lines = [line | {"instruction": "Find: "}, line]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write([str(path)], "questions", tmp_path / "train.parquet", skip_bad=False)
+    for file in (path, tmp_path / "train.parquet"):
+        records = [record for _, record in read_records(str(file), "questions")]
+        assert [record.instruction for record in records] == ["Find: ", None]
+
+
 def test_training_on_it_makes_the_global_batches_of_the_files(prepared, inputs, spec) -> None:
     from rqa_ray.data.batches import GlobalBatches
     from rqa_ray.data.readers import read_inputs

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rqa_ray.data.rows import TrainingRows
-from rqa_ray.data.schema import Document, QARecord
-from rqa_ray.data.token_tables import to_table, train_rows
+from rqa_ray.data.rows import Golds, TrainingRows
+from rqa_ray.data.schema import Document, QARecord, question_key
+from rqa_ray.data.token_tables import question_rows, to_table, train_rows
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
 
@@ -44,6 +44,23 @@ def test_a_passage_is_brought_and_tokenized_once_in_a_task_and_named_by_every_ro
     assert training.negatives.ids[-2:].tolist() == [DOCUMENTS[0].passage_id, DOCUMENTS[3].passage_id]
     assert training.negatives.scores is not None and training.negatives.scores[-2:].tolist() == [0.5, 0.25]
     assert np.nan_to_num(training.negatives.gold_scores, nan=-1).tolist() == [-1, -1, -1, -1, 2]
+
+
+def test_an_instruction_goes_before_the_questions_of_its_record_in_training_and_in_evaluation(tokenizer) -> None:
+    records = [
+        (1, QARecord(["one", "two"], DOCUMENTS[:1], [], instruction="find: ")),
+        (2, QARecord(["One"], DOCUMENTS[1:2], [], instruction="FIND: ")),
+        (3, QARecord(["one"], DOCUMENTS[2:3], [])),
+    ]
+    expected = tokenizer.questions(["find: one", "find: two", "FIND: One", "one"])
+    for rows in (train_rows(records, tokenizer, set()), question_rows(records, tokenizer)):
+        assert [row["question_tokens"].tolist() for row in rows] == [row.tolist() for row in expected]
+        # a wording with another instruction, or with none, is another question
+        golds = Golds.of(*(np.array([row[name] for row in rows]) for name in ("question_key", "passage_id")))
+        assert [len(golds[row]) for row in range(4)] == [2, 1, 2, 1]
+        assert rows[3]["question_key"] == question_key("one") == question_key("one", "")
+    assert [row["instruction"] for row in rows] == ["find: ", "find: ", "FIND: ", None]
+    assert [row["question"] for row in rows] == ["one", "two", "One", "one"]
 
 
 def _tokens(tokenizer: TextTokenizer) -> list[list[int]]:

@@ -39,6 +39,7 @@ def test_predictions_are_read_again_as_question_records_with_their_golds(tmp_pat
     records = [parse_qa_record(record) for record in read_predictions(tmp_path / "p.jsonl")]
     assert [record.questions for record in records] == [[question] for question in ASKED]
     assert records[1].gold_docs == [DOCUMENTS[1], DOCUMENTS[3]]
+    assert [record.instruction for record in records] == [None, "Find: ", None]
 
 
 def test_predictions_have_the_retrieved_documents_with_scores_best_first(tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, GPT2Config
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
-from rqa_ray.retriever.folder import load_encoder, load_weights, save_encoder
+from rqa_ray.retriever.folder import load_encoder, load_weights, save_encoder, save_prompts
 from rqa_ray.retriever.step import forward_backward
 from rqa_ray.retriever.token_batches import length_sorted_batches
 from rqa_ray.retriever.tokenizer import check_model
@@ -226,6 +226,23 @@ def test_a_flag_overrides_the_pooling_and_the_prompts_of_a_folder(tiny_model, tm
     source = sentence_transformers_folder(tiny_model, tmp_path / "dense", dense=True)
     settings = EncoderSettings("cls+mean", max_seq_length=40)
     assert "its Dense module takes 32 numbers" in refusal(load_encoder, source, settings)
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_an_instruction_embeds_like_the_prompt_that_the_saved_folder_has_of_it(tiny_model, tmp_path, include_prompt):
+    source, saved = tmp_path / "theirs", tmp_path / "saved"
+    options = {"prompts": {"query": "query: ", "sts": "sts "}, "include_prompt": include_prompt, "normalize": True}
+    encoder = load_encoder(sentence_transformers_folder(tiny_model, source, **options), read_settings(str(source)))
+    save_encoder(encoder, str(saved))
+    save_prompts(saved, {"nq": "Find an answer: "})
+    model = SentenceTransformer(str(saved), device="cpu")
+    assert model.prompts == {"query": "query: ", "document": "", "sts": "sts ", "nq": "Find an answer: "}
+    embedder = Embedder(encoder.eval())
+    ours = embedder.rows(embedder.tokenizer.questions(texts(), ["Find an answer: "] * len(texts())))
+    for found in (model.encode(texts(), prompt="Find an answer: "), model.encode_query(texts(), prompt_name="nq")):
+        assert (ours - torch.from_numpy(found)).abs().max() < 1e-5
+    named = Embedder.load(ModelSpec(str(saved), read_settings(str(saved), query_prompt_name="nq")), "cpu")
+    assert torch.equal(named.questions(texts()), ours) and (embedder.questions(texts()) - ours).abs().max() > 1e-2
 
 
 def test_a_saved_encoder_loads_to_the_same_bits(tiny_model, tmp_path):

@@ -71,6 +71,18 @@ def test_tokens_of_a_prefix_that_is_not_pooled_are_marked(tiny_model):
     assert (passage >= 0).all()
 
 
+def test_an_instruction_takes_the_place_of_the_query_prefix(tiny_model):
+    settings = EncoderSettings(max_seq_length=16, query_prefix="q: ", include_prompt=False)
+    tokenizer = TextTokenizer.load(ModelSpec(tiny_model, settings))
+    rows = tokenizer.questions(["x", "x", "x"], [None, "ab: ", ""])
+    assert [words(tokenizer, np.where(row < 0, ~row, row)) for row in rows] == [
+        ["[CLS]", "q", ":", "x", "[SEP]"],
+        ["[CLS]", "a", "##b", ":", "x", "[SEP]"],
+        ["[CLS]", "x", "[SEP]"],
+    ]
+    assert [(row < 0).sum() for row in rows] == [3, 4, 0]  # the tokens that pooling leaves out
+
+
 def test_questions_and_passages_may_have_limits_of_their_own_and_be_lower_cased(tmp_path):
     save_tokenizer(tmp_path, do_lower_case=False)
     settings = EncoderSettings(max_seq_length=8, query_length=4, document_length=5, lower_case=True)

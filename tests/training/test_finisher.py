@@ -1,5 +1,6 @@
 """The driver's part of a finish: it asks the workers only for what lacks, and writes the model that was chosen."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.places import read_json
 from rqa_ray.retriever.adapters import add_adapters
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.folder import load_encoder
@@ -95,6 +97,7 @@ def test_the_workers_are_asked_for_the_test_questions_of_the_chosen_step_and_of_
 @pytest.mark.parametrize("candidate", [BASE, Candidate((4,)), Candidate((4, 8), 0.5)], ids=str)
 def test_the_written_model_has_the_weights_of_the_candidate(stored, tmp_path, candidate) -> None:
     finisher = finisher_of(stored, "merge", tmp_path / "place")
+    finisher.model = replace(finisher.model, prompts=(("nq", "Find: "),))
     finisher.write_model(candidate, tmp_path / "out")
     folders = [finisher.model.folder, *(f"{stored[0]}/checkpoint-{step}/model" for step in (4, 8))]
     base, four, eight = (load_file(Path(folder) / "model.safetensors") for folder in folders)
@@ -103,6 +106,8 @@ def test_the_written_model_has_the_weights_of_the_candidate(stored, tmp_path, ca
         expected = mixed if candidate.share < 1 else four[name] if candidate.steps else base[name]
         torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6 if candidate.share < 1 else 0)
     assert (tmp_path / "out" / "modules.json").exists()
+    prompts = read_json(tmp_path / "out" / "config_sentence_transformers.json")["prompts"]
+    assert prompts == {"query": "", "document": "", "nq": "Find: "}
 
 
 @pytest.mark.parametrize("candidate", [Candidate((4,)), Candidate((4,), 0.7), Candidate((4, 8), 0.5)], ids=str)

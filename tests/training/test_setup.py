@@ -1,11 +1,15 @@
 """Missing things are found before anything starts."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from rqa_ray.errors import InputError
 from rqa_ray.training.arguments import loggers_of
 from rqa_ray.training.job import parse_job
-from rqa_ray.training.setup import check_report_to
+from rqa_ray.training.setup import check_report_to, set_up
+from tests.conftest import write_lines
 
 JOB = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "9", "--report_to"]
 
@@ -15,6 +19,21 @@ def test_a_log_that_is_not_installed_is_refused(log, monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
     with pytest.raises(InputError, match=f"^--report_to {log}: is not installed here, or is not known"):
         check_report_to(parse_job([*JOB, log]))
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_instructions_of_the_training_files_become_prompts_of_the_model(
+    ray_cluster, files, train_flags, tmp_path, mode, capsys
+) -> None:
+    names = {"nq": "Find: ", "msmarco": "Rank: "}
+    for name, text in names.items():
+        lines = Path(files["train_file"]).read_text().splitlines()
+        write_lines(tmp_path / f"{name}.jsonl", [json.loads(line) | {"instruction": text} for line in lines])
+    given = [str(tmp_path / f"{name}.jsonl") for name in names]
+    more = ["--train_file", *given, "--data_mode", mode, "--output_dir", str(tmp_path / "out")]
+    setup = set_up(parse_job([*train_flags, *more]), "all_args.json")
+    assert dict(setup.model.prompts) == names
+    assert " the saved model has them as prompts: nq, msmarco\n" in capsys.readouterr().out
 
 
 def test_an_installed_log_or_none_is_taken(monkeypatch):

@@ -105,6 +105,13 @@ def test_the_model_card_has_each_metric_before_and_after_and_how_to_use_prefixes
     assert "encode_query" not in str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
 
 
+def test_the_model_card_lists_the_instructions_as_prompts(tmp_path):
+    instructed = replace(model(tmp_path), prompts=(("nq", "Find an answer\nQuery: "),))
+    card = str(model_card(JOB, instructed, BEFORE, BEST, CHOSEN))
+    assert 'use `model.encode_query(questions, prompt_name="nq")`.\n\n| prompt | text |\n|---|---|\n' in card
+    assert '|---|---|\n| nq | "Find an answer\\nQuery: " |\n\nMetrics on' in card
+
+
 def test_the_model_card_says_what_each_candidate_scored_and_why_one_was_chosen(tmp_path):
     card = str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
     assert "of the saved model (mixture of 0.7 x step 8 and 0.3 x step 0):" in card
