@@ -177,7 +177,7 @@ def _metric(name: str | None) -> str:
 
 def training_parser(about: str | None, *more: type) -> Parser:
     """Returns the parser of all training flags, and of those of `more` dataclasses; `about` comes first in `-h`."""
-    more_flags = "jobs/train.py, which work here too" if more else "LoRA and Weights & Biases"
+    more_flags = "jobs/train.py, which work here too" if more else "LoRA, Matryoshka and prompts"
     last = f"-h all adds the flags of {more_flags}, and transformers' TrainingArguments."
     parser = Parser(about, *more, RetrieverTrainingArguments, TrainSettings, short=more, last=last)
     for said, reasons in (("refused", REFUSED), ("no effect", NO_EFFECT)):

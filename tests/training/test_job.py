@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from rqa_ray.errors import InputError
 from rqa_ray.ray_environment import forget_accelerate
-from rqa_ray.settings import LoraSettings, TrainSettings
+from rqa_ray.settings import TrainSettings
 from rqa_ray.stops import user_errors
 from rqa_ray.training.arguments import ALIASES, NO_EFFECT, REFUSED, RetrieverTrainingArguments, UsualArguments
 from rqa_ray.training.job import RECIPES, parse_job
@@ -141,6 +141,8 @@ def test_the_defaults_are_those_of_the_contract():
         "overwrite_output_dir": False,
         "write_predictions": True,
         "save_adapter": False,
+        "symmetric_loss": False,
+        "learn_temperature": False,
     }
     assert (job.resume, job.notes, job.accumulation_steps) == (None, [], 1)
 
@@ -194,11 +196,13 @@ def help_of(*words: str) -> str:
 def test_a_short_help_has_own_settings_and_the_usual_ones_of_transformers():
     text = help_of("-h")
     shown = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
-    rare = {"run_project", "run_group", "run_entity", *(item.name for item in dataclasses.fields(LoraSettings))}
-    own = {field.name for field in dataclasses.fields(TrainSettings)} - rare
+    fields = dataclasses.fields(TrainSettings)
+    rare = {field.name for field in fields if field.metadata.get("is_rare")}
+    assert rare > {"run_project", "lora_r", "matryoshka_dims", "query_prompt_name"}
+    own = {field.name for field in fields} - rare
     assert own | set(RetrieverTrainingArguments.__annotations__) | set(UsualArguments.__annotations__) == shown
     assert text.splitlines()[-1] == (
-        "-h all adds the flags of LoRA and Weights & Biases, and transformers' TrainingArguments."
+        "-h all adds the flags of LoRA, Matryoshka and prompts, and transformers' TrainingArguments."
     )
     assert help_of("--help") == text
 
