@@ -230,7 +230,7 @@ class TrainSettings(
         None, "Train on this many questions of the built-in data, not on files.", at_least(1)
     )
     early_stopping_patience: int | None = EVALUATION.setting(
-        None, "Stop after so many evaluations without a better metric.", at_least(1), unset="never"
+        None, "Stop after so many evaluations without a gain (0: never).", at_least(0), unset="never"
     )
     async_eval: bool = EVALUATION.setting(False, "Evaluate beside training, where GPUs or CPUs are free.")
     finish: Literal["best", "merge", "none"] = EVALUATION.setting(

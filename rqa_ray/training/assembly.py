@@ -92,6 +92,6 @@ def assemble(
         evaluator,
         trust_remote_code=settings.trust_remote_code,
         evaluates_beside=evaluates_beside,
-        patience=settings.early_stopping_patience,
+        patience=settings.early_stopping_patience or None,
         rounds=Rounds(settings, texts, batches, evaluator, args.metric_for_best_model or "") if texts else None,
     )

@@ -235,9 +235,14 @@ def _recipe(words: list[str], parser: Parser) -> list[str]:
     name = chosen.parse_known_args(words)[0].recipe
     if name not in RECIPES:
         return []
-    given = _given(words, parser)
-    flags = read_config(str(RECIPES[name]))
-    return parser.flags_of({flag: value for flag, value in flags.items() if YIELDS.get(flag) not in given})
+    values, names = parser.read(words), _given(words, parser)
+    given = {name: values[name] for name in names if name in values}
+    flags = {flag: value for flag, value in read_config(str(RECIPES[name])).items() if YIELDS.get(flag) not in given}
+    if given.get("mine_negatives") == 0:  # then no question has negatives of its own, unless the user says so
+        flags.pop("negatives_per_question", None)
+    if given.get("negatives_per_question") == 0 and not given.get("hard_neg_ratio"):  # no batch would have those mined
+        flags.pop("mine_negatives", None)
+    return parser.flags_of(flags)
 
 
 def _given(words: list[str], parser: Parser) -> set[str]:

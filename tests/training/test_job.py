@@ -415,7 +415,7 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("stray", "stray: unknown argument (-h all lists all arguments)"),
         ("--temp 1", "--temp: unknown argument"),  # no abbreviations: they break when names are added
         ("--learning_rate fast", "--learning_rate: 'fast' is no number"),
-        ("--early_stopping_patience 0", "--early_stopping_patience 0: has to be at least 1"),
+        ("--early_stopping_patience -1", "--early_stopping_patience -1: has to be at least 0"),
         (
             "--early_stopping_patience 2 --async_eval",
             "--early_stopping_patience: an evaluation of --async_eval ends too late to stop training",
@@ -650,6 +650,44 @@ def test_the_recipe_best_is_a_file_of_flags_that_the_users_flags_override():
     assert own.settings.global_batch_size is None and own.training["per_device_train_batch_size"] == 16
     assert own.settings.early_stopping_patience is None and own.settings.mine_negatives == flags["mine_negatives"]
     assert parse_job({**own.to_config()}).to_config() == own.to_config()
+
+
+OFF = {  # each flag of the recipe, and the user's value that switches it off; for None, another flag does
+    "global_batch_size": None,
+    "learning_rate": 1e-5,
+    "dropout": 0.1,
+    "mine_negatives": 0,
+    "negatives_per_question": 0,
+    "hard_neg_ratio": 0.05,
+    "finish": "none",
+    "metric_for_best_model": "eval_retr/document_recall/recall4",
+    "early_stopping_patience": 0,
+}
+
+
+def test_each_flag_of_the_recipe_can_be_switched_off_alone():
+    assert OFF.keys() == json.loads(RECIPES["best"].read_text()).keys()
+    words = ["--model", "a", "--output_dir", "b", "--demo_size", "9", "--recipe", "best"]
+    for name, value in OFF.items():
+        if value is not None:
+            job = parse_job([*words, f"--{name}", str(value)])
+            assert {**vars(job.settings), **job.training}[name] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "mined", "own"),
+    [
+        (["--mine_negatives", "0"], 0, 0),
+        (["--mine_negatives=0", "--negatives_per_question=2"], 0, 2),  # those of the training files
+        (["--negatives_per_question", "0"], 0, 0),
+        (["--negatives_per_question", "0", "--hard_neg_ratio", "0.1"], 4, 0),
+        (["--negatives_per_question", "2"], 4, 2),
+    ],
+)
+def test_a_recipe_without_its_mining_asks_for_no_hard_negatives(given, mined, own):
+    words = ["--model", "a", "--output_dir", "b", "--demo_size", "9", "--recipe", "best"]
+    settings = parse_job([*words, *given]).settings
+    assert (settings.mine_negatives, settings.negatives_per_question) == (mined, own)
 
 
 def test_a_recipe_that_does_not_exist_is_refused_with_the_nearest():
