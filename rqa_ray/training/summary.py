@@ -218,7 +218,6 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState,
 def print_summary(job: Job, lines: list[str], choice: Choice, next_command: str | None = None) -> None:
     """Prints the last lines of a run; if no next command is given, it suggests another learning rate."""
     folder = job.location
-    improved = choice.candidate.step > 0
     print()
     print("\n".join([*choice.describe(), *lines]))
     print(f"best {choice.candidate} by {choice.metric}; model and results in {shown(folder)}")
@@ -227,6 +226,8 @@ def print_summary(job: Job, lines: list[str], choice: Choice, next_command: str 
     if "tensorboard" in (job.training["report_to"] or ""):
         logs = job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)
         print(f"  tensorboard --logdir {shlex.quote(logs)}")
-    rate = 2 * job.training["learning_rate"] if improved else job.training["learning_rate"] / 2
+    # a mixture with the pretrained weights takes back a part of what training has moved: the steps were too large
+    gained = choice.candidate.step > 0 and choice.candidate.share == 1
+    rate = job.training["learning_rate"] * (2 if gained else 0.5)
     words = [arguments, "--learning_rate", f"{rate:g}", "--output_dir", with_suffix(folder, "-2")]
     print(f"  {next_command or command(*job.command[:1] or ['jobs/train.py'], *words)}")

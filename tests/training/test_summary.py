@@ -159,12 +159,18 @@ def test_the_summary_says_when_the_pretrained_weights_are_kept(capsys):
 
 
 def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate(capsys):
+    for candidate in (Candidate((8,)), Candidate((4, 8))):
+        print_summary(JOB, [], replace(CHOSEN, candidate=candidate, scores=[*SCORES, Score(candidate, 0.9, 0.9)]))
+        assert "--learning_rate 2e-05" in capsys.readouterr().out
+
+
+def test_the_summary_of_a_mixture_with_the_pretrained_weights_proposes_a_lower_learning_rate(capsys):
     print_summary(JOB, [], CHOSEN)
     text = capsys.readouterr().out
     assert "\nchosen from 3 candidates: mixture of 0.7 x step 8 and 0.3 x step 0, recall4 0.750 on eval" in text
     assert "best mixture of 0.7 x step 8 and 0.3 x step 0 by eval_retr/document_recall/recall4; model and" in text
     assert "weights are kept" not in text
-    assert "--learning_rate 2e-05" in text
+    assert "all_args.json --learning_rate 5e-06 --output_dir out-2" in text
 
 
 def test_bad_records_are_listed_in_a_file_and_counted_in_a_line(tmp_path) -> None:
