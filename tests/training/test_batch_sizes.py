@@ -114,9 +114,10 @@ def test_a_search_mines_where_any_of_its_trials_does(words, mines):
     assert SearchPlan.of(search, search.job, 900).mines is mines
 
 
-def test_few_pairs_are_seen_in_several_epochs_and_many_pairs_in_many_steps():
+def test_few_pairs_are_seen_in_several_epochs_and_many_pairs_in_one():
     assert [steps_for(pairs, 64) for pairs in (16, 135, 574, 1_000, 13_155)] == [20, 20, 36, 63, 227]
-    assert steps_for(1_000_000, 64) == 1_000 and steps_for(1_000_000, 2_048) == 489
+    assert steps_for(64_000, 64) == 1_000 and steps_for(1_000_000, 64) == 15_625  # never less than one epoch
+    assert steps_for(1_000_000, 2_048) == 489 and steps_for(4_000, 4) == 1_000  # of two epochs, only the first is sure
     assert steps_for(13_155, 256) == 57
     steps = [steps_for(pairs, 32) for pairs in range(10, 40_000, 97)]
     assert steps == sorted(steps)
