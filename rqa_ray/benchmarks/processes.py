@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,23 @@ Figures = dict[str, float]
 
 
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a function in a new process, which inherits the environment, and returns its result."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    """Runs a function in a new process, which inherits the environment, and returns its result.
+
+    The new process ends when this one ends, also if this one is killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as process:
         return process.submit(function, *arguments).result()
+
+
+def _end_with_parent() -> None:
+    threading.Thread(target=_wait_for_the_end_of_the_parent, daemon=True).start()
+
+
+def _wait_for_the_end_of_the_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def summarize(results: dict[str, list[Figures]], own: str) -> dict[str, Figures]:
