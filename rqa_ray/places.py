@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,21 @@ def check_local_folder(output_dir: str) -> None:
         pass
     except OSError as error:  # a file, below a file, a name that is too long, no permission
         raise InputError(f"--output_dir {output_dir}: cannot be a folder ({error.strerror})") from None
+    check_writable(output_dir)
+
+
+def check_writable(output_dir: str) -> None:
+    """Raises InputError if no file can be made in a folder, or above it where the folder does not exist yet.
+
+    A file is made, because the permissions of a folder do not say whether its file system is read-only.
+    """
+    folder = Path(absolute(output_dir))
+    try:
+        place = next(one for one in (folder, *folder.parents) if one.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be written ({error.strerror}); choose another") from None
 
 
 def refuse_files_of_others(output: Path, names: Iterable[str]) -> None:

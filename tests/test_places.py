@@ -1,12 +1,14 @@
 """Files are complete or absent, whatever happens while they are written."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from rqa_ray.errors import InputError
 from rqa_ray.places import (
     check_local_folder,
+    check_writable,
     file_content,
     inside,
     read_json,
@@ -162,3 +164,18 @@ def test_a_json_file_has_an_object_or_is_not_there(tmp_path):
         file.write_text(content)
         with pytest.raises(InputError, match=f"^{file}: {said}"):
             read_json(file)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make files: /proc")
+@pytest.mark.parametrize("name", ["/proc", "/proc/out", "/proc/self/a/b"])
+def test_a_folder_in_which_no_file_can_be_made_is_refused_in_one_line(name):
+    with pytest.raises(InputError, match=f"^--output_dir {name}: cannot be written .*; choose another$"):
+        check_writable(name)
+    with pytest.raises(InputError, match=f"^--output_dir {name}: cannot be written"):
+        check_local_folder(name)
+
+
+def test_the_check_of_a_folder_leaves_no_file_and_makes_no_folder(tmp_path):
+    check_writable(str(tmp_path))
+    check_writable(str(tmp_path / "a/b"))
+    assert not list(tmp_path.iterdir())

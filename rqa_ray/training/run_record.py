@@ -17,7 +17,17 @@ from typing import Any
 
 from rqa_ray.cluster.probe import within_seconds
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import ALL_ARGS_FILE, absolute, inside, read_json, refuse_among_inputs, shown, within, write_json
+from rqa_ray.places import (
+    ALL_ARGS_FILE,
+    absolute,
+    check_writable,
+    inside,
+    read_json,
+    refuse_among_inputs,
+    shown,
+    within,
+    write_json,
+)
 from rqa_ray.retriever.losses import make_loss
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.job import Job
@@ -110,6 +120,7 @@ def check_output_dir(job: Job, model_folder: str) -> None:
     folder = Path(job.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {job.location}: is a file")
+    check_writable(job.output_dir)
     RunRecord.read(job)  # a record that cannot be read is found here, before anything starts
     try:
         checkpoint = within_seconds(lambda: checkpoint_to_resume(job), f"{job.resume_flag}: storage")

@@ -215,3 +215,9 @@ def test_a_folder_that_holds_the_model_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match=r"^--output_dir .*/out: has the input .*/out in it; choose another folder"):
         check_output_dir(job(tmp_path / "out", "--overwrite_output_dir"), str(tmp_path / "out"))
     check_output_dir(job(tmp_path / "out", "--overwrite_output_dir"), str(tmp_path / "model"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make files: /proc")
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(InputError, match="^--output_dir /proc/out: cannot be written"):
+        check_output_dir(job(Path("/proc/out")), str(tmp_path))
