@@ -5,6 +5,7 @@ N is the number of rows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -139,6 +140,15 @@ class Corpus:
     def table(self) -> PassageTable:
         """The tokens of all passages by id."""
         return PassageTable.of(self.passage_ids, self.tokens.take(self.text_of))
+
+
+def fingerprint(questions: Questions, corpus: Corpus) -> str:
+    """Returns a short text that is another one where questions, golds or passages are others."""
+    made = hashlib.blake2b(digest_size=8)
+    parts = [corpus.passage_ids, corpus.text_of, corpus.tokens.lengths, questions.golds.ids, questions.golds.offsets]
+    for part in [*parts, questions.tokens.lengths, *questions.tokens]:
+        made.update(np.ascontiguousarray(part).data)
+    return made.hexdigest()
 
 
 def first_of_question(tables: Sequence[pa.Table], order: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from rqa_ray.corpus.corpus_loss import CorpusLoss
 from rqa_ray.corpus.topk import EMPTY, RunningTopK, search_block
-from rqa_ray.data.rows import Corpus, Questions
+from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.evaluation.hybrid_scores import HybridScores
 from rqa_ray.evaluation.metrics import (
     HEADLINES,
@@ -64,6 +64,7 @@ class RetrievalEvaluator:
         """
         self.corpus, self.questions, self.embedder = corpus, questions, embedder
         self.dimensions = dimensions
+        self.asked = {split: fingerprint(part, corpus) for split, part in questions.items()}
         found = [found_by_bm25[split] for split in questions] if found_by_bm25 else []
         self.found_by_bm25 = np.concatenate(found) if found else None
         # called with the number of texts that this rank has encoded, and of all
@@ -202,7 +203,8 @@ class _Ranking:
                 of_cut = retrieval_metrics(self.evaluator.corpus.passage_ids[found[rows]], part.golds)
                 metrics |= {name_at(label, number): of_cut[LABELS[label]] for label in HEADLINES}
             of_bm25 = self.hybrid.result(rows) if self.hybrid else None
-            results[split] = SplitResult(metrics, scores[rows], positions[rows], of_bm25)
+            asked = self.evaluator.asked[split]
+            results[split] = SplitResult(metrics, scores[rows], positions[rows], of_bm25, asked)
         return Evaluation(results)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import BinaryIO
 
@@ -35,6 +35,7 @@ class SplitResult:
     scores: np.ndarray  # (Q, K) fp32
     positions: np.ndarray  # (Q, K) places in the corpus, best first
     of_bm25: OfBm25 | None = None  # None if the evaluation was told nothing about BM25
+    asked: str = ""  # `rows.fingerprint` of the questions and the corpus
 
 
 @dataclass
@@ -55,6 +56,11 @@ class Evaluation:
         """Returns the metrics of one split by full name; empty if the split was not evaluated."""
         return flat_metrics({split: self.splits[split].metrics} if split in self.splits else {})
 
+    def of(self, asked: Mapping[str, str]) -> Evaluation | None:
+        """Returns the results of those splits that have these fingerprints; None if eval is not among them."""
+        known = {split: result for split, result in self.splits.items() if result.asked == asked.get(split)}
+        return Evaluation(known) if "eval" in known else None
+
     def files(self, name: str) -> dict[str, bytes]:
         """Returns the contents of the files that `load` reads.
 
@@ -64,6 +70,7 @@ class Evaluation:
         arrays: dict[str, np.ndarray] = {}
         for split, result in self.splits.items():
             arrays |= {f"{split}_scores": result.scores, f"{split}_positions": result.positions}
+            arrays[f"{split}_asked"] = np.array(result.asked)
             of_bm25 = vars(result.of_bm25) if result.of_bm25 else {}
             arrays |= {f"{split}_bm25_{name}": values for name, values in of_bm25.items()}
         np.savez(rankings, **arrays)  # type: ignore[arg-type]
@@ -81,7 +88,8 @@ class Evaluation:
                 names = [f"{split}_bm25_{item.name}" for item in fields(OfBm25)]
                 of_bm25 = OfBm25(*(arrays[name] for name in names)) if names[0] in arrays else None
                 parts = arrays[f"{split}_scores"], arrays[f"{split}_positions"]
-                found.splits[split] = SplitResult(values, *parts, of_bm25)
+                asked = str(arrays[f"{split}_asked"]) if f"{split}_asked" in arrays else ""  # of an earlier version
+                found.splits[split] = SplitResult(values, *parts, of_bm25, asked)
             return found
 
 

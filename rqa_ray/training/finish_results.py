@@ -20,15 +20,16 @@ class FinishResults:
     def __init__(self, told: FinishSpec) -> None:
         self.filesystem, self.path = open_location(told.place)
         self.checkpoints = {step: _read(location) for step, location in told.checkpoints.items()}
-        self.before = told.before
+        self.before, self.asked = told.before, told.asked
 
     def get(self, candidate: Candidate) -> Evaluation | None:
-        """Returns the evaluation of a candidate; None if there is none yet."""
-        found = read_evaluation_from(f"{self.path}/{candidate.key}", self.filesystem)
+        """Returns the evaluation of a candidate; None if there is none yet, or only one of other questions."""
+        stored = read_evaluation_from(f"{self.path}/{candidate.key}", self.filesystem)
+        found = stored and stored.of(self.asked)
         if found is None and candidate == BASE:
-            return self.before
+            return self.before.of(self.asked)
         if found is None and candidate == Candidate((candidate.step,)):
-            return self.checkpoints[candidate.step].evaluation()
+            return self.checkpoints[candidate.step].evaluation().of(self.asked)
         return found
 
     def temperature(self, candidate: Candidate, start: float) -> float:

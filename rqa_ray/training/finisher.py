@@ -40,13 +40,14 @@ class Finisher:
     whole: list[StoredCheckpoint]
     place: str
     questions: EvalQuestions
+    asked: dict[str, str]  # `rows.fingerprint` of eval, and of test if there is one
 
     def __post_init__(self) -> None:
         metric = self.job.training["metric_for_best_model"]
         tuned = [checkpoint for checkpoint in self.whole if checkpoint.step > 0]
         number = most_steps(self.job.settings.finish, self.job.training.get("save_total_limit"))
         best = {one.step: one.location for one in best_checkpoints(tuned, metric, number)}
-        self.told = FinishSpec(self.place, best, self.whole[-1].before(), self.questions.clusters)
+        self.told = FinishSpec(self.place, best, self.whole[-1].before(), self.questions.clusters, self.asked)
         self.results = FinishResults(self.told)
         self.finish = Finish(self.job.settings.finish, metric, self.questions)
 

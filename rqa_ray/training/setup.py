@@ -22,6 +22,7 @@ from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.report import brief, check_golds
+from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
@@ -105,6 +106,12 @@ class Setup:
             f"{duration(time.monotonic() - started)}"
         )
         return ray.put(texts)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns `rows.fingerprint` of the eval and test questions, by split."""
+        corpus = Corpus.from_tables(self.blocks["corpus"].tables())
+        splits = [split for split in ("eval", "test") if split in self.blocks]
+        return {split: fingerprint(Questions.from_tables(self.blocks[split].tables()), corpus) for split in splits}
 
     def write_bad_records(self) -> None:
         """Lists the records that were left out in output_dir, and prints a line about them."""

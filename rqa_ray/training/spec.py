@@ -28,6 +28,7 @@ class FinishSpec:
     checkpoints: dict[int, str]  # folders or URIs of the best checkpoints, by step
     before: Evaluation  # the evaluation of the pretrained model
     clusters: np.ndarray  # (Q,) the cluster of each eval question, see `confidence.py`
+    asked: dict[str, str]  # `rows.fingerprint` by split; results of other questions count as missing
 
 
 @dataclass(frozen=True)

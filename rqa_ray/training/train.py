@@ -109,7 +109,7 @@ def finish(
     splits, documents = asked_of(setup.blocks)
     asked = splits["eval"]
     questions = EvalQuestions(asked.gold_ids, documents.passage_ids, asked.clusters.labels)
-    finisher = Finisher(setup, job, model, whole, place, questions)
+    finisher = Finisher(setup, job, model, whole, place, questions, setup.fingerprints())
     choice = finisher.choose()
     before = summary.ModelState(0, finisher.before())
     best = summary.ModelState(choice.candidate.step, choice.evaluation, finisher.learned_temperature(choice.candidate))

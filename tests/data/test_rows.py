@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqa_ray.data.columns import Ragged
-from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows, distinct_documents
+from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows, distinct_documents, fingerprint
 from tests.builders import random_train_rows, table
 
 # Each takes one table and returns the same rows as blocks of another shape.
@@ -177,6 +177,28 @@ def test_a_question_is_there_once_for_each_time_that_it_is_asked_with_all_its_go
     twice = [[0, 1, 30, 31]] * 2
     once = [[[10 * line, 10 * line + 1]] * 2 for line in range(6)]
     assert lists(asked.golds) == twice + once[1] + once[2] + twice + once[4] + once[5]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_fingerprint_is_the_same_for_all_blocks_and_another_for_other_questions_golds_or_passages(shape):
+    def made(shape: str, change: str = "") -> str:
+        rows = [
+            {"line": line, "question_key": line, "question_tokens": [line, 1], "passage_id": 9} for line in range(18)
+        ]
+        documents = [*DOCUMENTS]
+        if change == "question":
+            rows[7]["question_tokens"] = [7, 2]
+        if change == "gold":
+            rows[7]["passage_id"] = 5
+        if change == "passage":
+            documents.pop()
+        tables = SHAPES[shape](table("questions", rows))
+        return fingerprint(
+            Questions.from_tables(tables), Corpus.from_tables(SHAPES["one block"](table("corpus", documents)))
+        )
+
+    assert made(shape) == made("one block")
+    assert len({made("one block", change) for change in ("", "question", "gold", "passage")}) == 4
 
 
 def test_the_same_line_number_in_two_files_is_two_questions():

@@ -12,6 +12,7 @@ def result(value: float) -> SplitResult:
 
 
 FOUND = Evaluation({"eval": result(0.5), "test": result(0.25)})
+FOUND.splits["test"].asked = "questions of test"
 FOUND.splits["test"].of_bm25 = OfBm25(np.arange(4).reshape(2, 2), np.ones((2, 2)), np.zeros(2), np.ones(2))
 
 
@@ -27,9 +28,17 @@ def test_what_was_saved_is_loaded_again() -> None:
     for split, found in again.splits.items():
         np.testing.assert_array_equal(found.scores, FOUND.splits[split].scores)
         np.testing.assert_array_equal(found.positions, FOUND.splits[split].positions)
-        assert found.scores.dtype == np.float32
+        assert found.scores.dtype == np.float32 and found.asked == FOUND.splits[split].asked
     assert again.splits["eval"].of_bm25 is None
     np.testing.assert_equal(vars(again.splits["test"].of_bm25), vars(FOUND.splits["test"].of_bm25))
+
+
+def test_results_of_other_questions_are_left_out_and_without_those_of_eval_there_is_nothing() -> None:
+    asked = {"eval": "", "test": "questions of test"}
+    assert FOUND.of(asked) == FOUND
+    for other in ({"eval": "", "test": "others"}, {"eval": ""}):
+        assert FOUND.of(other) == Evaluation({"eval": FOUND.splits["eval"]})
+    assert FOUND.of(asked | {"eval": "others"}) is None and Evaluation().of(asked) is None
 
 
 def test_the_metrics_are_written_last_and_nothing_found_is_saved_too() -> None:

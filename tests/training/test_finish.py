@@ -1,6 +1,7 @@
 """The model that a run leaves: candidates, mixtures, the choice; the same on one and two ranks, and after a kill."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +143,13 @@ def store_steps(folder: Path) -> FinishSpec:
         StepNote(step, temperature=step / 10).save(checkpoint)
         write_manifest(checkpoint, step)
         checkpoints[step] = str(checkpoint)
-    return FinishSpec("", checkpoints, before, EvalQuestions.of(evaluator).clusters)
+    return FinishSpec("", checkpoints, before, EvalQuestions.of(evaluator).clusters, evaluator.asked)
 
 
 def finished(folder: str, place: str, told: FinishSpec, killed_at: int = 99) -> tuple[str, list[str]]:
     """Makes the finish on this rank; returns what is chosen, and which candidates were evaluated."""
     evaluator, _ = evaluator_of(folder)
-    results, encoder = FinishResults(FinishSpec(place, told.checkpoints, told.before, told.clusters)), None
+    results, encoder = FinishResults(replace(told, place=place)), None
     encoder = evaluator.embedder.encoder
     base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     weights = results.weights(base, encoder, Path(f"{place}-{distributed.rank()}"), False)
@@ -175,7 +176,7 @@ def on_rank(folder: str, told: FinishSpec) -> tuple[str, list[str]]:
 
 def test_a_candidate_is_evaluated_at_the_temperature_that_the_loss_had_learned_at_its_last_step(tmp_path) -> None:
     told = store_steps(tmp_path)
-    results = FinishResults(FinishSpec(str(tmp_path / "place"), told.checkpoints, told.before, told.clusters))
+    results = FinishResults(replace(told, place=str(tmp_path / "place")))
     candidates = [BASE, Candidate((4,)), Candidate((4, 8), 0.3)]
     assert [results.temperature(candidate, start=0.2) for candidate in candidates] == [0.2, 0.4, 0.8]
     StepNote(4).save(Path(told.checkpoints[4]))

@@ -43,8 +43,9 @@ def finisher_of(stored, kind: str, place: Path, splits: tuple[str, ...] = ("eval
     setup = SimpleNamespace(blocks=dict.fromkeys(splits), workers=None)
     setup.worker_spec = lambda **more: WorkerSpec(job.settings, job.training, model, {}, **more)
     model = ModelSpec(random_bert(str(folder)), read_settings(random_bert(str(folder))))
-    questions = EvalQuestions.of(evaluator_of(str(folder))[0])
-    return Finisher(setup, job, model, whole, str(place), questions)
+    evaluator, _ = evaluator_of(str(folder))
+    asked = evaluator.asked | ({"test": evaluator.asked["eval"]} if "test" in splits else {})
+    return Finisher(setup, job, model, whole, str(place), EvalQuestions.of(evaluator), asked)
 
 
 def no_workers(*args, **options) -> None:
@@ -92,6 +93,22 @@ def test_the_workers_are_asked_for_the_test_questions_of_the_chosen_step_and_of_
     assert tested == list(dict.fromkeys([choice.candidate, BASE]))
     assert set(choice.evaluation.splits) == set(finisher.before().splits) == {"eval", "test"}
     assert finisher.choose().candidate == choice.candidate and len(tested) <= 2
+
+
+def test_candidates_that_were_evaluated_on_other_questions_are_evaluated_again(stored, tmp_path, monkeypatch) -> None:
+    finisher = finisher_of(stored, "best", tmp_path)
+    finisher.results.asked = {"eval": "other questions"}
+    evaluated: list[Candidate] = []
+
+    def fit(loop, job, workers, spec, place, run, saves_on_stop) -> None:
+        evaluated.extend(one for one in (BASE, Candidate((4,)), Candidate((8,))) if not finisher.results.get(one))
+        for one in evaluated:
+            found = FinishResults(spec.finish).get(one).splits["eval"]
+            finisher.results[one] = Evaluation({"eval": replace(found, asked="other questions")})
+
+    monkeypatch.setattr(module, "fit", fit)
+    assert finisher.choose().evaluation.splits["eval"].asked == "other questions"
+    assert evaluated == [BASE, Candidate((4,)), Candidate((8,))]
 
 
 @pytest.mark.parametrize("candidate", [BASE, Candidate((4,)), Candidate((4, 8), 0.5)], ids=str)
