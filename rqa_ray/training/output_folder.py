@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,14 @@ def push(job: Job) -> None:
         fs.copy_files(str(path), target, fs.LocalFileSystem(), filesystem)
 
 
-def delete_remote(job: Job, names: list[str]) -> None:
+def delete_files(job: Job, names: Iterable[str]) -> None:
+    """Deletes files of the output that an earlier run has left, if they are there."""
+    for name in names:
+        (Path(job.output_dir) / name).unlink(missing_ok=True)
+    delete_remote(job, names)
+
+
+def delete_remote(job: Job, names: Iterable[str]) -> None:
     """Deletes files and folders of the URI if the output is one."""
     if job.location == job.output_dir:
         return

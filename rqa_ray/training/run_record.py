@@ -35,6 +35,7 @@ from rqa_ray.training.output_folder import (
     CHECKPOINTS_FOLDER,
     DEMO_FOLDER,
     RUN_FILE,
+    delete_files,
     delete_remote,
     push,
     storage_of,
@@ -219,12 +220,10 @@ def delete_run(job: Job, record: RunRecord) -> None:
     folders = [TENSORBOARD_FOLDER, CHECKPOINTS_FOLDER]
     if not job.settings.demo_size:  # the demo data has just been written anew
         folders.append(DEMO_FOLDER)
-    files = [*record.files, BAD_RECORDS_FILE]
     for name in folders:
         shutil.rmtree(Path(job.output_dir) / name, ignore_errors=True)
-    for name in files:
-        (Path(job.output_dir) / name).unlink(missing_ok=True)
-    delete_remote(job, [*folders, *files])
+    delete_remote(job, folders)
+    delete_files(job, [*record.files, BAD_RECORDS_FILE])
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
+from rqa_ray.corpus.bm25 import HYBRID_FILE
 from rqa_ray.evaluation import hybrid_report
 from rqa_ray.evaluation.predictions import write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
@@ -28,11 +29,14 @@ from rqa_ray.training.finish import EvalQuestions
 from rqa_ray.training.finisher import Finisher, place_of
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
-from rqa_ray.training.output_folder import push, with_local_output
+from rqa_ray.training.output_folder import delete_files, push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
 from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
+
+# files and folders that not every finish writes; those of an earlier finish describe another model
+NOT_ALWAYS = (HYBRID_FILE, "test_results.json", "eval-predictions.jsonl", "test-predictions.jsonl", ADAPTER_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def finish(
     """Chooses among the stored checkpoints of a run, writes output_dir, and prints the summary.
 
     `evaluations` are the steps and metrics of the evaluations that were made beside training. `place` is the folder or
-    URI of what the finish stores.
+    URI of what the finish stores. Files of an earlier finish that describe another model are deleted.
     """
     splits, documents = asked_of(setup.blocks)
     asked = splits["eval"]
@@ -129,8 +133,10 @@ def finish(
                 path = staging / f"{split}-predictions.jsonl"
                 write_predictions(path, asked, documents.document, found.scores, found.positions)
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
+        stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))
         record.save(job.output_dir)
+    delete_files(job, stale)
     push(job)
     summary.print_summary(job, lines, choice, next_command)
     metrics = before.evaluation.metrics, best.evaluation.metrics

@@ -166,6 +166,10 @@ def test_sentence_transformers_finds_the_same_passages(finished: Path, files) ->
 def merged(two_workers: Path, flags: list[str], folder: Path) -> list[str]:
     """Finishes a copy of a run again, with `--finish merge` on one worker; returns the words of the command."""
     shutil.copytree(two_workers, folder)
+    kept = read_json(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps(kept | {"files": [*kept["files"], "adapter/of_earlier.json"]}))
+    (folder / "adapter").mkdir()
+    (folder / "adapter/of_earlier.json").write_text("{}")
     words = [*flags, "--output_dir", str(folder), "--finish", "merge", "--resume_from_checkpoint", "true"]
     run(words)
     return words
@@ -185,6 +189,8 @@ def test_a_merge_leaves_the_best_of_steps_mean_and_mixtures(two_workers, flags, 
     assert sum(name.startswith("mixture") for name in scores) == 4
     assert scores[results["chosen"]] == max(scores.values())
     assert read_json(folder / "eval_results.json")["eval_retr/document_recall/recall4"] == max(scores.values())
+    assert not (folder / "adapter/of_earlier.json").exists(), "a file that this finish has not replaced"
+    assert (folder / "hybrid.json").exists()
     tested = ["test" in read_json(path) for path in scores_of(folder).values()]
     assert len(tested) >= 4 and sum(tested) <= 1, "only the chosen one meets test questions"
 
