@@ -8,6 +8,7 @@ from typing import Literal
 from rqa_ray.errors import InputError
 from rqa_ray.fields import ABOVE_0, LOSS, Check, at_least, from_to
 
+OF_COSINES, OF_WIDE_SCORES = 0.05, 1.0  # default of `--teacher_temperature`: for scores from -1 to 1, and for others
 LEARNED_TEMPERATURES = 0.01, 100.0  # bounds of a temperature that is learned; CLIP's scale is at most 100 too
 
 
@@ -24,8 +25,8 @@ class LossSettings:
     distill_weight: float = LOSS.setting(
         0.0, "Share of the loss that follows the teacher's scores (0 to 1).", from_to(0, 1)
     )
-    teacher_temperature: float = LOSS.setting(
-        1.0, "Divides the teacher's scores: 0.05 for cosine, 1 for hybrid.", ABOVE_0
+    teacher_temperature: float | None = LOSS.setting(
+        None, "Divides the teacher's scores.", ABOVE_0, unset="0.05 for cosines, else 1"
     )
     dropout: float | None = LOSS.setting(
         None,

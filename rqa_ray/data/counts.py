@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from rqa_ray.data.files import text_bytes
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import QARecord, instruction_entry
@@ -12,7 +14,21 @@ from rqa_ray.data.share import ALL, Share
 
 SAMPLE_RECORDS, SAMPLE_ROWS = 500, 2_000
 LARGEST_ID = 2**63 - 1
-NUMBERS = ("num_rows", "num_questions", "num_empty", "num_chats", "num_negatives", "num_left_out", "num_scored")
+NUMBERS = (
+    "num_rows",
+    "num_questions",
+    "num_empty",
+    "num_chats",
+    "num_negatives",
+    "num_left_out",
+    "num_scored",
+    "num_no_cosines",
+)
+
+
+def num_no_cosines(scores: np.ndarray) -> int:
+    """Returns how many scores are below -1 or above 1 by more than rounding; NaN is no score."""
+    return int((np.abs(scores) > 1.001).sum())
 
 
 @dataclass
@@ -28,6 +44,7 @@ class Counts:
     largest_gold: int = -LARGEST_ID
     num_left_out: int = 0  # rows that `--train_share` leaves out, which are counted nowhere else
     num_scored: int = 0  # hard negatives that have a teacher's score
+    num_no_cosines: int = 0  # of these scores, those below -1 or above 1
 
     def add(self, record: QARecord, share: Share = ALL) -> None:
         """Counts one more record; of a record that is not in the share, only its rows."""
@@ -40,7 +57,10 @@ class Counts:
         self.num_empty += record.num_empty_questions
         self.num_chats += rows * record.has_chat_history
         self.num_negatives += len(record.hard_neg_docs) * (rows > 0 and not record.first_question)
-        self.num_scored += len(record.hard_neg_scores or []) * (rows > 0 and not record.first_question)
+        if rows > 0 and not record.first_question:
+            scores = np.array(record.hard_neg_scores or [])
+            self.num_scored += len(scores)
+            self.num_no_cosines += num_no_cosines(scores)
         golds = [gold.passage_id for gold in record.gold_docs] if rows else []
         self.smallest_gold = min(self.smallest_gold, *golds, LARGEST_ID)
         self.largest_gold = max(self.largest_gold, *golds, -LARGEST_ID)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.columns import column, inner, list_lengths
-from rqa_ray.data.counts import Counts
+from rqa_ray.data.counts import Counts, num_no_cosines
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Split:
         _, first, questions = np.unique(places, axis=1, return_index=True, return_inverse=True)
         golds, is_train = column(tables, "passage_id"), "hard_negative_ids" in tables[0].column_names
         negatives = inner(tables, "hard_negative_ids") if is_train else np.zeros(0, np.int64)
+        scores = inner(tables, "hard_negative_scores") if is_train else np.zeros(0, np.float32)
         return cls(
             counts=Counts(
                 num_rows=len(golds),
@@ -41,7 +42,8 @@ class Split:
                 num_empty=int(column(tables, "num_empty_questions").sum()),
                 num_chats=int(sum(np.sum(table["has_chat_history"].to_numpy()) for table in tables)),
                 num_negatives=len(negatives),
-                num_scored=int(np.sum(~np.isnan(inner(tables, "hard_negative_scores")))) if is_train else 0,
+                num_scored=int(np.sum(~np.isnan(scores))),
+                num_no_cosines=num_no_cosines(scores),
                 smallest_gold=int(golds.min()),
                 largest_gold=int(golds.max()),
             ),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rqa_ray.loss_settings import LEARNED_TEMPERATURES, LossSettings
+from rqa_ray.loss_settings import LEARNED_TEMPERATURES, OF_WIDE_SCORES, LossSettings
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.candidates import Askers, Candidates
 from rqa_ray.retriever.distillation import divergence
@@ -46,7 +46,7 @@ class InBatchContrastive(nn.Module):
         self,
         temperature: float,
         distill_weight: float = 0.0,
-        teacher_temperature: float = 1.0,
+        teacher_temperature: float = OF_WIDE_SCORES,
         is_symmetric: bool = False,
         learns_temperature: bool = False,
     ) -> None:
@@ -60,7 +60,7 @@ class InBatchContrastive(nn.Module):
     @classmethod
     def of(cls, settings: LossSettings) -> InBatchContrastive:
         """Makes the loss that the settings ask for."""
-        teacher = settings.distill_weight, settings.teacher_temperature
+        teacher = settings.distill_weight, settings.teacher_temperature or OF_WIDE_SCORES
         return cls(settings.temperature, *teacher, settings.symmetric_loss, settings.learn_temperature)
 
     @property

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 
 from rqa_ray.errors import InputError
+from rqa_ray.loss_settings import OF_COSINES, OF_WIDE_SCORES
+from rqa_ray.settings import HYBRID
 from rqa_ray.training.job import Job
 
 
@@ -81,6 +83,18 @@ def check_teacher(distill_weight: float, has_scores: bool) -> None:
             f"--distill_weight {distill_weight:g}: no training question has hard_neg_scores; train on the train.jsonl "
             "that jobs/mine.py --teacher writes, or mine in training with --mine_negatives 8 --teacher hybrid"
         )
+
+
+def with_teacher_temperature(job: Job, are_cosines: bool, resumed: float | None = None) -> Job:
+    """Returns the job with the number that divides the teacher's scores filled in, if the user gives none.
+
+    With a temperature of 1, scores from -1 to 1 would ask for a nearly flat distribution. `are_cosines` says if the
+    scores of the training files are such scores. `resumed` is the number of the run that is resumed.
+    """
+    if job.settings.teacher_temperature:
+        return job
+    found = resumed or (OF_COSINES if are_cosines and job.settings.teacher != HYBRID else OF_WIDE_SCORES)
+    return replace(job, settings=replace(job.settings, teacher_temperature=found))
 
 
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:

@@ -47,6 +47,7 @@ from rqa_ray.training.batch_sizes import (
     num_drawn,
     with_global_batch,
     with_steps,
+    with_teacher_temperature,
 )
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import read_mining_texts
@@ -211,10 +212,13 @@ def set_up(job: Job, args_file: str) -> Setup:
     check_negatives(own, has_negatives)
     has_scores = bool(job.settings.teacher) if mined else train.num_scored > 0
     check_teacher(job.settings.distill_weight, has_scores)
+    job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
     lines = [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
+    if job.settings.distill_weight and has_scores:
+        lines.append(f"teacher: its scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
     if not job.share.is_all:
         lines.append(f"training on {shared.describe()} (--train_share {job.share.share:g})")
     print("\n".join(lines))

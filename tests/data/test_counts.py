@@ -23,6 +23,13 @@ def test_rows_are_pairs_of_a_question_and_a_gold():
     assert not Counts.of(parts).has_one_gold and parts[1].has_one_gold and not parts[2].has_one_gold
 
 
+def test_scores_of_a_teacher_are_counted_and_those_that_are_no_cosines():
+    counts = Counts()
+    for scores in ([0.5, 1.0000001], [-1.2, 7.0], None):
+        counts.add(QARecord(["one", "two"], GOLDS[:1], GOLDS[1:], hard_neg_scores=scores))
+    assert (counts.num_scored, counts.num_no_cosines) == (4, 2)
+
+
 def test_a_sample_of_the_first_records_tells_about_how_many_rows_there_are(tmp_path):
     record = {"questions": ["one", "two"], "gold_docs": [{"text": "word " * 50}], "hard_neg_docs": [{"text": "x"}]}
     (tmp_path / "t.jsonl").write_text((json.dumps(record) + "\n") * 3_000)

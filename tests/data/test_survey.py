@@ -18,6 +18,16 @@ def test_the_share_of_false_negatives_is_that_of_random_batches(size) -> None:
     assert split.false_negative_share(size) == pytest.approx(np.mean(met), abs=0.02)
 
 
+def test_scores_of_a_teacher_are_counted_and_those_that_are_no_cosines() -> None:
+    scores = [[0.5, -1.2], [None, 1.0000001], [7.0]]
+    rows = [
+        row | {"hard_negative_ids": [1] * len(own), "hard_negative_scores": own}
+        for row, own in zip(random_train_rows(3, seed=1, num_passages=2), scores, strict=True)
+    ]
+    counts = Split.from_tables([table("train", rows)]).counts
+    assert (counts.num_scored, counts.num_no_cosines) == (4, 2)
+
+
 def test_passages_of_train_with_another_text_in_the_corpus_are_counted_each_once() -> None:
     corpus = [{"line": number, "passage_id": number, "text_hash": 10 * number} for number in range(5)]
     train = [  # 1 is the same, 2 another in two blocks, 9 not in the corpus

@@ -13,6 +13,7 @@ from rqa_ray.training.batch_sizes import (
     steps_for,
     with_global_batch,
     with_steps,
+    with_teacher_temperature,
 )
 from rqa_ray.training.job import Job, parse_job
 from rqa_ray.tuning.options import parse_search
@@ -82,6 +83,16 @@ def test_a_teacher_who_has_scored_nothing_is_refused():
         check_teacher(0.5, has_scores=False)
     check_teacher(0.5, has_scores=True)
     check_teacher(0.0, has_scores=False)
+
+
+def test_a_teachers_scores_are_divided_by_what_suits_their_range_unless_the_user_says_by_what():
+    def found(*words: str, are_cosines: bool = True, resumed: float | None = None) -> float | None:
+        return with_teacher_temperature(parse_job([*WORDS, *words]), are_cosines, resumed).settings.teacher_temperature
+
+    assert found() == 0.05 and found(are_cosines=False) == 1
+    assert found("--teacher", "hybrid") == 1  # z-scores, whatever the training files have
+    assert found("--teacher_temperature", "1") == 1 and found("--teacher_temperature", "2", resumed=1) == 2
+    assert found(resumed=1) == 1
 
 
 @pytest.mark.parametrize(("values", "found"), [("0,2", Choices((0, 2))), ("1:4", Range(1, 4, False, True))])

@@ -126,7 +126,6 @@ def test_the_defaults_are_those_of_the_contract():
         "hard_neg_ratio": 0.05,
         "negatives_per_question": 0,
         "distill_weight": 0.0,
-        "teacher_temperature": 1.0,
         "mine_negatives": 0,
         "mine_margin": 0.95,
         "mine_depth": 100,
