@@ -22,7 +22,7 @@ from rqa_ray.corpus.topk import question_slices
 from rqa_ray.evaluation.confidence import paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import WEIGHT_METRIC, WEIGHTS, best_weight
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics, retrieval_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import write_json
@@ -73,12 +73,7 @@ def rank(
 def chosen_weight(bm25: Bm25, asked: AskedQuestions, found: SplitResult, passage_ids: np.ndarray) -> float:
     """Returns the weight of the model with the best nDCG@10 on these questions; passage_ids (P,) are the corpus's."""
     ranked = rank(bm25, asked.questions, found, WEIGHTS)
-    return best_weight(
-        {
-            weight: retrieval_metrics(passage_ids[positions], asked.gold_ids)[WEIGHT_METRIC]
-            for weight, positions in ranked.items()
-        }
-    )
+    return best_weight({weight: passage_ids[positions] for weight, positions in ranked.items()}, asked.gold_ids).weight
 
 
 @dataclass(frozen=True)

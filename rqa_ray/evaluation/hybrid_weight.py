@@ -23,16 +23,18 @@ def choose_weight(
 
     embeddings: (Q, D) of the questions. passage_ids: (P,) of the corpus.
     """
-    found = {
-        weight: retrieval_metrics(passage_ids[positions], gold_ids)[WEIGHT_METRIC]
-        for weight, (_, positions) in hybrid.rank(questions, embeddings, WEIGHTS, 10).items()
-    }
-    return best_weight(found)
+    ranked = hybrid.rank(questions, embeddings, WEIGHTS, TOP_CUTOFF)
+    return best_weight({weight: passage_ids[positions] for weight, (_, positions) in ranked.items()}, gold_ids).weight
 
 
-def best_weight(found: Mapping[float, float]) -> float:
-    """Returns the weight with the best metric; of equals, the one that is nearest to one half."""
-    return max(WEIGHTS, key=lambda weight: (found[weight], -abs(weight - 0.5)))
+def best_weight(ranked: Mapping[float, np.ndarray], gold_ids: GoldIds) -> HybridWeight:
+    """Returns the weight with the best nDCG@10; of equals, the one that is nearest to one half.
+
+    ranked: passage ids (Q, K) by each of `WEIGHTS`, best first.
+    """
+    found = {weight: retrieval_metrics(ids, gold_ids)[WEIGHT_METRIC] for weight, ids in ranked.items()}
+    best = max(WEIGHTS, key=lambda weight: (found[weight], -abs(weight - 0.5)))
+    return HybridWeight(best, found[best], found[1.0], found[0.0])
 
 
 def weigh(candidates: Candidates, scores: ZScores, gold_ids: GoldIds, passage_ids: np.ndarray) -> HybridWeight:
@@ -45,10 +47,9 @@ def weigh(candidates: Candidates, scores: ZScores, gold_ids: GoldIds, passage_id
     places = np.arange(len(questions)) - candidates.offsets[questions]
     shape = len(candidates.offsets) - 1, int(places.max(initial=0)) + 1
     ids = np.full(shape, np.iinfo(np.int64).min)  # where a question has fewer candidates
-    found = {}
+    ranked = {}
     for weight in WEIGHTS:
         order = np.lexsort([candidates.positions, -scores.mixed(weight), questions])
         ids[questions, places] = passage_ids[candidates.positions[order]]
-        found[weight] = retrieval_metrics(ids[:, :TOP_CUTOFF], gold_ids)[WEIGHT_METRIC]
-    best = best_weight(found)
-    return HybridWeight(best, found[best], found[1.0], found[0.0])
+        ranked[weight] = ids[:, :TOP_CUTOFF].copy()
+    return best_weight(ranked, gold_ids)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rqa_ray.corpus.bm25 import HYBRID_FILE, Bm25, Hybrid, Weight
+from rqa_ray.corpus.hybrid_pairs import HybridWeight
 from rqa_ray.corpus.topk import search_blocks
 from rqa_ray.data.schema import Document
 from rqa_ray.evaluation import hybrid_report
@@ -120,7 +121,7 @@ def test_the_line_and_the_file_have_the_weight_that_eval_chooses_and_its_metrics
 
 
 def test_a_model_that_needs_no_bm25_is_told_so(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(hybrid_report, "best_weight", lambda found: 1.0)
+    monkeypatch.setattr(hybrid_report, "best_weight", lambda *given: HybridWeight(1.0, 0.5, 0.5, 0.5))
     assert "finds no more than the model alone" in report(world.asked, world.documents, world.evaluation(), tmp_path)
     assert Weight.of(None, str(tmp_path)).value == 1
 
