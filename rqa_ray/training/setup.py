@@ -218,7 +218,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
     if job.settings.distill_weight and has_scores:
-        lines.append(f"teacher: its scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
+        lines.append(f"teacher: scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
     if not job.share.is_all:
         lines.append(f"training on {shared.describe()} (--train_share {job.share.share:g})")
     print("\n".join(lines))
