@@ -31,7 +31,7 @@ from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.training.assembly import TrainingData
-from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
+from rqa_ray.training.mining_pass import MiningTexts, TextsHere
 
 BUILT_IN = "builtin"
 BUILT_IN_SIZES = {"num_train": 800, "num_eval": 520, "num_test": 520}
@@ -107,7 +107,7 @@ def read_data_set(name: str, model: ModelSpec) -> DataSet:
         TrainingRows.from_tables([tables["train"]]),
         corpus,
         {split: Questions.from_tables([tables[split]]) for split in asked},
-        _mining_texts(splits["train"], tables["train"], corpus, texts, bm25, asked["eval"].questions),
+        _mining_texts(splits["train"], tables["train"], corpus, TextsHere(bm25, texts), asked["eval"].questions),
         {split: bm25.rank(one.questions, TOP_K)[1] for split, one in asked.items()},
     )
     clusters = {split: questions.clusters.labels for split, questions in asked.items()}
@@ -129,18 +129,12 @@ def _table(kind: str, rows: list[dict]) -> pa.Table:
 
 
 def _mining_texts(
-    records: list[QARecord], table: pa.Table, corpus: Corpus, texts: list[str], bm25: Bm25, of_eval: list[str]
+    records: list[QARecord], table: pa.Table, corpus: Corpus, texts: TextsHere, of_eval: list[str]
 ) -> MiningTexts:
     wordings = Wordings.of(table["question_key"].to_numpy(), table["passage_id"].to_numpy())
-    by_key = {question_key(text, record.instruction): text for record in records for text in record.questions}
+    questions = {question_key(text, record.instruction): text for record in records for text in record.questions}
     golds = {gold.passage_id: gold.fmt_content for record in records for gold in record.gold_docs}
-    missing = np.setdiff1d(wordings.golds.ids, corpus.passage_ids)
-    questions, beside = [by_key[key] for key in wordings.keys.tolist()], [golds[key] for key in missing.tolist()]
-    scores, positions = bm25.rank(questions, MINED_DEPTH)
-    hybrid = HybridTexts.of(bm25, questions, beside, of_eval)
-    return MiningTexts(
-        wordings, missing, np.where(scores > 0, positions, -1), Signatures.of([*texts, *beside]), hybrid
-    )
+    return MiningTexts.of(wordings, corpus.passage_ids, questions, golds, texts, MINED_DEPTH, of_eval)
 
 
 def without_near_duplicates(texts: MiningTexts) -> MiningTexts:

@@ -107,6 +107,11 @@ class Bm25:
         scores, positions = topk.result()
         return scores.numpy(), positions.numpy()
 
+    def found(self, questions: Sequence[str], k: int) -> np.ndarray:
+        """Returns positions (Q, k), best first, -1 where no further passage has a word of the question."""
+        scores, positions = self.rank(questions, k)
+        return np.where(scores > 0, positions, -1)
+
 
 class Hybrid:
     """The fusion of BM25 and embeddings of the same passages."""

@@ -71,5 +71,4 @@ def _word_scores(index: Bm25, questions: list[str], beside: list[str]) -> WordSc
 
 @ray.remote
 def _rank(index: Bm25, questions: list[str], k: int) -> np.ndarray:
-    scores, positions = index.rank(questions, k)
-    return np.where(scores > 0, positions, -1)
+    return index.found(questions, k)

@@ -9,9 +9,9 @@ Q questions (distinct wordings), P passages, E golds that the corpus lacks, K ca
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,36 @@ from rqa_ray.evaluation.hybrid_scores import merge_pairs
 from rqa_ray.evaluation.hybrid_weight import weigh
 
 
+class CorpusTexts(Protocol):
+    """The texts of the P passages of a corpus: in this process, or in tasks on a cluster."""
+
+    def signatures(self) -> Signatures:
+        """Returns the (P,) signatures."""
+
+    def rank(self, questions: Sequence[str], k: int) -> np.ndarray:
+        """Does `Bm25.found`."""
+
+    def word_scores(self, questions: Sequence[str], beside: Sequence[str]) -> WordScores:
+        """Does `WordScores.of`."""
+
+
+@dataclass(frozen=True)
+class TextsHere:
+    """The texts of a corpus, and BM25's index of them, in this process."""
+
+    bm25: Bm25
+    texts: Sequence[str]  # (P,)
+
+    def signatures(self) -> Signatures:
+        return Signatures.of(self.texts)
+
+    def rank(self, questions: Sequence[str], k: int) -> np.ndarray:
+        return self.bm25.found(questions, k)
+
+    def word_scores(self, questions: Sequence[str], beside: Sequence[str]) -> WordScores:
+        return WordScores.of(self.bm25, questions, beside)
+
+
 @dataclass(frozen=True)
 class HybridTexts:
     """Everything that the hybrid needs to know about texts. It is the same in every round."""
@@ -37,12 +67,11 @@ class HybridTexts:
 
     @classmethod
     def of(
-        cls, bm25: Bm25, questions: Sequence[str], beside: Sequence[str], eval_questions: Sequence[str]
+        cls, corpus: CorpusTexts, questions: Sequence[str], beside: Sequence[str], of_eval: Sequence[str]
     ) -> HybridTexts:
-        """Makes it in this process from an index of the P passages, and the texts of the E golds `beside` them."""
-        scores, positions = bm25.rank(eval_questions, TOP_K)
-        words = WordScores.of(bm25, questions, beside), WordScores.of(bm25, eval_questions)
-        return cls(*words, np.where(scores > 0, positions, -1))
+        """Makes it for some questions and for the eval questions; `beside` are the texts of E golds."""
+        words = corpus.word_scores(questions, beside), corpus.word_scores(of_eval, [])
+        return cls(*words, corpus.rank(of_eval, TOP_K))
 
 
 @dataclass(frozen=True)
@@ -54,6 +83,28 @@ class MiningTexts:
     bm25: np.ndarray  # (Q, K) positions, best first, -1 after the last; K is 0 if BM25 gives no candidates
     signatures: Signatures  # (P + E,)
     hybrid: HybridTexts | None = None  # if the hybrid scores the candidates
+
+    @classmethod
+    def of(
+        cls,
+        wordings: Wordings,
+        passage_ids: np.ndarray,
+        questions: Mapping[int, str],
+        golds: Mapping[int, str],
+        corpus: CorpusTexts,
+        depth: int,
+        of_eval: Sequence[str] | None,
+    ) -> MiningTexts:
+        """Makes it from the ids (P,) of the corpus, and from texts: of questions by key, and of golds by id.
+
+        `depth` is the number of BM25's candidates for each question; 0 for none. `of_eval` are the eval questions if
+        the hybrid scores the candidates.
+        """
+        missing = np.setdiff1d(wordings.golds.ids, passage_ids)
+        asked, beside = [questions[key] for key in wordings.keys.tolist()], [golds[id] for id in missing.tolist()]
+        bm25 = corpus.rank(asked, depth) if depth else np.zeros((len(asked), 0), np.int64)
+        hybrid = None if of_eval is None else HybridTexts.of(corpus, asked, beside, of_eval)
+        return cls(wordings, missing, bm25, Signatures.join([corpus.signatures(), Signatures.of(beside)]), hybrid)
 
     def of_pairs(self, pairs: np.ndarray, passage_ids: np.ndarray) -> MiningTexts:
         """Returns the same for some pairs (n,) alone, whose golds are passage_ids (n,); they are numbered anew."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.hybrid_pairs import WordScores
 from rqa_ray.corpus.mining import Wordings
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.plan import Range, group_ranges
@@ -24,10 +26,9 @@ from rqa_ray.data.readers import Blocks, fetch_tables
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, question_key
 from rqa_ray.data.share import ALL, Share
-from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.settings import HYBRID, MINED_FROM, MiningSettings
-from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
+from rqa_ray.training.mining_pass import MiningTexts
 
 
 def read_mining_texts(
@@ -60,27 +61,36 @@ def read_mining_texts(
     wordings = Wordings.of(np.concatenate(keys), np.concatenate(ids))
     if len(wordings.of_pairs) != num_pairs:
         raise RuntimeError(f"{train_files[0]}: it, or a file behind it, changed while it was read")
-    number = len(documents.passage_ids)
-    tasks = min(workers.num_workers * workers.cpus, number)
-    cuts = [number * part // tasks for part in range(tasks + 1)]
-    shares = zip(cuts[:-1], cuts[1:], strict=True)
-    of_passages = signatures([functools.partial(corpus_texts, corpus.refs, *share) for share in shares])
-    order = sorted(missing)
-    beside, questions = [missing[number] for number in order], [texts[key] for key in wordings.keys.tolist()]
-    bm25, hybrid = np.zeros((len(wordings.keys), 0), np.int64), None
-    is_ranked, is_asked = "bm25" in (settings.mine_from or MINED_FROM), settings.teacher == HYBRID
-    index = build_bm25(functools.partial(corpus_texts, corpus.refs, 0, number)) if is_ranked or is_asked else None
-    if index and is_ranked:
-        bm25 = bm25_rankings(index, questions, min(settings.mine_depth, number), workers)
-    if index and is_asked:
-        asked = AskedQuestions(blocks["eval"].tables()).questions
-        hybrid = HybridTexts(
-            word_scores(index, questions, beside, workers),
-            word_scores(index, asked, [], workers),
-            bm25_rankings(index, asked, min(TOP_K, number), workers),
-        )
-    every = Signatures.join([of_passages, Signatures.of(beside)])
-    return MiningTexts(wordings, np.array(order, np.int64), bm25, every, hybrid)
+    depth = settings.mine_depth if "bm25" in (settings.mine_from or MINED_FROM) else 0
+    of_eval = AskedQuestions(blocks["eval"].tables()).questions if settings.teacher == HYBRID else None
+    ids = documents.passage_ids
+    return MiningTexts.of(wordings, ids, texts, missing, ClusterTexts(corpus.refs, len(ids), workers), depth, of_eval)
+
+
+@dataclass
+class ClusterTexts:
+    """The texts of a corpus, which tasks on the cluster read, index and rank: `mining_pass.CorpusTexts`."""
+
+    refs: Sequence[Any]  # references to the tables of the corpus
+    number: int  # of passages
+    workers: Workers
+
+    @functools.cached_property
+    def index(self) -> ray.ObjectRef:
+        """BM25's index, made when it is first asked for."""
+        return build_bm25(functools.partial(corpus_texts, self.refs, 0, self.number))
+
+    def signatures(self) -> Signatures:
+        tasks = min(self.workers.num_workers * self.workers.cpus, self.number)
+        cuts = [self.number * part // tasks for part in range(tasks + 1)]
+        shares = zip(cuts[:-1], cuts[1:], strict=True)
+        return signatures([functools.partial(corpus_texts, self.refs, *share) for share in shares])
+
+    def rank(self, questions: Sequence[str], k: int) -> np.ndarray:
+        return bm25_rankings(self.index, questions, k, self.workers)
+
+    def word_scores(self, questions: Sequence[str], beside: Sequence[str]) -> WordScores:
+        return word_scores(self.index, questions, beside, self.workers)
 
 
 def corpus_texts(refs: Sequence[Any], start: int, stop: int) -> Iterator[str]:

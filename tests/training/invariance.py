@@ -34,7 +34,7 @@ from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import InBatchContrastive, Matryoshka
 from rqa_ray.settings import MINED_FROM, LoraSettings, TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
-from rqa_ray.training.mining_pass import HybridTexts, MiningTexts
+from rqa_ray.training.mining_pass import HybridTexts, MiningTexts, TextsHere
 from rqa_ray.training.rounds import Rounds
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.builders import table
@@ -99,10 +99,10 @@ def mining_texts(data: dict[str, list[pa.Table]], rounds: TrainSettings) -> Mini
     bm25[::4, depth // 2 :] = -1  # questions of few words
     texts, hybrid = [words_of(tokens) for tokens in passages], None
     if rounds.teacher:
-        index = Bm25(texts[: len(corpus)])
+        here = TextsHere(Bm25(texts[: len(corpus)]), texts[: len(corpus)])
         asked = [words_of(rows.questions[int(row)]) for row in wordings.first]
         of_eval = [words_of(tokens) for tokens in Questions.from_tables(data["eval"]).tokens]
-        hybrid = HybridTexts.of(index, asked, texts[len(corpus) :], of_eval)
+        hybrid = HybridTexts.of(here, asked, texts[len(corpus) :], of_eval)
     return MiningTexts(wordings, missing, bm25, Signatures.of(texts), hybrid)
 
 
