@@ -11,7 +11,7 @@ Shapes: Q questions of a split, P passages of the corpus, K candidates of one li
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rqa_ray.evaluation.confidence import paired_difference
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import WEIGHT_METRIC, WEIGHTS, best_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
-from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import write_json
 
@@ -38,11 +38,8 @@ def why_not(num_passages: int) -> str:
     return f"the corpus has more than {MOST_PASSAGES:,} passages" if num_passages > MOST_PASSAGES else ""
 
 
-def found_by_bm25(splits: Mapping[str, AskedQuestions], documents: Documents) -> dict[str, np.ndarray] | None:
-    """Returns the positions (Q, K) of BM25's best passages by split; None if no hybrid is measured."""
-    if why_not(len(documents.passage_ids)):
-        return None
-    bm25 = Bm25(documents.texts())
+def found_by_bm25(splits: Mapping[str, AskedQuestions], bm25: Bm25) -> dict[str, np.ndarray]:
+    """Returns the positions (Q, K) of BM25's best passages by split."""
     return {split: bm25.rank(asked.questions, TOP_K)[1] for split, asked in splits.items()}
 
 
@@ -86,11 +83,8 @@ class HybridReport:
     p_value: float | None  # of the difference in nDCG@10 of test; None without test questions
 
     @classmethod
-    def of(cls, splits: Mapping[str, AskedQuestions], documents: Documents, found: Evaluation) -> HybridReport | None:
-        """Chooses the weight on eval, and measures this weight on all splits; None if the evaluation has no BM25."""
-        if found.splits["eval"].of_bm25 is None:
-            return None
-        bm25, ids = Bm25(documents.texts()), documents.passage_ids
+    def of(cls, splits: Mapping[str, AskedQuestions], ids: np.ndarray, found: Evaluation, bm25: Bm25) -> HybridReport:
+        """Chooses the weight on eval, and measures this weight on all splits; ids (P,) are those of the corpus."""
         weight = chosen_weight(bm25, splits["eval"], found.splits["eval"], ids)
         alone, together, p_value = {}, {}, None
         for split, asked in splits.items():
@@ -122,11 +116,20 @@ class HybridReport:
         return f"with BM25 (hybrid, weight {self.weight:g} of the model, chosen on eval): {'; '.join(parts)}"
 
 
-def report(splits: Mapping[str, AskedQuestions], documents: Documents, found: Evaluation, folder: Path) -> str:
-    """Measures the hybrid and saves its weight in a folder; returns a line for the user."""
-    measured = HybridReport.of(splits, documents, found)
-    if measured:
-        measured.save(folder)
-        return measured.describe()
-    reason = why_not(len(documents.passage_ids)) or "its evaluation is of an earlier version"
-    return f"with BM25 (hybrid): not measured; {reason}"
+def report(
+    splits: Mapping[str, AskedQuestions],
+    ids: np.ndarray,
+    found: Evaluation,
+    folder: Path,
+    index: Callable[[], Bm25],
+) -> str:
+    """Measures the hybrid and saves its weight in a folder; returns a line for the user.
+
+    ids (P,) are those of the corpus. `index` returns BM25's index of the corpus, if the hybrid is measured.
+    """
+    reason = "" if found.splits["eval"].of_bm25 else why_not(len(ids)) or "its evaluation is of an earlier version"
+    if reason:
+        return f"with BM25 (hybrid): not measured; {reason}"
+    measured = HybridReport.of(splits, ids, found, index())
+    measured.save(folder)
+    return measured.describe()

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.bm25 import Bm25
 from rqa_ray.corpus.hybrid_pairs import WordScores
 from rqa_ray.corpus.mining import Wordings
 from rqa_ray.corpus.near_duplicates import Signatures
@@ -37,7 +38,7 @@ def read_mining_texts(
     blocks: dict[str, Blocks],
     num_pairs: int,
     settings: MiningSettings,
-    workers: Workers,
+    corpus: ClusterTexts,
     share: Share = ALL,
 ) -> MiningTexts:
     """Reads the questions of training files, ranks passages for them by BM25, and makes signatures of all passages.
@@ -48,8 +49,8 @@ def read_mining_texts(
     Raises:
         RuntimeError: the files have another number of pairs than when they were first read.
     """
-    corpus, documents = blocks["corpus"], Documents(blocks["corpus"].tables())
-    found = [_read_pairs.remote(ranges, labels, share, documents.passage_ids) for ranges in group_ranges(train_files)]
+    passage_ids = Documents(blocks["corpus"].tables()).passage_ids
+    found = [_read_pairs.remote(ranges, labels, share, passage_ids) for ranges in group_ranges(train_files)]
     keys, ids = [], []
     texts: dict[int, str] = {}
     missing: dict[int, str] = {}
@@ -63,8 +64,7 @@ def read_mining_texts(
         raise RuntimeError(f"{train_files[0]}: it, or a file behind it, changed while it was read")
     depth = settings.mine_depth if "bm25" in (settings.mine_from or MINED_FROM) else 0
     of_eval = AskedQuestions(blocks["eval"].tables()).questions if settings.teacher == HYBRID else None
-    ids = documents.passage_ids
-    return MiningTexts.of(wordings, ids, texts, missing, ClusterTexts(corpus.refs, len(ids), workers), depth, of_eval)
+    return MiningTexts.of(wordings, passage_ids, texts, missing, corpus, depth, of_eval)
 
 
 @dataclass
@@ -77,8 +77,12 @@ class ClusterTexts:
 
     @functools.cached_property
     def index(self) -> ray.ObjectRef:
-        """BM25's index, made when it is first asked for."""
+        """BM25's index, made when it is first asked for; Ray's object store keeps it as long as this object."""
         return build_bm25(functools.partial(corpus_texts, self.refs, 0, self.number))
+
+    def read_index(self) -> Bm25:
+        """Returns the index, whose arrays are views of the object store."""
+        return ray.get(self.index)
 
     def signatures(self) -> Signatures:
         tasks = min(self.workers.num_workers * self.workers.cpus, self.number)

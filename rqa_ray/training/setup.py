@@ -28,7 +28,7 @@ from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.evaluation.hybrid_report import found_by_bm25
+from rqa_ray.evaluation.hybrid_report import found_by_bm25, why_not
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.places import absolute, exists, inside, push_folder, read_json
 from rqa_ray.retriever.adapters import check_lora
@@ -50,7 +50,7 @@ from rqa_ray.training.batch_sizes import (
     with_teacher_temperature,
 )
 from rqa_ray.training.job import Job
-from rqa_ray.training.mining_texts import read_mining_texts
+from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
 from rqa_ray.training.output_folder import DEMO_FOLDER, storage_of
 from rqa_ray.training.run_record import check_output_dir
@@ -75,6 +75,7 @@ class Setup:
     has_negatives: bool
     has_scores: bool  # whether a teacher has scored hard negatives, or will
     skipped: Skipped
+    texts: ClusterTexts  # of the corpus
     bm25: ray.ObjectRef  # positions of BM25's best passages by split; None in it if no hybrid is measured
 
     @property
@@ -100,7 +101,9 @@ class Setup:
     def read_mining_texts(self) -> Any:
         """Reads what mining needs to know about texts, and prints a line; returns a reference for the spec."""
         started = time.monotonic()
-        given = (self.num_rows, self.job.settings, self.workers, self.shared.share)
+        # if the summary will need no index, the index of mining is not kept: its memory grows with the corpus
+        corpus = replace(self.texts) if why_not(self.texts.number) else self.texts
+        given = (self.num_rows, self.job.settings, corpus, self.shared.share)
         texts = read_mining_texts(self.train_files, self.labels, self.blocks, *given)
         print(
             f"mining: {len(texts.wordings.keys):,} questions; signatures of passages and BM25's candidates in "
@@ -222,6 +225,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     if not job.share.is_all:
         lines.append(f"training on {shared.describe()} (--train_share {job.share.share:g})")
     print("\n".join(lines))
+    splits, documents = asked_of(blocks)
+    texts = ClusterTexts(blocks["corpus"].refs, len(documents.passage_ids), checked.workers)
     return Setup(
         job=job,
         workers=checked.workers,
@@ -234,7 +239,8 @@ def set_up(job: Job, args_file: str) -> Setup:
         has_negatives=has_negatives,
         has_scores=has_scores,
         skipped=Skipped.of(skipped),
-        bm25=ray.put(found_by_bm25(*asked_of(blocks))),
+        texts=texts,
+        bm25=ray.put(None if why_not(texts.number) else found_by_bm25(splits, texts.read_index())),
     )
 
 

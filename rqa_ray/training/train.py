@@ -126,7 +126,8 @@ def finish(
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
         summary.write_files(staging, job, model, before, best, train_metrics, intervals, choice)
-        lines.append(hybrid_report.report(splits, documents, best.evaluation, staging))
+        given = documents.passage_ids, best.evaluation, staging, setup.texts.read_index
+        lines.append(hybrid_report.report(splits, *given))
         if job.settings.write_predictions:
             for split, asked in splits.items():
                 found = best.evaluation.splits[split]

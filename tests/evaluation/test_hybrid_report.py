@@ -1,6 +1,7 @@
 """What is said about the hybrid of a trained model and BM25, and what is stored, equal the exact hybrid."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,10 +61,15 @@ class World:
             noise = torch.from_numpy(generator.normal(size=(count, 16))).float()
             self.questions[split] = torch.nn.functional.normalize(self.embeddings[golds] + 0.4 * noise, dim=1)
 
+    def index(self) -> Bm25:
+        return Bm25(self.documents.texts())
+
+    def report(self, found: Evaluation, folder: Path) -> str:
+        return report(self.asked, self.documents.passage_ids, found, folder, self.index)
+
     def evaluation(self) -> Evaluation:
         """What an evaluation finds with these embeddings, whose corpus comes in blocks."""
-        lists = found_by_bm25(self.asked, self.documents)
-        assert lists
+        lists = found_by_bm25(self.asked, self.index())
         blocks = [(part, self.embeddings[part]) for part in torch.arange(NUMBER).split(70)]
         found = Evaluation()
         for split, questions in self.questions.items():
@@ -93,7 +99,7 @@ def test_moments_and_scores_of_blocks_are_those_of_the_whole_matrix(world):
 
 
 def test_the_first_places_are_those_of_the_exact_hybrid_with_any_weight(world):
-    bm25, asked = Bm25(world.documents.texts()), world.asked["test"].questions
+    bm25, asked = world.index(), world.asked["test"].questions
     found = rank(bm25, asked, world.evaluation().splits["test"], WEIGHTS)
     exact = Hybrid(bm25, world.embeddings).rank(asked, world.questions["test"], WEIGHTS, 100)
     for weight in WEIGHTS:
@@ -103,8 +109,8 @@ def test_the_first_places_are_those_of_the_exact_hybrid_with_any_weight(world):
 
 
 def test_the_line_and_the_file_have_the_weight_that_eval_chooses_and_its_metrics(world, tmp_path):
-    line = report(world.asked, world.documents, world.evaluation(), tmp_path)
-    exact, ids = Hybrid(Bm25(world.documents.texts()), world.embeddings), world.documents.passage_ids
+    line = world.report(world.evaluation(), tmp_path)
+    exact, ids = Hybrid(world.index(), world.embeddings), world.documents.passage_ids
     chosen = choose_weight(
         exact, world.asked["eval"].questions, world.questions["eval"], world.asked["eval"].gold_ids, ids
     )
@@ -122,20 +128,20 @@ def test_the_line_and_the_file_have_the_weight_that_eval_chooses_and_its_metrics
 
 def test_a_model_that_needs_no_bm25_is_told_so(world, tmp_path, monkeypatch):
     monkeypatch.setattr(hybrid_report, "best_weight", lambda *given: HybridWeight(1.0, 0.5, 0.5, 0.5))
-    assert "finds no more than the model alone" in report(world.asked, world.documents, world.evaluation(), tmp_path)
+    assert "finds no more than the model alone" in world.report(world.evaluation(), tmp_path)
     assert Weight.of(None, str(tmp_path)).value == 1
 
 
 def test_where_it_is_not_measured_one_line_says_why_and_no_weight_is_stored(world, tmp_path, monkeypatch):
     found = world.evaluation()
+    monkeypatch.setattr(world, "index", lambda: pytest.fail("the corpus is indexed"))
     for result in found.splits.values():
         result.of_bm25 = None
-    assert "of an earlier version" in report(world.asked, world.documents, found, tmp_path)
+    assert "of an earlier version" in world.report(found, tmp_path)
     monkeypatch.setattr(hybrid_report, "MOST_PASSAGES", NUMBER - 1)
-    assert found_by_bm25(world.asked, world.documents) is None
-    assert "the corpus has more than 299 passages" in report(world.asked, world.documents, found, tmp_path)
+    assert "the corpus has more than 299 passages" in world.report(found, tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert 'pip install -e ".[bm25]"' in report(world.asked, world.documents, found, tmp_path)
+    assert 'pip install -e ".[bm25]"' in world.report(found, tmp_path)
     assert not (tmp_path / HYBRID_FILE).exists() and Weight.of(None, str(tmp_path)) is None
 
 

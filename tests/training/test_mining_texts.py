@@ -15,6 +15,8 @@ from rqa_ray.data.share import Share
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.settings import TrainSettings
 
+TWO_CPUS = Workers(1, 2, False)
+
 
 @pytest.fixture(scope="module")
 def read(ray_cluster, tiny_model, files, tmp_path_factory):
@@ -42,12 +44,12 @@ def read(ray_cluster, tiny_model, files, tmp_path_factory):
 
 def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(read) -> None:
     from rqa_ray.data.rows import TrainingRows
-    from rqa_ray.training.mining_texts import read_mining_texts
+    from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 
     inputs, blocks = read
     rows = TrainingRows.from_tables(blocks["train"].tables())
-    settings, workers = TrainSettings(mine_depth=5, teacher="hybrid"), Workers(1, 2, False)
-    found = read_mining_texts(inputs["train"], NO_LABELS, blocks, len(rows), settings, workers)
+    settings, corpus = TrainSettings(mine_depth=5, teacher="hybrid"), ClusterTexts(blocks["corpus"].refs, 60, TWO_CPUS)
+    found = read_mining_texts(inputs["train"], NO_LABELS, blocks, len(rows), settings, corpus)
     wordings = found.wordings
     assert len(wordings.of_pairs) == len(rows) and wordings.of_pairs[:2].tolist() == [0, 0]
     for number, key in enumerate(wordings.of_pairs):
@@ -74,7 +76,7 @@ def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(r
 
     share = Share(0.5, 3)
     numbers = share.numbers(blocks["train"].tables())
-    shared = read_mining_texts(inputs["train"], NO_LABELS, blocks, len(numbers), settings, workers, share).wordings
+    shared = read_mining_texts(inputs["train"], NO_LABELS, blocks, len(numbers), settings, corpus, share).wordings
     of_pairs = found.of_pairs(numbers, rows.passage_ids[numbers])
     asked = wordings.of_pairs[numbers[shared.first]]
     assert 0 < len(numbers) < len(rows) and (of_pairs.bm25 == found.bm25[asked]).all()
@@ -84,16 +86,18 @@ def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(r
         assert (getattr(of_pairs.wordings, name) == getattr(shared, name)).all()
     assert (of_pairs.wordings.golds.ids == shared.golds.ids).all()
 
+    index = corpus.index
+    assert corpus.read_index().num_passages == len(documents) and corpus.index is index, "made once"
     expected = Signatures.of([*(document.fmt_content for document in documents), "Source: x\nContent:\nno passage"])
     assert (found.signatures.exact == expected.exact).all() and (found.signatures.minima == expected.minima).all()
 
 
 def test_without_bm25_no_rankings_are_made(read) -> None:
-    from rqa_ray.training.mining_texts import read_mining_texts
+    from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 
     inputs, blocks = read
-    settings = TrainSettings(mine_from=["dense"])
-    found = read_mining_texts(inputs["train"][:1], NO_LABELS, blocks, 2, settings, Workers(1, 1, False))
-    assert found.bm25.shape == (1, 0)
+    settings, corpus = TrainSettings(mine_from=["dense"]), ClusterTexts(blocks["corpus"].refs, 60, TWO_CPUS)
+    found = read_mining_texts(inputs["train"][:1], NO_LABELS, blocks, 2, settings, corpus)
+    assert found.bm25.shape == (1, 0) and "index" not in vars(corpus), "no index is made"
     with pytest.raises(RuntimeError, match=r"more\.jsonl: it, or a file behind it, changed while it was read"):
-        read_mining_texts(inputs["train"][:1], NO_LABELS, blocks, 3, settings, Workers(1, 1, False))
+        read_mining_texts(inputs["train"][:1], NO_LABELS, blocks, 3, settings, corpus)
