@@ -1,0 +1,141 @@
+"""Ranks a corpus for questions with a model, with BM25, or with both; also reads what an earlier run has ranked.
+
+Shapes: Q questions, K retrieved passages per question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus.bm25 import Bm25, Hybrid, Weight
+from rqa_ray.corpus.encoded import Encoded, embedding_folder
+from rqa_ray.corpus.model import Model
+from rqa_ray.corpus.plan import CorpusPlan
+from rqa_ray.corpus.shards import QUESTIONS_FOLDER, EmbeddingFolder
+from rqa_ray.corpus_settings import EvaluateSettings
+from rqa_ray.data.formats import parse_qa_record
+from rqa_ray.data.rows import Questions
+from rqa_ray.errors import InputError
+from rqa_ray.evaluation.confidence import INTERVALS, intervals
+from rqa_ray.evaluation.evaluator import TOP_K
+from rqa_ray.evaluation.hybrid_weight import choose_weight
+from rqa_ray.evaluation.metrics import LATENCY, question_metrics
+from rqa_ray.evaluation.predictions import AskedQuestions
+
+PREDICTIONS_FILE = "test-predictions.jsonl"
+SPLIT = "test"
+
+
+@dataclass
+class Result:
+    """The result of one retriever."""
+
+    values: dict[str, np.ndarray]  # (Q,) values by metric, from `question_metrics`
+    ranking: tuple[np.ndarray, np.ndarray] | None = None  # scores and positions (Q, K)
+    latency: float | None = None  # seconds a question
+    weight: float | None = None  # weight of the embeddings in a hybrid
+
+    def metrics(self, clusters: np.ndarray) -> dict[str, Any]:
+        """Metrics by full name, with intervals."""
+        named = {f"{SPLIT}_{name}": float(values.mean()) for name, values in self.values.items()}
+        named |= {} if self.latency is None else {f"{SPLIT}_{LATENCY}": self.latency}
+        around = {f"{SPLIT}_{name}": ends for name, ends in intervals(self.values, clusters).items()}
+        return {**named, **({} if self.weight is None else {"weight": self.weight}), INTERVALS: around}
+
+
+class Retrievers:
+    """Ranks the corpus for the questions with each retriever; makes once what several retrievers need."""
+
+    def __init__(
+        self,
+        settings: EvaluateSettings,
+        model: Model,
+        workers: Workers,
+        inputs: dict[str, list[str]],
+        plan: CorpusPlan,
+        asked: Mapping[str, AskedQuestions],
+    ) -> None:
+        self.settings, self.inputs, self.plan, self.asked = settings, inputs, plan, asked
+        self.folder = embedding_folder(settings)
+        texts = EmbeddingFolder(str(Path(settings.output_dir) / QUESTIONS_FOLDER))
+        self.encoded = Encoded(model, self.folder, texts, workers)
+        self.k = min(TOP_K, len(plan.passage_ids))
+        self._bm25: Bm25 | None = None
+
+    def embed(self, questions: dict[str, Questions]) -> None:
+        """Encodes the questions and passages that are not encoded yet."""
+        tokens = {name: part.tokens for name, part in questions.items()}
+        overwrite = self.settings.overwrite_output_dir and not self.settings.embeddings_path
+        self.encoded.encode(self.inputs["corpus"], self.plan, tokens, self.settings.bf16, overwrite)
+
+    def result(self, name: str) -> Result:
+        """Returns what a retriever finds for the test questions."""
+        test, latency, weight = self.asked["test"], None, None
+        if name == "dense":
+            shards = self.encoded.shards["test"]
+            scores, positions, seconds = self.encoded.search(shards, self.k)
+            latency = (seconds + self.encoded.texts.logged_seconds(shards)) / len(test.questions)
+        elif name == "bm25":
+            scores, positions = self.bm25().rank(test.questions, self.k)
+        else:
+            passages = [block.embeddings for block in self.folder.blocks([shard.name for shard in self.folder.shards])]
+            hybrid = Hybrid(self.bm25(), torch.cat(passages))
+            chosen = self._weight(hybrid)
+            print(chosen.describe())
+            weight = chosen.value
+            embeddings = self.encoded.embeddings("test")
+            scores, positions = hybrid.rank(test.questions, embeddings, [weight], self.k)[weight]
+        values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
+        return Result(values, (scores, positions), latency, weight)
+
+    def _weight(self, hybrid: Hybrid) -> Weight:
+        """Returns the weight that the user gives, or lets choose, or that the model has; else one half."""
+        given, other = self.settings.hybrid_weight, self.asked.get("weight")
+        if given is None and other:
+            embeddings = self.encoded.embeddings("weight")
+            weight = choose_weight(hybrid, other.questions, embeddings, other.gold_ids, self.plan.passage_ids)
+            return Weight(weight, "chosen on --weight_data_path")
+        known = Weight.of(given, self.encoded.model.spec.folder)
+        return known or Weight(0.5, "as nothing chose them; --weight_data_path would choose")
+
+    def bm25(self) -> Bm25:
+        self._bm25 = self._bm25 or Bm25([document.fmt_content for document in self.plan.documents()])
+        return self._bm25
+
+    def documents(self, positions: np.ndarray) -> Callable[[int], dict[str, Any]]:
+        """Returns the documents at some positions."""
+        if self.encoded.shards:
+            return self.folder.documents(positions).__getitem__
+        wanted = set(positions.ravel().tolist())
+        every = enumerate(self.plan.documents())
+        return {place: document.to_dict() for place, document in every if place in wanted}.__getitem__
+
+
+def read_predictions(location: str, asked: AskedQuestions) -> Result:
+    """Reads the result of an earlier run from the predictions file in its folder.
+
+    Raises:
+        InputError: there is no such file, or it has other questions.
+    """
+    path = Path(location) / PREDICTIONS_FILE
+    questions, retrieved = [], []
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            record = json.loads(line)
+            questions.append(record["question"])
+            found = parse_qa_record({"question": "", "gold_docs": record["retrieved_docs"]}).gold_docs
+            retrieved.append([document.passage_id for document in found])
+        ranked = np.array(retrieved)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--compare {location}: {path} was not written by jobs/evaluate.py ({error!r:.80})") from None
+    if questions != asked.questions:
+        raise InputError(f"--compare {location}: its predictions are of other questions than --eval_data_path")
+    return Result(question_metrics(ranked, asked.gold_ids))
