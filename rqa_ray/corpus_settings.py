@@ -61,6 +61,12 @@ class EvaluateSettings(EncodingSettings):
         None, "Other questions, which choose the weight of the hybrid."
     )
     hybrid_weight: float | None = _weight("--weight_data_path chooses, else the model's own, else 0.5")
+    matryoshka_dims: list[int] | None = EVALUATION.setting(
+        None,
+        "Measure embeddings cut to these dimensions too: 384 192 96.",
+        at_least(1),
+        unset="those that the model was trained for",
+    )
     compare: list[str] | None = EVALUATION.path(
         None,
         "Compare with these retrievers, or with earlier runs by their output folders; without a value: with all "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.sharded_search import passage_moments, search
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, EmbeddingFolder
 from rqa_ray.corpus_settings import EvaluateSettings, MineSettings
+from rqa_ray.retriever.matryoshka import cut
 
 
 def embedding_folder(settings: EvaluateSettings | MineSettings) -> EmbeddingFolder:
@@ -63,11 +65,15 @@ class Encoded:
         return torch.cat([block.embeddings for block in self.texts.blocks(shards)])
 
     def search(
-        self, shards: Sequence[str], k: int, pairs: PairScores | None = None
+        self, shards: Sequence[str], k: int, pairs: PairScores | None = None, dimensions: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        """Ranks the corpus for the questions of some shards, as `sharded_search.search` does."""
-        normalize = self.model.spec.settings.unit_length
-        return search(self.folder, self.texts, shards, k, self.workers, normalize, pairs)
+        """Ranks the corpus for the questions of some shards, as `sharded_search.search` does.
+
+        All embeddings are cut to `dimensions`, if they are given.
+        """
+        settings = self.model.spec.settings
+        change = partial(cut, dimensions=dimensions, similarity=settings.similarity) if dimensions else None
+        return search(self.folder, self.texts, shards, k, self.workers, settings.unit_length, pairs, change)
 
     def moments(self) -> PassageMoments:
         """Returns the moments of the passages, from which z-scores follow."""

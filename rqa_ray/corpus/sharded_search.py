@@ -6,7 +6,7 @@ Shapes: Q questions, K passages kept per question.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import ray
@@ -18,6 +18,7 @@ from rqa_ray.corpus.mining import PairScores
 from rqa_ray.corpus.shards import Block, EmbeddingFolder
 from rqa_ray.corpus.topk import RunningTopK, search_blocks
 
+Change = Callable[[torch.Tensor], torch.Tensor]  # of embeddings (N, D)
 QUESTIONS_AT_ONCE = 65_536  # the best 100 of each take 52 MB
 
 
@@ -29,13 +30,16 @@ def search(
     workers: Workers,
     normalize: bool,
     pairs: PairScores | None = None,
+    change: Change | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Returns scores and positions (Q, K) of the best passages, and the seconds of the slowest worker.
 
-    The same pass over the corpus fills the scores of `pairs`.
+    The same pass over the corpus fills the scores of `pairs`. `change` is applied to the embeddings of questions and
+    of passages.
     """
     asked = torch.cat([block.embeddings for block in question_folder.blocks(questions)])
-    fixed = (folder.location, ray.put(asked.numpy()), k, workers, normalize, ray.put(pairs))
+    asked = change(asked) if change else asked
+    fixed = (folder.location, ray.put(asked.numpy()), k, workers, normalize, ray.put(pairs), change)
     found = ray.get(
         [_search_share.options(**workers.of_a_task).remote(share, *fixed) for share in _shares(folder, workers)]
     )
@@ -84,6 +88,7 @@ def _search_share(
     workers: Workers,
     normalize: bool,
     pairs: PairScores | None,
+    change: Change | None,
 ) -> tuple[np.ndarray, np.ndarray | None, float]:
     """Returns the keys (Q, k) of the best passages in some shards, the scores of the pairs, and the seconds taken."""
     torch.set_num_threads(workers.cpus)
@@ -95,6 +100,8 @@ def _search_share(
     keys: list[torch.Tensor] = []
     for part in asked.split(QUESTIONS_AT_ONCE):
         blocks = folder.blocks(names, normalize)
+        if change:
+            blocks = (Block(block.positions, change(block.embeddings)) for block in blocks)
         if pairs is not None and not keys:
             blocks = _scored(blocks, asked, pairs)
         keys.append(search_blocks(part.to(device), blocks, k, num_threads).keys.cpu())

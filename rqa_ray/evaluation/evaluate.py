@@ -32,6 +32,7 @@ from rqa_ray.places import (
     staged,
     write_json,
 )
+from rqa_ray.retriever.matryoshka import check_dimensions, trained_dimensions
 from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
@@ -55,7 +56,8 @@ class EvaluateResult:
         """Returns lines for a person."""
         written = f"written: {Path(self.output_dir) / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}"
         note = [f"{self.num_questions:,} questions{self.note}"] if self.note else []
-        return "\n".join(["", *table(self.metrics, self.num_questions), *self.differences, *note, written])
+        lines = [*table(self.metrics, self.num_questions), *of_cut(self.metrics), *self.differences]
+        return "\n".join(["", *lines, *note, written])
 
     def _repr_html_(self) -> str:
         names = {name: f"{SPLIT}_{metric}" for name, metric in LABELS.items()}
@@ -101,6 +103,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
             raise InputError(f"--compare {name}: {what}")
         if name not in RETRIEVERS:
             refuse_among_inputs("output_dir", settings.output_dir, [], [str(Path(name) / PREDICTIONS_FILE)])
+    if settings.matryoshka_dims and "dense" not in names:
+        raise InputError(f"--matryoshka_dims {settings.matryoshka_dims[0]}: no effect without --retriever_type dense")
+    check_dimensions(model.spec, settings.matryoshka_dims or ())
     if {"dense", "hybrid"} & set(names):
         embedding_folder(settings).check_own()
     if {"bm25", "hybrid"} & set(names):
@@ -123,7 +128,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     if lost:
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
     others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
-    retrievers = Retrievers(settings, model, workers, inputs, plan, asked)
+    dimensions = settings.matryoshka_dims or trained_dimensions(model.spec.folder)
+    retrievers = Retrievers(settings, model, workers, inputs, plan, asked, dimensions)
     if {"dense", "hybrid"} & set(names):
         retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
     results = {name: retrievers.result(name) for name in names} | others
@@ -170,6 +176,19 @@ def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]
     rows = zip([f"{num_questions:,} questions", *LABELS], *columns, strict=True)
     width = max(len(cell) for cells in columns for cell in cells) + 3
     return [f"{label:16}" + "".join(cell.ljust(width) for cell in cells).rstrip() for label, *cells in rows]
+
+
+def of_cut(scores: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Returns a line for each number of dimensions to which embeddings were cut, with 95% intervals."""
+    parts: dict[str, list[str]] = {}
+    for retriever, metrics in scores.items():
+        for label in HEADLINES:
+            start = f"{SPLIT}_{LABELS[label]}_dim"
+            for name in (name for name in metrics if name.startswith(start)):
+                low, high = metrics[INTERVALS][name]
+                said = f"{label} {metrics[name]:.3f}  {low:.3f} to {high:.3f}"
+                parts.setdefault(f"{retriever}, cut to {name.removeprefix(start)} dimensions", []).append(said)
+    return [f"{what}: {', '.join(said)}" for what, said in parts.items()]
 
 
 def differences(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:

@@ -6,7 +6,7 @@ Shapes: Q questions, K retrieved passages per question.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import INTERVALS, intervals
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
-from rqa_ray.evaluation.metrics import LATENCY, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, TOP_CUTOFF, name_at, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions
 
 PREDICTIONS_FILE = "test-predictions.jsonl"
@@ -62,8 +62,11 @@ class Retrievers:
         inputs: dict[str, list[str]],
         plan: CorpusPlan,
         asked: Mapping[str, AskedQuestions],
+        dimensions: Sequence[int],
     ) -> None:
+        """Takes the files, the plan and the questions by name, and to how many dimensions embeddings are cut."""
         self.settings, self.inputs, self.plan, self.asked = settings, inputs, plan, asked
+        self.dimensions = dimensions
         self.folder = embedding_folder(settings)
         texts = EmbeddingFolder(str(Path(settings.output_dir) / QUESTIONS_FOLDER))
         self.encoded = Encoded(model, self.folder, texts, workers)
@@ -79,10 +82,12 @@ class Retrievers:
     def result(self, name: str) -> Result:
         """Returns what a retriever finds for the test questions."""
         test, latency, weight = self.asked["test"], None, None
+        of_cut: dict[str, np.ndarray] = {}
         if name == "dense":
             shards = self.encoded.shards["test"]
             scores, positions, seconds = self.encoded.search(shards, self.k)
             latency = (seconds + self.encoded.texts.logged_seconds(shards)) / len(test.questions)
+            of_cut = self._of_cut(shards)
         elif name == "bm25":
             scores, positions = self.bm25().rank(test.questions, self.k)
         else:
@@ -93,8 +98,17 @@ class Retrievers:
             weight = chosen.value
             embeddings = self.encoded.embeddings("test")
             scores, positions = hybrid.rank(test.questions, embeddings, [weight], self.k)[weight]
-        values = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
+        values = question_metrics(self.plan.passage_ids[positions], test.gold_ids) | of_cut
         return Result(values, (scores, positions), latency, weight)
+
+    def _of_cut(self, shards: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns (Q,) values of the metrics `HEADLINES` of cut embeddings, by name."""
+        test, values = self.asked["test"], dict[str, np.ndarray]()
+        for number in self.dimensions:
+            _, positions, _ = self.encoded.search(shards, min(TOP_CUTOFF, self.k), dimensions=number)
+            found = question_metrics(self.plan.passage_ids[positions], test.gold_ids)
+            values |= {name_at(label, number): found[LABELS[label]] for label in HEADLINES}
+        return values
 
     def _weight(self, hybrid: Hybrid) -> Weight:
         """Returns the weight that the user gives, or lets choose, or that the model has; else one half."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig
 
 from rqa_ray.errors import InputError
+from rqa_ray.places import ALL_ARGS_FILE
 from rqa_ray.retriever.encoder_settings import ModelSpec, modules_of, read_json_file, transformer_folder
 
 
@@ -18,6 +20,12 @@ def cut(embeddings: torch.Tensor, dimensions: int, similarity: str) -> torch.Ten
         return embeddings
     embeddings = embeddings[:, :dimensions]
     return nn.functional.normalize(embeddings, dim=1) if similarity == "cosine" else embeddings
+
+
+def trained_dimensions(folder: str) -> list[int]:
+    """Returns the dimensions to which a model was trained to be cut, if `jobs/train.py` has written its folder."""
+    arguments = read_json_file(Path(folder) / ALL_ARGS_FILE, {})
+    return (isinstance(arguments, dict) and arguments.get("matryoshka_dims")) or []
 
 
 def refuse_more_than(own: int, wanted: Sequence[int]) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from rqa_ray.corpus_settings import EvaluateSettings
 from rqa_ray.data.formats import parse_document
+from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.evaluate import evaluate
 from rqa_ray.evaluation.metrics import retrieval_metrics
@@ -81,6 +83,29 @@ def test_the_hybrid_of_a_trained_model_is_that_of_its_summary(ray_cluster, one_w
         assert found[f"test_{name}"] == pytest.approx(value)
 
 
+def test_embeddings_are_cut_to_the_dimensions_that_the_model_was_trained_for(
+    ray_cluster, flags, tiny_model, files, tmp_path, capsys
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "all_args.json").write_text('{"matryoshka_dims": [32, 8]}')
+    run("evaluate", "--model", model, *flags[2:], "--output_dir", tmp_path / "out")
+    said, scores, lines = capsys.readouterr().out, score(tmp_path / "out"), predictions(tmp_path / "out")
+    encoder = SentenceTransformer(str(tiny_model), device="cpu", truncate_dim=8)
+    encoder.max_seq_length = 32
+    documents = {document.passage_id: document for document in good_records([flags[3]], "documents")}
+    corpus = encoder.encode([one.fmt_content for one in documents.values()], normalize_embeddings=True)
+    asked = encoder.encode([line["question"] for line in lines], normalize_embeddings=True)
+    ranked = np.array([*documents])[np.argsort(-asked @ corpus.T, axis=1, kind="stable")]
+    golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
+    expected = retrieval_metrics(ranked[:, :10], golds)
+    for label in ("document_recall/recall4", "document_ndcg/ndcg10"):
+        name = f"test_retr/{label}"
+        assert scores[f"{name}_dim8"] == pytest.approx(expected[f"retr/{label}"], abs=1e-6)
+        assert scores[f"{name}_dim32"] == scores[name] and scores["intervals_95"][f"{name}_dim8"][0] <= 1
+    recall = scores["test_retr/document_recall/recall4_dim8"]
+    assert f"dense, cut to 8 dimensions: recall@4 {recall:.3f}  0." in said
+
+
 def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, flags, files, capsys, tmp_path):
     folder = shutil.copytree(evaluated, tmp_path / "out")
     log = (folder / "embeddings" / "shards.jsonl").read_text()
@@ -136,6 +161,8 @@ def test_embeddings_of_another_model_are_not_used(evaluated, flags, capsys, tmp_
         (["--weight_data_path", "{eval_file}", "--hybrid_weight", "1"], "the weight that --hybrid_weight gives"),
         (["--max_seq_length", "2"], "--max_seq_length 2: has to be at least 4"),
         (["--hybrid_weight", "0.3"], "--hybrid_weight 0.3: no effect without --retriever_type hybrid"),
+        (["--matryoshka_dims", "16", "33"], "--matryoshka_dims 33: the model's embeddings have 32 dimensions"),
+        (["--matryoshka_dims", "16", "--retriever_type", "bm25"], "--matryoshka_dims 16: no effect without"),
         (["--retriever_type", "bm52"], "--retriever_type bm52: did you mean bm25? choose one of dense"),
     ],
 )

@@ -6,7 +6,7 @@ from sentence_transformers.util import truncate_embeddings
 
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec, read_settings
-from rqa_ray.retriever.matryoshka import check_dimensions, cut
+from rqa_ray.retriever.matryoshka import check_dimensions, cut, trained_dimensions
 from tests.models import small_model
 from tests.training.invariance import random_bert
 
@@ -17,6 +17,13 @@ def test_cut_embeddings_are_those_of_sentence_transformers_and_have_unit_length_
     assert torch.equal(cut(embeddings, 3, "dot"), first)
     torch.testing.assert_close(cut(embeddings, 3, "cosine"), first / first.norm(dim=1, keepdim=True))
     assert cut(embeddings, 8, "cosine") is embeddings
+
+
+def test_the_dimensions_of_training_are_known_from_the_folder_of_the_model(tmp_path):
+    assert trained_dimensions(str(tmp_path)) == []
+    for content, found in (('{"matryoshka_dims": [16, 8]}', [16, 8]), ('{"max_steps": 9}', []), ("[]", [])):
+        (tmp_path / "all_args.json").write_text(content)
+        assert trained_dimensions(str(tmp_path)) == found
 
 
 @pytest.mark.parametrize(
