@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
 
 from rqa_ray.data.formats import parse_document, parse_json
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
-from tests.conftest import SMALL_WINDOWS, STREAMED
+from tests.conftest import SMALL_WINDOWS, STREAMED, write_lines
 from tests.conftest import train as run
 from tests.jobs import refused
 
@@ -209,6 +211,33 @@ def test_a_finish_that_was_killed_goes_on_with_another_number_of_workers(two_wor
     again = read_json(folder / "train_results.json")
     assert (again["chosen"], again["candidates"]) == (results["chosen"], results["candidates"])
     assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_lora_on_two_workers_with_an_instruction_leaves_a_merged_model_that_scores_as_the_trained_one(
+    ray_cluster, train_flags, files, tiny_model, tmp_path
+) -> None:
+    peft = pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
+    lines = [
+        json.loads(line) | {"instruction": "Find: "} for line in Path(files["train_file"]).read_text().splitlines()
+    ]
+    asked, folder = write_lines(tmp_path / "asked.jsonl", lines), tmp_path / "out"
+    words = [*train_flags, "--train_file", asked, "--eval_file", asked, "--output_dir", str(folder), "--lora_r", "4"]
+    words += (
+        "--num_workers 2 --per_device_train_batch_size 4 --max_steps 4 --eval_steps 4 --learning_rate 0.02".split()
+    )
+    run([*words, "--save_adapter", "true", "--metric_for_best_model", "eval_loss"])
+    assert read_json(folder / "train_results.json")["best_step"] > 0
+    opened = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_model), folder / "adapter")
+    found = opened.merge_and_unload().state_dict()
+    for name, weights in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-6)
+    model = SentenceTransformer(str(folder), device="cpu")
+    assert model.prompts["asked"] == "Find: "
+    for line in predictions(folder, "eval")[:3]:  # scores of the model in training, not of the saved one
+        documents = line["retrieved_docs"]
+        question = model.encode_query(line["question"], prompt_name="asked")
+        passages = model.encode_document([parse_document(document).fmt_content for document in documents])
+        np.testing.assert_allclose(passages @ question, [document["score"] for document in documents], atol=1e-5)
 
 
 @pytest.mark.slow
