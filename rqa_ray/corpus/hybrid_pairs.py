@@ -22,63 +22,83 @@ from rqa_ray.retriever import distributed
 
 
 @dataclass(frozen=True)
-class WordScores:
-    """BM25's scores of some questions with any passage.
-
-    Memory: 12 bytes for each passage that has a word of the questions, word by word. The arrays can be shared.
-    """
+class AskedWords:
+    """The words of Q questions, and the mean and the deviation of their scores by BM25 over the whole corpus."""
 
     words: np.ndarray  # the words of all questions by number, a word that a question repeats too
     offsets: np.ndarray  # (Q + 1,): question i has the words from offsets[i] to offsets[i + 1]
-    keys: np.ndarray  # int64, ascending: word * span + position
-    scores: np.ndarray  # fp32, the part of a passage's score that comes from one word
-    span: int  # P + E: texts beside the corpus have the positions behind its end
     means: np.ndarray  # (Q,) of the scores of a question with all P passages
     deviations: np.ndarray  # (Q,)
 
     @classmethod
+    def of(cls, bm25: Bm25, questions: Sequence[str]) -> AskedWords:
+        """Looks the words up in an index."""
+        words = [np.array(bm25.word_numbers(row), np.int64) for row in bm25.words(questions)]
+        moments = [torch.zeros(2, 0)]
+        for part in question_slices(len(questions), bm25.num_passages):
+            moments.append(torch.stack(torch.std_mean(bm25.scores(questions[part]), dim=1, correction=0)))
+        deviations, means = torch.cat(moments, dim=1).numpy()
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in words])]).astype(np.int64)
+        return cls(concat(words), offsets, means, deviations)
+
+    @classmethod
+    def join(cls, parts: Sequence[AskedWords]) -> AskedWords:
+        """Joins the words of several sets of questions."""
+        offsets = np.concatenate([[0], np.cumsum(concat([np.diff(part.offsets) for part in parts]))])
+        words, means, deviations = (
+            concat([getattr(part, name) for part in parts]) for name in ("words", "means", "deviations")
+        )
+        return cls(words, offsets, means, deviations)
+
+    def select(self, questions: np.ndarray) -> AskedWords:
+        """Returns the words of some questions."""
+        places, offsets = runs(self.offsets[questions], np.diff(self.offsets)[questions])
+        return AskedWords(self.words[places], offsets, self.means[questions], self.deviations[questions])
+
+
+@dataclass(frozen=True)
+class WordScores:
+    """BM25's scores of some questions with any passage.
+
+    Memory: 12 bytes for each passage that has a word of the questions, word by word. That is at most 1.5 times the
+    index, however many questions there are. The arrays can be shared.
+    """
+
+    asked: AskedWords
+    keys: np.ndarray  # int64, ascending: word * span + position
+    scores: np.ndarray  # fp32, the part of a passage's score that comes from one word
+    span: int  # P + E: texts beside the corpus have the positions behind its end
+
+    @classmethod
     def of(cls, bm25: Bm25, questions: Sequence[str], beside: Sequence[str] = ()) -> WordScores:
         """Makes them from an index; the texts `beside` the corpus are scored as if the corpus had them."""
-        words = [np.array(bm25.word_numbers(row), np.int64) for row in bm25.words(questions)]
-        distinct = np.unique(concat(words))
+        return cls.of_words(bm25, AskedWords.of(bm25, questions), beside)
+
+    @classmethod
+    def of_words(cls, bm25: Bm25, asked: AskedWords, beside: Sequence[str] = ()) -> WordScores:
+        """Does `of` for questions whose words are looked up already."""
+        distinct = np.unique(asked.words)
         positions, scores, counts = bm25.postings(distinct)
         span, known = bm25.num_passages + len(beside), set(distinct.tolist())
         keys = [np.repeat(distinct, counts) * span + positions]
         parts = [scores]
         for place, text in enumerate(bm25.words(beside), start=bm25.num_passages):
             found = Counter(bm25.word_numbers(text))
-            asked = np.array([word for word in found if word in known], np.int64)
-            keys.append(asked * span + place)
-            parts.append(bm25.parts_of(asked, np.array([found[word] for word in asked.tolist()]), len(text)))
-        moments = [torch.zeros(2, 0)]
-        for part in question_slices(len(questions), bm25.num_passages):
-            moments.append(torch.stack(torch.std_mean(bm25.scores(questions[part]), dim=1, correction=0)))
-        deviations, means = torch.cat(moments, dim=1).numpy()
+            own = np.array([word for word in found if word in known], np.int64)
+            keys.append(own * span + place)
+            parts.append(bm25.parts_of(own, np.array([found[word] for word in own.tolist()]), len(text)))
         order = np.argsort(concat(keys))
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in words])]).astype(np.int64)
-        return cls(concat(words), offsets, concat(keys)[order], concat(parts)[order], span, means, deviations)
-
-    @classmethod
-    def join(cls, parts: Sequence[WordScores]) -> WordScores:
-        """Joins the scores of several sets of questions with one corpus."""
-        keys, first = np.unique(concat([part.keys for part in parts]), return_index=True)
-        counts = concat([np.diff(part.offsets) for part in parts])
-        words, scores, means, deviations = (
-            concat([getattr(part, name) for part in parts]) for name in ("words", "scores", "means", "deviations")
-        )
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        return cls(words, offsets, keys, scores[first], parts[0].span, means, deviations)
+        return cls(asked, concat(keys)[order], concat(parts)[order], span)
 
     def select(self, questions: np.ndarray) -> WordScores:
         """Returns the scores of some questions alone."""
-        places, offsets = runs(self.offsets[questions], np.diff(self.offsets)[questions])
-        means, deviations = self.means[questions], self.deviations[questions]
-        return replace(self, words=self.words[places], offsets=offsets, means=means, deviations=deviations)
+        return replace(self, asked=self.asked.select(questions))
 
     def of_pairs(self, questions: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Returns (N,) fp32 scores of questions (N,) with passages at positions (N,), equal to `Bm25.scores`."""
-        counts = np.diff(self.offsets)[questions]
-        words = self.words[runs(self.offsets[questions], counts)[0]]
+        offsets = self.asked.offsets
+        counts = np.diff(offsets)[questions]
+        words = self.asked.words[runs(offsets[questions], counts)[0]]
         pairs = np.repeat(np.arange(len(questions)), counts)
         wanted = words * self.span + positions[pairs]
         places = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
@@ -89,7 +109,29 @@ class WordScores:
 
     def z_scores(self, questions: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Returns (N,) z-scores of pairs over the whole corpus."""
-        return z_scores(self.of_pairs(questions, positions), self.means[questions], self.deviations[questions])
+        found = self.of_pairs(questions, positions)
+        return z_scores(found, self.asked.means[questions], self.asked.deviations[questions])
+
+
+def word_z_scores(
+    bm25: Bm25, questions: Sequence[str], beside: Sequence[str], rows: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """Returns what `WordScores.z_scores` returns for pairs, a few questions at a time.
+
+    So memory holds the words of these few questions. A text `beside` the corpus is read for the pairs that have it.
+    """
+    found = np.zeros(len(rows))
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    for part in question_slices(len(questions), bm25.num_passages):
+        pairs = order[slice(*np.searchsorted(ordered, [part.start, part.stop]))]
+        places = positions[pairs]
+        is_beside = places >= bm25.num_passages
+        needed, again = np.unique(places[is_beside] - bm25.num_passages, return_inverse=True)
+        places[is_beside] = bm25.num_passages + again
+        scores = WordScores.of(bm25, questions[part], [beside[number] for number in needed.tolist()])
+        found[pairs] = scores.z_scores(rows[pairs] - part.start, places)
+    return found
 
 
 class PassageMoments:

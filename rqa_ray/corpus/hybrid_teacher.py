@@ -15,7 +15,7 @@ from rqa_ray.corpus.encoded import Encoded
 from rqa_ray.corpus.hybrid_pairs import HybridWeight, ZScores, z_scores
 from rqa_ray.corpus.mining import Candidates, PairScores
 from rqa_ray.corpus.mining_inputs import HeldOut
-from rqa_ray.corpus.text_tasks import bm25_rankings, word_scores
+from rqa_ray.corpus.text_tasks import bm25_rankings, word_z_scores
 
 DEPTH = 100  # candidates of each ranking for the questions that choose the weight
 EVEN = 0.5  # weight of the model if no questions choose the weight
@@ -60,5 +60,5 @@ class HybridTeacher:
         The embeddings of the questions are in the shards; `rows` (N,) are numbers of these questions.
         """
         means, deviations = self.moments.of_questions(self.encoded.embeddings_of(shards))
-        words = word_scores(self.index, questions, self.beside, self.workers)
-        return ZScores(z_scores(dense, means[rows], deviations[rows]), words.z_scores(rows, positions))
+        lexical = word_z_scores(self.index, questions, self.beside, rows, positions, self.workers)
+        return ZScores(z_scores(dense, means[rows], deviations[rows]), lexical)

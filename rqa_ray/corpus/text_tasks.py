@@ -13,8 +13,9 @@ import numpy as np
 import ray
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.corpus import hybrid_pairs
 from rqa_ray.corpus.bm25 import Bm25
-from rqa_ray.corpus.hybrid_pairs import WordScores
+from rqa_ray.corpus.hybrid_pairs import AskedWords, WordScores
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.shards import EmbeddingFolder
 
@@ -52,9 +53,31 @@ def bm25_rankings(index: ray.ObjectRef, questions: Sequence[str], k: int, worker
 
 
 def word_scores(index: ray.ObjectRef, questions: Sequence[str], beside: Sequence[str], workers: Workers) -> WordScores:
-    """Returns BM25's scores of questions with the passages and the texts `beside` them."""
-    parts = [_word_scores.remote(index, part, beside) for part in _shares(questions, workers)]
-    return WordScores.join(ray.get(parts))
+    """Returns BM25's scores of questions with the passages and the texts `beside` them.
+
+    One task makes the scores: parts from several tasks would repeat the passages of words that many questions have.
+    """
+    parts = [_asked_words.remote(index, part) for part in _shares(questions, workers)]
+    return ray.get(_word_scores.remote(index, AskedWords.join(ray.get(parts)), beside))
+
+
+def word_z_scores(
+    index: ray.ObjectRef,
+    questions: Sequence[str],
+    beside: Sequence[str],
+    rows: np.ndarray,
+    positions: np.ndarray,
+    workers: Workers,
+) -> np.ndarray:
+    """Returns BM25's z-scores (N,) of the questions `rows` (N,) with the passages at positions (N,)."""
+    found, pairs, tasks, start, texts = np.zeros(len(rows)), [], [], 0, ray.put(beside)
+    for part in _shares(questions, workers):
+        pairs.append(np.flatnonzero((rows >= start) & (rows < start + len(part))))
+        tasks.append(_word_z_scores.remote(index, part, texts, rows[pairs[-1]] - start, positions[pairs[-1]]))
+        start += len(part)
+    for own, scores in zip(pairs, ray.get(tasks), strict=True):
+        found[own] = scores
+    return found
 
 
 def _shares(questions: Sequence[str], workers: Workers) -> list[Sequence[str]]:
@@ -65,8 +88,20 @@ def _shares(questions: Sequence[str], workers: Workers) -> list[Sequence[str]]:
 
 
 @ray.remote
-def _word_scores(index: Bm25, questions: list[str], beside: list[str]) -> WordScores:
-    return WordScores.of(index, questions, beside)
+def _asked_words(index: Bm25, questions: list[str]) -> AskedWords:
+    return AskedWords.of(index, questions)
+
+
+@ray.remote
+def _word_scores(index: Bm25, asked: AskedWords, beside: list[str]) -> WordScores:
+    return WordScores.of_words(index, asked, beside)
+
+
+@ray.remote
+def _word_z_scores(
+    index: Bm25, questions: list[str], beside: list[str], rows: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    return hybrid_pairs.word_z_scores(index, questions, beside, rows, positions)
 
 
 @ray.remote

@@ -70,7 +70,7 @@ def test_wordings_missing_golds_rankings_and_signatures_are_those_of_the_files(r
     lexical = bm25.scores(list(texts.values())).numpy()
     assert (found.hybrid.asked.of_pairs(*every) == lexical.reshape(-1)).all()
     asked = [question for record in good_records(inputs["eval"], "questions") for question in record.questions]
-    assert found.hybrid.asked.span == len(documents) + 1 and len(found.hybrid.of_eval.means) == len(asked)
+    assert found.hybrid.asked.span == len(documents) + 1 and len(found.hybrid.of_eval.asked.means) == len(asked)
     assert (found.hybrid.of_eval.of_pairs([0] * 5, np.arange(5)) == bm25.scores(asked[:1])[0, :5].numpy()).all()
     assert found.hybrid.eval_bm25.shape[0] == len(asked)
 
