@@ -215,7 +215,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     check_negatives(own, has_negatives)
     has_scores = bool(job.settings.teacher) if mined else train.num_scored > 0
     check_teacher(job.settings.distill_weight, has_scores)
-    job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
+    if has_scores:
+        job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
     lines = [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
