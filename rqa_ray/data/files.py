@@ -14,11 +14,13 @@ from rqa_ray.places import file_size, open_file, open_random_access
 
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
+TABLES = (".csv", ".tsv")
+DELIMITED = (*TABLES, *(table + end for table in TABLES for end in COMPRESSED))
 MAX_LINE_BYTES = 2**28  # longest line; a file without line breaks would fill the memory
 UNCOMPRESSED = 4  # assumed size of the text, as a multiple of the compressed file
 # What Hugging Face's tools write about a data set. `state.json` counts only beside the first of them.
 DATASET_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), ".parquet", ".pkl")
+SUFFIXES = (*LINES, *(line + end for line in LINES for end in COMPRESSED), *DELIMITED, ".parquet", ".pkl")
 
 
 def find_files(names: Iterable[str], argument: str) -> list[str]:
@@ -114,7 +116,7 @@ def has_suffix(path: str, *suffixes: str) -> bool:
 
 def text_bytes(path: str) -> int:
     """Estimates how many bytes of text a file has."""
-    return file_size(path) * (1 if has_suffix(path, *LINES) else UNCOMPRESSED)
+    return file_size(path) * (1 if has_suffix(path, *LINES, *TABLES) else UNCOMPRESSED)
 
 
 def byte_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -19,6 +21,8 @@ from rqa_ray.texts import as_utf8
 
 MAX_QUESTIONS = 100_000  # questions of one passage
 HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
+ANCHORS = ("anchor", "query", "question")  # names of a column with questions
+NEGATIVE = re.compile(r"negative(?:_?(\d+))?")  # names of columns with hard negatives
 NOUNS = {"documents": "document", "questions": "record", "labels": "label"}
 
 
@@ -149,6 +153,60 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     )
 
 
+def _columns(question: str, value: dict[str, Any]) -> QARecord:
+    """Reads a row of sentence-transformers' data sets: `positive`, and maybe `negative`, `negative_1`, ...
+
+    The number behind a name decides the order of the negatives.
+    """
+    numbers = {name: int(match[1] or 0) for name in value if (match := NEGATIVE.fullmatch(name))}
+    negatives = [value[name] for name in sorted(numbers, key=numbers.__getitem__) if value[name] is not None]
+    return _qa_record(
+        [value[question]],
+        {
+            "gold_docs": _from_texts("positive", [value["positive"]]),
+            "hard_neg_docs": _from_texts("negative", negatives),
+            "instruction": value.get("instruction"),
+        },
+    )
+
+
+def _flag_embedding(value: dict[str, Any]) -> QARecord:
+    """Reads FlagEmbedding's form: lists `pos` and `neg`; `pos_scores` and `neg_scores` are those of a teacher.
+
+    `prompt` is the instruction of the question.
+    """
+    return _qa_record(
+        [value["query"]],
+        {
+            "gold_docs": _from_texts("pos", _golds(value, "pos")),
+            "hard_neg_docs": _from_texts("neg", value.get("neg") or []),
+            "gold_scores": value.get("pos_scores"),
+            "hard_neg_scores": value.get("neg_scores"),
+            "instruction": value.get("prompt"),
+        },
+    )
+
+
+def _tevatron(value: dict[str, Any]) -> QARecord:
+    """Reads Tevatron's form: `positive_passages` and `negative_passages` of `{"docid", "title", "text"}`."""
+    golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages")
+    return _qa_record([value["query"]], {"gold_docs": golds, "hard_neg_docs": negatives})
+
+
+def _golds(value: dict[str, Any], name: str) -> list[Any]:
+    if not isinstance(value[name], list) or not value[name]:
+        raise RecordError(f"`{name}` has to be a list with at least one passage, found {_kind(value[name])}")
+    return value[name]
+
+
+def _from_texts(name: str, texts: Any) -> list[dict[str, Any]]:
+    """Returns passages of which only the texts are known."""
+    strangers = [text for text in texts if not isinstance(text, str)] if isinstance(texts, list) else [texts]
+    if strangers:
+        raise RecordError(f"`{name}` has to be text, found {_kind(strangers[0])}")
+    return [{"text": text} for text in texts]
+
+
 def _instruction(value: dict[str, Any]) -> str | None:
     instruction = value.get("instruction")
     if not isinstance(instruction, str | None):
@@ -189,6 +247,9 @@ FORMATS: dict[str, list[Format]] = {
     ],
     "questions": [
         Format("LocalRQA", ("questions",), lambda value: _qa_record(value["questions"], value)),
+        *(Format("sentence-transformers", (name, "positive"), partial(_columns, name)) for name in ANCHORS),
+        Format("FlagEmbedding", ("query", "pos"), _flag_embedding),
+        Format("Tevatron", ("query", "positive_passages"), _tevatron),
         Format("LocalRQA, flat", ("question",), lambda value: _qa_record([value["question"]], value)),
     ],
     "labels": [

@@ -7,7 +7,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqa_ray.data.files import MAX_LINE_BYTES, byte_ranges, find_files, has_suffix, lines_before, read_lines
+from rqa_ray.data.beir import check_judgments, in_beir_folder, is_judgments, read_judgments
+from rqa_ray.data.delimited import filled_cells, read_delimited
+from rqa_ray.data.files import (
+    DELIMITED,
+    MAX_LINE_BYTES,
+    byte_ranges,
+    find_files,
+    has_suffix,
+    lines_before,
+    read_lines,
+)
 from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_label, parse_qa_record
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.pickles import load_documents
@@ -53,23 +63,21 @@ def read_records(
 
     `labels` add golds to the questions here, so every reader of questions agrees about them.
 
-    Blank lines are skipped. In a pickle, the line is the number of the document; in Parquet, the number of the row. In
-    a range (`record_ranges`), lines are numbered as in `files.read_lines`, but messages count from the beginning of
-    the file.
+    Blank lines are skipped. The line is the number of the document in a pickle, of the row in Parquet, of the line
+    where the row ends in CSV, and of the first judgment of a query in BEIR's judgments. In a range (`record_ranges`),
+    lines are numbered as in `files.read_lines`, but messages count from the beginning of the file.
     """
     parse = PARSERS[kind]
-    is_pickle, is_parquet = (has_suffix(path, suffix) for suffix in (".pkl", ".parquet"))
-    if is_pickle and kind != "documents":
+    if has_suffix(path, ".pkl") and kind != "documents":
         yield 0, f"{path}: {kind} have to be JSONL; a pickle can only hold documents"
         return
-    read: Callable[..., Iterator[tuple[int, Any]]]
-    read = _pickled_documents if is_pickle else _parquet_rows if is_parquet else read_lines
+    read, to_value = _reader(path)
     try:
         before = None  # only counted if something is wrong
         for number, value in read(path, start, end):
             record: Document | QARecord | Label | str
             try:
-                record = parse(_parse_line(value) if read is read_lines else _plain(value))
+                record = parse(to_value(value))
             except UnicodeDecodeError as error:
                 record = f"not UTF-8 ({error.reason} at byte {error.start})"
             except RecordError as error:
@@ -90,6 +98,17 @@ def read_records(
         yield 0, f"{path}: cannot be read ({first_line(error)})"
 
 
+def _reader(path: str) -> tuple[Callable[..., Iterator[tuple[int, Any]]], Callable[[Any], Any]]:
+    """Returns what reads the values of a file with their numbers, and what makes a value of JSON from each."""
+    if has_suffix(path, ".pkl"):
+        return _pickled_documents, _plain
+    if has_suffix(path, ".parquet"):
+        return _parquet_rows, _plain
+    if is_judgments(path):
+        return read_judgments, _judged
+    return (read_delimited, filled_cells) if has_suffix(path, *DELIMITED) else (read_lines, _parse_line)
+
+
 def good_records(files: list[str], kind: str, skip_bad: bool = False, labels: Labels = NO_LABELS) -> Iterator[Any]:
     """Yields the records of files of a kind in `PARSERS`, one after the other.
 
@@ -108,6 +127,12 @@ def _parse_line(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise RecordError(f"a line of more than {MAX_LINE_BYTES:,} bytes, which is no record")
     return parse_json(line.decode("utf-8"))
+
+
+def _judged(record: Any) -> Any:
+    if isinstance(record, RecordError):
+        raise record
+    return record
 
 
 def _pickled_documents(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
@@ -156,6 +181,9 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
     for path in files:
         if has_suffix(path, ".pkl"):  # a pickle can only be read whole
             continue
+        if is_judgments(path) and kind == "questions":  # their first record needs a pass over the corpus
+            check_judgments(path)
+            continue
         first, problem = None, f"{path}: no records in it"
         for _, first in read_records(path, kind):
             if not isinstance(first, str) or not skip_bad:
@@ -169,12 +197,17 @@ def find_inputs(
 ) -> dict[str, list[str]]:
     """Finds the files of each input from the flag and its value, and checks how they begin.
 
-    `outputs` are the folders that the job writes to, by flag.
+    A value may be a BEIR folder, which has a file for each input. `outputs` are the folders that the job writes to,
+    by flag.
 
     Raises:
         InputError: there is no such file, it begins wrong, or it is where the job writes.
     """
-    files = {name: find_files(value, flag) for name, (flag, value) in given.items() if value}
+    files = {
+        name: find_files([in_beir_folder(name, flag, location) for location in value], flag)
+        for name, (flag, value) in given.items()
+        if value
+    }
     names = [name for _, value in given.values() for name in value or []]
     for flag, output in (outputs or {}).items():
         if output:

@@ -148,9 +148,9 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
             num_bytes = size * (end - start) // (ranges[-1][1] or 1) if is_parquet else end - start
         if num_bytes > LARGEST_PART:
             raise InputError(
-                f"{path}: {'a row group' if is_parquet else 'a compressed file'} of about {num_bytes / 1e9:.1f} GB "
-                "has to be read in one piece, which is too much to stream; convert it with jobs/prepare.py or "
-                "decompress it, or --data_mode resident"
+                f"{path}: {'a row group' if is_parquet else 'a compressed file or a CSV'} of about "
+                f"{num_bytes / 1e9:.1f} GB has to be read in one piece, which is too much to stream; convert it with "
+                "jobs/prepare.py or decompress it, or --data_mode resident"
             )
         yield Part(number, path, start, end, max(1, num_bytes))
 

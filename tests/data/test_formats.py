@@ -95,6 +95,90 @@ def test_an_instruction_that_is_no_text_is_named_by_file_and_line(tmp_path, valu
     assert str(caught.value) == f"{path}:2: `instruction` has to be a string, found {found}"
 
 
+# Forms of other projects
+
+LOCAL = {
+    "question": "Boils?",
+    "gold_docs": [{"text": "Water boils."}],
+    "hard_neg_docs": [{"text": "Ice melts."}, {"text": "Iron rusts."}],
+}
+OTHERS = {
+    "sentence-transformers": {
+        "anchor": "Boils?",
+        "positive": "Water boils.",
+        "negative_2": "Iron rusts.",
+        "negative_1": "Ice melts.",
+        "negative_3": None,
+    },
+    "sentence-transformers, query": {
+        "query": "Boils?",
+        "positive": "Water boils.",
+        "negative": "Ice melts.",
+        "negative_10": "Iron rusts.",
+    },
+    "FlagEmbedding": {"query": "Boils?", "pos": ["Water boils."], "neg": ["Ice melts.", "Iron rusts."], "id": 3},
+    "Tevatron": {
+        "query_id": "1",
+        "query": "Boils?",
+        "positive_passages": [{"text": "Water boils."}],
+        "negative_passages": [{"text": "Ice melts."}, {"text": "Iron rusts."}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_record_of_another_project_is_the_record_that_localrqa_would_have(name):
+    assert parse_qa_record(OTHERS[name]) == parse_qa_record(LOCAL)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_same_pairs_in_each_form_are_the_same_global_batches(name):
+    def batch(form: str) -> list[list[int]]:
+        line = json.dumps(OTHERS.get(form, LOCAL))
+        values = [parse_json(line.replace("oils", f"oils {number}")) for number in range(9)]
+        records = list(enumerate(map(parse_qa_record, values)))
+        rows = [row | {"file": 0} for row in train_rows(records, Words(), set())]  # type: ignore[arg-type]
+        data = TrainingRows.from_tables([to_table(rows, "train")])
+        found = GlobalBatches(data, 4, 0.5, seed=0, pad_id=0, rank=0, world_size=1).make(1)
+        return [np.asarray(part).tolist() for part in (found.order, found.passage_ids)]
+
+    assert batch(name) == batch("LocalRQA")
+
+
+def test_scores_and_the_prompt_of_flag_embedding_are_a_teachers_scores_and_an_instruction():
+    scores = {"pos_scores": [0.9], "neg_scores": [0.5, 0.1], "prompt": "Find: "}
+    record = parse_qa_record(OTHERS["FlagEmbedding"] | scores)
+    assert (record.gold_scores, record.hard_neg_scores) == ([0.9], [0.5, 0.1])
+    assert record.instruction == "Find: "
+
+
+def test_the_docid_and_title_of_tevatron_stay_with_a_passage():
+    passage = {"docid": 7, "title": "Water", "text": "It boils."}
+    [gold] = parse_qa_record({"query": "?", "positive_passages": [passage]}).gold_docs
+    assert gold == parse_document(passage) and gold.fmt_content == "Title: Water\nContent:\nIt boils."
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"anchor": "?", "positive": ["a"]}, "`positive` has to be text, found a list"),
+        ({"anchor": "?", "positive": None}, "`positive` has to be text, found null"),
+        ({"query": "?", "positive": "a", "negative": 3}, "`negative` has to be text, found 3"),
+        ({"query": "?", "pos": []}, "`pos` has to be a list with at least one passage, found an empty list"),
+        ({"query": "?", "pos": "a"}, "`pos` has to be a list with at least one passage, found a string"),
+        ({"query": "?", "pos": ["a"], "neg": [{}]}, "`neg` has to be text, found an object"),
+        (
+            {"query": "?", "positive_passages": None},
+            "`positive_passages` has to be a list with at least one passage, found null",
+        ),
+    ],
+)
+def test_a_wrong_record_of_another_project_is_described_by_its_own_names(value, message):
+    with pytest.raises(RecordError) as caught:
+        parse_qa_record(value)
+    assert str(caught.value) == message
+
+
 # Missing values, and what is no text
 
 
@@ -120,7 +204,12 @@ def test_a_teachers_scores_stay_with_their_hard_negatives():
 # What is wrong
 
 NEEDS_TEXT = "a document needs `page_content` (LocalRQA) or `text` (raw), "
-NEEDS_QUESTIONS = "a record needs `questions` (LocalRQA) or `question` (LocalRQA, flat), "
+NEEDS_QUESTIONS = (
+    "a record needs `questions` (LocalRQA) or `anchor` and `positive` (sentence-transformers) or "
+    "`query` and `positive` (sentence-transformers) or `question` and `positive` (sentence-transformers) or "
+    "`query` and `pos` (FlagEmbedding) or `query` and `positive_passages` (Tevatron) or "
+    "`question` (LocalRQA, flat), "
+)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +329,10 @@ def test_any_line_is_json_or_refused_in_one_line(line):
 # A form that the package does not know
 
 
-def flag_embedding(value: dict[str, Any]) -> QARecord:
-    """Reads FlagEmbedding's `{"query", "pos", "neg"}`, whose passages are plain texts."""
-    golds, negatives = ([Document(text, text) for text in value.get(name, [])] for name in ("pos", "neg"))
-    return QARecord([value["query"]], golds, negatives)
+def claim(value: dict[str, Any]) -> QARecord:
+    """Reads `{"claim", "supports", "refutes"}`, whose passages are plain texts."""
+    golds, negatives = ([Document(text, text) for text in value.get(name, [])] for name in ("supports", "refutes"))
+    return QARecord([value["claim"]], golds, negatives)
 
 
 class Words:
@@ -263,7 +352,7 @@ def two_steps_on(folder: str) -> tuple[list[float], torch.Tensor, int]:
     """
     rank, ranks = distributed.rank(), distributed.world_size()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
-    FORMATS["questions"].append(Format("FlagEmbedding", ("query", "pos"), flag_embedding))
+    FORMATS["questions"].append(Format("claims", ("claim", "supports"), claim))
     records = list(enumerate(good_records([f"{folder}/train.jsonl"], "questions")))
     rows = [row | {"file": 0} for row in train_rows(records, Words(), set())]  # type: ignore[arg-type]
     trainer = make_trainer(f"{folder}", 0.5, False, rank, ranks, Recorder(), max_steps=2)
@@ -275,9 +364,11 @@ def two_steps_on(folder: str) -> tuple[list[float], torch.Tensor, int]:
 
 
 def test_a_form_that_one_entry_adds_trains_the_same_on_1_and_2_processes(tmp_path):
-    lines = [{"query": f"what is {n}", "pos": [f"text {n}"], "neg": [f"text {n + 1}", f"no {n}"]} for n in range(12)]
+    lines = [
+        {"claim": f"it is {n}", "supports": [f"text {n}"], "refutes": [f"text {n + 1}", f"no {n}"]} for n in range(12)
+    ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match=r"train.jsonl:1: a record needs .*, found keys `query`, `pos`"):
+    with pytest.raises(InputError, match=r"train.jsonl:1: a record needs .*, found keys `claim`, `supports`"):
         next(good_records([str(tmp_path / "train.jsonl")], "questions"))
     [(losses, trained, num_negatives)] = run_ranks(1, two_steps_on, tmp_path, str(tmp_path))
     (losses_of_two, trained_by_two, _), _ = run_ranks(2, two_steps_on, tmp_path, str(tmp_path))

@@ -223,7 +223,7 @@ def test_a_line_without_end_is_one_bad_record_and_the_next_is_read(tmp_path, mon
         ("\x00", "not JSON ("),
         (
             '{"a": 1, "b": 2}',
-            "a record needs `questions` (LocalRQA) or `question` (LocalRQA, flat), found keys `a`, `b`",
+            "or `question` (LocalRQA, flat), found keys `a`, `b`",
         ),
     ],
 )

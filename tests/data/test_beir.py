@@ -1,0 +1,94 @@
+"""A BEIR folder is trained on and evaluated as it is, from its judgments, queries and passages."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from rqa_ray.data.records import find_inputs, good_records
+from rqa_ray.data.schema import Document
+from rqa_ray.errors import InputError
+
+PASSAGES = [
+    {"_id": "4f6c1a54-0d5f", "title": "Water", "text": "It boils."},
+    {"_id": "17", "title": "", "text": "It freezes."},
+    {"_id": "18", "title": "Ice", "text": "It melts."},
+]
+QUERIES = [{"_id": "q1", "text": "What boils?"}, {"_id": 2, "text": "What is cold?", "metadata": {}}]
+TRAIN = [("q1", "4f6c1a54-0d5f", 1), ("2", "17", 2), ("2", "18", 1), ("q1", "18", 0)]
+FLAGS = {"train": "train_file", "eval": "eval_file", "test": "test_file", "corpus": "document_path"}
+
+
+def beir_folder(folder: Path, compressed: bool = False, **judgments: list[tuple[str, str, object]]) -> Path:
+    """Writes a folder in BEIR's layout; returns it."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, objects in {"corpus": PASSAGES, "queries": QUERIES}.items():
+        content = "".join(json.dumps(one) + "\n" for one in objects).encode()
+        path = folder / f"{name}.jsonl{'.gz' * compressed}"
+        path.write_bytes(gzip.compress(content) if compressed else content)
+    for name, rows in judgments.items():
+        lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in rows)]
+        (folder / "qrels" / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def questions_of(folder: Path, name: str = "train") -> list:
+    return list(good_records([str(folder / "qrels" / f"{name}.tsv")], "questions"))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_each_query_has_its_judged_passages_as_golds_and_those_of_grade_0_as_hard_negatives(tmp_path, compressed):
+    first, second = questions_of(beir_folder(tmp_path, compressed, train=TRAIN))
+    assert (first.questions, second.questions) == (["What boils?"], ["What is cold?"])
+    passages = [Document(one["text"], "", {key: one[key] for key in ("_id", "title")}) for one in PASSAGES]
+    assert (first.gold_docs, first.hard_neg_docs) == (passages[:1], passages[2:])
+    assert (second.gold_docs, second.hard_neg_docs) == (passages[1:], [])
+
+
+def test_golds_are_the_passages_of_the_corpus(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    in_corpus = {one.passage_id for one in good_records([str(folder / "corpus.jsonl")], "documents")}
+    assert {gold.passage_id for record in questions_of(folder) for gold in record.gold_docs} == in_corpus
+
+
+def test_the_folder_alone_stands_for_the_file_of_each_input(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN, dev=TRAIN[:1], test=TRAIN[1:2])
+    found = find_inputs({name: (flag, [str(folder)]) for name, flag in FLAGS.items()}, skip_bad=False)
+    names = {"train": "qrels/train.tsv", "eval": "qrels/dev.tsv", "test": "qrels/test.tsv", "corpus": "corpus.jsonl"}
+    assert found == {name: [str(folder / path)] for name, path in names.items()}
+
+
+def test_judgments_that_a_folder_lacks_are_named_with_those_that_it_has(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN, test=TRAIN)
+    with pytest.raises(InputError) as caught:
+        find_inputs({"eval": ("eval_file", [str(folder)])}, skip_bad=False)
+    has = "it has test.tsv, train.tsv, which --eval_file may name"
+    assert str(caught.value) == f"--eval_file {folder}: a BEIR folder without qrels/dev.tsv; {has}"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("q9", "17", 1), "2: no query with `_id` 'q9' in queries.jsonl"),
+        (("q1", "99", 1), "2: no passage with `_id` '99' in corpus.jsonl"),
+        (("q1", "17", "good"), "2: `score` has to be a number, found 'good'"),
+        (("q1", "17", 0), "2: no passage of query 'q1' has a score above 0"),
+    ],
+)
+def test_a_judgment_that_fits_nothing_is_named_by_file_and_line(tmp_path, row, message):
+    folder = beir_folder(tmp_path, train=[row])
+    with pytest.raises(InputError) as caught:
+        questions_of(folder)
+    assert str(caught.value) == f"{folder}/qrels/train.tsv:{message}"
+
+
+def test_wrong_columns_and_missing_files_are_found_before_anything_is_read(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    path = folder / "qrels" / "train.tsv"
+    path.write_text("qid\tdocid\tscore\nq1\t17\t1\n")
+    with pytest.raises(InputError, match="train.tsv:1: no column `query-id`; judgments have the columns"):
+        find_inputs({"train": ("train_file", [str(path)])}, skip_bad=False)
+    (folder / "queries.jsonl").unlink()
+    with pytest.raises(InputError, match="a BEIR folder without queries.jsonl"):
+        find_inputs({"train": ("train_file", [str(path)])}, skip_bad=False)

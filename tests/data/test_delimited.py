@@ -1,0 +1,77 @@
+"""CSV and TSV files with a header hold questions and passages like JSONL."""
+
+import gzip
+import json
+
+import pytest
+
+from rqa_ray.data.records import find_inputs, good_records
+from rqa_ray.data.schema import Document
+from rqa_ray.errors import InputError
+
+ROWS = [
+    {"anchor": "What boils?", "positive": 'Water, they\nsay "boils".', "negative": "Ice melts."},
+    {"anchor": "Was ist kalt?", "positive": "Eis\tist kühl."},
+]
+
+
+def quoted(cells: list[str], delimiter: str) -> str:
+    return delimiter.join('"' + cell.replace('"', '""') + '"' for cell in cells) + "\n"
+
+
+def written(path, delimiter: str, encoding: str = "utf-8") -> str:
+    names = ["anchor", "positive", "negative"]
+    lines = [quoted(names, delimiter), *(quoted([row.get(name, "") for name in names], delimiter) for row in ROWS)]
+    content = "".join(lines).encode(encoding)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "encoding"),
+    [("a.csv", ",", "utf-8"), ("a.csv", ",", "utf-8-sig"), ("a.csv.gz", ",", "utf-8"), ("a.tsv", "\t", "utf-8")],
+)
+def test_rows_are_the_records_that_jsonl_has(tmp_path, name, delimiter, encoding):
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    path = written(tmp_path / name, delimiter, encoding)
+    assert find_inputs({"train": ("train_file", [path])}, skip_bad=False) == {"train": [path]}
+    assert list(good_records([path], "questions")) == list(good_records([str(lines)], "questions"))
+
+
+def test_a_row_of_passages_keeps_its_filled_cells(tmp_path):
+    path = tmp_path / "documents.csv"
+    path.write_text("text,source,title\nIt boils.,a.txt,\nIt melts.,,Ice\n")
+    found = list(good_records([str(path)], "documents"))
+    assert found == [Document("It boils.", "", {"source": "a.txt"}), Document("It melts.", "", {"title": "Ice"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,title\na,b\nc,d,e\n", "3: 1 cells more than the header has; put a cell with a delimiter in quotes"),
+        (b"text,text\na,b\n", "1: the header has the column `text` twice"),
+        (b'text\n"a" b\n', "2: not CSV (',' expected after '\"')"),
+        (b"body\na\n", "2: a document needs `page_content` (LocalRQA) or `text` (raw), found keys `body`"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_line(tmp_path, content, message):
+    path = tmp_path / "documents.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(good_records([str(path)], "documents"))
+    assert str(caught.value) == f"{path}:{message}"
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "documents.csv"
+    path.write_bytes(b"text\n\xff\n")
+    with pytest.raises(InputError, match=r"documents.csv:\d: not UTF-8"):
+        list(good_records([str(path)], "documents"))
+
+
+def test_an_empty_file_has_no_records(tmp_path):
+    path = tmp_path / "documents.csv"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="no records in it"):
+        find_inputs({"corpus": ("document_path", [str(path)])}, skip_bad=False)
