@@ -11,6 +11,7 @@ from rqa_ray.settings import (
     DataSettings,
     MiningSettings,
     ModelSettings,
+    PredictionSettings,
     WorkerSettings,
     corpus_path,
     labels_path,
@@ -49,7 +50,7 @@ class EncodingSettings(CorpusSettings, WorkerSettings):
 
 
 @dataclass(kw_only=True)
-class EvaluateSettings(EncodingSettings):
+class EvaluateSettings(PredictionSettings, EncodingSettings):
     """The settings of jobs/evaluate.py."""
 
     eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")

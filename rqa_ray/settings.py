@@ -21,6 +21,7 @@ from rqa_ray.fields import (
     WORKERS,
     Check,
     at_least,
+    from_to,
 )
 from rqa_ray.loss_settings import LossSettings
 
@@ -197,6 +198,15 @@ class RoundSettings:
     )
 
 
+@dataclass(kw_only=True)
+class PredictionSettings:
+    """What the files of predictions hold."""
+
+    predictions_top_k: int = OUTPUT.setting(
+        10, "Best passages of a question in the predictions, at most 100.", from_to(1, 100), is_rare=True
+    )
+
+
 def _is_number_of_workers(value: str) -> bool:
     fewest, _, most = value.partition(":")
     return all(part.isdecimal() for part in (fewest, most or fewest)) and 1 <= int(fewest) <= int(most or fewest)
@@ -207,6 +217,7 @@ def _is_number_of_workers(value: str) -> bool:
 
 @dataclass(kw_only=True)
 class TrainSettings(
+    PredictionSettings,
     WorkerSettings,
     MiningSettings,
     RoundSettings,

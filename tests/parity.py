@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from rqa_ray.evaluation.predictions import read_predictions
+
 ROOT = Path(__file__).parents[1]
 FAIRE = ROOT.parent / "shared" / "data" / "faire"
 CHOICES = {
@@ -70,13 +72,12 @@ def read(output: Path) -> dict[str, object]:
     }
     rankings = {}
     for split in ("eval", "test"):
-        lines = (output / f"{split}-predictions.jsonl").read_text().splitlines()
         rankings[split] = [
             [
                 (found["page_content"], found["metadata"].get("source"), found["score"])
                 for found in row["retrieved_docs"]
             ]
-            for row in map(json.loads, lines)
+            for row in read_predictions(output, split)
         ]
     return {"numbers": numbers, "weights": load_file(output / "model.safetensors"), "rankings": rankings}
 

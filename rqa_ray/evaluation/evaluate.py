@@ -21,8 +21,15 @@ from rqa_ray.data.rows import Questions
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.confidence import INTERVALS, paired_difference
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS
-from rqa_ray.evaluation.predictions import AskedQuestions, write_predictions
-from rqa_ray.evaluation.retrievers import PREDICTIONS_FILE, SPLIT, Result, Retrievers, read_predictions
+from rqa_ray.evaluation.predictions import (
+    PASSAGES_FILE,
+    AskedQuestions,
+    Ranked,
+    predictions_file,
+    read_values,
+    write_predictions,
+)
+from rqa_ray.evaluation.retrievers import SPLIT, Result, Retrievers
 from rqa_ray.places import (
     ALL_ARGS_FILE,
     check_local_folder,
@@ -36,6 +43,7 @@ from rqa_ray.retriever.matryoshka import check_dimensions, trained_dimensions
 from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
+PREDICTIONS_FILE = predictions_file(SPLIT)
 INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
 
 
@@ -54,7 +62,8 @@ class EvaluateResult:
 
     def describe(self) -> str:
         """Returns lines for a person."""
-        written = f"written: {Path(self.output_dir) / SCORE_FILE}, {PREDICTIONS_FILE}, {ALL_ARGS_FILE}"
+        files = ", ".join([SCORE_FILE, PREDICTIONS_FILE, PASSAGES_FILE, ALL_ARGS_FILE])
+        written = f"written: {Path(self.output_dir) / files}"
         note = [f"{self.num_questions:,} questions{self.note}"] if self.note else []
         lines = [*table(self.metrics, self.num_questions), *of_cut(self.metrics), *self.differences]
         return "\n".join(["", *lines, *note, written])
@@ -127,7 +136,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         print(line)
     if lost:
         print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
-    others = {name: read_predictions(name, test) for name in wanted if name not in RETRIEVERS}
+    others = {name: Result(read_values(Path(name), SPLIT, test)) for name in wanted if name not in RETRIEVERS}
     dimensions = settings.matryoshka_dims or trained_dimensions(model.spec.folder)
     retrievers = Retrievers(settings, model, workers, inputs, plan, asked, dimensions)
     if {"dense", "hybrid"} & set(names):
@@ -144,9 +153,11 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         compared = {"compare": {name: scores[name] for name in wanted[1:]}} if wanted[1:] else {}
         write_json(staging / SCORE_FILE, {**head, **scores[settings.retriever_type], **compared})
         write_json(staging / ALL_ARGS_FILE, config)
-        ranking = results[settings.retriever_type].ranking
-        assert ranking is not None
-        write_predictions(staging / PREDICTIONS_FILE, test, retrievers.documents(ranking[1]), *ranking)
+        asked_for = results[settings.retriever_type]
+        assert asked_for.ranking is not None
+        documents = retrievers.documents(asked_for.ranking[1][:, : settings.predictions_top_k])
+        ranked = Ranked(test, *asked_for.ranking, asked_for.values)
+        write_predictions(staging, {SPLIT: ranked}, documents, settings.predictions_top_k)
     lines = differences(results, clusters)
     return EvaluateResult(settings.output_dir, len(test.questions), scores, lines, test.clusters.note)
 
@@ -157,7 +168,7 @@ def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
         return
     earlier = read_json(output / ALL_ARGS_FILE)
     if earlier is None:
-        refuse_files_of_others(output, [SCORE_FILE, PREDICTIONS_FILE])
+        refuse_files_of_others(output, [SCORE_FILE, PREDICTIONS_FILE, PASSAGES_FILE])
     elif earlier != config:
         raise InputError(
             f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"

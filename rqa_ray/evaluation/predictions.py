@@ -1,9 +1,10 @@
-"""Shows questions and passages as people read them, and writes the file of retrieved passages."""
+"""Shows questions and passages as people read them; writes and reads the files of retrieved passages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ import pyarrow as pa
 from rqa_ray.data.columns import column, input_order
 from rqa_ray.data.rows import distinct_documents, first_of_question
 from rqa_ray.data.schema import Document, instruction_entry
+from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import Clusters
+from rqa_ray.evaluation.metrics import LABELS
+
+PASSAGES_FILE = "predictions-passages.jsonl"
 
 
 class Documents:
@@ -57,32 +62,91 @@ class AskedQuestions:
         documents = [(Document(**json.loads(text)) for text in golds.values()) for golds in self._golds]
         return Clusters.of(self.gold_ids, [[document.source_id for document in golds] for golds in documents])
 
-    def gold_docs(self, question: int) -> list[dict[str, Any]]:
-        return [full_document(json.loads(text)) for text in self._golds[question].values()]
+    def gold_docs(self, question: int) -> list[Document]:
+        return [Document(**json.loads(text)) for text in self._golds[question].values()]
+
+
+@dataclass
+class Ranked:
+    """The passages that a retriever found for the questions of one split, best first."""
+
+    asked: AskedQuestions
+    scores: np.ndarray  # (Q, K)
+    positions: np.ndarray  # (Q, K) places in the corpus
+    values: dict[str, np.ndarray]  # (Q,) by metric, from `question_metrics`
 
 
 def write_predictions(
-    path: Path,
-    asked: AskedQuestions,
-    documents: Callable[[int], dict[str, Any]],
-    scores: np.ndarray,
-    positions: np.ndarray,
+    folder: Path, splits: Mapping[str, Ranked], documents: Callable[[int], dict[str, Any]], top_k: int
 ) -> None:
-    """Writes one line for each question: its gold documents, and the retrieved ones with scores, best first.
+    """Writes one line for each question: its metrics, the ids of its golds, and its best passages with scores.
 
-    scores, positions: (Q, K), from a search. `documents` returns the document at a position.
+    The passages that these lines name stand in one file beside, each once. `documents` returns the document at a
+    position.
     """
-    with path.open("w", encoding="utf-8") as file:
-        for row, question in enumerate(asked.questions):
-            retrieved = [
-                {**documents(int(position)), "score": float(score)}
-                for position, score in zip(positions[row], scores[row], strict=True)
-            ]
-            about = {"question": question, **instruction_entry(asked.instructions[row])}
-            record = {**about, "gold_docs": asked.gold_docs(row), "retrieved_docs": retrieved}
-            file.write(json.dumps(record) + "\n")
+    written: set[int] = set()
+    with (folder / PASSAGES_FILE).open("w", encoding="utf-8") as texts:
+
+        def name(document: Document) -> dict[str, Any]:
+            entry: dict[str, Any] = {"passage_id": document.passage_id}
+            if document.passage_id not in written:
+                written.add(document.passage_id)
+                texts.write(json.dumps({**entry, **document.to_dict()}) + "\n")
+            return entry
+
+        for split, ranked in splits.items():
+            with (folder / predictions_file(split)).open("w", encoding="utf-8") as file:
+                for row, question in enumerate(ranked.asked.questions):
+                    best = zip(ranked.positions[row, :top_k], ranked.scores[row, :top_k], strict=True)
+                    record = {
+                        "question": question,
+                        **instruction_entry(ranked.asked.instructions[row]),
+                        "metrics": {label: float(ranked.values[metric][row]) for label, metric in LABELS.items()},
+                        "gold_docs": [name(gold) for gold in ranked.asked.gold_docs(row)],
+                        "retrieved_docs": [
+                            {**name(Document(**documents(int(position)))), "score": float(score)}
+                            for position, score in best
+                        ],
+                    }
+                    file.write(json.dumps(record) + "\n")
 
 
-def full_document(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a document with its `fmt_content`, built where the record has none."""
-    return vars(Document(**record))
+def read_predictions(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Returns the lines of a predictions file, with the text and metadata of each passage put in."""
+    passages = {passage["passage_id"]: passage for passage in _lines(folder / PASSAGES_FILE)}
+    records = _lines(folder / predictions_file(split))
+    for record in records:
+        for name in ("gold_docs", "retrieved_docs"):
+            record[name] = [{**passages[entry["passage_id"]], **entry} for entry in record[name]]
+    return records
+
+
+def read_values(folder: Path, split: str, asked: AskedQuestions) -> dict[str, np.ndarray]:
+    """Returns (Q,) values by metric, as `question_metrics` does, from a predictions file.
+
+    Raises:
+        InputError: the file has other questions or golds, or no metrics.
+    """
+    path = folder / predictions_file(split)
+    try:
+        lines = _lines(path)
+        golds = [{entry["passage_id"] for entry in line["gold_docs"]} for line in lines]
+        metrics = [line["metrics"] for line in lines]
+        values = {metric: np.array([float(of[label]) for of in metrics]) for label, metric in LABELS.items()}
+        questions = [line["question"] for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: was not written by this version of jobs/evaluate.py ({error!r:.80})") from None
+    if questions != asked.questions:
+        raise InputError(f"{path}: its predictions are of other questions than --eval_data_path")
+    if golds != [set(ids) for ids in asked.gold_ids]:
+        raise InputError(f"{path}: its questions have other golds than in --eval_data_path; evaluate it again")
+    return values
+
+
+def predictions_file(split: str) -> str:
+    """Returns the name of the file with the questions of a split and what was found for them."""
+    return f"{split}-predictions.jsonl"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

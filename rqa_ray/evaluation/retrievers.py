@@ -1,11 +1,10 @@
-"""Ranks a corpus for questions with a model, with BM25, or with both; also reads what an earlier run has ranked.
+"""Ranks a corpus for questions with a model, with BM25, or with both.
 
 Shapes: Q questions, K retrieved passages per question.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,13 @@ from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import QUESTIONS_FOLDER, EmbeddingFolder
 from rqa_ray.corpus_settings import EvaluateSettings
-from rqa_ray.data.formats import parse_qa_record
 from rqa_ray.data.rows import Questions
-from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import INTERVALS, intervals
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, TOP_CUTOFF, name_at, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions
 
-PREDICTIONS_FILE = "test-predictions.jsonl"
 SPLIT = "test"
 
 
@@ -131,25 +127,3 @@ class Retrievers:
         wanted = set(positions.ravel().tolist())
         every = enumerate(self.plan.documents())
         return {place: document.to_dict() for place, document in every if place in wanted}.__getitem__
-
-
-def read_predictions(location: str, asked: AskedQuestions) -> Result:
-    """Reads the result of an earlier run from the predictions file in its folder.
-
-    Raises:
-        InputError: there is no such file, or it has other questions.
-    """
-    path = Path(location) / PREDICTIONS_FILE
-    questions, retrieved = [], []
-    try:
-        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-            record = json.loads(line)
-            questions.append(record["question"])
-            found = parse_qa_record({"question": "", "gold_docs": record["retrieved_docs"]}).gold_docs
-            retrieved.append([document.passage_id for document in found])
-        ranked = np.array(retrieved)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--compare {location}: {path} was not written by jobs/evaluate.py ({error!r:.80})") from None
-    if questions != asked.questions:
-        raise InputError(f"--compare {location}: its predictions are of other questions than --eval_data_path")
-    return Result(question_metrics(ranked, asked.gold_ids))

@@ -16,7 +16,8 @@ from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.corpus.bm25 import HYBRID_FILE
 from rqa_ray.evaluation import hybrid_report
-from rqa_ray.evaluation.predictions import write_predictions
+from rqa_ray.evaluation.metrics import question_metrics
+from rqa_ray.evaluation.predictions import Ranked, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import html_table
@@ -129,10 +130,12 @@ def finish(
         given = documents.passage_ids, best.evaluation, staging, setup.texts.read_index
         lines.append(hybrid_report.report(splits, *given))
         if job.settings.write_predictions:
+            ranked = {}
             for split, asked in splits.items():
                 found = best.evaluation.splits[split]
-                path = staging / f"{split}-predictions.jsonl"
-                write_predictions(path, asked, documents.document, found.scores, found.positions)
+                values = question_metrics(documents.passage_ids[found.positions], asked.gold_ids)
+                ranked[split] = Ranked(asked, found.scores, found.positions, values)
+            write_predictions(staging, ranked, documents.document, job.settings.predictions_top_k)
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))

@@ -15,6 +15,7 @@ from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.evaluate import evaluate
 from rqa_ray.evaluation.metrics import retrieval_metrics
+from rqa_ray.evaluation.predictions import read_predictions
 from tests.jobs import kill_half_way, logged_shards, refused, run
 
 pytestmark = pytest.mark.usefixtures("small_shards")
@@ -37,7 +38,7 @@ def evaluated(ray_cluster, flags, files, tmp_path_factory) -> Path:
 
 
 def predictions(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "test-predictions.jsonl").read_text().splitlines()]
+    return read_predictions(folder, "test")
 
 
 def score(folder: Path) -> dict:
@@ -49,6 +50,8 @@ def test_scores_are_the_metrics_of_the_predictions_with_intervals(evaluated):
     ranked = np.array([[parse_document(doc).passage_id for doc in line["retrieved_docs"]] for line in lines])
     golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
     for name, value in retrieval_metrics(ranked, golds).items():
+        if name.endswith("recall100"):  # the 10 passages of a question do not tell
+            continue
         assert scores[f"test_{name}"] == pytest.approx(value)
         low, high = scores["intervals_95"][f"test_{name}"]
         assert low <= value <= high

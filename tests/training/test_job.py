@@ -139,6 +139,7 @@ def test_the_defaults_are_those_of_the_contract():
         "trust_remote_code": False,
         "overwrite_output_dir": False,
         "write_predictions": True,
+        "predictions_top_k": 10,
         "save_adapter": False,
         "symmetric_loss": False,
         "learn_temperature": False,

@@ -16,6 +16,7 @@ import pytest
 from rqa_ray.data.formats import parse_document
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import retrieval_metrics
+from rqa_ray.evaluation.predictions import read_predictions
 from rqa_ray.training.job import parse_job
 from rqa_ray.tuning.options import parse_search
 
@@ -41,7 +42,7 @@ def read_json(path: Path):
 def ndcg_of_predictions(folder: Path, split: str) -> float:
     import numpy as np
 
-    lines = [json.loads(line) for line in (folder / f"{split}-predictions.jsonl").read_text().splitlines()]
+    lines = read_predictions(folder, split)
     ranked = np.array([[parse_document(doc).passage_id for doc in line["retrieved_docs"]] for line in lines])
     golds = [[parse_document(doc).passage_id for doc in line["gold_docs"]] for line in lines]
     return retrieval_metrics(ranked, golds)["retr/document_ndcg/ndcg10"]
