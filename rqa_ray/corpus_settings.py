@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rqa_ray.fields import BATCHES, DATA, EVALUATION, LOSS, OUTPUT, QUESTION, REQUIRED, WORKERS, at_least, from_to
+from rqa_ray.fields import (
+    BATCHES,
+    DATA,
+    EVALUATION,
+    LOSS,
+    OUTPUT,
+    QUESTION,
+    REQUIRED,
+    WORKERS,
+    Check,
+    at_least,
+    from_to,
+)
 from rqa_ray.settings import (
     DEFAULT_WORKERS,
     DataSettings,
@@ -20,6 +32,7 @@ from rqa_ray.settings import (
 
 Retriever = Literal["dense", "bm25", "hybrid"]  # hybrid: dense and BM25 together
 RETRIEVERS = get_args(Retriever)
+RUNTIME_NAMES = ("onnx", "openvino")  # for which jobs/export.py writes files
 
 
 def _weight(unset: str) -> Any:
@@ -33,10 +46,16 @@ def _embeddings() -> Any:
 
 
 @dataclass(kw_only=True)
-class CorpusSettings(ModelSettings):
-    """A model that encodes passages and questions."""
+class NamedModelSettings(ModelSettings):
+    """A model, by its name."""
 
     embedding_model_name_or_path: str = model_path(REQUIRED, "Model")
+
+
+@dataclass(kw_only=True)
+class CorpusSettings(NamedModelSettings):
+    """A model that encodes passages and questions."""
+
     bf16: bool = BATCHES.setting(False, "Compute embeddings in bf16: faster, cosine to fp32 is 0.9999.")
 
 
@@ -127,6 +146,25 @@ class SearchSettings(CorpusSettings):
     hybrid_weight: float | None = _weight("the model's own, else 0.5")
     top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
     json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")
+
+
+@dataclass(kw_only=True)
+class ExportSettings(NamedModelSettings):
+    """The settings of jobs/export.py."""
+
+    document_path: list[str] = corpus_path(REQUIRED)
+    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
+    output_dir: str = OUTPUT.path(REQUIRED, "Folder of the exported model; the folder has to be new or empty.")
+    runtimes: list[str] | None = OUTPUT.setting(
+        None,
+        "Write files for these: onnx openvino.",
+        Check(lambda value: value in RUNTIME_NAMES, "onnx or openvino"),
+        unset="those that are installed",
+        metavar="onnx|openvino",
+    )
+    push_to_hub: str | None = OUTPUT.setting(
+        None, "Upload the folder to this repository (user/name) of the Hugging Face hub."
+    )
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rqa_ray.corpus_settings import CorpusSettings
+from rqa_ray.corpus_settings import NamedModelSettings
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model, prefix_note
@@ -24,7 +24,7 @@ class Model:
         return f"model: {self.name}, {self.spec.settings.describe()}" + (f"\n{note}" if note else "")
 
 
-def find_model(asked: CorpusSettings) -> Model:
+def find_model(asked: NamedModelSettings) -> Model:
     """Finds the model that a job names; the settings of the job override those of the model's folder.
 
     Raises:

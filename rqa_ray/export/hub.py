@@ -1,0 +1,41 @@
+"""Uploads a folder to the Hugging Face hub, with the token that huggingface_hub finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rqa_ray.errors import InputError, first_line
+
+
+class Upload:
+    """The upload of a model to a repository of the hub, which is made (private) if there is none.
+
+    Raises:
+        InputError: the name is none, or the hub does not know who asks; nothing was uploaded.
+    """
+
+    def __init__(self, repository: str) -> None:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import validate_repo_id
+
+        self.repository, self._api = repository, HfApi()
+        self._ask(validate_repo_id, repository)
+        self._ask(self._api.whoami)
+
+    def push(self, folder: Path) -> str:
+        """Uploads a folder in one commit; returns the address of the model.
+
+        Raises:
+            InputError: the hub refuses.
+        """
+        self._ask(self._api.create_repo, self.repository, private=True, exist_ok=True)
+        message = "Upload an exported model"
+        self._ask(self._api.upload_folder, repo_id=self.repository, folder_path=str(folder), commit_message=message)
+        return f"{self._api.endpoint}/{self.repository}"
+
+    def _ask(self, call: Any, *values: Any, **named: Any) -> None:
+        try:
+            call(*values, **named)
+        except Exception as error:  # huggingface_hub raises errors of its own, of HTTP and of the operating system
+            raise InputError(f"--push_to_hub {self.repository}: {first_line(error)}") from None
