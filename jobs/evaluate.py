@@ -9,6 +9,7 @@ import sys
 
 from rqa_ray.corpus_settings import EvaluateSettings
 from rqa_ray.stops import user_errors
+from rqa_ray.texts import result_text
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
         settings = parse(EvaluateSettings, sys.argv[1:], __doc__)
         from rqa_ray.evaluation.evaluate import evaluate  # Ray is imported after the arguments are known to be right
 
-        print(evaluate(settings).describe())
+        print(result_text(evaluate(settings), settings.json))
 
 
 if __name__ == "__main__":

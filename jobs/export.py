@@ -9,6 +9,7 @@ import sys
 
 from rqa_ray.corpus_settings import ExportSettings
 from rqa_ray.stops import user_errors
+from rqa_ray.texts import result_text
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
         settings = parse(ExportSettings, sys.argv[1:], __doc__)
         from rqa_ray.export.export import export  # torch is imported after the arguments are known to be right
 
-        print(export(settings).describe())
+        print(result_text(export(settings), settings.json))
 
 
 if __name__ == "__main__":

@@ -11,25 +11,26 @@ from pathlib import Path
 
 from rqa_ray.corpus_settings import AuditSettings, MineSettings
 from rqa_ray.stops import user_errors
+from rqa_ray.texts import result_text
 
 
 def main() -> None:
     words = sys.argv[1:]
     with user_errors("stopped; the same command goes on"):
         from rqa_ray.command_line import parse
+        from rqa_ray.reports.suspects_page import write_suspects_page
 
         if any(word.partition("=")[0] == "--audit" for word in words):
-            folder = parse(AuditSettings, words, __doc__).audit
+            print(write_suspects_page(Path(parse(AuditSettings, words, __doc__).audit)))
         else:
             settings = parse(MineSettings, words, __doc__)
             from rqa_ray.corpus.mine import mine  # Ray is imported after the arguments are known to be right
             from rqa_ray.evaluation.hybrid_weight import weigh
 
-            print(mine(settings, weigh).describe())
-            folder = settings.output_dir
-        from rqa_ray.reports.suspects_page import write_suspects_page
-
-        print(write_suspects_page(Path(folder)))
+            result = mine(settings, weigh)
+            page = write_suspects_page(Path(settings.output_dir))
+            said = result_text(result, settings.json)
+            print(said if settings.json else f"{said}\n{page}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,14 @@ class EncodingSettings(CorpusSettings, WorkerSettings):
 
 
 @dataclass(kw_only=True)
-class EvaluateSettings(PredictionSettings, EncodingSettings):
+class ResultSettings:
+    """In which form a job prints its result."""
+
+    json: bool = OUTPUT.setting(False, "Print the result as JSON, in the last line of the output.")
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings(ResultSettings, PredictionSettings, EncodingSettings):
     """The settings of jobs/evaluate.py."""
 
     eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
@@ -105,7 +112,7 @@ class AuditSettings:
 
 
 @dataclass(kw_only=True)
-class MineSettings(MiningSettings, EncodingSettings):
+class MineSettings(ResultSettings, MiningSettings, EncodingSettings):
     """The settings of jobs/mine.py."""
 
     train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages: JSONL or Parquet.")
@@ -149,7 +156,7 @@ class SearchSettings(CorpusSettings):
 
 
 @dataclass(kw_only=True)
-class ExportSettings(NamedModelSettings):
+class ExportSettings(ResultSettings, NamedModelSettings):
     """The settings of jobs/export.py."""
 
     document_path: list[str] = corpus_path(REQUIRED)

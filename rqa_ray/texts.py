@@ -2,8 +2,10 @@
 
 import difflib
 import html
+import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 
@@ -27,6 +29,11 @@ def duration(seconds: float) -> str:
 def command(*words: Any) -> str:
     """Returns a Python command for a shell, with quotes where they are needed."""
     return shlex.join(["python", *map(str, words)])
+
+
+def result_text(result: Any, as_json: bool) -> str:
+    """Returns what a job prints last: lines for a person, or the fields of its result as one line of JSON."""
+    return json.dumps(asdict(result)) if as_json else result.describe()
 
 
 def is_none_of(value: str, choices: Sequence[str]) -> str:

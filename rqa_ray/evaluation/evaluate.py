@@ -44,6 +44,7 @@ from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = predictions_file(SPLIT)
+NO_CHANGE = ("overwrite_output_dir", "json")  # settings that change no result
 INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
 
 
@@ -85,9 +86,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         settings = replace(settings, compare=[*RETRIEVERS])
     output = Path(settings.output_dir)
     config = {
-        name: value
-        for name, value in asdict(settings).items()
-        if value not in (None, False) and name != "overwrite_output_dir"
+        name: value for name, value in asdict(settings).items() if value not in (None, False) and name not in NO_CHANGE
     }
     given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
     outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}

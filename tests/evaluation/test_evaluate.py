@@ -118,8 +118,11 @@ def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, fl
     run("evaluate", folder / "all_args.json", "--use_cpu", "--overwrite_output_dir")
     config["use_cpu"] = True
     assert json.loads((folder / "all_args.json").read_text()) == config
-    run("evaluate", folder / "all_args.json")
-    assert "embeddings of 60 passages are there already" in capsys.readouterr().out
+    run("evaluate", folder / "all_args.json", "--json")
+    said = capsys.readouterr().out
+    assert "embeddings of 60 passages are there already" in said
+    of_dense = json.loads(said.splitlines()[-1])["metrics"]["dense"]
+    assert of_dense["test_retr/document_ndcg/ndcg10"] == score(folder)["test_retr/document_ndcg/ndcg10"]
     assert (folder / "embeddings" / "shards.jsonl").read_text() == log
     first, second = score(evaluated), score(folder)
     first.pop("test_retr/latency/avg_latency"), second.pop("test_retr/latency/avg_latency")
