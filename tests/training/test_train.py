@@ -232,7 +232,7 @@ def test_lora_on_two_workers_with_an_instruction_leaves_a_merged_model_that_scor
         torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-6)
     model = SentenceTransformer(str(folder), device="cpu")
     assert model.prompts["asked"] == "Find: "
-    for line in predictions(folder, "eval")[:3]:  # scores of the model in training, not of the saved one
+    for line in read_predictions(folder, "eval")[:3]:  # scores of the model in training, not of the saved one
         documents = line["retrieved_docs"]
         question = model.encode_query(line["question"], prompt_name="asked")
         passages = model.encode_document([parse_document(document).fmt_content for document in documents])
