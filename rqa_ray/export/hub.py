@@ -29,9 +29,12 @@ class Upload:
         Raises:
             InputError: the hub refuses.
         """
-        self._ask(self._api.create_repo, self.repository, private=True, exist_ok=True)
-        message = "Upload an exported model"
-        self._ask(self._api.upload_folder, repo_id=self.repository, folder_path=str(folder), commit_message=message)
+        files, message = str(folder), "Upload an exported model"
+        try:
+            self._ask(self._api.create_repo, self.repository, private=True, exist_ok=True)
+            self._ask(self._api.upload_folder, repo_id=self.repository, folder_path=files, commit_message=message)
+        except InputError as error:
+            raise InputError(f"{error}; the files are in {files}") from None
         return f"{self._api.endpoint}/{self.repository}"
 
     def _ask(self, call: Any, *values: Any, **named: Any) -> None:

@@ -52,6 +52,8 @@ class StandIn(BaseHTTPRequestHandler):
         if self.path.endswith("/repos/create"):
             self.server.created = json.loads(body)
             self.answer({"url": "https://huggingface.co/somebody/model", "id": "somebody/model"})
+        elif "/refused/" in self.path:
+            self.answer({"error": "no room"}, 413)
         elif "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
             modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
@@ -105,6 +107,12 @@ def test_a_wrong_token_is_one_line_before_any_work(hub, monkeypatch):
 def test_a_name_that_is_none_is_refused(hub):
     with pytest.raises(InputError, match="--push_to_hub a/b/c: Repo id must"):
         Upload("a/b/c")
+
+
+def test_an_upload_that_fails_says_where_the_files_are(hub, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"--push_to_hub somebody/refused: .*; the files are in {tmp_path}$"):
+        Upload("somebody/refused").push(tmp_path)
 
 
 def test_a_folder_is_sent_with_its_sub_folders(hub, tmp_path):
