@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import importlib.util
 import io
@@ -13,6 +12,7 @@ from typing import Any
 
 from rqa_ray.places import write_whole
 from rqa_ray.reports.learning_curve import LearningCurve
+from rqa_ray.reports.svg import image
 from rqa_ray.reports.trials import FINISHED, Choices, Range, Trial, ranked
 from rqa_ray.texts import duration, short
 
@@ -78,16 +78,16 @@ def page(
             for column, cell in enumerate(cells)
         )
         rows.append(f"<tr{' class=winner' * (trial is winner)}>{written}</tr>")
-    image = ""
+    pictures = ""
     if picture:
-        image = _image("curves, map and parallel view of the trials", "png", picture)
+        pictures = image("curves, map and parallel view of the trials", "png", picture)
     header = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Trial {winner.number} is the best: {html.escape(metric)} {base:.4f} of the pretrained model, {best[1]:.4f} after
 {best[0]:,} questions, with {html.escape(chosen)}.</p>
-{_labels(curve) if curve else ""}{image}
+{_labels(curve) if curve else ""}{pictures}
 <table><tr>{header}</tr>
 {chr(10).join(rows)}
 </table></html>
@@ -96,14 +96,9 @@ def page(
 
 def _labels(curve: LearningCurve) -> str:
     """Returns the part of the page about the learning curve."""
-    picture = _image(f"{curve.label} for each number of training pairs", "svg+xml", curve.svg())
+    picture = image(f"{curve.label} for each number of training pairs", "svg+xml", curve.svg())
     text = " ".join(map(html.escape, curve.describe()))
     return f"<h2>Would more labels help?</h2>\n<p>{text}</p>\n{picture}\n{curve.table()}\n<h2>Trials</h2>\n"
-
-
-def _image(alt: str, kind: str, content: bytes) -> str:
-    source = base64.b64encode(content).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{source}">'
 
 
 def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial) -> bytes:

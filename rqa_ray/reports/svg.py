@@ -6,6 +6,7 @@ its own background, so it stays readable on a page of the other theme. Lengths a
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 
@@ -86,6 +87,11 @@ class Drawing:
             '<path d="M0 0 8 4 0 8z" class="soft"/></marker>\n'
         )
         return (head + "\n".join(self.shapes) + "\n</svg>\n").encode()
+
+
+def image(alt: str, kind: str, content: bytes) -> str:
+    """Returns the element of HTML that contains a picture; `kind` is `png` or `svg+xml`."""
+    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 def level(value: float, low: float, high: float) -> str:

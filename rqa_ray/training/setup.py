@@ -75,6 +75,7 @@ class Setup:
     has_negatives: bool
     has_scores: bool  # whether a teacher has scored hard negatives, or will
     skipped: Skipped
+    about_data: list[str]  # lines about the data, as printed
     texts: ClusterTexts  # of the corpus
     bm25: ray.ObjectRef  # positions of BM25's best passages by split; None in it if no hybrid is measured
 
@@ -240,6 +241,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         has_negatives=has_negatives,
         has_scores=has_scores,
         skipped=Skipped.of(skipped),
+        about_data=lines,
         texts=texts,
         bm25=ray.put(None if why_not(texts.number) else found_by_bm25(splits, texts.read_index())),
     )

@@ -32,6 +32,7 @@ from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import delete_files, push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
+from rqa_ray.training.run_report import write_report
 from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
@@ -136,6 +137,8 @@ def finish(
                 values = question_metrics(documents.passage_ids[found.positions], asked.gold_ids)
                 ranked[split] = Ranked(asked, found.scores, found.positions, values)
             write_predictions(staging, ranked, documents.document, job.settings.predictions_top_k)
+        verdict = [*choice.describe(), lines[-1]]  # the page shows the metrics itself
+        write_report(staging, setup, choice, verdict, before.evaluation, splits, documents, train_metrics)
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))

@@ -1,0 +1,134 @@
+"""Compares the rankings of two models question by question: which questions were won and lost, and of what kind.
+
+Q questions, K ranked passages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from rqa_ray.data.schema import Document
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
+from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+
+MOST = 100  # questions that are listed as won, and as lost
+MOST_ABOVE = 3  # passages that are listed above a gold
+MOST_CHARACTERS = 600  # of a text that is listed
+MOST_GROUPS = 8  # groups of a kind, the largest ones
+LENGTHS = {5: "1 to 5", 10: "6 to 10", 20: "11 to 20"}  # names of groups by the most words of a question
+RANKED_BY = "nDCG@10"  # of `LABELS`; its change says how much a question was won or lost
+
+
+@dataclass(frozen=True)
+class Move:
+    """A question that a model answers better or worse than another, with texts that may be cut."""
+
+    question: str
+    change: float  # of nDCG@10
+    ranks: tuple[int | None, int | None]  # of the first gold before and after, from 1; None if it was not found
+    golds: list[str]
+    above: list[str]  # the first passages that the later model ranks above the first gold
+
+
+@dataclass(frozen=True)
+class Group:
+    """The questions of one kind, and the means of `HEADLINES` before and after, by label."""
+
+    name: str
+    number: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What changed on one split."""
+
+    won: list[Move]  # at most `MOST`, the largest gain first
+    lost: list[Move]
+    num_won: int
+    num_lost: int
+    groups: dict[str, list[Group]]  # by what the questions are grouped by
+
+    @classmethod
+    def of(cls, asked: AskedQuestions, documents: Documents, before: np.ndarray, after: np.ndarray) -> Moves:
+        """Compares the positions (Q, K) of the passages that two models have ranked, best first."""
+        found = [documents.passage_ids[positions] for positions in (before, after)]
+        values = [question_metrics(ids, asked.gold_ids) for ids in found]
+        change = values[1][LABELS[RANKED_BY]] - values[0][LABELS[RANKED_BY]]
+        order = np.argsort(-change, kind="stable")
+        won, lost = order[change[order] > 0], order[change[order] < 0][::-1]
+        ranks = [_first_ranks(ids, asked.gold_ids) for ids in found]
+
+        def move(row: int) -> Move:
+            rank = ranks[1][row]
+            above = after[row][: min(MOST_ABOVE, len(after[row]) if rank is None else rank - 1)]
+            return Move(
+                question=_short(asked.questions[row]),
+                change=float(change[row]),
+                ranks=(ranks[0][row], rank),
+                golds=[_short(_text(gold)) for gold in asked.gold_docs(row)],
+                above=[_short(_text(documents.document(int(position)))) for position in above],
+            )
+
+        listed = [[move(int(row)) for row in rows[:MOST]] for rows in (won, lost)]
+        return cls(listed[0], listed[1], len(won), len(lost), _groups(asked, values))
+
+
+def _first_ranks(ranked_ids: np.ndarray, gold_ids: Sequence[Sequence[int]]) -> list[int | None]:
+    ranks: list[int | None] = []
+    for ids, golds in zip(ranked_ids, gold_ids, strict=True):
+        places = np.flatnonzero(np.isin(ids, list(golds)))
+        ranks.append(int(places[0]) + 1 if len(places) else None)
+    return ranks
+
+
+def _groups(asked: AskedQuestions, values: list[dict[str, np.ndarray]]) -> dict[str, list[Group]]:
+    """Groups the questions by length, number of golds and source; leaves out what has only one group."""
+    keys = {
+        "words of the question": [_length(question) for question in asked.questions],
+        "golds of the question": [_number(len(golds)) for golds in asked.gold_ids],
+        "source of the gold": [_source(asked.gold_docs(row)[0]) for row in range(len(asked.questions))],
+    }
+    groups = {}
+    for name, of_questions in keys.items():
+        names, rows, counts = np.unique(of_questions, return_inverse=True, return_counts=True)
+        if 1 < len(names) <= len(of_questions) / 2:
+            largest = sorted(np.argsort(-counts, kind="stable")[:MOST_GROUPS].tolist())
+            groups[name] = [_group(str(names[place]), rows == place, values) for place in largest]
+    return groups
+
+
+def _group(name: str, rows: np.ndarray, values: list[dict[str, np.ndarray]]) -> Group:
+    before, after = ({label: float(of[LABELS[label]][rows].mean()) for label in HEADLINES} for of in values)
+    return Group(name, int(rows.sum()), before, after)
+
+
+def _length(question: str) -> str:
+    words = len(question.split())
+    return next(
+        (name for most, name in ((5, "1 to 5"), (10, "6 to 10"), (20, "11 to 20")) if words <= most), "over 20"
+    )
+
+
+def _number(golds: int) -> str:
+    return str(golds) if golds < 3 else "3 or more"
+
+
+def _source(gold: dict[str, Any]) -> str:
+    """Returns the host or the first folder of the source of a passage."""
+    source = str((gold.get("metadata") or {}).get("source") or "none")
+    return urlsplit(source).netloc or source.partition("/")[0] or source
+
+
+def _text(document: dict[str, Any]) -> str:
+    return Document(**document).fmt_content
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ..."
