@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -72,8 +71,8 @@ class Moves:
                 question=_short(asked.questions[row]),
                 change=float(change[row]),
                 ranks=(ranks[0][row], rank),
-                golds=[_short(_text(gold)) for gold in asked.gold_docs(row)],
-                above=[_short(_text(documents.document(int(position)))) for position in above],
+                golds=[_short(gold.fmt_content) for gold in asked.gold_docs(row)],
+                above=[_short(Document(**documents.document(int(position))).fmt_content) for position in above],
             )
 
         listed = [[move(int(row)) for row in rows[:MOST]] for rows in (won, lost)]
@@ -120,14 +119,10 @@ def _number(golds: int) -> str:
     return str(golds) if golds < 3 else "3 or more"
 
 
-def _source(gold: dict[str, Any]) -> str:
+def _source(gold: Document) -> str:
     """Returns the host or the first folder of the source of a passage."""
-    source = str((gold.get("metadata") or {}).get("source") or "none")
+    source = str(gold.metadata.get("source") or "none")
     return urlsplit(source).netloc or source.partition("/")[0] or source
-
-
-def _text(document: dict[str, Any]) -> str:
-    return Document(**document).fmt_content
 
 
 def _short(text: str) -> str:

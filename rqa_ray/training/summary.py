@@ -21,6 +21,7 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.loss_settings import LossSettings
 from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
+from rqa_ray.reports.run_page import PAGE_FILE
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import command
 from rqa_ray.training.finish import Choice
@@ -221,6 +222,7 @@ def print_summary(job: Job, lines: list[str], choice: Choice, next_command: str 
     print()
     print("\n".join([*choice.describe(), *lines]))
     print(f"best {choice.candidate} by {choice.metric}; model and results in {shown(folder)}")
+    print(f"report: {shown(inside(folder, PAGE_FILE))}; open it in a browser")
     arguments = inside(folder, ALL_ARGS_FILE)
     print("next:")
     if "tensorboard" in (job.training["report_to"] or ""):

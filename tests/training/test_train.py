@@ -36,6 +36,7 @@ OUTPUTS = [
     "eval-predictions.jsonl",
     "eval_results.json",
     "hybrid.json",
+    "report.html",
     "model.safetensors",
     "modules.json",
     "predictions-passages.jsonl",
