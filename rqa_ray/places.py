@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import NativeFile, fs
 
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 
+HUB = "hf://"  # Hugging Face's hub; its addresses are not percent-encoded
 ALL_ARGS_FILE = "all_args.json"  # name of the file with the arguments of a run, beside its results
 
 
@@ -133,6 +134,22 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(location)
         return filesystem, path.rstrip("/")
     return fs.LocalFileSystem(), os.path.abspath(location)
+
+
+@contextmanager
+def hub_errors(location: str) -> Iterator[None]:
+    """Raises OSError, as other file systems do, if Hugging Face's hub cannot be reached."""
+    if not location.startswith(HUB):
+        yield
+        return
+    from huggingface_hub.utils import httpx  # under the name that stays the same in all versions of the hub's client
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"the hub cannot be reached: {first_line(error)}") from error
 
 
 def inside(location: str, name: str) -> str:

@@ -16,7 +16,7 @@ from rqa_ray.data.delimited import read_delimited
 from rqa_ray.data.files import COMPRESSED, read_lines
 from rqa_ray.data.formats import RecordError, parse_json
 from rqa_ray.errors import InputError
-from rqa_ray.places import exists, inside, open_location, shown
+from rqa_ray.places import exists, hub_errors, inside, open_location, shown
 
 # Names of files in `qrels`, by input of a job.
 JUDGMENTS = {"train": "train", "asked": "train", "eval": "dev", "weight": "dev", "test": "test"}
@@ -120,8 +120,9 @@ def _by_id(path: str, wanted: Any) -> dict[str, Any]:
 
 def _is_beir(location: str) -> bool:
     try:
-        filesystem, path = open_location(location)
-        found = filesystem.get_file_info([f"{path}/qrels"])[0]
+        with hub_errors(location):
+            filesystem, path = open_location(location)
+            found = filesystem.get_file_info([f"{path}/qrels"])[0]
     except (OSError, ValueError):  # a glob, a file, or an address that is wrong: whoever opens it will say so
         return False
     return found.type == fs.FileType.Directory

@@ -10,7 +10,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import file_size, open_file, open_random_access
+from rqa_ray.places import HUB, file_size, hub_errors, open_file, open_random_access
 
 LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
@@ -63,29 +63,34 @@ def _find_local(name: str, argument: str) -> list[str]:
 
 def _find_remote(uri: str, argument: str) -> list[str]:
     base, question_mark, query = uri.partition("?")
+    is_encoded = not uri.startswith(HUB)
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri.replace("[", "%5B").replace("]", "%5D"))
-        info = filesystem.get_file_info(path)
-        if info.type == fs.FileType.File:
-            return [uri]
-        if info.type == fs.FileType.Directory:
-            root = path.rstrip("/")
-            items = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-            inner = [item.path[len(root) :] for item in items if item.is_file]
-        else:  # a glob, or nothing; found paths begin like the pattern, up to its first part with wildcards
-            parts = path.split("/")
-            fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-            root, base = "/".join(parts[:fixed]), "/".join(base.split("/")[: fixed - len(parts) or None])
-            matches = ArrowFSWrapper(filesystem).glob(path, detail=True) if fixed < len(parts) else {}
-            is_file = {match: found["type"] == "file" and _is_data(match, path) for match, found in matches.items()}
-            inner = [match[len(root) :] for match in sorted(matches) if is_file[match]]
+        with hub_errors(uri):
+            encoded = uri.replace("[", "%5B").replace("]", "%5D") if is_encoded else uri
+            filesystem, path = fs.FileSystem.from_uri(encoded)
+            info = filesystem.get_file_info(path)
+            if info.type == fs.FileType.File:
+                return [uri]
+            if info.type == fs.FileType.Directory:
+                root = path.rstrip("/")
+                items = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+                inner = [item.path[len(root) :] for item in items if item.is_file]
+            else:  # a glob, or nothing; found paths begin like the pattern, up to its first part with wildcards
+                parts = path.split("/")
+                fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+                root, base = "/".join(parts[:fixed]), "/".join(base.split("/")[: fixed - len(parts) or None])
+                matches = ArrowFSWrapper(filesystem).glob(path, detail=True) if fixed < len(parts) else {}
+                is_file = {
+                    match: found["type"] == "file" and _is_data(match, path) for match, found in matches.items()
+                }
+                inner = [match[len(root) :] for match in sorted(matches) if is_file[match]]
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"--{argument} {uri}: cannot be opened ({first_line(error)})") from None
     if info.type == fs.FileType.Directory:
         inner = _readable(inner, uri, argument)
     if not inner:
         raise InputError(f"--{argument} {uri}: no such file")
-    return [base.rstrip("/") + quote(item) + question_mark + query for item in inner]
+    return [base.rstrip("/") + (quote(item) if is_encoded else item) + question_mark + query for item in inner]
 
 
 def _readable(inner: list[str], name: str, argument: str) -> list[str]:

@@ -23,7 +23,7 @@ from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import open_file, open_random_access, refuse_among_inputs
+from rqa_ray.places import hub_errors, open_file, open_random_access, refuse_among_inputs
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "documents": parse_document,
@@ -73,25 +73,26 @@ def read_records(
         return
     read, to_value = _reader(path)
     try:
-        before = None  # only counted if something is wrong
-        for number, value in read(path, start, end):
-            record: Document | QARecord | Label | str
-            try:
-                record = parse(to_value(value))
-            except UnicodeDecodeError as error:
-                record = f"not UTF-8 ({error.reason} at byte {error.start})"
-            except RecordError as error:
-                record = str(error)
-            except RecursionError:
-                record = "lists or objects in each other, too deep to read"
-            if isinstance(record, str):
-                if before is None:
-                    before = lines_before(path, start) if read is read_lines else start
-                record = f"{path}:{before + number - start}: {record}"
-            if isinstance(record, QARecord):
-                yield from ((number, part) for part in labels.apply(record))
-            else:
-                yield number, record
+        with hub_errors(path):
+            before = None  # only counted if something is wrong
+            for number, value in read(path, start, end):
+                record: Document | QARecord | Label | str
+                try:
+                    record = parse(to_value(value))
+                except UnicodeDecodeError as error:
+                    record = f"not UTF-8 ({error.reason} at byte {error.start})"
+                except RecordError as error:
+                    record = str(error)
+                except RecursionError:
+                    record = "lists or objects in each other, too deep to read"
+                if isinstance(record, str):
+                    if before is None:
+                        before = lines_before(path, start) if read is read_lines else start
+                    record = f"{path}:{before + number - start}: {record}"
+                if isinstance(record, QARecord):
+                    yield from ((number, part) for part in labels.apply(record))
+                else:
+                    yield number, record
     except InputError as error:  # a pickle raises for the whole file
         yield 0, str(error)
     except (OSError, EOFError, pa.ArrowException) as error:
