@@ -152,7 +152,8 @@ def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int,
             for number, begin in zip(range(len(sizes)), begins, strict=False)
             if start <= begin and (end is None or begin < end)
         ]
-        batches = file.iter_batches(batch_size=256, row_groups=groups)
+        # One row group at a time: Arrow cannot join the dictionaries of lists in several row groups.
+        batches = (batch for number in groups for batch in file.iter_batches(batch_size=256, row_groups=[number]))
         rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy"))
         try:
             yield from enumerate(rows, start=start + 1)

@@ -7,6 +7,8 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,6 +145,38 @@ def test_the_same_pairs_in_each_form_are_the_same_global_batches(name):
         return [np.asarray(part).tolist() for part in (found.order, found.passage_ids)]
 
     assert batch(name) == batch("LocalRQA")
+
+
+def stored(value: Any, text: pa.DataType, texts: pa.DataType) -> pa.DataType:
+    """Returns the type of a column with such values, in which a text is of type `text` and a list has type `texts`."""
+    if isinstance(value, list):
+        inner = value[0]
+        fields = [("docid", pa.int64()), ("title", text), ("text", text)]
+        return pa.list_(pa.struct(fields)) if isinstance(inner, dict) else texts
+    return pa.int64() if isinstance(value, int) else text
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        (pa.string(), pa.list_(pa.string())),
+        (pa.large_string(), pa.large_list(pa.large_string())),
+        (pa.binary(), pa.list_(pa.binary())),
+        (pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+    ],
+    ids=["strings", "large strings", "bytes", "dictionaries"],
+)
+@pytest.mark.parametrize("name", ["LocalRQA", *OTHERS])
+def test_parquet_holds_each_form_in_columns_of_any_type_of_text(tmp_path, name, text, texts):
+    value = OTHERS.get(name, LOCAL)
+    optional = {key: item for key, item in value.items() if key.startswith(("neg", "hard_neg", "query_id", "id"))}
+    rows = [value, {key: item for key, item in value.items() if key not in optional}, value]
+    columns = {key: pa.array([row.get(key) for row in rows], stored(item, text, texts)) for key, item in value.items()}
+    path = str(tmp_path / "train.parquet")
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    records = list(good_records([path], "questions"))
+    assert records == [parse_qa_record(row) for row in rows]
+    assert not records[1].hard_neg_docs and len(records[2].hard_neg_docs) == 2
 
 
 def test_scores_and_the_prompt_of_flag_embedding_are_a_teachers_scores_and_an_instruction():
