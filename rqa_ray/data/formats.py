@@ -161,7 +161,7 @@ def _columns(question: str, value: dict[str, Any]) -> QARecord:
     numbers = {name: int(match[1] or 0) for name in value if (match := NEGATIVE.fullmatch(name))}
     negatives = [value[name] for name in sorted(numbers, key=numbers.__getitem__) if value[name] is not None]
     return _qa_record(
-        [value[question]],
+        _texts(question, [value[question]]),
         {
             "gold_docs": _from_texts("positive", [value["positive"]]),
             "hard_neg_docs": _from_texts("negative", negatives),
@@ -175,22 +175,25 @@ def _flag_embedding(value: dict[str, Any]) -> QARecord:
 
     `prompt` is the instruction of the question.
     """
+    golds, negatives = _from_texts("pos", _golds(value, "pos")), _from_texts("neg", value.get("neg") or [])
     return _qa_record(
-        [value["query"]],
+        _texts("query", [value["query"]]),
         {
-            "gold_docs": _from_texts("pos", _golds(value, "pos")),
-            "hard_neg_docs": _from_texts("neg", value.get("neg") or []),
-            "gold_scores": value.get("pos_scores"),
-            "hard_neg_scores": value.get("neg_scores"),
-            "instruction": value.get("prompt"),
+            "gold_docs": golds,
+            "hard_neg_docs": negatives,
+            "gold_scores": _scores(value, "pos_scores", golds, "pos", NoneType),
+            "hard_neg_scores": _scores(value, "neg_scores", negatives, "neg"),
+            "instruction": _instruction(value, "prompt"),
         },
     )
 
 
 def _tevatron(value: dict[str, Any]) -> QARecord:
     """Reads Tevatron's form: `positive_passages` and `negative_passages` of `{"docid", "title", "text"}`."""
-    golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages")
-    return _qa_record([value["query"]], {"gold_docs": golds, "hard_neg_docs": negatives})
+    golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages") or []
+    if not isinstance(negatives, list):
+        raise RecordError(f"`negative_passages` has to be a list, found {_kind(negatives)}")
+    return _qa_record(_texts("query", [value["query"]]), {"gold_docs": golds, "hard_neg_docs": negatives})
 
 
 def _golds(value: dict[str, Any], name: str) -> list[Any]:
@@ -201,16 +204,20 @@ def _golds(value: dict[str, Any], name: str) -> list[Any]:
 
 def _from_texts(name: str, texts: Any) -> list[dict[str, Any]]:
     """Returns passages of which only the texts are known."""
+    return [{"text": text} for text in _texts(name, texts)]
+
+
+def _texts(name: str, texts: Any) -> list[str]:
     strangers = [text for text in texts if not isinstance(text, str)] if isinstance(texts, list) else [texts]
     if strangers:
         raise RecordError(f"`{name}` has to be text, found {_kind(strangers[0])}")
-    return [{"text": text} for text in texts]
+    return texts
 
 
-def _instruction(value: dict[str, Any]) -> str | None:
-    instruction = value.get("instruction")
+def _instruction(value: dict[str, Any], name: str = "instruction") -> str | None:
+    instruction = value.get(name)
     if not isinstance(instruction, str | None):
-        raise RecordError(f"`instruction` has to be a string, found {_kind(instruction)}")
+        raise RecordError(f"`{name}` has to be a string, found {_kind(instruction)}")
     return None if instruction is None else as_utf8(instruction)
 
 

@@ -201,6 +201,15 @@ def test_the_docid_and_title_of_tevatron_stay_with_a_passage():
         ({"query": "?", "pos": []}, "`pos` has to be a list with at least one passage, found an empty list"),
         ({"query": "?", "pos": "a"}, "`pos` has to be a list with at least one passage, found a string"),
         ({"query": "?", "pos": ["a"], "neg": [{}]}, "`neg` has to be text, found an object"),
+        ({"query": "?", "pos": ["a"], "pos_scores": []}, "`pos_scores` has 0 scores for 1 `pos`"),
+        ({"query": "?", "pos": ["a"], "neg_scores": [1]}, "`neg_scores` has 1 scores for 0 `neg`"),
+        ({"query": "?", "pos": ["a"], "prompt": 3}, "`prompt` has to be a string, found 3"),
+        ({"query": None, "pos": ["a"]}, "`query` has to be text, found null"),
+        ({"anchor": 3, "positive": "a"}, "`anchor` has to be text, found 3"),
+        (
+            {"query": "?", "positive_passages": [DOC], "negative_passages": DOC},
+            "`negative_passages` has to be a list, found an object",
+        ),
         (
             {"query": "?", "positive_passages": None},
             "`positive_passages` has to be a list with at least one passage, found null",
