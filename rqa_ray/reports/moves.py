@@ -17,9 +17,11 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 
 MOST = 100  # questions that are listed as won, and as lost
 MOST_ABOVE = 3  # passages that are listed above a gold
+MOST_GOLDS = 3  # golds of a question that are listed
 MOST_CHARACTERS = 600  # of a text that is listed
 MOST_GROUPS = 8  # groups of a kind, the largest ones
 LENGTHS = {5: "1 to 5", 10: "6 to 10", 20: "11 to 20"}  # names of groups by the most words of a question
+LONGEST = "over 20"
 RANKED_BY = "nDCG@10"  # of `LABELS`; its change says how much a question was won or lost
 
 
@@ -30,7 +32,7 @@ class Move:
     question: str
     change: float  # of nDCG@10
     ranks: tuple[int | None, int | None]  # of the first gold before and after, from 1; None if it was not found
-    golds: list[str]
+    golds: list[str]  # at most `MOST_GOLDS`
     above: list[str]  # the first passages that the later model ranks above the first gold
 
 
@@ -71,7 +73,7 @@ class Moves:
                 question=_short(asked.questions[row]),
                 change=float(change[row]),
                 ranks=(ranks[0][row], rank),
-                golds=[_short(gold.fmt_content) for gold in asked.gold_docs(row)],
+                golds=[_short(gold.fmt_content) for gold in asked.gold_docs(row)[:MOST_GOLDS]],
                 above=[_short(Document(**documents.document(int(position))).fmt_content) for position in above],
             )
 
@@ -98,7 +100,8 @@ def _groups(asked: AskedQuestions, values: list[dict[str, np.ndarray]]) -> dict[
     for name, of_questions in keys.items():
         names, rows, counts = np.unique(of_questions, return_inverse=True, return_counts=True)
         if 1 < len(names) <= len(of_questions) / 2:
-            largest = sorted(np.argsort(-counts, kind="stable")[:MOST_GROUPS].tolist())
+            largest = np.argsort(-counts, kind="stable")[:MOST_GROUPS].tolist()
+            largest.sort(key=lambda place: _order(str(names[place])))
             groups[name] = [_group(str(names[place]), rows == place, values) for place in largest]
     return groups
 
@@ -110,9 +113,13 @@ def _group(name: str, rows: np.ndarray, values: list[dict[str, np.ndarray]]) -> 
 
 def _length(question: str) -> str:
     words = len(question.split())
-    return next(
-        (name for most, name in ((5, "1 to 5"), (10, "6 to 10"), (20, "11 to 20")) if words <= most), "over 20"
-    )
+    return next((name for most, name in LENGTHS.items() if words <= most), LONGEST)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Returns by what groups are sorted: lengths from short to long, others by name."""
+    lengths = [*LENGTHS.values(), LONGEST]
+    return (lengths.index(name) if name in lengths else 0, name)
 
 
 def _number(golds: int) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,8 @@ class RunPage:
         drawn = []
         names = {"training loss": "loss", self.short_metric: self.metric, "learning rate": "learning_rate"}
         for title, name in names.items():
-            points = [(entry["step"], entry[name]) for entry in self.history if isinstance(entry.get(name), float)]
+            values = ((entry["step"], entry[name]) for entry in self.history if name in entry)
+            points = [(step, value) for step, value in values if math.isfinite(value)]
             if points:
                 chosen = self.chosen_step if name == self.metric else None
                 drawn.append(image(f"{title} over steps", "svg+xml", curve(title, points, chosen)))

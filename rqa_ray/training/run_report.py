@@ -9,7 +9,7 @@ from typing import Any
 
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
-from rqa_ray.places import write_whole
+from rqa_ray.places import inside, shown, write_whole
 from rqa_ray.reports.run_page import PAGE_FILE, RunPage, SplitPart
 from rqa_ray.texts import duration, short
 from rqa_ray.training.finish import Choice
@@ -27,10 +27,32 @@ def write_report(
     splits: Mapping[str, AskedQuestions],
     documents: Documents,
     train_metrics: Mapping[str, Any],
-) -> None:
-    """Writes report.html into a folder that has the `trainer_state.json` of the run."""
+) -> str:
+    """Writes report.html into a folder that has the `trainer_state.json` of the run; returns a line for the user.
+
+    The line is a warning if no report could be made.
+    """
+    arguments = setup, choice, verdict, before, splits, documents, train_metrics
+    try:
+        content = _page(staging, *arguments).html().encode()
+    except Exception as error:  # whatever is wrong with a page, the model of hours must not be lost for it
+        return f"warning: no {PAGE_FILE}: {type(error).__name__}: {error}; the model and the results are whole"
+    write_whole(staging / PAGE_FILE, content)
+    return f"report: {shown(inside(setup.job.location, PAGE_FILE))}; open it in a browser"
+
+
+def _page(
+    staging: Path,
+    setup: Setup,
+    choice: Choice,
+    verdict: list[str],
+    before: Evaluation,
+    splits: Mapping[str, AskedQuestions],
+    documents: Documents,
+    train_metrics: Mapping[str, Any],
+) -> RunPage:
     state = json.loads((staging / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
-    page = RunPage(
+    return RunPage(
         name=Path(setup.job.output_dir).name,
         verdict=verdict,
         splits=[
@@ -44,7 +66,6 @@ def write_report(
         history=state["log_history"],
         chosen_step=choice.candidate.step,
     )
-    write_whole(staging / PAGE_FILE, page.html().encode())
 
 
 def _facts(setup: Setup, choice: Choice, state: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, str]:

@@ -21,7 +21,6 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.loss_settings import LossSettings
 from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
-from rqa_ray.reports.run_page import PAGE_FILE
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import command
 from rqa_ray.training.finish import Choice
@@ -216,13 +215,16 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState,
     )
 
 
-def print_summary(job: Job, lines: list[str], choice: Choice, next_command: str | None = None) -> None:
-    """Prints the last lines of a run; if no next command is given, it suggests another learning rate."""
+def print_summary(job: Job, lines: list[str], choice: Choice, report: str, next_command: str | None = None) -> None:
+    """Prints the last lines of a run; if no next command is given, it suggests another learning rate.
+
+    `report` is the line about report.html.
+    """
     folder = job.location
     print()
     print("\n".join([*choice.describe(), *lines]))
     print(f"best {choice.candidate} by {choice.metric}; model and results in {shown(folder)}")
-    print(f"report: {shown(inside(folder, PAGE_FILE))}; open it in a browser")
+    print(report)
     arguments = inside(folder, ALL_ARGS_FILE)
     print("next:")
     if "tensorboard" in (job.training["report_to"] or ""):

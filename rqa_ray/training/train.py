@@ -19,6 +19,7 @@ from rqa_ray.evaluation import hybrid_report
 from rqa_ray.evaluation.metrics import question_metrics
 from rqa_ray.evaluation.predictions import Ranked, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
+from rqa_ray.reports.run_page import PAGE_FILE
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
@@ -38,7 +39,8 @@ from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
 
 # files and folders that not every finish writes; those of an earlier finish describe another model
-NOT_ALWAYS = (HYBRID_FILE, "test_results.json", "eval-predictions.jsonl", "test-predictions.jsonl", ADAPTER_FOLDER)
+PREDICTIONS = ("eval-predictions.jsonl", "test-predictions.jsonl")
+NOT_ALWAYS = (HYBRID_FILE, PAGE_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,13 @@ def finish(
                 ranked[split] = Ranked(asked, found.scores, found.positions, values)
             write_predictions(staging, ranked, documents.document, job.settings.predictions_top_k)
         verdict = [*choice.describe(), lines[-1]]  # the page shows the metrics itself
-        write_report(staging, setup, choice, verdict, before.evaluation, splits, documents, train_metrics)
+        report = write_report(staging, setup, choice, verdict, before.evaluation, splits, documents, train_metrics)
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))
         record.save(job.output_dir)
     delete_files(job, stale)
     push(job)
-    summary.print_summary(job, lines, choice, next_command)
+    summary.print_summary(job, lines, choice, report, next_command)
     metrics = before.evaluation.metrics, best.evaluation.metrics
     return TrainResult(job.location, best.step, str(choice.candidate), *metrics)

@@ -36,3 +36,14 @@ def test_only_the_largest_moves_are_listed_and_all_are_counted(monkeypatch):
     monkeypatch.setattr(moves, "MOST", 1)
     whole = Moves.of(asked_questions(), documents(), BEFORE, AFTER)
     assert len(whole.won) <= 1 and whole.num_won >= len(whole.won)
+
+
+def test_a_question_lists_few_of_many_golds(monkeypatch):
+    monkeypatch.setattr(moves, "MOST_GOLDS", 1)
+    found = Moves.of(asked_questions(), documents(), BEFORE, AFTER)
+    assert found.won and all(len(one.golds) == 1 for one in found.won)
+
+
+def test_lengths_of_questions_go_from_short_to_long():
+    names = ["over 20", "11 to 20", "6 to 10", "1 to 5"]
+    assert sorted(names, key=moves._order) == names[::-1]

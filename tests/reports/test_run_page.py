@@ -1,9 +1,12 @@
 """The report of a run: what a person sees on it, and that data stay text."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
+from rqa_ray.evaluation.metrics import HEADLINES
+from rqa_ray.reports.moves import Group
 from rqa_ray.reports.run_page import RunPage, SplitPart
 from tests.browser import PROGRAM, Browser
 from tests.builders import asked_questions, documents
@@ -70,3 +73,27 @@ def test_the_filter_hides_what_does_not_have_the_words(tmp_path):
         browser.ask("document.querySelector('#filter').focus()")
         browser.press(*"1 OR 3")
         assert browser.ask(visible) == 1
+
+
+def test_a_loss_that_is_not_a_number_leaves_a_gap_and_whole_numbers_are_drawn():
+    page = run_page()
+    history = [{"step": 5, "loss": float("nan")}, {"step": 6, "loss": 2}, {"step": 7, "loss": 1.5}]
+    assert replace(page, history=history).html().count("<img ") == 1
+    assert "<img " not in replace(page, history=history[:1]).html()
+
+
+def test_on_a_phone_names_of_groups_are_not_broken_inside_a_word(tmp_path):
+    if PROGRAM is None:
+        pytest.skip("no Chromium is installed")
+    page = run_page()
+    means = dict.fromkeys(HEADLINES, 0.5)
+    groups = {"words of the question": [Group("11 to 20", 40, means, means)]}
+    split = replace(page.splits[0], moves=replace(page.splits[0].moves, groups=groups))
+    path = tmp_path / "report.html"
+    path.write_text(replace(page, splits=[split]).html(), encoding="utf-8")
+    with Browser(tmp_path / "browser") as browser:
+        browser.resize(390, 800)
+        browser.open(path)
+        head = "[...document.querySelectorAll('th')].find((one) => one.innerText == 'words of the question')"
+        assert browser.ask(f"{head}.offsetHeight") < 150
+        assert browser.ask("document.documentElement.scrollWidth") <= 390
