@@ -109,13 +109,13 @@ def test_rays_autoscaler_reads_the_gpu_workers_of_rayjob_yaml():
     assert (worker["resources"]["GPU"], worker["min_workers"], worker["max_workers"]) == (1, 0, 8)
 
 
-def test_a_job_uploads_the_package_and_its_scripts_in_less_than_a_megabyte(tmp_path):
+def test_a_job_uploads_the_package_and_its_scripts_in_less_than_1500_kilobytes(tmp_path):
     from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
-    assert package.stat().st_size < 1_000_000
+    assert package.stat().st_size < 1_500_000
     names = zipfile.ZipFile(package).namelist()
     assert {"jobs/train.py", "jobs/tune.py", "jobs/demo.json", "rqa_ray/training/train.py"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", ".git/", "output/", "rqa_ray/benchmarks/"))]
