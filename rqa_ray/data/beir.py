@@ -7,19 +7,22 @@ passage with a grade above 0 is a gold; a passage with grade 0 is a hard negativ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
-from rqa_ray.data.delimited import read_delimited
+from rqa_ray.data.delimited import columns_of, read_delimited
 from rqa_ray.data.files import COMPRESSED, read_lines
 from rqa_ray.data.formats import RecordError, parse_json
-from rqa_ray.errors import InputError
+from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, hub_errors, inside, open_location, shown
 
 # Names of files in `qrels`, by input of a job.
 JUDGMENTS = {"train": "train", "asked": "train", "eval": "dev", "weight": "dev", "test": "test"}
+SUFFIXES = (".tsv", *(f".tsv{end}" for end in COMPRESSED))
 COLUMNS = ("query-id", "corpus-id", "score")
 
 
@@ -33,32 +36,37 @@ def in_beir_folder(name: str, flag: str, location: str) -> str:
         return location
     if name == "corpus":
         return _lines_file(location, "corpus")
-    path = inside(location, f"qrels/{JUDGMENTS[name]}.tsv")
-    if not exists(path):
+    paths = [inside(location, f"qrels/{JUDGMENTS[name]}{suffix}") for suffix in SUFFIXES]
+    found = next(filter(exists, paths), None)
+    if found is None:
         filesystem, root = open_location(inside(location, "qrels"))
-        found = sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(root)))
-        raise InputError(
-            f"--{flag} {shown(location)}: a BEIR folder without qrels/{JUDGMENTS[name]}.tsv; it has "
-            f"{', '.join(found) or 'no judgments'}, which --{flag} may name"
-        )
-    return path
+        names = sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(root)))
+        has = f"it has {', '.join(names)}, which --{flag} may name" if names else "its folder qrels is empty"
+        raise InputError(f"--{flag} {shown(location)}: a BEIR folder without qrels/{JUDGMENTS[name]}.tsv; {has}")
+    return found
 
 
 def is_judgments(path: str) -> bool:
     """Returns whether a path or URI names BEIR's judgments, `qrels/NAME.tsv`."""
     parts = shown(path).replace("\\", "/").split("/")
-    return len(parts) > 1 and parts[-2] == "qrels" and parts[-1].endswith(".tsv")
+    return len(parts) > 1 and parts[-2] == "qrels" and parts[-1].endswith(SUFFIXES)
 
 
 def check_judgments(path: str) -> None:
     """Raises InputError if the columns of judgments are wrong, or if a file beside them is missing."""
     for name in ("corpus", "queries"):
         _lines_file(_folder(path), name)
-    _, row = next(read_delimited(path), (0, None))
-    if row is None:
+    names = columns_of(path)
+    if missing := [name for name in COLUMNS if name not in names]:
+        what = f"the first line has to name the columns {', '.join(COLUMNS)}"
+        raise InputError(f"{path}:1: no column `{missing[0]}`; {what}")
+    if next(read_delimited(path), None) is None:
         raise InputError(f"{path}: no records in it")
-    if missing := [name for name in COLUMNS if name not in row]:
-        raise InputError(f"{path}:1: no column `{missing[0]}`; judgments have the columns {', '.join(COLUMNS)}")
+
+
+def num_judgments(path: str) -> int:
+    """Counts the judgments of a file."""
+    return sum(1 for _ in read_delimited(path))
 
 
 def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -70,9 +78,15 @@ def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterato
     judged: dict[str, dict[str, float | RecordError]] = {}
     lines: dict[str, int] = {}
     for line, row in read_delimited(path):
-        query = row["query-id"]
+        query, passage, score = (row.get(name, "") for name in COLUMNS)
         lines.setdefault(query, line)
-        judged.setdefault(query, {})[row["corpus-id"]] = _grade(row["score"])
+        grades, grade = judged.setdefault(query, {}), _grade(score)
+        if grades.setdefault(passage, grade) != grade and not isinstance(grade, RecordError):
+            grade = RecordError(
+                f"passage {passage!r} has two scores for query {query!r}; the second is in line {line}"
+            )
+        if isinstance(grade, RecordError):
+            grades[passage] = grade
     queries = _by_id(_lines_file(_folder(path), "queries"), judged)
     passages = _by_id(_lines_file(_folder(path), "corpus"), {one for of in judged.values() for one in of})
     for query, grades in judged.items():
@@ -85,11 +99,12 @@ def _record(
     wrong = next((grade for grade in grades.values() if isinstance(grade, RecordError)), None)
     if wrong:
         return wrong
-    if query not in queries:
-        return RecordError(f"no query with `_id` {query!r} in queries.jsonl")
-    lost = next((name for name in grades if name not in passages), None)
-    if lost is not None:
-        return RecordError(f"no passage with `_id` {lost!r} in corpus.jsonl")
+    for name, what, found in ((query, "query", queries), *((name, "passage", passages) for name in grades)):
+        if name not in found:
+            file = "queries.jsonl" if what == "query" else "corpus.jsonl"
+            return RecordError(f"no {what} with `_id` {name!r} in {file}{found[None]}")
+        if isinstance(found[name], RecordError):
+            return found[name]
     golds = [passages[name] for name, grade in grades.items() if grade > 0]  # type: ignore[operator]
     if not golds:
         return RecordError(f"no passage of query {query!r} has a score above 0")
@@ -97,24 +112,32 @@ def _record(
     return {"question": queries[query].get("text"), "gold_docs": golds, "hard_neg_docs": others}
 
 
-def _grade(score: str | None) -> float | RecordError:
+def _grade(score: str) -> float | RecordError:
     try:
-        return float(score or "")
+        grade = float(score)
     except ValueError:
-        return RecordError(f"`score` has to be a number, found {score!r}")
+        grade = math.nan
+    return grade if math.isfinite(grade) else RecordError(f"`score` has to be a number, found {score!r}")
 
 
-def _by_id(path: str, wanted: Any) -> dict[str, Any]:
-    """Returns the objects of a file whose `_id` is wanted."""
-    found: dict[str, Any] = {}
-    for line, text in read_lines(path):
-        try:
-            value = parse_json(text.decode("utf-8"))
-        except (RecordError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}:{line}: {error}") from None
-        name = str(value.get("_id")) if isinstance(value, dict) else ""
-        if name in wanted:
-            found[name] = value
+def _by_id(path: str, wanted: Any) -> dict[Any, Any]:
+    """Returns the objects of a file whose `_id` is wanted; an error in place of an object says what is wrong.
+
+    Under None is a text about the first line that cannot be read, for messages about an id that is not found.
+    """
+    found: dict[Any, Any] = {None: ""}
+    try:
+        for line, text in read_lines(path):
+            try:
+                value = parse_json(text.decode("utf-8"))
+            except (RecordError, UnicodeDecodeError) as error:
+                found[None] = found[None] or f"; its line {line} cannot be read ({error})"
+                continue
+            name = str(value["_id"]) if isinstance(value, dict) and "_id" in value else None
+            if name is not None and name in wanted and found.setdefault(name, value) != value:
+                found[name] = RecordError(f"`_id` {name!r} stands for two objects in {path}")
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rqa_ray.data.beir import is_judgments, num_judgments
 from rqa_ray.data.files import text_bytes
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import QARecord, instruction_entry
@@ -103,8 +104,14 @@ class Sample:
         return sample
 
 
+def record_bytes(files: list[str], sample: Sample) -> float:
+    """Estimates how many bytes the records of files have; BEIR's judgments name the texts of their records only."""
+    of_judgment = sample.num_bytes / max(sample.counts.num_rows, 1)
+    return sum(num_judgments(path) * of_judgment if is_judgments(path) else text_bytes(path) for path in files)
+
+
 def estimate(files: list[str]) -> Counts:
     """Estimates from a sample how many rows there are, and whether there are hard negatives."""
     sample = Sample.of(files)
-    times = sum(map(text_bytes, files)) / max(sample.num_bytes, 1)
+    times = record_bytes(files, sample) / max(sample.num_bytes, 1)
     return Counts(num_rows=round(sample.counts.num_rows * times), num_negatives=sample.counts.num_negatives)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,37 +11,82 @@ from rqa_ray.data.formats import RecordError
 from rqa_ray.errors import InputError
 from rqa_ray.places import open_file
 
-SURPLUS = ""  # the key of cells that have no column
+SURPLUS = None  # the key of cells that have no column
+DELIMITERS = ",;\t|"
 
 
-def read_delimited(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_delimited(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, dict[Any, Any]]]:
     """Yields (line at which the row ends, cells by column) of a file, which is read whole.
 
+    Rows without a filled cell are skipped, and so are columns without a name, such as the index that pandas writes.
+
     Raises:
-        InputError: the file has no header, two columns of one name, or is not UTF-8 or CSV.
+        InputError: two columns have one name, or the file is not UTF-8 or CSV.
     """
-    csv.field_size_limit(MAX_LINE_BYTES)
-    delimiter = "\t" if has_suffix(path, ".tsv", ".tsv.gz", ".tsv.zst") else ","
-    with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, restkey=SURPLUS, strict=True, delimiter=delimiter)
-        try:
-            names = rows.fieldnames or []
-            twice = [name for place, name in enumerate(names) if name in names[:place]]
-            if twice:
-                raise InputError(f"{path}:1: the header has the column `{twice[0]}` twice")
-            for row in rows:
-                yield rows.line_num, row
-        except (csv.Error, UnicodeDecodeError) as error:
-            what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not CSV"
-            raise InputError(f"{path}:{rows.line_num + 1}: {what} ({error})") from None
+    rows = _rows(path)
+    _, header = next(rows, (0, []))
+    for number, row in rows:
+        cells: dict[Any, Any] = {name: cell for name, cell in zip(header, row, strict=False) if name}
+        surplus = [cell for cell in row[len(header) :] if cell]
+        yield number, cells | ({SURPLUS: surplus} if surplus else {})
 
 
-def filled_cells(row: dict[str, Any]) -> dict[str, str]:
+def columns_of(path: str) -> list[str]:
+    """Returns the names of the columns; none if the file is empty. Raises what `read_delimited` raises."""
+    return next(_rows(path), (0, []))[1]
+
+
+def filled_cells(row: dict[Any, Any]) -> dict[str, str]:
     """Returns the cells of a row that are not empty: a delimited file has no other way to leave a value out.
+
+    The text of a passage stays: a passage may have a title only.
 
     Raises:
         RecordError: the row has more cells than the header.
     """
     if SURPLUS in row:
-        raise RecordError(f"{len(row[SURPLUS])} cells more than the header has; put a cell with a delimiter in quotes")
-    return {name: cell for name, cell in row.items() if cell}
+        number = len(row[SURPLUS])
+        raise RecordError(
+            f"{number} cell{'s' * (number > 1)} more than the header has; put a cell with a delimiter in quotes"
+        )
+    return {name: cell for name, cell in row.items() if cell or name == "text"}
+
+
+def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line, cells) of the header, without blanks around its names, and of the rows with a filled cell."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    delimiter = "\t" if has_suffix(path, ".tsv", ".tsv.gz", ".tsv.zst") else ","
+    rows = csv.reader(_lines(path), strict=True, delimiter=delimiter)
+    is_header = True
+    try:
+        for row in rows:
+            if not any(cell.strip() for cell in row):
+                continue
+            yield rows.line_num, _header(path, row, delimiter) if is_header else row
+            is_header = False
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not CSV ({error})") from None
+
+
+def _header(path: str, row: list[str], delimiter: str) -> list[str]:
+    names = [name.strip() for name in row]
+    twice = [name for place, name in enumerate(names) if name and name in names[:place]]
+    if twice:
+        raise InputError(f"{path}:1: the header has the column `{twice[0]}` twice")
+    other = next((one for one in DELIMITERS if one != delimiter and one in names[0]), None)
+    if len(names) == 1 and other:
+        raise InputError(
+            f"{path}:1: one column, {names[0][:60]!r}; cells have to be separated by "
+            f"{'tabs' if delimiter != ',' else 'commas'}, not by {other!r}"
+        )
+    return names
+
+
+def _lines(path: str) -> Iterator[str]:
+    """Yields the lines of a file in UTF-8, which are decoded one by one, so that an error names its line."""
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None

@@ -21,8 +21,9 @@ from rqa_ray.texts import as_utf8
 
 MAX_QUESTIONS = 100_000  # questions of one passage
 HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
+LARGEST_SCORE = 3e38  # of a teacher, which fp32 holds
 ANCHORS = ("anchor", "query", "question")  # names of a column with questions
-NEGATIVE = re.compile(r"negative(?:_?(\d+))?")  # names of columns with hard negatives
+NEGATIVE = re.compile(r"negative(?:_?(\d{1,6}))?")  # names of columns with hard negatives
 NOUNS = {"documents": "document", "questions": "record", "labels": "label"}
 
 
@@ -122,9 +123,7 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
 
     `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null. `instruction` is a text.
     """
-    strangers = (
-        [item for item in questions if not isinstance(item, str)] if isinstance(questions, list) else [questions]
-    )
+    strangers = [one for one in questions if not isinstance(one, str)] if isinstance(questions, list) else [questions]
     if strangers:
         raise RecordError(f"`questions` has to be a list of strings, found {_kind(strangers[0])}")
     if not questions:
@@ -158,6 +157,8 @@ def _columns(question: str, value: dict[str, Any]) -> QARecord:
 
     The number behind a name decides the order of the negatives.
     """
+    if "gold_docs" in value:  # LocalRQA's form, with a field of this name
+        return _qa_record([value[question]], value)
     numbers = {name: int(match[1] or 0) for name in value if (match := NEGATIVE.fullmatch(name))}
     negatives = [value[name] for name in sorted(numbers, key=numbers.__getitem__) if value[name] is not None]
     return _qa_record(
@@ -191,9 +192,9 @@ def _flag_embedding(value: dict[str, Any]) -> QARecord:
 def _tevatron(value: dict[str, Any]) -> QARecord:
     """Reads Tevatron's form: `positive_passages` and `negative_passages` of `{"docid", "title", "text"}`."""
     golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages") or []
-    if not isinstance(negatives, list):
-        raise RecordError(f"`negative_passages` has to be a list, found {_kind(negatives)}")
-    return _qa_record(_texts("query", [value["query"]]), {"gold_docs": golds, "hard_neg_docs": negatives})
+    if isinstance(negatives, list):
+        return _qa_record(_texts("query", [value["query"]]), {"gold_docs": golds, "hard_neg_docs": negatives})
+    raise RecordError(f"`negative_passages` has to be a list, found {_kind(negatives)}")
 
 
 def _golds(value: dict[str, Any], name: str) -> list[Any]:
@@ -204,7 +205,9 @@ def _golds(value: dict[str, Any], name: str) -> list[Any]:
 
 def _from_texts(name: str, texts: Any) -> list[dict[str, Any]]:
     """Returns passages of which only the texts are known."""
-    return [{"text": text} for text in _texts(name, texts)]
+    if not all(text.strip() for text in _texts(name, texts)):
+        raise RecordError(f"`{name}` has an empty text")
+    return [{"text": text} for text in texts]
 
 
 def _texts(name: str, texts: Any) -> list[str]:
@@ -228,6 +231,8 @@ def _scores(value: dict[str, Any], name: str, scored: list[Any], of: str, *more:
         return None
     if not (isinstance(scores, list) and all(type(one) in (int, float, *more) for one in scores)):
         raise RecordError(f"`{name}` has to be a list of numbers, found {_kind(scores)}")
+    if not all(one is None or abs(one) < LARGEST_SCORE for one in scores):
+        raise RecordError(f"`{name}` has a number that is not finite in fp32")
     if len(scores) != len(scored):
         raise RecordError(f"`{name}` has {len(scores)} scores for {len(scored)} `{of}`")
     return scores

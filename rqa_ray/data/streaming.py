@@ -23,7 +23,7 @@ import ray.data
 from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import inner
-from rqa_ray.data.counts import Counts, Sample
+from rqa_ray.data.counts import Counts, Sample, record_bytes
 from rqa_ray.data.files import has_suffix, text_bytes
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
@@ -82,7 +82,7 @@ class Stream:
 
 def is_too_large(files: list[str], spec: ModelSpec) -> bool:
     """Returns whether the tokenized rows of training files would take too much of the object store."""
-    tokenized = expansion(files, spec) * sum(text_bytes(path) for path in files)
+    tokenized = expansion(files, spec) * record_bytes(files, Sample.of(files))
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenized > RESIDENT_SHARE * min(stores)
 

@@ -104,13 +104,21 @@ class Check:
 
     def __init__(self, model: Model, questions: list[str], documents: list[str]) -> None:
         tokenizer = make_tokenizer(model.spec)
-        records = list(enumerate(good_records(questions, "questions")))
+        records = list(enumerate(record for record in good_records(questions, "questions") if record.questions))
+        if not records:
+            raise InputError(f"{questions[0]}: all its questions are empty")
         tables = [to_table([row | {"file": 0} for row in question_rows(records, tokenizer)], "questions")]
         passages = list(read_distinct(documents))
         self.asked = AskedQuestions(tables)
         self.question_rows = Questions.from_tables(tables).tokens
         self.passage_rows = tokenizer.passages([passage.fmt_content for passage in passages])
         self.passage_ids = np.array([passage.passage_id for passage in passages])
+        known = set(self.passage_ids.tolist())
+        self.num_lost = sum(not known.issuperset(golds) for golds in self.asked.gold_ids)
+        if self.num_lost == len(self.asked.gold_ids):
+            raise InputError(
+                f"{questions[0]}: none of its gold passages is in {documents[0]}; do they belong together?"
+            )
         self._base: dict[str, np.ndarray] = {}  # (Q,) of the original, by the names of HEADLINES
         self._original = torch.empty(0)  # (N, D) of the original
 
@@ -175,6 +183,8 @@ def export(settings: ExportSettings) -> ExportResult:
     upload = Upload(settings.push_to_hub) if settings.push_to_hub else None
     print(model.describe(), file=sys.stderr)
     check = Check(model, inputs["test"], inputs["corpus"])
+    if check.num_lost:
+        notes.append(f"warning: {check.num_lost:,} questions have a gold that is missing from the corpus")
     embedder = Embedder.load(model.spec, device="cpu")
     encoder = embedder.encoder
     size = sum(value.numel() * value.element_size() for value in encoder.parameters()) / MEGABYTE

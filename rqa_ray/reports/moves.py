@@ -18,6 +18,7 @@ from rqa_ray.evaluation.predictions import AskedQuestions, Documents
 MOST = 100  # questions that are listed as won, and as lost
 MOST_ABOVE = 3  # passages that are listed above a gold
 MOST_GOLDS = 3  # golds of a question that are listed
+MOST_NAME = 60  # characters of the name of a group
 MOST_CHARACTERS = 600  # of a text that is listed
 MOST_GROUPS = 8  # groups of a kind, the largest ones
 LENGTHS = {5: "1 to 5", 10: "6 to 10", 20: "11 to 20"}  # names of groups by the most words of a question
@@ -129,7 +130,11 @@ def _number(golds: int) -> str:
 def _source(gold: Document) -> str:
     """Returns the host or the first folder of the source of a passage."""
     source = str(gold.metadata.get("source") or "none")
-    return urlsplit(source).netloc or source.partition("/")[0] or source
+    try:
+        parts = urlsplit(source)
+    except ValueError:  # a source is free text, such as http://[bad
+        return source[:MOST_NAME]
+    return (parts.netloc or parts.path.strip("/").partition("/")[0] or source)[:MOST_NAME]
 
 
 def _short(text: str) -> str:

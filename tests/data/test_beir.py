@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rqa_ray.data.counts import estimate
 from rqa_ray.data.records import find_inputs, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
@@ -73,6 +74,7 @@ def test_judgments_that_a_folder_lacks_are_named_with_those_that_it_has(tmp_path
         (("q9", "17", 1), "2: no query with `_id` 'q9' in queries.jsonl"),
         (("q1", "99", 1), "2: no passage with `_id` '99' in corpus.jsonl"),
         (("q1", "17", "good"), "2: `score` has to be a number, found 'good'"),
+        (("q1", "17", "nan"), "2: `score` has to be a number, found 'nan'"),
         (("q1", "17", 0), "2: no passage of query 'q1' has a score above 0"),
     ],
 )
@@ -87,8 +89,50 @@ def test_wrong_columns_and_missing_files_are_found_before_anything_is_read(tmp_p
     folder = beir_folder(tmp_path, train=TRAIN)
     path = folder / "qrels" / "train.tsv"
     path.write_text("qid\tdocid\tscore\nq1\t17\t1\n")
-    with pytest.raises(InputError, match="train.tsv:1: no column `query-id`; judgments have the columns"):
+    with pytest.raises(InputError, match="train.tsv:1: no column `query-id`; the first line has to name the columns"):
         find_inputs({"train": ("train_file", [str(path)])}, skip_bad=False)
     (folder / "queries.jsonl").unlink()
     with pytest.raises(InputError, match="a BEIR folder without queries.jsonl"):
         find_inputs({"train": ("train_file", [str(path)])}, skip_bad=False)
+
+
+def test_two_scores_of_one_passage_are_an_error_and_the_same_score_twice_is_none(tmp_path):
+    row = TRAIN[0]
+    assert len(questions_of(beir_folder(tmp_path / "same", train=[row, row]))) == 1
+    folder = beir_folder(tmp_path / "other", train=[row, (*row[:2], 0)])
+    with pytest.raises(InputError, match=r"train.tsv:2: passage '4f6c1a54-0d5f' has two scores for query 'q1'; .* 3$"):
+        questions_of(folder)
+
+
+def test_a_line_that_cannot_be_read_costs_only_the_queries_that_name_it(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    assert len(questions_of(folder)) == 2
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq3\t17\t1\n")
+    with pytest.raises(InputError, match=r"no query with `_id` 'q3' in queries.jsonl; its line 3 cannot be read"):
+        questions_of(folder)
+
+
+def test_one_id_of_two_passages_is_an_error(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "17", "text": "Another."}) + "\n")
+    with pytest.raises(InputError, match="`_id` '17' stands for two objects in"):
+        questions_of(folder)
+
+
+def test_compressed_judgments_are_found_and_read(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    path = folder / "qrels" / "train.tsv"
+    (folder / "qrels" / "train.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    found = find_inputs({"train": ("train_file", [str(folder)])}, skip_bad=False)
+    assert found == {"train": [f"{path}.gz"]} and len(list(good_records(found["train"], "questions"))) == 2
+
+
+def test_the_number_of_rows_is_estimated_from_the_judgments(tmp_path):
+    queries = [{"_id": f"q{number}", "text": "What boils?"} for number in range(300)]
+    folder = beir_folder(tmp_path, train=[(query["_id"], "17", 1) for query in queries])
+    (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    assert estimate([str(folder / "qrels" / "train.tsv")]).num_rows == 300

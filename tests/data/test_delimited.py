@@ -49,7 +49,9 @@ def test_a_row_of_passages_keeps_its_filled_cells(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text,title\na,b\nc,d,e\n", "3: 1 cells more than the header has; put a cell with a delimiter in quotes"),
+        (b"text,title\na,b\nc,d,e\n", "3: 1 cell more than the header has; put a cell with a delimiter in quotes"),
+        (b"text,title\nc,d,e,f\n", "2: 2 cells more than the header has; put a cell with a delimiter in quotes"),
+        (b"text;title\na;b\n", "1: one column, 'text;title'; cells have to be separated by commas, not by ';'"),
         (b"text,text\na,b\n", "1: the header has the column `text` twice"),
         (b'text\n"a" b\n', "2: not CSV (',' expected after '\"')"),
         (b"body\na\n", "2: a document needs `page_content` (LocalRQA) or `text` (raw), found keys `body`"),
@@ -63,11 +65,32 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, content, message):
     assert str(caught.value) == f"{path}:{message}"
 
 
-def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+def test_the_line_that_is_not_utf_8_is_named(tmp_path):
     path = tmp_path / "documents.csv"
-    path.write_bytes(b"text\n\xff\n")
-    with pytest.raises(InputError, match=r"documents.csv:\d: not UTF-8"):
+    path.write_bytes(b"text\n" + b"a long line\n" * 20_000 + b"\xff\n" + b"more\n")
+    with pytest.raises(InputError, match=r"documents.csv:20002: not UTF-8"):
         list(good_records([str(path)], "documents"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b",text,source\n0,It boils.,a\n1,It melts.,b\n",  # an index, as pandas writes one
+        b"text,source,\nIt boils.,a,\nIt melts.,b,\n",
+        b"\n text , source\nIt boils.,a\n,,\nIt melts.,b,,\n,\n",
+    ],
+)
+def test_columns_without_names_blank_rows_and_blanks_in_the_header_are_left_out(tmp_path, content):
+    path = tmp_path / "documents.csv"
+    path.write_bytes(content)
+    found = list(good_records([str(path)], "documents"))
+    assert found == [Document("It boils.", "", {"source": "a"}), Document("It melts.", "", {"source": "b"})]
+
+
+def test_a_passage_may_have_a_title_only(tmp_path):
+    path = tmp_path / "documents.csv"
+    path.write_text("title,text\nIce,\n")
+    assert list(good_records([str(path)], "documents")) == [Document("", "", {"title": "Ice"})]
 
 
 def test_an_empty_file_has_no_records(tmp_path):

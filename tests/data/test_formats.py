@@ -179,6 +179,10 @@ def test_parquet_holds_each_form_in_columns_of_any_type_of_text(tmp_path, name, 
     assert not records[1].hard_neg_docs and len(records[2].hard_neg_docs) == 2
 
 
+def test_a_record_of_localrqa_may_have_a_field_named_positive():
+    assert parse_qa_record(LOCAL | {"positive": True}) == parse_qa_record(LOCAL)
+
+
 def test_scores_and_the_prompt_of_flag_embedding_are_a_teachers_scores_and_an_instruction():
     scores = {"pos_scores": [0.9], "neg_scores": [0.5, 0.1], "prompt": "Find: "}
     record = parse_qa_record(OTHERS["FlagEmbedding"] | scores)
@@ -209,6 +213,11 @@ def test_the_docid_and_title_of_tevatron_stay_with_a_passage():
         (
             {"query": "?", "positive_passages": [DOC], "negative_passages": DOC},
             "`negative_passages` has to be a list, found an object",
+        ),
+        ({"anchor": "?", "positive": " "}, "`positive` has an empty text"),
+        (
+            {"query": "?", "pos": ["a"], "neg": ["b"], "neg_scores": [1e39]},
+            "`neg_scores` has a number that is not finite in fp32",
         ),
         (
             {"query": "?", "positive_passages": None},

@@ -1,7 +1,9 @@
 """Two rankings of the same questions are compared question by question."""
 
 import numpy as np
+import pytest
 
+from rqa_ray.data.schema import Document
 from rqa_ray.reports import moves
 from rqa_ray.reports.moves import Moves
 from tests.builders import asked_questions, documents
@@ -47,3 +49,18 @@ def test_a_question_lists_few_of_many_golds(monkeypatch):
 def test_lengths_of_questions_go_from_short_to_long():
     names = ["over 20", "11 to 20", "6 to 10", "1 to 5"]
     assert sorted(names, key=moves._order) == names[::-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("https://a.b/c#d", "a.b"),
+        ("docs/a.md", "docs"),
+        ("/data/docs/a.md", "data"),
+        ("https://[REDACTED]/page", "https://[REDACTED]/page"),
+        (None, "none"),
+        ("x" * 5000, "x" * 60),
+    ],
+)
+def test_any_source_has_a_short_name(source, name):
+    assert moves._source(Document("text", "", {"source": source})) == name
