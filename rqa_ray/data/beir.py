@@ -94,7 +94,7 @@ def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterato
 
 
 def _record(
-    query: str, grades: dict[str, float | RecordError], queries: dict[str, Any], passages: dict[str, Any]
+    query: str, grades: dict[str, float | RecordError], queries: dict[Any, Any], passages: dict[Any, Any]
 ) -> dict[str, Any] | RecordError:
     wrong = next((grade for grade in grades.values() if isinstance(grade, RecordError)), None)
     if wrong:
