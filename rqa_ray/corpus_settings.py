@@ -79,7 +79,7 @@ class ResultSettings:
 class EvaluateSettings(ResultSettings, PredictionSettings, EncodingSettings):
     """The settings of jobs/evaluate.py."""
 
-    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
+    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their golds: JSONL, Parquet, CSV, BEIR.")
     accepted_labels: list[str] | None = labels_path()
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the results. The same command goes on after a stop.")
     embeddings_path: str | None = _embeddings()
@@ -115,7 +115,7 @@ class AuditSettings:
 class MineSettings(ResultSettings, MiningSettings, EncodingSettings):
     """The settings of jobs/mine.py."""
 
-    train_file: list[str] = DATA.path(REQUIRED, "Training questions with their gold passages: JSONL or Parquet.")
+    train_file: list[str] = DATA.path(REQUIRED, "Training questions with their golds: JSONL, Parquet, CSV, BEIR.")
     eval_file: list[str] | None = DATA.path(
         None, "Evaluation questions; the mined golds of them are counted. They weigh a hybrid teacher."
     )
@@ -160,7 +160,7 @@ class ExportSettings(ResultSettings, NamedModelSettings):
     """The settings of jobs/export.py."""
 
     document_path: list[str] = corpus_path(REQUIRED)
-    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their gold passages: JSONL or Parquet.")
+    eval_data_path: list[str] = DATA.path(REQUIRED, "Questions with their golds: JSONL, Parquet, CSV, BEIR.")
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the exported model; the folder has to be new or empty.")
     runtimes: list[str] | None = OUTPUT.setting(
         None,

@@ -43,7 +43,7 @@ def model_path(default: Any, what: str, unset: str = "") -> Any:
 
 def corpus_path(default: Any, unset: str = "") -> Any:
     """Declares the setting that names the files of a corpus."""
-    text = "All passages: documents.pkl, JSONL or Parquet."
+    text = "All passages: documents.pkl, JSONL, Parquet, CSV."
     return DATA.path(default, text, unset=unset, more_names=("full_dataset_file_path", "document_path"))
 
 
@@ -114,7 +114,7 @@ class DataSettings:
     """The files of a training run."""
 
     train_file: list[str] | None = DATA.path(
-        None, "Questions with their gold passages, JSONL or Parquet.", unset="required"
+        None, "Questions with their golds: JSONL, Parquet, CSV, BEIR.", unset="required"
     )
     eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
     test_file: list[str] | None = DATA.path(None, "Questions that score the model before and after training.")
