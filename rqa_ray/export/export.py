@@ -24,7 +24,7 @@ from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs, good_records
 from rqa_ray.data.rows import Questions
 from rqa_ray.data.token_tables import make_tokenizer, question_rows, to_table
-from rqa_ray.errors import InputError, need_extra
+from rqa_ray.errors import InputError, first_line, need_extra
 from rqa_ray.evaluation.confidence import Difference, paired_difference
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions
@@ -34,6 +34,7 @@ from rqa_ray.export.runtimes import ONNX_FILE, RUNTIMES, Exported, Runtime, writ
 from rqa_ray.places import check_local_folder, staged, write_json
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
+from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import save_encoder
 
 REPORT_FILE = "export.json"
@@ -72,7 +73,7 @@ class Form:
             self.name,
             *(f"{self.metrics[name]:.3f}" for name in HEADLINES),
             speed,
-            f"{self.megabytes:,.1f}",
+            f"{self.megabytes:,.0f}" if self.megabytes >= 100 else f"{self.megabytes:.3g}",
             cosine,
         ]
 
@@ -115,7 +116,7 @@ class Check:
         self.passage_ids = np.array([passage.passage_id for passage in passages])
         known = set(self.passage_ids.tolist())
         self.num_lost = sum(not known.issuperset(golds) for golds in self.asked.gold_ids)
-        if self.num_lost == len(self.asked.gold_ids):
+        if all(known.isdisjoint(golds) for golds in self.asked.gold_ids):
             raise InputError(
                 f"{questions[0]}: none of its gold passages is in {documents[0]}; do they belong together?"
             )
@@ -167,7 +168,8 @@ def export(settings: ExportSettings) -> ExportResult:
     """Writes a model for other runtimes, measures every form of it, and uploads the folder if this is asked for.
 
     Raises:
-        InputError: the user's input is wrong, or a package that a flag asks for is missing; nothing was written.
+        InputError: the user's input is wrong, a package that a flag asks for is missing, or the model cannot be
+            written for a runtime that a flag asks for: nothing was written. Or the upload failed: the files are there.
     """
     check_local_folder(settings.output_dir)
     output = Path(settings.output_dir)
@@ -196,23 +198,49 @@ def export(settings: ExportSettings) -> ExportResult:
         for name in KEPT_FILES:
             if (Path(model.spec.folder) / name).is_file():
                 shutil.copy(Path(model.spec.folder) / name, staging)
-        if runtimes:
-            write_onnx(encoder, staging)
-        config = encoder.transformer.config
         for runtime in runtimes:
-            runtime.write(staging)
-            for name, file in runtime.files.items():
-                encoder.model[0].model, encoder.can_pack = Exported(runtime.open(staging / file), config), False
-                forms.append(check.embedder(name, Embedder(encoder), _megabytes(staging / file), file))
+            try:
+                forms += _in_runtime(runtime, encoder, check, staging)
+            except InputError as error:
+                if settings.runtimes:
+                    raise
+                notes.append(f"not written: {error}")
+                for file in runtime.files.values():
+                    (staging / file).unlink(missing_ok=True)
         if "onnx" not in (runtime.name for runtime in runtimes):
             shutil.rmtree((staging / ONNX_FILE).parent, ignore_errors=True)
         forms += check.compact()
         num_questions, num_passages = len(check.asked.questions), len(check.passage_ids)
-        about = {"model": model.name, "questions": num_questions, "passages": num_passages}
+        name = Path(model.name).name if Path(model.name).is_dir() else model.name  # the report may be uploaded
+        about = {"model": name, "questions": num_questions, "passages": num_passages}
         write_json(staging / REPORT_FILE, {**about, "forms": [asdict(form) for form in forms]})
     notes += [line for form in forms for line in form.warnings()]
     address = upload.push(output) if upload else None
     return ExportResult(settings.output_dir, num_questions, num_passages, forms, notes, address)
+
+
+def _in_runtime(runtime: Runtime, encoder: Encoder, check: Check, staging: Path) -> list[Form]:
+    """Writes and measures the files of a runtime, which takes the place of the encoder's transformer.
+
+    Raises:
+        InputError: the files cannot be written or opened.
+    """
+    transformer, packs = encoder.transformer, encoder.can_pack
+    try:
+        if not (staging / ONNX_FILE).exists():
+            write_onnx(encoder, staging)
+        runtime.write(staging)
+        forwards = {file: runtime.open(staging / file) for file in runtime.files.values()}
+    except InputError:
+        raise
+    except Exception as error:  # of three packages, and of the operating system
+        raise InputError(f"--runtimes {runtime.name}: {first_line(error)}") from None
+    forms = []
+    for name, file in runtime.files.items():
+        encoder.model[0].model, encoder.can_pack = Exported(forwards[file], transformer.config), False
+        forms.append(check.embedder(name, Embedder(encoder), _megabytes(staging / file), file))
+    encoder.model[0].model, encoder.can_pack = transformer, packs
+    return forms
 
 
 def chosen_runtimes(names: list[str] | None) -> tuple[list[Runtime], list[str]]:

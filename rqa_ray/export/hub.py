@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ class Upload:
         """
         files, message = str(folder), "Upload an exported model"
         try:
-            self._ask(self._api.create_repo, self.repository, private=True, exist_ok=True)
-            self._ask(self._api.upload_folder, repo_id=self.repository, folder_path=files, commit_message=message)
+            # a name without a user becomes one of the user whose token it is
+            name = self._ask(self._api.create_repo, self.repository, private=True, exist_ok=True).repo_id
+            self._ask(self._api.upload_folder, repo_id=name, folder_path=files, commit_message=message)
         except InputError as error:
-            raise InputError(f"{error}; the files are in {files}") from None
-        return f"{self._api.endpoint}/{self.repository}"
+            raise InputError(
+                f"{error}; the files are in {files}: hf upload {self.repository} {shlex.quote(files)}"
+            ) from None
+        return f"{self._api.endpoint}/{name}"
 
-    def _ask(self, call: Any, *values: Any, **named: Any) -> None:
+    def _ask(self, call: Any, *values: Any, **named: Any) -> Any:
         try:
-            call(*values, **named)
+            return call(*values, **named)
         except Exception as error:  # huggingface_hub raises errors of its own, of HTTP and of the operating system
             raise InputError(f"--push_to_hub {self.repository}: {first_line(error)}") from None

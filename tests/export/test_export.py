@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,42 @@ def test_a_folder_with_files_is_not_replaced(tiny_model, files, tmp_path):
     (tmp_path / "model.safetensors").write_text("mine")
     with pytest.raises(InputError, match="has files; choose another folder, or delete this one"):
         export(settings(tiny_model, files, tmp_path))
+
+
+@pytest.mark.parametrize("asked", [None, ["onnx"]])
+def test_a_runtime_that_fails_is_a_note_unless_a_flag_asks_for_it(tiny_model, files, tmp_path, monkeypatch, asked):
+    def fails(folder: Path) -> None:
+        raise RuntimeError("no such operator")
+
+    runtime = replace(RUNTIMES["onnx"], modules=(), write=fails)
+    monkeypatch.setattr("rqa_ray.export.export.RUNTIMES", {"onnx": runtime})
+    monkeypatch.setattr("rqa_ray.export.export.write_onnx", lambda encoder, folder: None)
+    given = settings(tiny_model, files, tmp_path / "out", runtimes=asked)
+    if asked:
+        with pytest.raises(InputError, match=r"^--runtimes onnx: no such operator$"):
+            export(given)
+        assert not (tmp_path / "out" / "export.json").exists()
+    else:
+        found = export(given)
+        assert [form.name for form in found.forms] == ["original, fp32", "original, bf16", *EMBEDDINGS]
+        assert found.notes[0] == "not written: --runtimes onnx: no such operator"
+
+
+def records(path: Path, *golds: list[str], question: str = "?") -> str:
+    lines = [{"question": question, "gold_docs": [{"text": text} for text in texts]} for texts in golds]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_questions_whose_golds_the_corpus_lacks_are_counted_and_refused_if_they_are_all(tiny_model, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "a"}\n{"text": "b"}\n')
+    given = {"full_dataset_file_path": str(corpus), "test_file": records(tmp_path / "t.jsonl", ["a", "lost"])}
+    found = export(settings(tiny_model, given, tmp_path / "out", runtimes=[]))
+    assert found.notes[0] == "warning: 1 questions have a gold that is missing from the corpus"
+    given["test_file"] = records(tmp_path / "t.jsonl", ["lost"], ["lost too"])
+    with pytest.raises(InputError, match="none of its gold passages is in"):
+        export(settings(tiny_model, given, tmp_path / "out-2", runtimes=[]))
+    given["test_file"] = records(tmp_path / "t.jsonl", ["a"], question=" ")
+    with pytest.raises(InputError, match=r"t.jsonl: all its questions are empty"):
+        export(settings(tiny_model, given, tmp_path / "out-3", runtimes=[]))

@@ -51,7 +51,8 @@ class StandIn(BaseHTTPRequestHandler):
         body = self.body()
         if self.path.endswith("/repos/create"):
             self.server.created = json.loads(body)
-            self.answer({"url": "https://huggingface.co/somebody/model", "id": "somebody/model"})
+            name = f"{self.server.created.get('organization') or 'somebody'}/{self.server.created['name']}"
+            self.answer({"url": f"https://huggingface.co/{name}", "id": name})
         elif "/refused/" in self.path:
             self.answer({"error": "no room"}, 413)
         elif "/preupload/" in self.path:
@@ -111,8 +112,16 @@ def test_a_name_that_is_none_is_refused(hub):
 
 def test_an_upload_that_fails_says_where_the_files_are(hub, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=f"--push_to_hub somebody/refused: .*; the files are in {tmp_path}$"):
+    with pytest.raises(
+        InputError, match=f"--push_to_hub somebody/refused: .*; the files are in {tmp_path}: hf upload "
+    ):
         Upload("somebody/refused").push(tmp_path)
+
+
+def test_a_name_without_a_user_is_a_repository_of_the_user_whose_token_it_is(hub, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert Upload("model").push(tmp_path).endswith("/somebody/model")
+    assert hub.files == {"config.json": b"{}"}
 
 
 def test_a_folder_is_sent_with_its_sub_folders(hub, tmp_path):
