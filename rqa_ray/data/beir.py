@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from rqa_ray.data.delimited import columns_of, read_delimited
+from rqa_ray.data.delimited import SURPLUS, columns_of, read_delimited
 from rqa_ray.data.files import COMPRESSED, read_lines
 from rqa_ray.data.formats import RecordError, parse_json
 from rqa_ray.errors import InputError, first_line
@@ -53,20 +54,22 @@ def is_judgments(path: str) -> bool:
 
 
 def check_judgments(path: str) -> None:
-    """Raises InputError if the columns of judgments are wrong, or if a file beside them is missing."""
+    """Raises InputError if judgments cannot be read or have other columns, or if a file beside them is missing."""
     for name in ("corpus", "queries"):
         _lines_file(_folder(path), name)
-    names = columns_of(path)
+    with _reading(path):
+        names, first = columns_of(path), next(read_delimited(path), None)
     if missing := [name for name in COLUMNS if name not in names]:
         what = f"the first line has to name the columns {', '.join(COLUMNS)}"
         raise InputError(f"{path}:1: no column `{missing[0]}`; {what}")
-    if next(read_delimited(path), None) is None:
+    if first is None:
         raise InputError(f"{path}: no records in it")
 
 
 def num_judgments(path: str) -> int:
     """Counts the judgments of a file."""
-    return sum(1 for _ in read_delimited(path))
+    with _reading(path):
+        return sum(1 for _ in read_delimited(path))
 
 
 def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -81,6 +84,8 @@ def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterato
         query, passage, score = (row.get(name, "") for name in COLUMNS)
         lines.setdefault(query, line)
         grades, grade = judged.setdefault(query, {}), _grade(score)
+        if SURPLUS in row:
+            grade = RecordError(f"line {line} has more cells than the header")
         if grades.setdefault(passage, grade) != grade and not isinstance(grade, RecordError):
             grade = RecordError(
                 f"passage {passage!r} has two scores for query {query!r}; the second is in line {line}"
@@ -105,11 +110,13 @@ def _record(
             return RecordError(f"no {what} with `_id` {name!r} in {file}{found[None]}")
         if isinstance(found[name], RecordError):
             return found[name]
+        if not isinstance(found[name].get("text"), str):
+            return RecordError(f"the {what} with `_id` {name!r} has no `text`")
     golds = [passages[name] for name, grade in grades.items() if grade > 0]  # type: ignore[operator]
     if not golds:
-        return RecordError(f"no passage of query {query!r} has a score above 0")
+        return RecordError(f"no passage of query {query!r} has a score above 0; delete the judgments of the query")
     others = [passages[name] for name, grade in grades.items() if grade <= 0]  # type: ignore[operator]
-    return {"question": queries[query].get("text"), "gold_docs": golds, "hard_neg_docs": others}
+    return {"question": queries[query]["text"], "gold_docs": golds, "hard_neg_docs": others}
 
 
 def _grade(score: str) -> float | RecordError:
@@ -126,7 +133,7 @@ def _by_id(path: str, wanted: Any) -> dict[Any, Any]:
     Under None is a text about the first line that cannot be read, for messages about an id that is not found.
     """
     found: dict[Any, Any] = {None: ""}
-    try:
+    with _reading(path):
         for line, text in read_lines(path):
             try:
                 value = parse_json(text.decode("utf-8"))
@@ -136,9 +143,17 @@ def _by_id(path: str, wanted: Any) -> dict[Any, Any]:
             name = str(value["_id"]) if isinstance(value, dict) and "_id" in value else None
             if name is not None and name in wanted and found.setdefault(name, value) != value:
                 found[name] = RecordError(f"`_id` {name!r} stands for two objects in {path}")
+    return found
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Raises InputError if a file cannot be read."""
+    try:
+        with hub_errors(path):
+            yield
     except (OSError, EOFError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
-    return found
 
 
 def _is_beir(location: str) -> bool:
@@ -148,15 +163,19 @@ def _is_beir(location: str) -> bool:
             found = filesystem.get_file_info([f"{path}/qrels"])[0]
     except (OSError, ValueError):  # a glob, a file, or an address that is wrong: whoever opens it will say so
         return False
-    return found.type == fs.FileType.Directory
+    return found.type == fs.FileType.Directory and any(_find_lines(location, name) for name in ("corpus", "queries"))
 
 
 def _lines_file(folder: str, name: str) -> str:
-    for suffix in (".jsonl", *(f".jsonl{end}" for end in COMPRESSED)):
-        path = inside(folder, name + suffix)
-        if exists(path):
-            return path
-    raise InputError(f"{shown(folder)}: a BEIR folder without {name}.jsonl")
+    found = _find_lines(folder, name)
+    if found is None:
+        raise InputError(f"{shown(folder)}: a BEIR folder without {name}.jsonl")
+    return found
+
+
+def _find_lines(folder: str, name: str) -> str | None:
+    names = (f"{name}.jsonl", *(f"{name}.jsonl{end}" for end in COMPRESSED))
+    return next(filter(exists, (inside(folder, file) for file in names)), None)
 
 
 def _folder(judgments: str) -> str:

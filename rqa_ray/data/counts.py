@@ -105,7 +105,10 @@ class Sample:
 
 
 def record_bytes(files: list[str], sample: Sample) -> float:
-    """Estimates how many bytes the records of files have; BEIR's judgments name the texts of their records only."""
+    """Estimates how many bytes the records of files have.
+
+    The size of a file of BEIR's judgments says nothing about the texts that the judgments name.
+    """
     of_judgment = sample.num_bytes / max(sample.counts.num_rows, 1)
     return sum(num_judgments(path) * of_judgment if is_judgments(path) else text_bytes(path) for path in files)
 

@@ -23,7 +23,7 @@ MAX_QUESTIONS = 100_000  # questions of one passage
 HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
 LARGEST_SCORE = 3e38  # of a teacher, which fp32 holds
 ANCHORS = ("anchor", "query", "question")  # names of a column with questions
-NEGATIVE = re.compile(r"negative(?:_?(\d{1,6}))?")  # names of columns with hard negatives
+NEGATIVE = re.compile(r"negatives?(?:_?(\d{1,6}))?")  # names of columns with hard negatives
 NOUNS = {"documents": "document", "questions": "record", "labels": "label"}
 
 
@@ -160,15 +160,12 @@ def _columns(question: str, value: dict[str, Any]) -> QARecord:
     if "gold_docs" in value:  # LocalRQA's form, with a field of this name
         return _qa_record([value[question]], value)
     numbers = {name: int(match[1] or 0) for name in value if (match := NEGATIVE.fullmatch(name))}
-    negatives = [value[name] for name in sorted(numbers, key=numbers.__getitem__) if value[name] is not None]
-    return _qa_record(
-        _texts(question, [value[question]]),
-        {
-            "gold_docs": _from_texts("positive", [value["positive"]]),
-            "hard_neg_docs": _from_texts("negative", negatives),
-            "instruction": value.get("instruction"),
-        },
-    )
+    columns = (value[name] for name in sorted(numbers, key=numbers.__getitem__))
+    negatives = [text for one in columns for text in (one if isinstance(one, list) else [one]) if text is not None]
+    golds = _from_texts("positive", [value["positive"]])
+    passages = {"gold_docs": golds, "hard_neg_docs": _from_texts("negative", negatives)}
+    others = {name: value.get(name) for name in ("instruction", "gold_scores", "hard_neg_scores")}
+    return _qa_record(_texts(question, [value[question]]), passages | others)
 
 
 def _flag_embedding(value: dict[str, Any]) -> QARecord:
@@ -184,7 +181,7 @@ def _flag_embedding(value: dict[str, Any]) -> QARecord:
             "hard_neg_docs": negatives,
             "gold_scores": _scores(value, "pos_scores", golds, "pos", NoneType),
             "hard_neg_scores": _scores(value, "neg_scores", negatives, "neg"),
-            "instruction": _instruction(value, "prompt"),
+            "instruction": _instruction(value, "prompt" if "prompt" in value else "instruction"),
         },
     )
 
@@ -193,7 +190,8 @@ def _tevatron(value: dict[str, Any]) -> QARecord:
     """Reads Tevatron's form: `positive_passages` and `negative_passages` of `{"docid", "title", "text"}`."""
     golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages") or []
     if isinstance(negatives, list):
-        return _qa_record(_texts("query", [value["query"]]), {"gold_docs": golds, "hard_neg_docs": negatives})
+        passages = {"gold_docs": golds, "hard_neg_docs": negatives, "instruction": value.get("instruction")}
+        return _qa_record(_texts("query", [value["query"]]), passages)
     raise RecordError(f"`negative_passages` has to be a list, found {_kind(negatives)}")
 
 
@@ -259,9 +257,9 @@ FORMATS: dict[str, list[Format]] = {
     ],
     "questions": [
         Format("LocalRQA", ("questions",), lambda value: _qa_record(value["questions"], value)),
-        *(Format("sentence-transformers", (name, "positive"), partial(_columns, name)) for name in ANCHORS),
         Format("FlagEmbedding", ("query", "pos"), _flag_embedding),
         Format("Tevatron", ("query", "positive_passages"), _tevatron),
+        *(Format("sentence-transformers", (name, "positive"), partial(_columns, name)) for name in ANCHORS),
         Format("LocalRQA, flat", ("question",), lambda value: _qa_record([value["question"]], value)),
     ],
     "labels": [

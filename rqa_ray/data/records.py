@@ -71,7 +71,7 @@ def read_records(
     if has_suffix(path, ".pkl") and kind != "documents":
         yield 0, f"{path}: {kind} have to be JSONL; a pickle can only hold documents"
         return
-    read, to_value = _reader(path)
+    read, to_value = _reader(path, kind)
     try:
         with hub_errors(path):
             before = None  # only counted if something is wrong
@@ -99,13 +99,13 @@ def read_records(
         yield 0, f"{path}: cannot be read ({first_line(error)})"
 
 
-def _reader(path: str) -> tuple[Callable[..., Iterator[tuple[int, Any]]], Callable[[Any], Any]]:
+def _reader(path: str, kind: str) -> tuple[Callable[..., Iterator[tuple[int, Any]]], Callable[[Any], Any]]:
     """Returns what reads the values of a file with their numbers, and what makes a value of JSON from each."""
     if has_suffix(path, ".pkl"):
         return _pickled_documents, _plain
     if has_suffix(path, ".parquet"):
         return _parquet_rows, _plain
-    if is_judgments(path):
+    if is_judgments(path) and kind == "questions":
         return read_judgments, _judged
     return (read_delimited, filled_cells) if has_suffix(path, *DELIMITED) else (read_lines, _parse_line)
 

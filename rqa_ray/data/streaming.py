@@ -24,7 +24,7 @@ from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import inner
 from rqa_ray.data.counts import Counts, Sample, record_bytes
-from rqa_ray.data.files import has_suffix, text_bytes
+from rqa_ray.data.files import has_suffix
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
@@ -82,17 +82,17 @@ class Stream:
 
 def is_too_large(files: list[str], spec: ModelSpec) -> bool:
     """Returns whether the tokenized rows of training files would take too much of the object store."""
-    tokenized = expansion(files, spec) * record_bytes(files, Sample.of(files))
+    sample = Sample.of(files)
+    tokenized = expansion(sample, spec) * record_bytes(files, sample)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenized > RESIDENT_SHARE * min(stores)
 
 
-def expansion(files: list[str], spec: ModelSpec) -> float:
-    """Measures on the first records how many bytes of rows one byte of text becomes.
+def expansion(sample: Sample, spec: ModelSpec) -> float:
+    """Measures how many bytes of rows one byte of text becomes.
 
     A record makes one row for each pair of a question and a gold, so rows can be larger than the file.
     """
-    sample = Sample.of(files)
     return to_table(train_rows(sample.records, make_tokenizer(spec), set()), "train").nbytes / max(sample.num_bytes, 1)
 
 
@@ -105,9 +105,13 @@ def open_stream(
         InputError: a bad line; passages that clash (in files larger than 1 GB, only a share of them is checked); a
             file without records; or a file that has to be read at once and is too large for it.
     """
-    times = max(1.0, expansion(files, spec))
+    sample = Sample.of(files)
+    times = max(1.0, expansion(sample, spec))
     part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))
-    parts = [part for number, path in enumerate(files) for part in _parts(number, path, part_bytes)]
+    sizes_of_files = [int(record_bytes([path], sample)) for path in files]
+    parts = [
+        part for number, size in enumerate(sizes_of_files) for part in _parts(number, files[number], size, part_bytes)
+    ]
     sizes = np.cumsum([part.num_bytes for part in parts])
     tasks = np.split(np.arange(len(parts)), np.flatnonzero(np.diff(sizes // RANGE_BYTES)) + 1)
     looked_at = 1 + int(sizes[-1]) // LOOKED_AT_BYTES
@@ -139,8 +143,9 @@ def open_stream(
     return Stream(parts, num_rows, Counts.of(counts), skipped, window_bytes, spec, labels, labeled, share, found)
 
 
-def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
-    size, is_parquet = text_bytes(path), has_suffix(path, ".parquet")
+def _parts(number: int, path: str, size: int, part_bytes: int) -> Iterator[Part]:
+    """Cuts a file whose records have `size` bytes into parts of about `part_bytes`."""
+    is_parquet = has_suffix(path, ".parquet")
     ranges = record_ranges(path, part_bytes)
     for start, end in ranges:
         num_bytes = size
@@ -148,7 +153,7 @@ def _parts(number: int, path: str, part_bytes: int) -> Iterator[Part]:
             num_bytes = size * (end - start) // (ranges[-1][1] or 1) if is_parquet else end - start
         if num_bytes > LARGEST_PART:
             raise InputError(
-                f"{path}: {'a row group' if is_parquet else 'a compressed file or a CSV'} of about "
+                f"{path}: {'a row group' if is_parquet else 'a compressed file or a CSV or a BEIR folder'} of about "
                 f"{num_bytes / 1e9:.1f} GB has to be read in one piece, which is too much to stream; convert it with "
                 "jobs/prepare.py or decompress it, or --data_mode resident"
             )

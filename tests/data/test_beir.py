@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rqa_ray.data.counts import estimate
+from rqa_ray.data import streaming
+from rqa_ray.data.counts import Sample, estimate, record_bytes
 from rqa_ray.data.records import find_inputs, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
@@ -75,7 +76,7 @@ def test_judgments_that_a_folder_lacks_are_named_with_those_that_it_has(tmp_path
         (("q1", "99", 1), "2: no passage with `_id` '99' in corpus.jsonl"),
         (("q1", "17", "good"), "2: `score` has to be a number, found 'good'"),
         (("q1", "17", "nan"), "2: `score` has to be a number, found 'nan'"),
-        (("q1", "17", 0), "2: no passage of query 'q1' has a score above 0"),
+        (("q1", "17", 0), "2: no passage of query 'q1' has a score above 0; delete the judgments of the query"),
     ],
 )
 def test_a_judgment_that_fits_nothing_is_named_by_file_and_line(tmp_path, row, message):
@@ -136,3 +137,39 @@ def test_the_number_of_rows_is_estimated_from_the_judgments(tmp_path):
     folder = beir_folder(tmp_path, train=[(query["_id"], "17", 1) for query in queries])
     (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     assert estimate([str(folder / "qrels" / "train.tsv")]).num_rows == 300
+
+
+def test_a_query_without_a_text_is_named_with_its_id(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": None}) + "\n")
+    with pytest.raises(InputError, match=r"train.tsv:2: the query with `_id` 'q1' has no `text`"):
+        questions_of(folder)
+
+
+def test_judgments_that_cannot_be_read_are_one_line(tmp_path):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    path = folder / "qrels" / "train.tsv.gz"
+    path.write_bytes(b"no gzip")
+    with pytest.raises(InputError, match=r"train.tsv.gz: cannot be read"):
+        find_inputs({"train": ("train_file", [str(path)])}, skip_bad=False)
+
+
+def test_a_folder_named_qrels_alone_makes_no_beir_folder(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(json.dumps({"text": "It boils."}) + "\n")
+    table = tmp_path / "qrels" / "passages.tsv"
+    table.write_text("text\ttitle\nIt boils.\tWater\n")
+    assert find_inputs({"corpus": ("document_path", [str(table)])}, skip_bad=False) == {"corpus": [str(table)]}
+    table.unlink()
+    assert find_inputs({"corpus": ("document_path", [str(tmp_path)])}, skip_bad=False) == {"corpus": [str(documents)]}
+
+
+def test_the_texts_that_judgments_name_count_as_the_size_of_a_streamed_part(tmp_path, monkeypatch):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    path = str(folder / "qrels" / "train.tsv")
+    size = int(record_bytes([path], Sample.of([path])))
+    assert size > 100
+    monkeypatch.setattr(streaming, "LARGEST_PART", size - 1)
+    with pytest.raises(InputError, match="a BEIR folder of about .* has to be read in one piece"):
+        list(streaming._parts(0, path, size, 1_000))

@@ -190,6 +190,22 @@ def test_scores_and_the_prompt_of_flag_embedding_are_a_teachers_scores_and_an_in
     assert record.instruction == "Find: "
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_form_reads_an_instruction(name):
+    assert parse_qa_record(OTHERS[name] | {"instruction": "Find: "}).instruction == "Find: "
+
+
+def test_a_row_of_sentence_transformers_may_have_a_list_of_negatives_and_scores_of_a_teacher():
+    row = {"query": "?", "positive": "a", "negatives": ["b", "c"], "hard_neg_scores": [0.5, 0.1], "gold_scores": [1]}
+    record = parse_qa_record(row)
+    assert [document.page_content for document in record.hard_neg_docs] == ["b", "c"]
+    assert (record.hard_neg_scores, record.gold_scores) == ([0.5, 0.1], [1])
+
+
+def test_a_record_with_passages_of_tevatron_is_one_whatever_other_fields_it_has():
+    assert parse_qa_record(OTHERS["Tevatron"] | {"positive": True}) == parse_qa_record(LOCAL)
+
+
 def test_the_docid_and_title_of_tevatron_stay_with_a_passage():
     passage = {"docid": 7, "title": "Water", "text": "It boils."}
     [gold] = parse_qa_record({"query": "?", "positive_passages": [passage]}).gold_docs
@@ -257,10 +273,9 @@ def test_a_teachers_scores_stay_with_their_hard_negatives():
 
 NEEDS_TEXT = "a document needs `page_content` (LocalRQA) or `text` (raw), "
 NEEDS_QUESTIONS = (
-    "a record needs `questions` (LocalRQA) or `anchor` and `positive` (sentence-transformers) or "
-    "`query` and `positive` (sentence-transformers) or `question` and `positive` (sentence-transformers) or "
-    "`query` and `pos` (FlagEmbedding) or `query` and `positive_passages` (Tevatron) or "
-    "`question` (LocalRQA, flat), "
+    "a record needs `questions` (LocalRQA) or `query` and `pos` (FlagEmbedding) or `query` and `positive_passages` "
+    "(Tevatron) or `anchor` and `positive` (sentence-transformers) or `query` and `positive` (sentence-transformers) "
+    "or `question` and `positive` (sentence-transformers) or `question` (LocalRQA, flat), "
 )
 
 
