@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from rqa_ray.data.schema import Document
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
-from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.evaluation.comparison import Comparison
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS
+from rqa_ray.evaluation.predictions import Documents
 
 MOST = 100  # questions that are listed as won, and as lost
 MOST_ABOVE = 3  # passages that are listed above a gold
@@ -34,6 +35,7 @@ class Move:
     change: float  # of nDCG@10
     ranks: tuple[int | None, int | None]  # of the first gold before and after, from 1; None if it was not found
     golds: list[str]  # at most `MOST_GOLDS`
+    num_golds: int
     above: list[str]  # the first passages that the later model ranks above the first gold
 
 
@@ -48,6 +50,15 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """One way to group the questions, such as by their length."""
+
+    name: str
+    groups: list[Group]  # the largest ones
+    number: int  # of all groups
+
+
+@dataclass(frozen=True)
 class Moves:
     """What changed on one split."""
 
@@ -55,17 +66,17 @@ class Moves:
     lost: list[Move]
     num_won: int
     num_lost: int
-    groups: dict[str, list[Group]]  # by what the questions are grouped by
+    groupings: list[Grouping]
 
     @classmethod
-    def of(cls, asked: AskedQuestions, documents: Documents, before: np.ndarray, after: np.ndarray) -> Moves:
-        """Compares the positions (Q, K) of the passages that two models have ranked, best first."""
-        found = [documents.passage_ids[positions] for positions in (before, after)]
-        values = [question_metrics(ids, asked.gold_ids) for ids in found]
-        change = values[1][LABELS[RANKED_BY]] - values[0][LABELS[RANKED_BY]]
+    def of(cls, compared: Comparison, documents: Documents) -> Moves:
+        """Lists what changed between two rankings of the documents."""
+        asked, after = compared.asked, compared.positions[1]
+        old, new = compared.values
+        change = new[LABELS[RANKED_BY]] - old[LABELS[RANKED_BY]]
         order = np.argsort(-change, kind="stable")
         won, lost = order[change[order] > 0], order[change[order] < 0][::-1]
-        ranks = [_first_ranks(ids, asked.gold_ids) for ids in found]
+        ranks = [_first_ranks(documents.passage_ids[found], asked.gold_ids) for found in compared.positions]
 
         def move(row: int) -> Move:
             rank = ranks[1][row]
@@ -75,11 +86,12 @@ class Moves:
                 change=float(change[row]),
                 ranks=(ranks[0][row], rank),
                 golds=[_short(gold.fmt_content) for gold in asked.gold_docs(row)[:MOST_GOLDS]],
+                num_golds=len(asked.gold_ids[row]),
                 above=[_short(Document(**documents.document(int(position))).fmt_content) for position in above],
             )
 
         listed = [[move(int(row)) for row in rows[:MOST]] for rows in (won, lost)]
-        return cls(listed[0], listed[1], len(won), len(lost), _groups(asked, values))
+        return cls(listed[0], listed[1], len(won), len(lost), _groupings(compared))
 
 
 def _first_ranks(ranked_ids: np.ndarray, gold_ids: Sequence[Sequence[int]]) -> list[int | None]:
@@ -90,25 +102,28 @@ def _first_ranks(ranked_ids: np.ndarray, gold_ids: Sequence[Sequence[int]]) -> l
     return ranks
 
 
-def _groups(asked: AskedQuestions, values: list[dict[str, np.ndarray]]) -> dict[str, list[Group]]:
+def _groupings(compared: Comparison) -> list[Grouping]:
     """Groups the questions by length, number of golds and source; leaves out what has only one group."""
+    asked = compared.asked
     keys = {
         "words of the question": [_length(question) for question in asked.questions],
         "golds of the question": [_number(len(golds)) for golds in asked.gold_ids],
         "source of the gold": [_source(asked.gold_docs(row)[0]) for row in range(len(asked.questions))],
     }
-    groups = {}
+    groupings = []
     for name, of_questions in keys.items():
         names, rows, counts = np.unique(of_questions, return_inverse=True, return_counts=True)
         if 1 < len(names) <= len(of_questions) / 2:
             largest = np.argsort(-counts, kind="stable")[:MOST_GROUPS].tolist()
             largest.sort(key=lambda place: _order(str(names[place])))
-            groups[name] = [_group(str(names[place]), rows == place, values) for place in largest]
-    return groups
+            groups = [_group(str(names[place]), rows == place, compared) for place in largest]
+            groupings.append(Grouping(name, groups, len(names)))
+    return groupings
 
 
-def _group(name: str, rows: np.ndarray, values: list[dict[str, np.ndarray]]) -> Group:
-    before, after = ({label: float(of[LABELS[label]][rows].mean()) for label in HEADLINES} for of in values)
+def _group(name: str, rows: np.ndarray, compared: Comparison) -> Group:
+    means = ({label: float(of[LABELS[label]][rows].mean()) for label in HEADLINES} for of in compared.values)
+    before, after = means
     return Group(name, int(rows.sum()), before, after)
 
 

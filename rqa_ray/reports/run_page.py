@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
-from rqa_ray.evaluation.confidence import intervals, paired_difference
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, question_metrics
-from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.evaluation.comparison import Comparison
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS
+from rqa_ray.evaluation.predictions import Documents
 from rqa_ray.reports.curves import curve
 from rqa_ray.reports.moves import Moves
 from rqa_ray.reports.svg import image
@@ -49,22 +48,17 @@ class SplitPart:
     moves: Moves
 
     @classmethod
-    def of(
-        cls, name: str, asked: AskedQuestions, documents: Documents, before: np.ndarray, after: np.ndarray
-    ) -> SplitPart:
-        """Compares the positions (Q, K) of the passages that the model has ranked before and after training."""
-        clusters = asked.clusters.labels
-        old, new = (question_metrics(documents.passage_ids[found], asked.gold_ids) for found in (before, after))
-        around = [intervals(of, clusters) for of in (old, new)]
+    def of(cls, name: str, compared: Comparison, documents: Documents) -> SplitPart:
+        """Makes the part from what the model has found before and after training."""
         changes = []
-        for label in HEADLINES:
+        for label, change in compared.changes.items():
             metric = LABELS[label]
-            change = paired_difference(old[metric], new[metric], clusters)
             kind = "noise" if not change.is_beyond_noise else "gain" if change.mean > 0 else "loss"
-            means, ends = [float(of[metric].mean()) for of in (old, new)], [of[metric] for of in around]
-            changes.append(Change(label, means[0], means[1], ends[0], ends[1], change.describe(), kind))
-        moves = Moves.of(asked, documents, before, after)
-        return cls(name, len(asked.questions), asked.clusters.note, changes, moves)
+            before, after = (float(of[metric].mean()) for of in compared.values)
+            before_ends, after_ends = (of[metric] for of in compared.intervals)
+            changes.append(Change(label, before, after, before_ends, after_ends, change.describe(), kind))
+        asked = compared.asked
+        return cls(name, len(asked.questions), asked.clusters.note, changes, Moves.of(compared, documents))
 
 
 @dataclass(frozen=True)

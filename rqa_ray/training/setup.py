@@ -222,6 +222,10 @@ def set_up(job: Job, args_file: str) -> Setup:
     lines += labels.describe(survey.question_keys | (stream.labeled if stream else set()))
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
+    if train.num_negatives and not mined and not own and not job.settings.hard_neg_ratio:
+        lines.append(
+            "note: hard_neg_docs of the training files are not used; --negatives_per_question 1 would use them"
+        )
     if job.settings.distill_weight and has_scores:
         lines.append(f"teacher: scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
     if not job.share.is_all:

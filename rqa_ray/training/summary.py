@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from rqa_ray.evaluation.confidence import INTERVALS, intervals, paired_difference
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, name_at, question_metrics
-from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.evaluation.comparison import Comparison
+from rqa_ray.evaluation.confidence import INTERVALS
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, name_at
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.loss_settings import LossSettings
 from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
@@ -37,10 +36,6 @@ class ModelState:
     step: int
     evaluation: Evaluation
     temperature: float | None = None  # of the loss at this step, if the loss learned it
-
-    def by_question(self, split: str, asked: AskedQuestions, documents: Documents) -> dict[str, np.ndarray]:
-        """Returns the values of `question_metrics` for each question of a split."""
-        return question_metrics(documents.passage_ids[self.evaluation.splits[split].positions], asked.gold_ids)
 
 
 def write_bad_records(folder: Path, problems: list[str], counts: str) -> str:
@@ -82,28 +77,21 @@ def add_evaluations(path: Path, evaluations: list[tuple[int, dict[str, float]]])
 
 
 def compare(
-    splits: dict[str, AskedQuestions],
-    documents: Documents,
-    before: ModelState,
-    best: ModelState,
-    dimensions: Sequence[int] = (),
+    compared: Mapping[str, Comparison], before: ModelState, best: ModelState, dimensions: Sequence[int] = ()
 ) -> tuple[list[str], dict[str, dict[str, tuple[float, float]]]]:
     """Returns lines that say what was gained, and if that is more than chance; also what cut embeddings have gained.
 
     Also the best model's intervals by split.
     """
-    lines, around = [], {}
-    for split, asked in splits.items():
-        clusters = asked.clusters.labels
-        old, new = (state.by_question(split, asked, documents) for state in (before, best))
-        around[split] = intervals(new, clusters)
+    lines = []
+    for split, comparison in compared.items():
+        asked, (old, new) = comparison.asked, comparison.values
         lines.append(f"{split}, {len(asked.questions):,} questions{asked.clusters.note}:")
-        for label in HEADLINES:
+        for label, change in comparison.changes.items():
             name = LABELS[label]
-            change = paired_difference(old[name], new[name], clusters)
             lines.append(f"  {label:8} {old[name].mean():.3f} -> {new[name].mean():.3f}, {change.describe()}")
         lines += [_gains_at(number, split, before, best) for number in dimensions]
-    return lines, around
+    return lines, {split: comparison.intervals[1] for split, comparison in compared.items()}
 
 
 def _gains_at(dimensions: int, split: str, before: ModelState, best: ModelState) -> str:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.corpus.bm25 import HYBRID_FILE
 from rqa_ray.evaluation import hybrid_report
-from rqa_ray.evaluation.metrics import question_metrics
-from rqa_ray.evaluation.predictions import Ranked, write_predictions
+from rqa_ray.evaluation.comparison import Comparison
+from rqa_ray.evaluation.predictions import PASSAGES_FILE, Ranked, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, shown, staged
 from rqa_ray.reports.run_page import PAGE_FILE
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -33,13 +34,13 @@ from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import delete_files, push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
-from rqa_ray.training.run_report import write_report
+from rqa_ray.training.run_report import page_of_run, write_report
 from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
 
 # files and folders that not every finish writes; those of an earlier finish describe another model
-PREDICTIONS = ("eval-predictions.jsonl", "test-predictions.jsonl")
+PREDICTIONS = ("eval-predictions.jsonl", "test-predictions.jsonl", PASSAGES_FILE)
 NOT_ALWAYS = (HYBRID_FILE, PAGE_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
 
 
@@ -121,7 +122,11 @@ def finish(
     choice = finisher.choose()
     before = summary.ModelState(0, finisher.before())
     best = summary.ModelState(choice.candidate.step, choice.evaluation, finisher.learned_temperature(choice.candidate))
-    lines, intervals = summary.compare(splits, documents, before, best, job.settings.matryoshka_dims or ())
+    compared = {
+        split: Comparison.of(asked, documents, *(of.evaluation.splits[split].positions for of in (before, best)))
+        for split, asked in splits.items()
+    }
+    lines, intervals = summary.compare(compared, before, best, job.settings.matryoshka_dims or ())
     folder = Path(job.output_dir)
     with staged(folder) as staging:
         finisher.write_model(choice.candidate, staging)
@@ -133,14 +138,14 @@ def finish(
         given = documents.passage_ids, best.evaluation, staging, setup.texts.read_index
         lines.append(hybrid_report.report(splits, *given))
         if job.settings.write_predictions:
-            ranked = {}
-            for split, asked in splits.items():
-                found = best.evaluation.splits[split]
-                values = question_metrics(documents.passage_ids[found.positions], asked.gold_ids)
-                ranked[split] = Ranked(asked, found.scores, found.positions, values)
+            scores = {split: found.scores for split, found in best.evaluation.splits.items()}
+            ranked = {
+                split: Ranked(of.asked, scores[split], of.positions[1], of.values[1]) for split, of in compared.items()
+            }
             write_predictions(staging, ranked, documents.document, job.settings.predictions_top_k)
         verdict = [*choice.describe(), lines[-1]]  # the page shows the metrics itself
-        report = write_report(staging, setup, choice, verdict, before.evaluation, splits, documents, train_metrics)
+        about = staging, setup, job, choice, verdict, compared, documents, train_metrics
+        report = write_report(staging, job.location, partial(page_of_run, *about))
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.metrics import HEADLINES
-from rqa_ray.reports.moves import Group
+from rqa_ray.reports.moves import Group, Grouping, Move, Moves
 from rqa_ray.reports.run_page import RunPage, SplitPart
 from tests.browser import PROGRAM, Browser
 from tests.builders import asked_questions, documents
@@ -23,7 +24,7 @@ HISTORY = [
 
 
 def run_page(name: str = "my run") -> RunPage:
-    parts = [SplitPart.of("eval", asked_questions(), documents(), BEFORE, AFTER)]
+    parts = [SplitPart.of("eval", Comparison.of(asked_questions(), documents(), BEFORE, AFTER), documents())]
     candidates = [("step 0 (pretrained)", 0.25, ""), ("step 10", 0.75, ""), ("a mixture", 0.8, "no proven gain")]
     facts = {"pretrained model": "tiny", "steps": "10"}
     return RunPage(name, ["step 10 was chosen"], parts, facts, ["cut: 1%"], candidates, METRIC, HISTORY, 10)
@@ -43,8 +44,19 @@ def test_a_run_without_steps_has_a_page_without_curves():
 
 
 def test_rankings_that_did_not_change_are_noise():
-    part = SplitPart.of("eval", asked_questions(), documents(), BEFORE, BEFORE)
+    part = SplitPart.of("eval", Comparison.of(asked_questions(), documents(), BEFORE, BEFORE), documents())
     assert [change.kind for change in part.changes] == ["noise", "noise"]
+
+
+def test_questions_passages_and_groups_stay_text():
+    part = run_page().splits[0]
+    move = Move(EVIL, 0.5, (None, 1), [EVIL], 1, [EVIL])
+    group = Group(EVIL, 3, *[dict.fromkeys(HEADLINES, 0.5)] * 2)
+    moves = Moves([move], [move], 1, 1, [Grouping(EVIL, [group], 40)])
+    page = run_page(EVIL)
+    text = replace(page, splits=[replace(part, name=EVIL, moves=moves)], facts={EVIL: EVIL}, verdict=[EVIL]).html()
+    assert text.count("<script") == 1 and text.count("</script") == 1
+    assert "The 1 largest of 40 groups." in text
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -87,8 +99,8 @@ def test_on_a_phone_names_of_groups_are_not_broken_inside_a_word(tmp_path):
         pytest.skip("no Chromium is installed")
     page = run_page()
     means = dict.fromkeys(HEADLINES, 0.5)
-    groups = {"words of the question": [Group("11 to 20", 40, means, means)]}
-    split = replace(page.splits[0], moves=replace(page.splits[0].moves, groups=groups))
+    groupings = [Grouping("words of the question", [Group("11 to 20", 40, means, means)], 1)]
+    split = replace(page.splits[0], moves=replace(page.splits[0].moves, groupings=groupings))
     path = tmp_path / "report.html"
     path.write_text(replace(page, splits=[split]).html(), encoding="utf-8")
     with Browser(tmp_path / "browser") as browser:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from huggingface_hub import ModelCard
 
+from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.metrics import HEADLINES, METRIC_NAMES, name_at
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
@@ -23,6 +24,11 @@ def state(step: int, positions: list[list[int]], value: float, split: str = "eva
     scores = np.linspace(1, 0, len(positions[0]), dtype=np.float32)[None].repeat(len(positions), axis=0)
     found = SplitResult(dict.fromkeys(METRIC_NAMES, value), scores, np.array(positions))
     return ModelState(step, Evaluation({split: found}))
+
+
+def compared(*states: ModelState) -> dict[str, Comparison]:
+    rankings = (of.evaluation.splits["eval"].positions for of in states)
+    return {"eval": Comparison.of(asked_questions(), documents(), *rankings)}
 
 
 BEFORE = state(0, [[4, 3, 1, 2, 0], [0, 2, 4, 1, 3], [4, 3, 1, 0, 2]], 0.25)
@@ -46,7 +52,7 @@ def model(folder, query_prefix: str = "") -> ModelSpec:
 def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
     # All golds in the top 4: before none of the three, after all. Two of them share golds: two clusters, of which
     # 2 of 4 sign patterns are as extreme.
-    lines, intervals = compare({"eval": asked_questions()}, documents(), BEFORE, BEST)
+    lines, intervals = compare(compared(BEFORE, BEST), BEFORE, BEST)
     assert lines[:2] == [
         "eval, 3 questions:",
         "  recall@4 0.000 -> 1.000, +100.0 points, 95% interval +100.0 to +100.0, p = 0.5: not beyond noise",
@@ -61,7 +67,7 @@ def test_the_comparison_has_a_line_for_each_number_of_dimensions():
         return ModelState(of.step, Evaluation({"eval": replace(of.evaluation.splits["eval"], metrics=values)}))
 
     states = measured(BEFORE, 0.25), measured(BEST, 0.5)
-    lines, _ = compare({"eval": asked_questions()}, documents(), *states, dimensions=[64, 32])
+    lines, _ = compare(compared(*states), *states, dimensions=[64, 32])
     assert lines[3:] == [
         "  cut to 64 dimensions: recall@4 0.250 -> 0.500, nDCG@10 0.250 -> 0.500",
         "  cut to 32 dimensions: recall@4 unknown -> unknown, nDCG@10 unknown -> unknown",
@@ -69,7 +75,7 @@ def test_the_comparison_has_a_line_for_each_number_of_dimensions():
 
 
 def test_a_model_that_ranks_as_before_has_p_1():
-    lines, _ = compare({"eval": asked_questions()}, documents(), BEFORE, BEFORE)
+    lines, _ = compare(compared(BEFORE, BEFORE), BEFORE, BEFORE)
     assert lines[1].endswith(" 0.000 -> 0.000, +0.0 points, 95% interval +0.0 to +0.0, p = 1: not beyond noise")
 
 
