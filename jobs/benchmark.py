@@ -1,6 +1,6 @@
 """Measures speed, memory and quality of this project and of others, and the limit of the machine.
 
-usage:   python jobs/benchmark.py train|data|eval|mine|quality [CONFIG.json] [--FLAG VALUE ...]
+usage:   python jobs/benchmark.py train|gpu|data|eval|mine|quality [CONFIG.json] [--FLAG VALUE ...]
 example: python jobs/benchmark.py train --train_file train.jsonl --output train.json
 """
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rqa_ray.benchmarks import data, evaluate, mine, quality, train
+from rqa_ray.benchmarks import data, evaluate, gpu, mine, quality, train
 from rqa_ray.benchmarks.settings import BenchmarkSettings
 from rqa_ray.command_line import parse
 from rqa_ray.errors import InputError
@@ -14,6 +14,7 @@ from rqa_ray.texts import is_none_of
 
 BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
     "train": (train.TrainBenchmark, train.run),  # a training step
+    "gpu": (gpu.GpuBenchmark, gpu.run),  # training steps, encoding and kernels on a GPU, in one process
     "data": (data.DataBenchmark, data.run),  # reading files to token rows, and the memory of streaming
     "eval": (evaluate.EvaluationBenchmark, evaluate.run),  # an evaluation from texts to metrics, and the search alone
     "mine": (mine.MineBenchmark, mine.run),  # mining hard negatives

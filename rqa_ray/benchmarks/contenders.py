@@ -40,6 +40,7 @@ from rqa_ray.training.trainer import ContrastiveTrainer
 OWN = "rqa_ray"
 LIMIT_TOKENS_PER_BATCH = {"cpu": 2_000, "cuda": 32_768}
 CACHED_MINI_BATCH = {"cpu": (16,), "cuda": (64, 256)}
+CACHED_TOKENS = {"cpu": 2_000, "cuda": 32_768}
 
 
 @dataclass
@@ -191,9 +192,17 @@ def localrqa(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: 
 
 
 def sentence_transformers(
-    workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopwatch, mini_batch: int | None
+    workload: Workload,
+    batches: GlobalBatches,
+    steps: int,
+    stopwatch: Stopwatch,
+    mini_batch: int | None = None,
+    mini_batch_tokens: int | None = None,
 ) -> int:
-    """Runs sentence-transformers' MultipleNegativesRankingLoss, or its cached variant with a mini-batch."""
+    """Runs sentence-transformers' MultipleNegativesRankingLoss, or its cached variant.
+
+    The cached variant has mini-batches of so many texts, or of at most so many tokens that are no padding.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import (
         CachedMultipleNegativesRankingLoss,
@@ -209,9 +218,10 @@ def sentence_transformers(
     model.forward = mixed(model.forward)  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     scale = 1 / TEMPERATURE
+    size = min(mini_batch or workload.batch_size, workload.batch_size)
     loss: nn.Module = (
-        CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=min(mini_batch, workload.batch_size))
-        if mini_batch
+        CachedMultipleNegativesRankingLoss(model, scale, mini_batch_size=size, mini_batch_num_tokens=mini_batch_tokens)
+        if mini_batch or mini_batch_tokens
         else MultipleNegativesRankingLoss(model, scale=scale)
     )
     model.train()
@@ -245,12 +255,14 @@ def limits(kind: ModelType) -> dict[str, Contender]:
 
 def peers(device: torch.device) -> dict[str, dict[str, Contender]]:
     """Returns what users have today, by the names of `--peer`."""
+    most = CACHED_TOKENS[device.type]
     cached: dict[str, Contender] = {
-        f"sentence-transformers cached, mini-batch {size}": partial(sentence_transformers, mini_batch=size)
-        for size in CACHED_MINI_BATCH[device.type]
+        f"sentence-transformers cached, {most:,} tokens": partial(sentence_transformers, mini_batch_tokens=most)
     }
+    for size in CACHED_MINI_BATCH[device.type]:
+        cached[f"sentence-transformers cached, mini-batch {size}"] = partial(sentence_transformers, mini_batch=size)
     return {
-        "sentence-transformers": {"sentence-transformers": partial(sentence_transformers, mini_batch=None)},
+        "sentence-transformers": {"sentence-transformers": sentence_transformers},
         "cached": cached,
         "LocalRQA": {"LocalRQA's way": localrqa},
     }

@@ -18,10 +18,10 @@ HEAD = 64  # dimensions of a head
 SIZES = {"small": (4, 512), "base": (12, 768), "large": (24, 1024)}
 
 
-def resolve(name: str, scratch: str) -> str:
+def resolve(name: str, scratch: str, tokenizer: Any = None) -> str:
     """Returns the folder of a model by its name; makes the model in the folder `scratch` if the name is TYPE:SIZE.
 
-    A model that is made reads text with the tokenizer of all-MiniLM-L6-v2.
+    A model that is made reads text with `tokenizer`, or with the tokenizer of all-MiniLM-L6-v2.
 
     Raises:
         InputError: there is no such model, type or size, or the type has no model of such a size.
@@ -35,7 +35,7 @@ def resolve(name: str, scratch: str) -> str:
         raise InputError(f"--model_name_or_path {name}: the size has to be one of {', '.join(SIZES)}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer: Any = AutoTokenizer.from_pretrained(find_model_folder(TOKENIZER_OF))
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(find_model_folder(TOKENIZER_OF))
     layers, dimensions = SIZES[size]
     try:
         config = AutoConfig.for_model(
