@@ -12,6 +12,8 @@ SMALL_WINDOWS = {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}
 # One CPU is left for an evaluation beside training; hard negatives are mined before step 1 and after step 6.
 STREAMED = "--data_mode streaming --cpus_per_worker 1 --mine_negatives 2 --mine_every 0.5".split()
 STREAMED += "--mine_margin 1000 --negatives_per_question 1 --teacher hybrid --distill_weight 0.5".split()
+USE_RAY = {"ray_cluster", "nodes"}  # fixtures
+OWN_CLUSTERS = {"test_cluster_files.py", "test_submit.py", "test_survive.py"}
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
 # Ray's processes that have read data, and imported all that takes, wait for the next test instead of ending.
@@ -112,7 +114,7 @@ def nodes():
 
     def shared_memory() -> set[str]:
         """Names in /dev/shm, without the semaphores of Python processes, which do not belong to Ray."""
-        return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
+        return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
 
     before = shared_memory()
     cluster = Nodes()
@@ -123,9 +125,21 @@ def nodes():
     assert not shared_memory() - before
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Returns 2 for the tests that CI runs: tests that are named start faster in this process, slow ones want it."""
+    is_whole = config.args_source is config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
+    return 2 if is_whole else 0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests that use `nodes` last, because an idle cluster takes time from all other tests."""
+    """Gives all tests that use Ray to one process, which has the one cluster; other tests go by file.
+
+    Tests that use `nodes` come last, because an idle cluster takes time from all other tests.
+    """
     items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
+    for item in items:
+        uses_ray = item.path.name in OWN_CLUSTERS or not USE_RAY.isdisjoint(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ seen["during"] = [[node["Resources"]["CPU"], node["Resources"]["GPU"]] for node 
 remove_placement_group(group)
 lost = workers()[0]
 sockets = f"--raylet_socket_name={lost['RayletSocketName']}"
-[raylet] = [process for process in psutil.process_iter() if sockets in process.cmdline()]
+[raylet] = [one for one in psutil.process_iter(["cmdline"]) if sockets in (one.info["cmdline"] or ())]
 raylet.kill()
 seen["noticed_s"] = wait(lambda: lost["NodeID"] not in {node["NodeID"] for node in workers()}, 30)
 wait(lambda: not workers(), 60)
