@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from rqa_ray.data.delimited import SURPLUS, columns_of, read_delimited
 from rqa_ray.data.files import COMPRESSED, read_lines
-from rqa_ray.data.formats import RecordError, parse_json
+from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, hub_errors, inside, open_location, shown
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rqa_ray.data.files import MAX_LINE_BYTES, has_suffix
-from rqa_ray.data.formats import RecordError
+from rqa_ray.data.values import RecordError
 from rqa_ray.errors import InputError
 from rqa_ray.places import open_file
 

@@ -5,11 +5,8 @@ A new form is one entry of `FORMATS`. Its records are read, counted, tokenized a
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import json
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,18 +14,21 @@ from types import NoneType
 from typing import Any
 
 from rqa_ray.data.schema import IDENTITY, Document, Label, QARecord
-from rqa_ray.texts import as_utf8
+from rqa_ray.data.values import (
+    RecordError,
+    instruction_of,
+    keys_of,
+    kind_of,
+    parse_json,
+    scores_of,
+    text_of,
+    texts_of,
+)
 
 MAX_QUESTIONS = 100_000  # questions of one passage
-HAS_TEXT_FORM = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID)
-LARGEST_SCORE = 3e38  # of a teacher, which fp32 holds
 ANCHORS = ("anchor", "query", "question")  # names of a column with questions
 NEGATIVE = re.compile(r"negatives?(?:_?(\d{1,6}))?")  # names of columns with hard negatives
 NOUNS = {"documents": "document", "questions": "record", "labels": "label"}
-
-
-class RecordError(ValueError):
-    """Raised for one bad record; the message says what was found, but not where."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def parse_label(value: Any) -> Label:
 
 def _parse(value: Any, kind: str) -> Any:
     if not isinstance(value, dict):
-        raise RecordError(f"a {NOUNS[kind]} has to be an object, found {_kind(value)}")
+        raise RecordError(f"a {NOUNS[kind]} has to be an object, found {kind_of(value)}")
     for form in FORMATS[kind]:
         if all(key in value for key in form.keys):
             return form.parse(value)
     wanted = " or ".join(" and ".join(f"`{key}`" for key in form.keys) + f" ({form.name})" for form in FORMATS[kind])
-    raise RecordError(f"a {NOUNS[kind]} needs {wanted}, found {_keys(value)}")
+    raise RecordError(f"a {NOUNS[kind]} needs {wanted}, found {keys_of(value)}")
 
 
 def _full_document(value: dict[str, Any]) -> Document:
@@ -98,24 +98,17 @@ def _raw_document(value: dict[str, Any]) -> Document:
 def _document(content: Any, formatted: Any, metadata: Any) -> Document:
     for name, item in (("page_content", content), ("fmt_content", formatted)):
         if not isinstance(item, str):
-            raise RecordError(f"`{name}` has to be a string, found {_kind(item)}")
+            raise RecordError(f"`{name}` has to be a string, found {kind_of(item)}")
     if not isinstance(metadata, dict):
-        raise RecordError(f"`metadata` has to be an object, found {_kind(metadata)}")
+        raise RecordError(f"`metadata` has to be an object, found {kind_of(metadata)}")
     for name in IDENTITY:
         if isinstance(metadata.get(name), (list, dict)):  # it would be embedded in Python's notation
-            raise RecordError(f"`{name}` has to be text or a number, found {_kind(metadata[name])}")
+            raise RecordError(f"`{name}` has to be text or a number, found {kind_of(metadata[name])}")
     try:
-        written = json.dumps(metadata, default=_text_of)
+        written = json.dumps(metadata, default=text_of)
     except TypeError as error:  # a map in Parquet may have keys of any type
         raise RecordError(f"`metadata` has to be JSON ({error})") from None
     return Document(content, formatted, parse_json(written))
-
-
-def _text_of(value: Any) -> str:
-    """Returns the text of a value that JSON does not have, such as a date; Parquet contains such values."""
-    if isinstance(value, HAS_TEXT_FORM):
-        return str(value)
-    raise RecordError(f"`metadata` has to be JSON, found a value of type {type(value).__name__}")
 
 
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
@@ -125,30 +118,30 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     """
     strangers = [one for one in questions if not isinstance(one, str)] if isinstance(questions, list) else [questions]
     if strangers:
-        raise RecordError(f"`questions` has to be a list of strings, found {_kind(strangers[0])}")
+        raise RecordError(f"`questions` has to be a list of strings, found {kind_of(strangers[0])}")
     if not questions:
         raise RecordError("`questions` is empty")
     if len(questions) > MAX_QUESTIONS:
         raise RecordError(f"`questions` has {len(questions):,} questions, the limit is {MAX_QUESTIONS:,}")
     if "gold_docs" not in value:
-        raise RecordError(f"no `gold_docs`, found {_keys(value)}")
+        raise RecordError(f"no `gold_docs`, found {keys_of(value)}")
     if not isinstance(value["gold_docs"], list) or not value["gold_docs"]:
         raise RecordError(
-            f"`gold_docs` has to be a list with at least one document, found {_kind(value['gold_docs'])}"
+            f"`gold_docs` has to be a list with at least one document, found {kind_of(value['gold_docs'])}"
         )
     negatives = value.get("hard_neg_docs") or []
     if not isinstance(negatives, list):
-        raise RecordError(f"`hard_neg_docs` has to be a list, found {_kind(negatives)}")
+        raise RecordError(f"`hard_neg_docs` has to be a list, found {kind_of(negatives)}")
     asked = [question for question in questions if question.strip()]
     return QARecord(
         questions=asked,
         gold_docs=[parse_document(document) for document in value["gold_docs"]],
         hard_neg_docs=[parse_document(document) for document in negatives],
-        hard_neg_scores=_scores(value, "hard_neg_scores", negatives, "hard_neg_docs"),
-        gold_scores=_scores(value, "gold_scores", value["gold_docs"], "gold_docs", NoneType),
+        hard_neg_scores=scores_of(value, "hard_neg_scores", negatives, "hard_neg_docs"),
+        gold_scores=scores_of(value, "gold_scores", value["gold_docs"], "gold_docs", NoneType),
         has_chat_history=bool(value.get("chat_history")),
         num_empty_questions=len(questions) - len(asked),
-        instruction=_instruction(value),
+        instruction=instruction_of(value),
     )
 
 
@@ -165,7 +158,7 @@ def _columns(question: str, value: dict[str, Any]) -> QARecord:
     golds = _from_texts("positive", [value["positive"]])
     passages = {"gold_docs": golds, "hard_neg_docs": _from_texts("negative", negatives)}
     others = {name: value.get(name) for name in ("instruction", "gold_scores", "hard_neg_scores")}
-    return _qa_record(_texts(question, [value[question]]), passages | others)
+    return _qa_record(texts_of(question, [value[question]]), passages | others)
 
 
 def _flag_embedding(value: dict[str, Any]) -> QARecord:
@@ -175,13 +168,13 @@ def _flag_embedding(value: dict[str, Any]) -> QARecord:
     """
     golds, negatives = _from_texts("pos", _golds(value, "pos")), _from_texts("neg", value.get("neg") or [])
     return _qa_record(
-        _texts("query", [value["query"]]),
+        texts_of("query", [value["query"]]),
         {
             "gold_docs": golds,
             "hard_neg_docs": negatives,
-            "gold_scores": _scores(value, "pos_scores", golds, "pos", NoneType),
-            "hard_neg_scores": _scores(value, "neg_scores", negatives, "neg"),
-            "instruction": _instruction(value, "prompt" if "prompt" in value else "instruction"),
+            "gold_scores": scores_of(value, "pos_scores", golds, "pos", NoneType),
+            "hard_neg_scores": scores_of(value, "neg_scores", negatives, "neg"),
+            "instruction": instruction_of(value, "prompt" if "prompt" in value else "instruction"),
         },
     )
 
@@ -191,49 +184,21 @@ def _tevatron(value: dict[str, Any]) -> QARecord:
     golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages") or []
     if isinstance(negatives, list):
         passages = {"gold_docs": golds, "hard_neg_docs": negatives, "instruction": value.get("instruction")}
-        return _qa_record(_texts("query", [value["query"]]), passages)
-    raise RecordError(f"`negative_passages` has to be a list, found {_kind(negatives)}")
+        return _qa_record(texts_of("query", [value["query"]]), passages)
+    raise RecordError(f"`negative_passages` has to be a list, found {kind_of(negatives)}")
 
 
 def _golds(value: dict[str, Any], name: str) -> list[Any]:
     if not isinstance(value[name], list) or not value[name]:
-        raise RecordError(f"`{name}` has to be a list with at least one passage, found {_kind(value[name])}")
+        raise RecordError(f"`{name}` has to be a list with at least one passage, found {kind_of(value[name])}")
     return value[name]
 
 
 def _from_texts(name: str, texts: Any) -> list[dict[str, Any]]:
     """Returns passages of which only the texts are known."""
-    if not all(text.strip() for text in _texts(name, texts)):
+    if not all(text.strip() for text in texts_of(name, texts)):
         raise RecordError(f"`{name}` has an empty text")
     return [{"text": text} for text in texts]
-
-
-def _texts(name: str, texts: Any) -> list[str]:
-    strangers = [text for text in texts if not isinstance(text, str)] if isinstance(texts, list) else [texts]
-    if strangers:
-        raise RecordError(f"`{name}` has to be text, found {_kind(strangers[0])}")
-    return texts
-
-
-def _instruction(value: dict[str, Any], name: str = "instruction") -> str | None:
-    instruction = value.get(name)
-    if not isinstance(instruction, str | None):
-        raise RecordError(f"`{name}` has to be a string, found {_kind(instruction)}")
-    return None if instruction is None else as_utf8(instruction)
-
-
-def _scores(value: dict[str, Any], name: str, scored: list[Any], of: str, *more: type) -> Any:
-    """Returns the scores of some documents, or None if there are none; `more` are types that take a number's place."""
-    scores = value.get(name)
-    if scores is None:
-        return None
-    if not (isinstance(scores, list) and all(type(one) in (int, float, *more) for one in scores)):
-        raise RecordError(f"`{name}` has to be a list of numbers, found {_kind(scores)}")
-    if not all(one is None or abs(one) < LARGEST_SCORE for one in scores):
-        raise RecordError(f"`{name}` has a number that is not finite in fp32")
-    if len(scores) != len(scored):
-        raise RecordError(f"`{name}` has {len(scores)} scores for {len(scored)} `{of}`")
-    return scores
 
 
 def _label(value: dict[str, Any]) -> Label:
@@ -243,10 +208,10 @@ def _label(value: dict[str, Any]) -> Label:
     """
     question, accept = value["question"], value.get("accept")
     if not isinstance(question, str) or not question.strip():
-        raise RecordError(f"`question` has to be a string with a question, found {_kind(question)}")
+        raise RecordError(f"`question` has to be a string with a question, found {kind_of(question)}")
     if accept is not None and not isinstance(accept, bool):
-        raise RecordError(f"`accept` has to be true, false or null, found {_kind(accept)}")
-    return Label(question, parse_document(value["rival"]), accept, _instruction(value))
+        raise RecordError(f"`accept` has to be true, false or null, found {kind_of(accept)}")
+    return Label(question, parse_document(value["rival"]), accept, instruction_of(value))
 
 
 # By kind of file. A record has the first form whose keys it has.
@@ -266,33 +231,3 @@ FORMATS: dict[str, list[Format]] = {
         Format("suspects.jsonl", ("question", "rival"), _label),
     ],
 }
-
-
-def parse_json(line: str) -> Any:
-    """Parses the JSON value of one line. NaN is null, because pandas writes a missing value as NaN.
-
-    Raises:
-        RecordError: the line is not JSON, or contains another number that is not finite.
-    """
-    try:
-        return json.loads(line, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not JSON ({error}), found {line.strip()[:60]!r}") from None
-
-
-def _constant(name: str) -> None:
-    if name != "NaN":
-        raise ValueError(f"{name} is no JSON number")
-
-
-def _keys(value: dict) -> str:
-    names = [" ".join(key.split())[:40] for key in list(value)[:8]]  # a key may hold line breaks
-    return "keys " + (", ".join(f"`{name}`" for name in names) or "none")
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, (list, str)) and not value:
-        return f"an empty {'list' if isinstance(value, list) else 'string'}"
-    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}.get(type(value), f"{value!r:.40}")

@@ -18,10 +18,11 @@ from rqa_ray.data.files import (
     lines_before,
     read_lines,
 )
-from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_label, parse_qa_record
+from rqa_ray.data.formats import parse_document, parse_label, parse_qa_record
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
+from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import hub_errors, open_file, open_random_access, refuse_among_inputs
 

@@ -14,7 +14,8 @@ from typing import Any
 import jinja2
 
 from rqa_ray.data.files import read_lines
-from rqa_ray.data.formats import RecordError, parse_document, parse_json, parse_label
+from rqa_ray.data.formats import parse_document, parse_label
+from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError
 from rqa_ray.places import write_whole
 from rqa_ray.texts import as_utf8
