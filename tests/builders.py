@@ -43,6 +43,8 @@ def _with_passages(row: dict[str, Any]) -> dict[str, Any]:
 def _default(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind):
         return []
+    if pa.types.is_float64(kind):  # grades
+        return 1.0
     return None if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
 
 
@@ -88,6 +90,7 @@ DOCUMENTS = [Document(f"text {number} ü", "", {"source": f"doc/{number}", "titl
 DOCUMENTS[3].fmt_content = "an embedded text of its own"
 ASKED = {"What is 0?": [0], "What is 1 or 3?": [1, 3], "what  IS 0?": [2]}  # the first and the last are one wording
 
+GRADES = {3: 2.0}  # by number of the gold; the others have 1
 INSTRUCTIONS = {"What is 1 or 3?": "Find: "}
 
 
@@ -110,6 +113,7 @@ def asked_questions() -> AskedQuestions:
             "instruction": INSTRUCTIONS.get(question),
             "question_key": question_key(question, INSTRUCTIONS.get(question)),
             "passage_id": DOCUMENTS[number].passage_id,
+            "gold_grade": GRADES.get(number, 1.0),
             "gold_doc": json.dumps(DOCUMENTS[number].to_dict()),
         }
         for line, (question, numbers) in enumerate(ASKED.items())

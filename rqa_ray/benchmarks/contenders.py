@@ -24,8 +24,9 @@ from transformers import TrainerCallback
 from rqa_ray.benchmarks.limit import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, PlainLoop, set_dropout
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.columns import Ragged
+from rqa_ray.data.golds import Golds
 from rqa_ray.data.passages import Negatives, PassageTable
-from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows
+from rqa_ray.data.rows import Corpus, Questions, TrainingRows
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import read_settings

@@ -59,7 +59,7 @@ class DataSet:
     @property
     def digest(self) -> str:
         """A fingerprint of all questions, their golds and the corpus."""
-        asked = [(one.questions, one.gold_ids) for one in self.asked.values()]
+        asked = [(one.questions, [ids.tolist() for ids in one.gold_ids]) for one in self.asked.values()]
         parts = json.dumps([self.pairs, asked]).encode(), self.passage_ids.tobytes()
         return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 

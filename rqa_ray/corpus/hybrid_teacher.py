@@ -16,12 +16,13 @@ from rqa_ray.corpus.hybrid_pairs import HybridWeight, ZScores, z_scores
 from rqa_ray.corpus.mining import Candidates, PairScores
 from rqa_ray.corpus.mining_inputs import HeldOut
 from rqa_ray.corpus.text_tasks import bm25_rankings, word_z_scores
+from rqa_ray.data.golds import GoldIds
 
 DEPTH = 100  # candidates of each ranking for the questions that choose the weight
 EVEN = 0.5  # weight of the model if no questions choose the weight
 
 # `evaluation/hybrid_weight.py:weigh`, which has the metrics
-Weigh = Callable[[Candidates, ZScores, Sequence[Sequence[int]], np.ndarray], HybridWeight]
+Weigh = Callable[[Candidates, ZScores, GoldIds, np.ndarray], HybridWeight]
 
 
 class HybridTeacher:
@@ -43,7 +44,7 @@ class HybridTeacher:
         lexical[rows, columns] = pairs.scores
         candidates = Candidates.united((positions, scores), (bm25, lexical))
         found = self.z_scores(asked.questions, shards, candidates.questions, candidates.positions, candidates.scores)
-        chosen = weigh(candidates, found, [sorted(golds) for golds in asked.golds], passage_ids)
+        chosen = weigh(candidates, found, asked.golds, passage_ids)
         self.weight = chosen.weight
         return chosen.describe()
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rqa_ray.corpus.mining import HIGHEST_LEVEL, LEVEL_STEP, Candidates, Mined, ScoredGolds, Verdict
 from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
 from rqa_ray.data.columns import runs
-from rqa_ray.data.schema import QARecord, instruction_entry, question_key
+from rqa_ray.data.schema import QARecord, grades_entry, instruction_entry, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.places import read_json, write_json
 
@@ -130,6 +130,7 @@ def write_train(
                     "questions": [question],
                     **instruction_entry(record.instruction),
                     "gold_docs": [vars(gold) for gold in record.gold_docs],
+                    **grades_entry(record.grades),
                     "hard_neg_docs": [vars(documents[place]) for place in negatives.positions[own].tolist()],
                     "hard_neg_scores": negatives.scores[own].tolist(),
                     "gold_scores": gold_scores[of_golds].tolist(),

@@ -23,7 +23,7 @@ from rqa_ray.corpus.near_duplicates import LIMIT, Signatures
 from rqa_ray.corpus.topk import pair_scores
 from rqa_ray.data.columns import concat, runs
 from rqa_ray.data.distinct import first_places
-from rqa_ray.data.rows import Golds
+from rqa_ray.data.golds import Golds
 
 POOL = 4  # negatives are drawn from POOL times as many candidates
 LEVEL_STEP, HIGHEST_LEVEL = 0.05, 1.5  # columns of the histogram

@@ -18,9 +18,10 @@ from rqa_ray.corpus.mining import Candidates, Wordings
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import column, input_order
 from rqa_ray.data.distinct import first_places
+from rqa_ray.data.golds import Golds
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.records import good_records
-from rqa_ray.data.schema import Document
+from rqa_ray.data.schema import Document, question_key
 
 
 class TrainingPairs:
@@ -80,18 +81,24 @@ class HeldOut:
     def __init__(self, files: list[str], labels: Labels) -> None:
         records = [record for record in good_records(files, "questions", labels=labels) if record.questions]
         self.labelled = set().union(*map(labels.keys_in, records))  # keys of the questions with an accepted passage
-        self.questions = [question for record in records for question in record.questions]
-        self.instructions = [record.instruction for record in records for _ in record.questions]
-        self.golds = [{gold.passage_id for gold in record.gold_docs} for record in records for _ in record.questions]
-        asked = json.dumps([self.questions, self.instructions, [sorted(golds) for golds in self.golds]])
-        self.digest = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+        asked = [(record, question) for record in records for question in record.questions]
+        self.questions = [question for _, question in asked]
+        self.instructions = [record.instruction for record, _ in asked]
+        first = np.cumsum([0, *(len(record.gold_docs) for record, _ in asked)])[:-1]
+        keys = [question_key(question, record.instruction) for record, question in asked for _ in record.gold_docs]
+        ids = [gold.passage_id for record, _ in asked for gold in record.gold_docs]
+        grades = np.array([grade for record, _ in asked for grade in record.grades])
+        self.golds = Golds.of(np.array(keys, np.int64), np.array(ids, np.int64), grades).select(first)
+        known = [self.questions, self.instructions, [golds.tolist() for golds in self.golds]]
+        known += [] if self.golds.grades is None else [self.golds.grades.tolist()]
+        self.digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
     def leaks(self, negatives: Candidates, ids: np.ndarray) -> dict[str, int]:
         """Counts the questions with a gold among mined negatives, and these golds."""
-        mined = {*ids[np.unique(negatives.positions)].tolist()}
-        met = [golds & mined for golds in self.golds]
+        is_mined = np.isin(self.golds.ids, ids[np.unique(negatives.positions)])
+        questions = np.repeat(np.arange(len(self.golds)), np.diff(self.golds.offsets))
         return {
-            "questions": len(met),
-            "with_a_mined_gold": sum(map(bool, met)),
-            "mined_golds": len(set().union(*met)),
+            "questions": len(self.golds),
+            "with_a_mined_gold": len(np.unique(questions[is_mined])),
+            "mined_golds": len(np.unique(self.golds.ids[is_mined])),
         }

@@ -114,7 +114,8 @@ def _document(content: Any, formatted: Any, metadata: Any) -> Document:
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     """Reads LocalRQA's form: questions, and `{"gold_docs": [], "hard_neg_docs": []}`.
 
-    `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null. `instruction` is a text.
+    `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null. `gold_grades` are numbers above
+    0. `instruction` is a text.
     """
     strangers = [one for one in questions if not isinstance(one, str)] if isinstance(questions, list) else [questions]
     if strangers:
@@ -139,10 +140,18 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
         hard_neg_docs=[parse_document(document) for document in negatives],
         hard_neg_scores=scores_of(value, "hard_neg_scores", negatives, "hard_neg_docs"),
         gold_scores=scores_of(value, "gold_scores", value["gold_docs"], "gold_docs", NoneType),
+        gold_grades=_grades(value, value["gold_docs"]),
         has_chat_history=bool(value.get("chat_history")),
         num_empty_questions=len(questions) - len(asked),
         instruction=instruction_of(value),
     )
+
+
+def _grades(value: dict[str, Any], golds: list[Any]) -> list[float] | None:
+    grades = scores_of(value, "gold_grades", golds, "gold_docs")
+    if grades and min(grades) <= 0:
+        raise RecordError(f"`gold_grades` has to be numbers above 0, found {min(grades)!r}; a gold is an answer")
+    return grades if grades and set(grades) != {1} else None
 
 
 def _columns(question: str, value: dict[str, Any]) -> QARecord:

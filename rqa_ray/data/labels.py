@@ -60,6 +60,7 @@ class Labels:
                 questions=[question for _, question in run],
                 gold_docs=[*record.gold_docs, *golds],
                 gold_scores=record.gold_scores and [*record.gold_scores, *[None] * len(golds)],
+                gold_grades=record.gold_grades and [*record.gold_grades, *[1.0] * len(golds)],
                 num_empty_questions=0 if first else record.num_empty_questions,
                 first_question=first,
             )

@@ -1,9 +1,9 @@
 """Writes documents and question files as checked Parquet without duplicates, for `jobs/train.py --prepared_path`.
 
 Each input becomes one file. `train`, `eval` and `test` have one row for each record: questions, instruction,
-gold_docs, gold_ids, hard_neg_docs, hard_negative_ids, hard_neg_scores, gold_scores. `corpus` has one row for each
-distinct passage: passage_id, page_content, fmt_content, metadata as JSON. Order and records are those of the input, so
-training makes the same global batches.
+gold_docs, gold_ids, hard_neg_docs, hard_negative_ids, hard_neg_scores, gold_scores, gold_grades. `corpus` has one row
+for each distinct passage: passage_id, page_content, fmt_content, metadata as JSON. Order and records are those of the
+input, so training makes the same global batches.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ SCHEMAS = {
             ("hard_negative_ids", _IDS),
             ("hard_neg_scores", pa.list_(pa.float64())),
             ("gold_scores", pa.list_(pa.float64())),
+            ("gold_grades", pa.list_(pa.float64())),
         ]
     ),
 }
@@ -141,6 +142,7 @@ def _records(files: list[str], skip_bad: bool, labels: Labels) -> Iterator[dict[
                 "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
                 "hard_neg_scores": record.hard_neg_scores,
                 "gold_scores": record.gold_scores,
+                "gold_grades": record.gold_grades,
             }
 
 

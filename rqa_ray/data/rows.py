@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.columns import Ragged, arrays, column, concat, inner_places, input_order, runs
+from rqa_ray.data.columns import Ragged, arrays, column, concat, inner_places, input_order
 from rqa_ray.data.distinct import first_places
+from rqa_ray.data.golds import Golds
 from rqa_ray.data.passages import Negatives, PassageTable
 from rqa_ray.data.share import Share
 
@@ -70,34 +71,6 @@ class TrainingRows:
 
 
 @dataclass
-class Golds(Sequence):
-    """The golds of each row: the golds of all rows whose question has the same wording."""
-
-    ids: np.ndarray
-    offsets: np.ndarray  # (N + 1,)
-
-    @classmethod
-    def of(cls, question_keys: np.ndarray, passage_ids: np.ndarray) -> Golds:
-        """Makes golds from parallel arrays (N,) of question keys and gold passage ids; sorted within each row."""
-        pairs = np.unique(np.stack([question_keys, passage_ids], axis=1), axis=0)
-        keys, first, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
-        group = np.searchsorted(keys, question_keys)
-        places, offsets = runs(first[group], counts[group])
-        return cls(pairs[places, 1], offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> np.ndarray:  # type: ignore[override]
-        return self.ids[self.offsets[row] : self.offsets[row + 1]]
-
-    def select(self, rows: np.ndarray) -> Golds:
-        """Returns the golds of some rows, in their order."""
-        places, offsets = runs(self.offsets[rows], np.diff(self.offsets)[rows])
-        return Golds(self.ids[places], offsets)
-
-
-@dataclass
 class Questions:
     """The questions of an evaluation file; a question that the file asks twice is here twice."""
 
@@ -107,9 +80,8 @@ class Questions:
     @classmethod
     def from_tables(cls, tables: Sequence[pa.Table]) -> Questions:
         order = input_order(tables)
-        golds = Golds.of(column(tables, "question_key")[order], column(tables, "passage_id")[order])
         first = first_of_question(tables, order)
-        return cls(tokens=Ragged(arrays(tables, "question_tokens"), order[first]), golds=golds.select(first))
+        return cls(Ragged(arrays(tables, "question_tokens"), order[first]), graded_golds(tables, order).select(first))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -143,12 +115,20 @@ class Corpus:
 
 
 def fingerprint(questions: Questions, corpus: Corpus) -> str:
-    """Returns a short text that is another one where questions, golds or passages are others."""
+    """Returns a short text that is another one where questions, golds, grades or passages are others."""
     made = hashlib.blake2b(digest_size=8)
-    parts = [corpus.passage_ids, corpus.text_of, corpus.tokens.lengths, questions.golds.ids, questions.golds.offsets]
-    for part in [*parts, questions.tokens.lengths, *questions.tokens]:
+    golds = questions.golds
+    parts = [corpus.passage_ids, corpus.text_of, corpus.tokens.lengths, golds.ids, golds.offsets]
+    grades = [] if golds.grades is None else [golds.grades]  # none, so that results of earlier versions stay known
+    for part in [*parts, questions.tokens.lengths, *questions.tokens, *grades]:
         made.update(np.ascontiguousarray(part).data)
     return made.hexdigest()
+
+
+def graded_golds(tables: Sequence[pa.Table], order: np.ndarray) -> Golds:
+    """Returns the golds of some rows of `token_tables.SCHEMAS["questions"]`, with their grades."""
+    columns = (column(tables, name)[order] for name in ("question_key", "passage_id", "gold_grade"))
+    return Golds.of(*columns)
 
 
 def first_of_question(tables: Sequence[pa.Table], order: np.ndarray) -> np.ndarray:

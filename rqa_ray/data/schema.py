@@ -57,6 +57,7 @@ class QARecord:
     # scores of a teacher, one for each of `hard_neg_docs` and `gold_docs`; None for a gold that has no score
     hard_neg_scores: list[float] | None = None
     gold_scores: list[float | None] | None = None
+    gold_grades: list[float] | None = None  # of `gold_docs`, above 0; None if all are 1
     has_chat_history: bool = False
     num_empty_questions: int = 0  # empty questions, which are not in `questions`
     # place of the first question in the line, because labels may split a line into several records
@@ -67,6 +68,11 @@ class QARecord:
     def passages(self) -> list[Document]:
         """The golds, then the hard negatives."""
         return self.gold_docs + self.hard_neg_docs
+
+    @property
+    def grades(self) -> list[float]:
+        """The grades of the golds."""
+        return self.gold_grades or [1.0] * len(self.gold_docs)
 
     @property
     def source_key(self) -> int:
@@ -118,6 +124,11 @@ def question_key(question: str, instruction: str | None = None) -> int:
 def instruction_entry(instruction: str | None) -> dict[str, str]:
     """Returns the entry `instruction` of a line that is written; empty if the question has none."""
     return {} if instruction is None else {"instruction": instruction}
+
+
+def grades_entry(grades: list[float]) -> dict[str, list[float]]:
+    """Returns the entry `gold_grades` of a line that is written; empty if all grades are 1."""
+    return {} if set(grades) == {1} else {"gold_grades": grades}
 
 
 def _hash64(text: str) -> int:

@@ -59,7 +59,13 @@ SCHEMAS = {
             ("new_passage_tokens", pa.list_(TOKENS)),
         ]
     ),
-    "questions": pa.schema([*_QUESTION, *((name, pa.string()) for name in ("question", "instruction", "gold_doc"))]),
+    "questions": pa.schema(
+        [
+            *_QUESTION,
+            ("gold_grade", pa.float64()),
+            *((name, pa.string()) for name in ("question", "instruction", "gold_doc")),
+        ]
+    ),
     "corpus": pa.schema(
         [
             *_COMMON,
@@ -140,10 +146,11 @@ def _question_tokens(records: Records, tokenizer: TextTokenizer) -> dict[Asked, 
 
 def _pairs(line: int, record: QARecord, questions: dict[Asked, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yields one row for each question and gold passage of a record."""
-    scored_golds = [*zip(record.gold_docs, record.gold_scores or [None] * len(record.gold_docs), strict=True)]
+    scores = record.gold_scores or [None] * len(record.gold_docs)
+    golds = [*zip(record.gold_docs, scores, record.grades, strict=True)]
     for number, question in enumerate(record.questions):
         question_item = record.first_question + number
-        for gold_number, (gold, gold_score) in enumerate(scored_golds):
+        for gold_number, (gold, gold_score, gold_grade) in enumerate(golds):
             yield {
                 "line": line,
                 "item": question_item * MAX_GOLDS + gold_number,
@@ -154,6 +161,7 @@ def _pairs(line: int, record: QARecord, questions: dict[Asked, np.ndarray]) -> I
                 "question_tokens": questions[record.instruction, question],
                 "passage_id": gold.passage_id,
                 "gold_score": gold_score,
+                "gold_grade": gold_grade,
                 "has_chat_history": record.has_chat_history,
                 "gold": gold,
             }

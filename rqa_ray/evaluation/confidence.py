@@ -16,7 +16,7 @@ from itertools import chain
 
 import numpy as np
 
-from rqa_ray.evaluation.metrics import GoldIds
+from rqa_ray.data.golds import GoldIds
 
 RESAMPLES = 2_000  # resamples of an interval
 SIGN_PATTERNS = 10_000  # random sign patterns of a p-value

@@ -10,7 +10,8 @@ import torch
 from rqa_ray.corpus.bm25 import Hybrid
 from rqa_ray.corpus.hybrid_pairs import HybridWeight, ZScores
 from rqa_ray.corpus.mining import Candidates
-from rqa_ray.evaluation.metrics import TOP_CUTOFF, GoldIds, retrieval_metrics
+from rqa_ray.data.golds import GoldIds
+from rqa_ray.evaluation.metrics import TOP_CUTOFF, retrieval_metrics
 
 WEIGHTS = [round(0.05 * step, 2) for step in range(21)]  # possible weights of the embedding model in the sum
 WEIGHT_METRIC = "retr/document_ndcg/ndcg10"

@@ -1,4 +1,4 @@
-"""Computes retrieval metrics from ranked passage ids and gold passage ids; uses numpy only.
+"""Computes retrieval metrics from ranked passage ids and gold passage ids.
 
 Every number depends only on the rank of each gold passage in the ranking of its question. The caller ranks by (-score,
 document order), so this file does not decide how ties are broken.
@@ -6,10 +6,9 @@ document order), so this file does not decide how ties are broken.
 Shapes: Q questions, K retrieved passages per question, G pairs of a question and one of its gold passages.
 """
 
-from collections.abc import Sequence
-from itertools import chain
-
 import numpy as np
+
+from rqa_ray.data.golds import GoldIds, Golds
 
 RECALL_CUTOFFS = (1, 4, 10, 100)
 TOP_CUTOFF = 10  # cutoff of nDCG and MRR
@@ -28,8 +27,6 @@ METRIC_NAMES = (
     "loss",
 )
 PAIRS_AT_ONCE = 1 << 16  # 65,536 pairs times 100 ranks of 8 bytes: about 52 MB
-
-GoldIds = Sequence[Sequence[int] | np.ndarray]
 
 
 def metric_names(split: str) -> list[str]:
@@ -57,22 +54,24 @@ def question_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, np.
 
     recall@k is strict: 1 if **all** golds of the question are in the top k. This is LocalRQA's definition; with one
     gold per question it is the usual recall@k. A gold that is not in the corpus can never be recalled. accuracy is the
-    share of the top 4 that are gold. nDCG has binary gains, and its ideal ranking has all golds on top.
+    share of the top 4 that are gold. The gain of nDCG is the grade of a gold, as in trec_eval; the ideal ranking has
+    the golds on top, the highest grade first. The other metrics do not read grades.
 
     ranked_ids: (Q, K) in rank order, no id twice in a row; K is below 100 if the corpus is smaller.
 
-    gold_ids: Q lists of at least one id; an id that is repeated within a question counts once.
+    gold_ids: `Golds`, or Q lists of at least one id of grade 1; an id that is repeated within a question counts once.
     """
-    questions, ranks = _gold_ranks(ranked_ids, gold_ids)
+    golds = gold_ids if isinstance(gold_ids, Golds) else Golds.of_lists(gold_ids)
+    questions, ranks = _gold_ranks(ranked_ids, golds)
     num_questions, num_retrieved = ranked_ids.shape
-    starts = np.searchsorted(questions, np.arange(num_questions))
-    num_golds = np.bincount(questions, minlength=num_questions)
+    starts = golds.offsets[:-1]
     first, last = np.minimum.reduceat(ranks, starts), np.maximum.reduceat(ranks, starts)
 
-    discounts = 1 / np.log2(np.arange(TOP_CUTOFF) + 2)
-    in_top = ranks < min(TOP_CUTOFF, num_retrieved)
-    gains = np.bincount(questions[in_top], discounts[ranks[in_top]], minlength=num_questions)
-    ideal = np.cumsum(discounts)[np.minimum(num_golds, TOP_CUTOFF) - 1]
+    grades = np.ones(len(ranks)) if golds.grades is None else golds.grades
+    by_grade = np.lexsort([-grades, questions])  # questions stay in order
+    places = np.arange(len(ranks)) - starts[questions]  # in the ideal ranking
+    gains = _discounted(questions, np.where(ranks < num_retrieved, ranks, TOP_CUTOFF), grades)
+    ideal = _discounted(questions, places, grades[by_grade])
     read = min(ACCURACY_CUTOFF, num_retrieved)
 
     metrics = {f"retr/document_recall/recall{k}": (last < min(k, num_retrieved)) * 1.0 for k in RECALL_CUTOFFS}
@@ -84,28 +83,28 @@ def question_metrics(ranked_ids: np.ndarray, gold_ids: GoldIds) -> dict[str, np.
     return metrics
 
 
-def _gold_ranks(ranked_ids: np.ndarray, gold_ids: GoldIds) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the question (G,) and the 0-based rank (G,) of every distinct gold, by question.
+def _discounted(questions: np.ndarray, places: np.ndarray, grades: np.ndarray) -> np.ndarray:
+    """Returns (Q,) the discounted sums of the grades (G,) of golds at 0-based places (G,) above the cutoff."""
+    in_top = places < TOP_CUTOFF
+    gains = grades[in_top] / np.log2(places[in_top] + 2)
+    return np.bincount(questions[in_top], gains, minlength=int(questions[-1]) + 1)
+
+
+def _gold_ranks(ranked_ids: np.ndarray, golds: Golds) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the question (G,) and the 0-based rank (G,) of every gold, by question.
 
     Rank K if not retrieved.
     """
     num_questions, num_retrieved = ranked_ids.shape
-    counts = np.fromiter(map(len, gold_ids), dtype=np.int64)
+    counts = np.diff(golds.offsets)
     if len(counts) != num_questions or not num_questions or not num_retrieved:
         raise ValueError(f"Nothing to score: rankings {ranked_ids.shape}, gold ids of {len(counts)} questions.")
     if not counts.all():
         raise ValueError(f"Question {int(np.argmin(counts))} has no gold passage: its recall is not defined.")
-    golds = np.fromiter(chain.from_iterable(gold_ids), dtype=np.int64, count=int(counts.sum()))
     questions = np.repeat(np.arange(num_questions), counts)
-    order = np.lexsort((golds, questions))
-    golds, questions = golds[order], questions[order]
-    new = np.ones(len(golds), dtype=bool)
-    new[1:] = (golds[1:] != golds[:-1]) | (questions[1:] != questions[:-1])
-    golds, questions = golds[new], questions[new]
-
-    ranks = np.empty(len(golds), dtype=np.int64)
-    for start in range(0, len(golds), PAIRS_AT_ONCE):
+    ranks = np.empty(len(questions), dtype=np.int64)
+    for start in range(0, len(questions), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        found = ranked_ids[questions[part]] == golds[part, None]
+        found = ranked_ids[questions[part]] == golds.ids[part, None]
         ranks[part] = np.where(found.any(axis=1), found.argmax(axis=1), num_retrieved)
     return questions, ranks

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from rqa_ray.data.columns import column, input_order
-from rqa_ray.data.rows import distinct_documents, first_of_question
-from rqa_ray.data.schema import Document, instruction_entry
+from rqa_ray.data.rows import distinct_documents, first_of_question, graded_golds
+from rqa_ray.data.schema import Document, grades_entry, instruction_entry
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import Clusters
 from rqa_ray.evaluation.metrics import LABELS
@@ -54,7 +54,7 @@ class AskedQuestions:
         for row in rows:
             by_key.setdefault(row["question_key"], {})[row["passage_id"]] = row["gold_doc"]
         self._golds = [by_key[key] for key in self.keys]
-        self.gold_ids = [list(golds) for golds in self._golds]
+        self.gold_ids = graded_golds(tables, order).select(first)
 
     @cached_property
     def clusters(self) -> Clusters:
@@ -79,7 +79,7 @@ class Ranked:
 def write_predictions(
     folder: Path, splits: Mapping[str, Ranked], documents: Callable[[int], dict[str, Any]], top_k: int
 ) -> None:
-    """Writes one line for each question: its metrics, the ids of its golds, and its best passages with scores.
+    """Writes one line for each question: its metrics, the ids and grades of its golds, and its best passages.
 
     The passages that these lines name stand in one file beside, each once. `documents` returns the document at a
     position.
@@ -97,12 +97,14 @@ def write_predictions(
         for split, ranked in splits.items():
             with (folder / predictions_file(split)).open("w", encoding="utf-8") as file:
                 for row, question in enumerate(ranked.asked.questions):
+                    golds, grades = ranked.asked.gold_docs(row), ranked.asked.gold_ids.grades_of(row)
                     best = zip(ranked.positions[row, :top_k], ranked.scores[row, :top_k], strict=True)
                     record = {
                         "question": question,
                         **instruction_entry(ranked.asked.instructions[row]),
                         "metrics": {label: float(ranked.values[metric][row]) for label, metric in LABELS.items()},
-                        "gold_docs": [name(gold) for gold in ranked.asked.gold_docs(row)],
+                        "gold_docs": [name(gold) for gold in golds],
+                        **grades_entry([grades[gold.passage_id] for gold in golds]),
                         "retrieved_docs": [
                             {**name(Document(**documents(int(position)))), "score": float(score)}
                             for position, score in best
@@ -125,12 +127,14 @@ def read_values(folder: Path, split: str, asked: AskedQuestions) -> dict[str, np
     """Returns (Q,) values by metric, as `question_metrics` does, from a predictions file.
 
     Raises:
-        InputError: the file has other questions or golds, or no metrics.
+        InputError: the file has other questions, golds or grades, or no metrics.
     """
     path = folder / predictions_file(split)
     try:
         lines = _lines(path)
-        golds = [{entry["passage_id"] for entry in line["gold_docs"]} for line in lines]
+        ids = [[entry["passage_id"] for entry in line["gold_docs"]] for line in lines]
+        grades = [line.get("gold_grades", [1.0] * len(of)) for line, of in zip(lines, ids, strict=True)]
+        golds = [dict(zip(*graded, strict=True)) for graded in zip(ids, grades, strict=True)]
         metrics = [line["metrics"] for line in lines]
         values = {metric: np.array([float(of[label]) for of in metrics]) for label, metric in LABELS.items()}
         questions = [line["question"] for line in lines]
@@ -138,7 +142,7 @@ def read_values(folder: Path, split: str, asked: AskedQuestions) -> dict[str, np
         raise InputError(f"{path}: was not written by this version of jobs/evaluate.py ({error!r:.80})") from None
     if questions != asked.questions:
         raise InputError(f"{path}: its predictions are of other questions than --eval_data_path")
-    if golds != [set(ids) for ids in asked.gold_ids]:
+    if golds != [asked.gold_ids.grades_of(row) for row in range(len(questions))]:
         raise InputError(f"{path}: its questions have other golds than in --eval_data_path; evaluate it again")
     return values
 

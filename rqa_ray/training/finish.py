@@ -18,9 +18,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from rqa_ray.data.golds import GoldIds
 from rqa_ray.evaluation.confidence import SIGNIFICANCE, gold_clusters, paired_difference
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, GoldIds, greater_is_better, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, greater_is_better, question_metrics
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.training.candidate import BASE, Candidate, Weights

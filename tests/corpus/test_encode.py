@@ -11,7 +11,8 @@ import torch
 from rqa_ray.corpus.shards import EmbeddingFolder, Shard
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.columns import Ragged
-from rqa_ray.data.rows import Corpus, Golds, Questions
+from rqa_ray.data.golds import Golds
+from rqa_ray.data.rows import Corpus, Questions
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import Embedder

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqa_ray.data.columns import Ragged
-from rqa_ray.data.rows import Corpus, Golds, Questions, TrainingRows, distinct_documents, fingerprint
+from rqa_ray.data.golds import Golds
+from rqa_ray.data.rows import Corpus, Questions, TrainingRows, distinct_documents, fingerprint
 from tests.builders import random_train_rows, table
 
 # Each takes one table and returns the same rows as blocks of another shape.
@@ -136,22 +137,6 @@ def test_the_golds_of_a_row_are_those_of_every_row_with_its_wording():
     assert lists(TrainingRows.from_tables(blocks).golds) == [[10, 30], [20], [10, 30], [10, 30]]
 
 
-SMALL = st.integers(-3, 3) | st.sampled_from([-(2**63), 2**63 - 1])
-
-
-@given(st.lists(st.tuples(SMALL, SMALL), min_size=1, max_size=12))
-def test_golds_are_the_sorted_union_over_equal_wordings(pairs):
-    keys, ids = np.array(pairs).T
-    assert lists(Golds.of(keys, ids)) == [sorted({i for k, i in pairs if k == key}) for key, _ in pairs]
-
-
-@given(st.lists(st.tuples(SMALL, SMALL), min_size=1, max_size=12), st.data())
-def test_selected_golds_are_those_of_the_rows_in_the_order_asked_for(pairs, data):
-    golds = Golds.of(*np.array(pairs).T)
-    chosen = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=8))
-    assert lists(golds.select(np.array(chosen))) == [golds[row].tolist() for row in chosen]
-
-
 # Questions
 
 
@@ -180,7 +165,7 @@ def test_a_question_is_there_once_for_each_time_that_it_is_asked_with_all_its_go
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_fingerprint_is_the_same_for_all_blocks_and_another_for_other_questions_golds_or_passages(shape):
+def test_the_fingerprint_is_the_same_for_all_blocks_and_another_for_other_questions_golds_grades_or_passages(shape):
     def made(shape: str, change: str = "") -> str:
         rows = [
             {"line": line, "question_key": line, "question_tokens": [line, 1], "passage_id": 9} for line in range(18)
@@ -192,13 +177,15 @@ def test_the_fingerprint_is_the_same_for_all_blocks_and_another_for_other_questi
             rows[7]["passage_id"] = 5
         if change == "passage":
             documents.pop()
+        if change == "grade":
+            rows[7]["gold_grade"] = 2.0
         tables = SHAPES[shape](table("questions", rows))
         return fingerprint(
             Questions.from_tables(tables), Corpus.from_tables(SHAPES["one block"](table("corpus", documents)))
         )
 
     assert made(shape) == made("one block")
-    assert len({made("one block", change) for change in ("", "question", "gold", "passage")}) == 4
+    assert len({made("one block", change) for change in ("", "question", "gold", "grade", "passage")}) == 5
 
 
 def test_the_same_line_number_in_two_files_is_two_questions():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rqa_ray.data.rows import Golds, TrainingRows
+from rqa_ray.data.golds import Golds
+from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.schema import Document, QARecord, question_key
 from rqa_ray.data.token_tables import question_rows, to_table, train_rows
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings

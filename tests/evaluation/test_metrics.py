@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rqa_ray.data.golds import Golds
 from rqa_ray.evaluation.metrics import (
     greater_is_better,
     metric_names,
@@ -28,16 +29,18 @@ def rankings(draw, max_golds=12, max_retrieved=120):
         for _ in range(num_questions)
     ]
     scale = draw(st.sampled_from([1, -(2**55)]))  # ids are 64-bit hashes: large and of either sign
-    return ranked.astype(np.int64) * scale, [gold.astype(np.int64) * scale for gold in golds]
+    golds = Golds.of_lists([gold.astype(np.int64) * scale for gold in golds])
+    golds.grades = rng.integers(1, 4, len(golds.ids)).astype(float) if draw(st.booleans()) else None
+    return ranked.astype(np.int64) * scale, golds
 
 
 def brute_force(ranked_ids, gold_ids):
     totals = dict.fromkeys(retrieval_metrics(ranked_ids, gold_ids), 0.0)
-    for ranked, golds in zip(ranked_ids.tolist(), [set(map(int, row)) for row in gold_ids], strict=True):
+    for ranked, golds in zip(ranked_ids.tolist(), map(gold_ids.grades_of, range(len(gold_ids))), strict=True):
         for k in (1, 4, 10, 100):
             totals[f"retr/document_recall/recall{k}"] += all(gold in ranked[:k] for gold in golds)
-        gain = sum(1 / math.log2(i + 2) for i, passage in enumerate(ranked[:10]) if passage in golds)
-        ideal = sum(1 / math.log2(i + 2) for i in range(min(10, len(golds))))
+        gain = sum(golds.get(passage, 0) / math.log2(i + 2) for i, passage in enumerate(ranked[:10]))
+        ideal = sum(grade / math.log2(i + 2) for i, grade in enumerate(sorted(golds.values(), reverse=True)[:10]))
         totals["retr/document_ndcg/ndcg10"] += gain / ideal
         first = [i for i, passage in enumerate(ranked[:10]) if passage in golds][:1]
         totals["retr/document_mrr/mrr10"] += 1 / (first[0] + 1) if first else 0
@@ -59,8 +62,28 @@ def test_the_metrics_of_a_question_are_those_of_it_alone(case):
     ranked_ids, gold_ids = case
     values = question_metrics(ranked_ids, gold_ids)
     for row in range(len(ranked_ids)):
-        alone = retrieval_metrics(ranked_ids[row : row + 1], gold_ids[row : row + 1])
+        alone = retrieval_metrics(ranked_ids[row : row + 1], gold_ids.select(np.array([row])))
         assert {name: part[row] for name, part in values.items()} == pytest.approx(alone)
+
+
+@settings(deadline=None)
+@given(rankings())
+def test_ndcg_with_grades_is_that_of_pytrec_eval(case):
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    ranked_ids, gold_ids = case
+    names = [str(row) for row in range(len(ranked_ids))]
+    judged = {
+        name: {str(passage): int(grade) for passage, grade in gold_ids.grades_of(row).items()}
+        for row, name in enumerate(names)
+    }
+    # It breaks ties by name: descending numbers in place of scores keep our order.
+    run = {
+        name: {str(one): 200.0 - place for place, one in enumerate(ranked.tolist())}
+        for name, ranked in zip(names, ranked_ids, strict=True)
+    }
+    found = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
+    expected = [found[name]["ndcg_cut_10"] for name in names]
+    assert question_metrics(ranked_ids, gold_ids)["retr/document_ndcg/ndcg10"] == pytest.approx(expected, abs=1e-12)
 
 
 @settings(deadline=None)

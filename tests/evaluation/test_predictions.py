@@ -48,7 +48,8 @@ def written(tmp_path) -> Path:
 def test_predictions_are_read_again_as_question_records_with_their_golds(written):
     records = [parse_qa_record(record) for record in read_predictions(written, "test")]
     assert [record.questions for record in records] == [[question] for question in ASKED]
-    assert records[1].gold_docs == [DOCUMENTS[1], DOCUMENTS[3]]
+    assert records[1].gold_docs == [DOCUMENTS[1], DOCUMENTS[3]] and records[1].gold_grades == [1, 2]
+    assert records[0].gold_grades is None
     assert [record.instruction for record in records] == [None, "Find: ", None]
 
 
@@ -75,6 +76,10 @@ def test_the_metrics_of_each_question_are_read_again(written):
         ({"question": "another"}, "its predictions are of other questions than --eval_data_path"),
         (
             {"gold_docs": [{"passage_id": 1}]},
+            "its questions have other golds than in --eval_data_path; evaluate it again",
+        ),
+        (
+            {"gold_grades": [3, 1]},
             "its questions have other golds than in --eval_data_path; evaluate it again",
         ),
         ({"metrics": {}}, "was not written by this version of jobs/evaluate.py (KeyError('recall@1'))"),
