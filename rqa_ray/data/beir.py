@@ -1,8 +1,7 @@
 """Reads BEIR's folders: `corpus.jsonl`, `queries.jsonl`, and judgments in `qrels/train.tsv`, `dev.tsv` and `test.tsv`.
 
 A file of judgments is a file of questions: its queries and passages are looked up in the two files of the folder. A
-passage with a grade above 0 is a gold; a passage with grade 0 is a hard negative. Grades above 0 are not told apart.
-(Thakur et al. 2021)
+passage with a grade above 0 is a gold of this grade; a passage with grade 0 is a hard negative. (Thakur et al. 2021)
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def is_judgments(path: str) -> bool:
 def check_judgments(path: str) -> None:
     """Raises InputError if judgments cannot be read or have other columns, or if a file beside them is missing."""
     for name in ("corpus", "queries"):
-        _lines_file(_folder(path), name)
+        _lines_file(_above(path, 2), name)
     with _reading(path):
         names, first = columns_of(path), next(read_delimited(path), None)
     if missing := [name for name in COLUMNS if name not in names]:
@@ -64,6 +63,39 @@ def check_judgments(path: str) -> None:
         raise InputError(f"{path}:1: no column `{missing[0]}`; {what}")
     if first is None:
         raise InputError(f"{path}: no records in it")
+
+
+def left_out(path: str) -> str:
+    """Returns a line about the queries without a grade above 0, which `read_judgments` leaves out; empty without any.
+
+    Raises:
+        InputError: there are no other queries.
+    """
+    asked, kept = set(), set()
+    with _reading(path):
+        for _, row in read_delimited(path):
+            query, _, score = (row.get(name, "") for name in COLUMNS)
+            asked.add(query)
+            if _is_kept(_grade(score)):
+                kept.add(query)
+    if not kept:
+        raise InputError(f"{path}: no passage of its {len(asked):,} queries has a score above 0")
+    number = len(asked) - len(kept)
+    what = f"{number:,} of {len(asked):,} queries have no passage with a score above 0, and are left out"
+    return f"note: {path}: {what}" if number else ""
+
+
+def refuse_other_part(name: str, flag: str, path: str) -> None:
+    """Raises InputError if a file is a part of a BEIR folder, but not the part that an input reads."""
+    place = shown(path).replace("\\", "/").rsplit("/", 1)[-1]
+    is_part = place.startswith(("corpus.jsonl", "queries.jsonl"))
+    folder = _above(path, 2 if is_judgments(path) else 1)
+    is_wanted = place.startswith("corpus.jsonl") if name == "corpus" else is_judgments(path)
+    if not is_wanted and (is_part or is_judgments(path)) and _is_beir(folder):
+        file = "corpus.jsonl" if name == "corpus" else f"qrels/{JUDGMENTS[name]}.tsv"
+        raise InputError(
+            f"--{flag} {shown(path)}: another part of a BEIR folder; give the folder, {shown(folder)}, or its {file}"
+        )
 
 
 def num_judgments(path: str) -> int:
@@ -75,7 +107,8 @@ def num_judgments(path: str) -> int:
 def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Any]]:
     """Yields (line of the first judgment, record) of each query; an error in place of a record says what is wrong.
 
-    Holds the queries and passages that the judgments name in memory.
+    Leaves out the queries about which `left_out` returns a line. Holds the queries and passages that the judgments
+    name in memory.
     """
     check_judgments(path)
     judged: dict[str, dict[str, float | RecordError]] = {}
@@ -92,8 +125,9 @@ def read_judgments(path: str, start: int = 0, end: int | None = None) -> Iterato
             )
         if isinstance(grade, RecordError):
             grades[passage] = grade
-    queries = _by_id(_lines_file(_folder(path), "queries"), judged)
-    passages = _by_id(_lines_file(_folder(path), "corpus"), {one for of in judged.values() for one in of})
+    judged = {query: grades for query, grades in judged.items() if any(map(_is_kept, grades.values()))}
+    queries = _by_id(_lines_file(_above(path, 2), "queries"), judged)
+    passages = _by_id(_lines_file(_above(path, 2), "corpus"), {one for of in judged.values() for one in of})
     for query, grades in judged.items():
         yield lines[query], _record(query, grades, queries, passages)
 
@@ -112,11 +146,13 @@ def _record(
             return found[name]
         if not isinstance(found[name].get("text"), str):
             return RecordError(f"the {what} with `_id` {name!r} has no `text`")
-    golds = [passages[name] for name, grade in grades.items() if grade > 0]  # type: ignore[operator]
-    if not golds:
-        return RecordError(f"no passage of query {query!r} has a score above 0; delete the judgments of the query")
-    others = [passages[name] for name, grade in grades.items() if grade <= 0]  # type: ignore[operator]
-    return {"question": queries[query]["text"], "gold_docs": golds, "hard_neg_docs": others}
+    golds = {name: grade for name, grade in grades.items() if _is_kept(grade)}
+    return {
+        "question": queries[query]["text"],
+        "gold_docs": [passages[name] for name in golds],
+        "gold_grades": [*golds.values()],
+        "hard_neg_docs": [passages[name] for name in grades if name not in golds],
+    }
 
 
 def _grade(score: str) -> float | RecordError:
@@ -125,6 +161,11 @@ def _grade(score: str) -> float | RecordError:
     except ValueError:
         grade = math.nan
     return grade if math.isfinite(grade) else RecordError(f"`score` has to be a number, found {score!r}")
+
+
+def _is_kept(grade: float | RecordError) -> bool:
+    """Returns whether a judgment makes its query a record: a gold, or an error that has to be said."""
+    return isinstance(grade, RecordError) or grade > 0
 
 
 def _by_id(path: str, wanted: Any) -> dict[Any, Any]:
@@ -178,7 +219,7 @@ def _find_lines(folder: str, name: str) -> str | None:
     return next(filter(exists, (inside(folder, file) for file in names)), None)
 
 
-def _folder(judgments: str) -> str:
-    """Returns the folder that has judgments in its folder `qrels`."""
-    base, question_mark, query = judgments.partition("?") if "://" in judgments else (judgments, "", "")
-    return "/".join(base.split("/")[:-2]) + question_mark + query
+def _above(path: str, levels: int) -> str:
+    """Returns the folder that is some levels above a path or URI."""
+    base, question_mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return "/".join(base.split("/")[:-levels]) + question_mark + query

@@ -7,7 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqa_ray.data.beir import check_judgments, in_beir_folder, is_judgments, read_judgments
+from rqa_ray.data.beir import (
+    check_judgments,
+    in_beir_folder,
+    is_judgments,
+    left_out,
+    read_judgments,
+    refuse_other_part,
+)
 from rqa_ray.data.delimited import filled_cells, read_delimited
 from rqa_ray.data.files import (
     DELIMITED,
@@ -200,6 +207,8 @@ def find_inputs(
 ) -> dict[str, list[str]]:
     """Finds the files of each input from the flag and its value, and checks how they begin.
 
+    Prints a line about queries of BEIR that are left out.
+
     A value may be a BEIR folder, which has a file for each input. `outputs` are the folders that the job writes to,
     by flag.
 
@@ -216,7 +225,12 @@ def find_inputs(
         if output:
             refuse_among_inputs(flag, output, names, itertools.chain(*files.values()))
     for name, paths in files.items():
+        for path in paths:
+            refuse_other_part(name, given[name][0], path)
         check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
+        for path in paths if name != "corpus" else []:
+            if is_judgments(path) and (line := left_out(path)):
+                print(line)
     return files
 
 

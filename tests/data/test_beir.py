@@ -46,6 +46,7 @@ def test_each_query_has_its_judged_passages_as_golds_and_those_of_grade_0_as_har
     passages = [Document(one["text"], "", {key: one[key] for key in ("_id", "title")}) for one in PASSAGES]
     assert (first.gold_docs, first.hard_neg_docs) == (passages[:1], passages[2:])
     assert (second.gold_docs, second.hard_neg_docs) == (passages[1:], [])
+    assert (first.gold_grades, second.gold_grades) == (None, [2, 1])
 
 
 def test_golds_are_the_passages_of_the_corpus(tmp_path):
@@ -76,7 +77,6 @@ def test_judgments_that_a_folder_lacks_are_named_with_those_that_it_has(tmp_path
         (("q1", "99", 1), "2: no passage with `_id` '99' in corpus.jsonl"),
         (("q1", "17", "good"), "2: `score` has to be a number, found 'good'"),
         (("q1", "17", "nan"), "2: `score` has to be a number, found 'nan'"),
-        (("q1", "17", 0), "2: no passage of query 'q1' has a score above 0; delete the judgments of the query"),
     ],
 )
 def test_a_judgment_that_fits_nothing_is_named_by_file_and_line(tmp_path, row, message):
@@ -84,6 +84,38 @@ def test_a_judgment_that_fits_nothing_is_named_by_file_and_line(tmp_path, row, m
     with pytest.raises(InputError) as caught:
         questions_of(folder)
     assert str(caught.value) == f"{folder}/qrels/train.tsv:{message}"
+
+
+def test_a_query_without_a_score_above_0_is_left_out_and_said(tmp_path, capsys):
+    folder = beir_folder(tmp_path, train=[("q1", "17", 0), ("2", "17", 1), ("q1", "unknown", -1)])
+    files = find_inputs({"train": ("train_file", [str(folder)])}, skip_bad=False)
+    what = "1 of 2 queries have no passage with a score above 0, and are left out"
+    assert capsys.readouterr().out == f"note: {files['train'][0]}: {what}\n"
+    assert [record.questions for record in questions_of(folder)] == [["What is cold?"]]
+
+
+def test_judgments_without_a_score_above_0_are_refused(tmp_path):
+    folder = beir_folder(tmp_path, test=[("q1", "17", 0), ("2", "17", 0)])
+    with pytest.raises(InputError) as caught:
+        find_inputs({"test": ("test_file", [str(folder)])}, skip_bad=False)
+    assert str(caught.value) == f"{folder}/qrels/test.tsv: no passage of its 2 queries has a score above 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wrong", "wanted"),
+    [
+        ("train", "*", "corpus.jsonl", "qrels/train.tsv"),
+        ("eval", "queries.jsonl", "queries.jsonl", "qrels/dev.tsv"),
+        ("corpus", "*", "qrels/train.tsv", "corpus.jsonl"),
+        ("corpus", "queries.jsonl", "queries.jsonl", "corpus.jsonl"),
+    ],
+)
+def test_a_glob_or_another_file_of_a_folder_is_refused_with_what_to_give(tmp_path, name, given, wrong, wanted):
+    folder = beir_folder(tmp_path, train=TRAIN)
+    with pytest.raises(InputError) as caught:
+        find_inputs({name: (FLAGS[name], [f"{folder}/{given}"])}, skip_bad=False)
+    what = f"another part of a BEIR folder; give the folder, {folder}, or its {wanted}"
+    assert str(caught.value) == f"--{FLAGS[name]} {folder}/{wrong}: {what}"
 
 
 def test_wrong_columns_and_missing_files_are_found_before_anything_is_read(tmp_path):
