@@ -107,7 +107,7 @@ def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
     given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
     outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
     inputs = find_inputs(given, skip_bad=False, outputs=outputs)
-    labels = find_labels(settings.accepted_labels)
+    labels = find_labels(settings.accepted_labels, inputs)
     suspects = str(Path(settings.output_dir) / SUSPECTS_FILE)  # a person's decisions in it would be replaced
     refuse_among_inputs("output_dir", suspects, [], settings.accepted_labels or [])
     embedding_folder(settings).check_own()

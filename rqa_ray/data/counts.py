@@ -9,6 +9,7 @@ import numpy as np
 
 from rqa_ray.data.beir import is_judgments, num_judgments
 from rqa_ray.data.files import text_bytes
+from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import QARecord, instruction_entry
 from rqa_ray.data.share import ALL, Share
@@ -87,20 +88,25 @@ class Sample:
     records: list[tuple[int, QARecord]] = field(default_factory=list)  # line and record
     counts: Counts = field(default_factory=Counts)
     num_bytes: int = 0  # bytes of their text as JSON
+    growth: float = 1.0  # bytes of their text by byte of the file, which may name passages by ids alone
 
     @classmethod
-    def of(cls, files: list[str]) -> Sample:
+    def of(cls, files: list[str], labels: Labels = NO_LABELS) -> Sample:
         """Reads the sample from the first file."""
-        sample = cls()
-        for line, record in read_records(files[0], "questions"):
+        sample, stored = cls(), 0
+        for line, record in read_records(files[0], "questions", labels=labels):
             if isinstance(record, QARecord):
                 sample.records.append((line, record))
                 sample.counts.add(record)
                 asked = [*instruction_entry(record.instruction).values(), *record.questions]
                 texts = [asked, *(document.to_dict() for document in record.passages)]
-                sample.num_bytes += sum(len(json.dumps(text)) for text in texts)
+                num_bytes = sum(len(json.dumps(text)) for text in texts)
+                sample.num_bytes += num_bytes
+                ids = record.gold_ids and [*record.gold_ids, *record.hard_neg_ids]
+                stored += len(json.dumps({"questions": asked, "gold_ids": ids})) if ids else num_bytes
             if len(sample.records) >= SAMPLE_RECORDS or sample.counts.num_rows >= SAMPLE_ROWS:
                 break
+        sample.growth = sample.num_bytes / max(stored, 1)
         return sample
 
 
@@ -110,11 +116,12 @@ def record_bytes(files: list[str], sample: Sample) -> float:
     The size of a file of BEIR's judgments says nothing about the texts that the judgments name.
     """
     of_judgment = sample.num_bytes / max(sample.counts.num_rows, 1)
-    return sum(num_judgments(path) * of_judgment if is_judgments(path) else text_bytes(path) for path in files)
+    sizes = (num_judgments(path) * of_judgment if is_judgments(path) else text_bytes(path) for path in files)
+    return sample.growth * sum(sizes)
 
 
-def estimate(files: list[str]) -> Counts:
+def estimate(files: list[str], labels: Labels = NO_LABELS) -> Counts:
     """Estimates from a sample how many rows there are, and whether there are hard negatives."""
-    sample = Sample.of(files)
+    sample = Sample.of(files, labels)
     times = record_bytes(files, sample) / max(sample.num_bytes, 1)
     return Counts(num_rows=round(sample.counts.num_rows * times), num_negatives=sample.counts.num_negatives)

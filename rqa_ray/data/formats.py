@@ -16,6 +16,8 @@ from typing import Any
 from rqa_ray.data.schema import IDENTITY, Document, Label, QARecord
 from rqa_ray.data.values import (
     RecordError,
+    id_text,
+    ids_of,
     instruction_of,
     keys_of,
     kind_of,
@@ -28,6 +30,7 @@ from rqa_ray.data.values import (
 MAX_QUESTIONS = 100_000  # questions of one passage
 ANCHORS = ("anchor", "query", "question")  # names of a column with questions
 NEGATIVE = re.compile(r"negatives?(?:_?(\d{1,6}))?")  # names of columns with hard negatives
+ID_KEYS = ("id", "_id", "doc_id", "docid")  # keys of a passage's id, the first of which counts
 NOUNS = {"documents": "document", "questions": "record", "labels": "label"}
 
 
@@ -56,6 +59,17 @@ def parse_qa_record(value: Any) -> QARecord:
         RecordError: the object has no known form, or a field is missing or has the wrong type.
     """
     return _parse(value, "questions")
+
+
+def parse_named_document(value: Any) -> tuple[str | None, Document]:
+    """Makes a Document, with its id in the corpus, from an object of a known form; None if the object has no id.
+
+    Raises:
+        RecordError: as in `parse_document`.
+    """
+    document = parse_document(value)
+    ids = (id_text(place.get(key)) for key in ID_KEYS for place in (value, document.metadata))
+    return next(filter(None, ids), None), document
 
 
 def parse_label(value: Any) -> Label:
@@ -114,8 +128,9 @@ def _document(content: Any, formatted: Any, metadata: Any) -> Document:
 def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
     """Reads LocalRQA's form: questions, and `{"gold_docs": [], "hard_neg_docs": []}`.
 
-    `hard_neg_scores` and `gold_scores` are numbers of a teacher; a gold may have null. `gold_grades` are numbers above
-    0. `instruction` is a text.
+    In place of the documents, `gold_ids` and `hard_neg_ids` may name passages of the corpus. `hard_neg_scores` and
+    `gold_scores` are numbers of a teacher; a gold may have null. `gold_grades` are numbers above 0. `instruction` is a
+    text.
     """
     strangers = [one for one in questions if not isinstance(one, str)] if isinstance(questions, list) else [questions]
     if strangers:
@@ -124,31 +139,37 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
         raise RecordError("`questions` is empty")
     if len(questions) > MAX_QUESTIONS:
         raise RecordError(f"`questions` has {len(questions):,} questions, the limit is {MAX_QUESTIONS:,}")
-    if "gold_docs" not in value:
+    has_ids = not value.get("gold_docs") and value.get("gold_ids") is not None
+    key, item = ("gold_ids", "id") if has_ids else ("gold_docs", "document")
+    if key not in value:
         raise RecordError(f"no `gold_docs`, found {keys_of(value)}")
-    if not isinstance(value["gold_docs"], list) or not value["gold_docs"]:
-        raise RecordError(
-            f"`gold_docs` has to be a list with at least one document, found {kind_of(value['gold_docs'])}"
-        )
+    golds = ids_of(value, key) if has_ids else value[key]
+    if not isinstance(golds, list) or not golds:
+        raise RecordError(f"`{key}` has to be a list with at least one {item}, found {kind_of(golds)}")
     negatives = value.get("hard_neg_docs") or []
     if not isinstance(negatives, list):
         raise RecordError(f"`hard_neg_docs` has to be a list, found {kind_of(negatives)}")
+    negative_ids = ids_of(value, "hard_neg_ids")
+    if negative_ids and not has_ids:
+        raise RecordError("`hard_neg_ids` without `gold_ids`; name all passages of a record by their ids, or none")
     asked = [question for question in questions if question.strip()]
     return QARecord(
         questions=asked,
-        gold_docs=[parse_document(document) for document in value["gold_docs"]],
+        gold_docs=[] if has_ids else [parse_document(document) for document in golds],
         hard_neg_docs=[parse_document(document) for document in negatives],
-        hard_neg_scores=scores_of(value, "hard_neg_scores", negatives, "hard_neg_docs"),
-        gold_scores=scores_of(value, "gold_scores", value["gold_docs"], "gold_docs", NoneType),
-        gold_grades=_grades(value, value["gold_docs"]),
+        hard_neg_scores=scores_of(value, "hard_neg_scores", negatives + negative_ids, "hard_neg_docs"),
+        gold_scores=scores_of(value, "gold_scores", golds, key, NoneType),
+        gold_grades=_grades(value, golds, key),
         has_chat_history=bool(value.get("chat_history")),
         num_empty_questions=len(questions) - len(asked),
         instruction=instruction_of(value),
+        gold_ids=golds if has_ids else None,
+        hard_neg_ids=negative_ids,
     )
 
 
-def _grades(value: dict[str, Any], golds: list[Any]) -> list[float] | None:
-    grades = scores_of(value, "gold_grades", golds, "gold_docs")
+def _grades(value: dict[str, Any], golds: list[Any], of: str) -> list[float] | None:
+    grades = scores_of(value, "gold_grades", golds, of)
     if grades and min(grades) <= 0:
         raise RecordError(f"`gold_grades` has to be numbers above 0, found {min(grades)!r}; a gold is an answer")
     return grades if grades and set(grades) != {1} else None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+from rqa_ray.data.gold_ids import NO_PASSAGES, PassagesById
 from rqa_ray.data.schema import Document, Label, QARecord, question_key
 from rqa_ray.errors import InputError
 
@@ -14,12 +15,17 @@ SHOWN_CHARS = 60
 
 @dataclass(frozen=True)
 class Labels:
-    """The decisions of a person: the accepted passages of each question, and how many were refused or left open."""
+    """What is known about golds beside their own files.
+
+    This is the decisions of a person: the accepted passages of each question, and how many were refused or left open.
+    """
 
     golds: dict[int, list[Document]] = field(default_factory=dict)  # accepted passages by question_key
     wordings: dict[int, str] = field(default_factory=dict)  # one wording of each question_key in `golds`
     num_refused: int = 0
     num_undecided: int = 0
+    # the passages of the corpus, where question files name golds by their ids
+    passages: PassagesById = field(default=NO_PASSAGES, compare=False, repr=False)
 
     @classmethod
     def of(cls, labels: Iterable[Label]) -> Labels:
@@ -78,12 +84,13 @@ class Labels:
         return self.golds.keys() & {question_key(question, record.instruction) for question in record.questions}
 
     def describe(self, asked: Iterable[int]) -> list[str]:
-        """Returns a line for the user about the labels, or no line without labels.
+        """Returns lines for the user about the labels and the ids of golds; none without either.
 
         `asked` are the question keys of all files that are read.
         """
+        lines = [self.passages.describe()] if self.passages.source else []
         if not (self.golds or self.num_refused or self.num_undecided):
-            return []
+            return lines
         found = self.golds.keys() & set(asked)
         passages = {gold.passage_id for key in found for gold in self.golds[key]}
         line = f"accepted labels: {len(passages):,} passages are golds of {len(found):,} questions now"
@@ -94,7 +101,7 @@ class Labels:
         if unknown:
             example = _shown(self.wordings[unknown[0]])
             line += f"; {len(unknown):,} of their questions are asked in no file, such as {example}"
-        return [line]
+        return [*lines, line]
 
 
 NO_LABELS = Labels()

@@ -77,7 +77,7 @@ def prepare(settings: PrepareSettings) -> list[str]:
     skip_bad = settings.on_bad_record == "skip"
     given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
     inputs = find_inputs(given, skip_bad, {"output_dir": settings.output_dir})
-    labels = find_labels(settings.accepted_labels)
+    labels = find_labels(settings.accepted_labels, inputs, skip_bad)
     model = find_model_folder(settings.model_name_or_path, settings.model_revision)
     spec = ModelSpec(model, encoder_settings(model, settings), settings.trust_remote_code)
     check_model(spec)

@@ -72,18 +72,21 @@ def read_inputs(
             a bad line is an error only if its file, or range of a file, has no good one.
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
-        read = functools.partial(_read, spec=spec, skip_bad=skip_bad, labels=labels)
+        shared = [ray.put(labels)]  # in a list, so that Ray fetches it where it is read; it may hold the whole corpus
+        read = functools.partial(_read, spec=spec, skip_bad=skip_bad, labels=labels, shared=shared)
         return dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values()), strict=True))
 
 
-def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: Labels) -> Blocks:
+def _read(
+    name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: Labels, shared: list[ray.ObjectRef]
+) -> Blocks:
     kind = name if name in SCHEMAS else "questions"
     items = [
         {"file": index, "path": path, "start": start, "end": -1 if end is None else end}
         for index, path in enumerate(files)
         for start, end in record_ranges(path, RANGE_BYTES)
     ]
-    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": labels}
+    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": shared}
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(_read_file, batch_size=1, fn_kwargs=given)
@@ -111,7 +114,7 @@ def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: 
 
 
 def _read_file(
-    batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool, labels: Labels
+    batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool, labels: list[ray.ObjectRef]
 ) -> Iterator[pa.Table]:
     """Reads a file, or a range of it, into tables of one schema.
 
@@ -125,7 +128,7 @@ def _read_file(
     to_rows: Any = {"questions": question_rows, "corpus": document_rows}.get(kind)
     to_rows = to_rows or functools.partial(train_rows, named=set())
     records_are = "documents" if kind == "corpus" else "questions"
-    records = read_records(path, records_are, start, None if end < 0 else end, labels)
+    records = read_records(path, records_are, start, None if end < 0 else end, ray.get(labels[0]))
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     found: instructions.Found = {}
     held: list[dict[str, Any]] = []  # one batch of rows; the last batch brings the counts of the file

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,8 @@ from rqa_ray.data.files import (
     lines_before,
     read_lines,
 )
-from rqa_ray.data.formats import parse_document, parse_label, parse_qa_record
+from rqa_ray.data.formats import ID_KEYS, parse_document, parse_label, parse_named_document, parse_qa_record
+from rqa_ray.data.gold_ids import NamedPassage, PassagesById
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
@@ -37,7 +39,10 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "documents": parse_document,
     "questions": parse_qa_record,
     "labels": parse_label,
+    "named documents": parse_named_document,
 }
+
+Record = Document | QARecord | Label | tuple[str | None, Document]
 
 
 def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
@@ -65,18 +70,19 @@ def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
 
 
 def read_records(
-    path: str, kind: str, start: int = 0, end: int | None = None, labels: Labels = NO_LABELS
-) -> Iterator[tuple[int, Document | QARecord | Label | str]]:
+    path: str, kind: str, start: int = 0, end: int | None = None, labels: Labels | None = NO_LABELS
+) -> Iterator[tuple[int, Record | str]]:
     """Yields (line, record) of a file of a kind in `PARSERS`; a string in place of a record says what is wrong.
 
-    `labels` add golds to the questions here, so every reader of questions agrees about them.
+    `labels` add golds to the questions here, so every reader of questions agrees about them. None leaves the questions
+    as they are in the file; golds that are named by ids are then missing.
 
     Blank lines are skipped. The line is the number of the document in a pickle, of the row in Parquet, of the line
     where the row ends in CSV, and of the first judgment of a query in BEIR's judgments. In a range (`record_ranges`),
     lines are numbered as in `files.read_lines`, but messages count from the beginning of the file.
     """
     parse = PARSERS[kind]
-    if has_suffix(path, ".pkl") and kind != "documents":
+    if has_suffix(path, ".pkl") and kind in ("questions", "labels"):
         yield 0, f"{path}: {kind} have to be JSONL; a pickle can only hold documents"
         return
     read, to_value = _reader(path, kind)
@@ -84,9 +90,11 @@ def read_records(
         with hub_errors(path):
             before = None  # only counted if something is wrong
             for number, value in read(path, start, end):
-                record: Document | QARecord | Label | str
+                record: Record | str
                 try:
                     record = parse(to_value(value))
+                    if labels is not None and isinstance(record, QARecord):
+                        record = labels.passages.resolve(record)
                 except UnicodeDecodeError as error:
                     record = f"not UTF-8 ({error.reason} at byte {error.start})"
                 except RecordError as error:
@@ -97,7 +105,7 @@ def read_records(
                     if before is None:
                         before = lines_before(path, start) if read is read_lines else start
                     record = f"{path}:{before + number - start}: {record}"
-                if isinstance(record, QARecord):
+                if labels is not None and isinstance(record, QARecord):
                     yield from ((number, part) for part in labels.apply(record))
                 else:
                     yield number, record
@@ -195,7 +203,7 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
             check_judgments(path)
             continue
         first, problem = None, f"{path}: no records in it"
-        for _, first in read_records(path, kind):
+        for _, first in read_records(path, kind, labels=None):
             if not isinstance(first, str) or not skip_bad:
                 break
         if first is None or isinstance(first, str):
@@ -234,10 +242,41 @@ def find_inputs(
     return files
 
 
-def find_labels(names: list[str] | None) -> Labels:
-    """Reads what people decided about suspects, from the files that --accepted_labels names.
+def find_labels(
+    names: list[str] | None, inputs: Mapping[str, list[str]] | None = None, skip_bad: bool = False
+) -> Labels:
+    """Reads what is known about golds beside their own files.
+
+    `names` are those of --accepted_labels, whose files have the decisions of people about suspects. `inputs` are from
+    `find_inputs`; the corpus among them is read if a file of questions names golds by their ids.
 
     Raises:
-        InputError: a file does not exist, a line is wrong, or two lines contradict each other.
+        InputError: a file does not exist, a line is wrong, two lines contradict each other, or no passage has an id.
     """
-    return Labels.of(good_records(find_files(names or [], "accepted_labels"), "labels"))
+    labels = Labels.of(good_records(find_files(names or [], "accepted_labels"), "labels"))
+    asked = (path for name, paths in (inputs or {}).items() if name != "corpus" for path in paths)
+    naming = next(filter(_has_gold_ids, asked), None)
+    if naming is None or not inputs:
+        return labels
+    passages = PassagesById.of(inputs["corpus"][0], _named_passages(inputs["corpus"], skip_bad))
+    if not len(passages.ids):
+        keys = ", ".join(f"`{key}`" for key in ID_KEYS)
+        raise InputError(f"{passages.source}: no passage has an id ({keys}), but {naming} has `gold_ids`")
+    return replace(labels, passages=passages)
+
+
+def _has_gold_ids(path: str) -> bool:
+    """Returns whether the first good record of a file of questions names golds by their ids."""
+    records = [] if is_judgments(path) else read_records(path, "questions", labels=None)
+    first = next((record for _, record in records if isinstance(record, QARecord)), None)
+    return first is not None and first.gold_ids is not None
+
+
+def _named_passages(files: list[str], skip_bad: bool) -> Iterator[NamedPassage]:
+    for path in files:
+        for line, found in read_records(path, "named documents"):
+            if isinstance(found, str):
+                if not skip_bad:
+                    raise InputError(found)
+            elif isinstance(found, tuple) and found[0] is not None:
+                yield NamedPassage(found[0], found[1], path, line)

@@ -63,6 +63,9 @@ class QARecord:
     # place of the first question in the line, because labels may split a line into several records
     first_question: int = 0
     instruction: str | None = None  # goes before each question, in place of the model's query prefix
+    # ids in the corpus, if the line names its passages by them; `gold_ids.py` then fills in the documents
+    gold_ids: list[str] | None = field(default=None, compare=False)
+    hard_neg_ids: list[str] = field(default_factory=list, compare=False)
 
     @property
     def passages(self) -> list[Document]:

@@ -24,7 +24,7 @@ from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import inner
 from rqa_ray.data.counts import Counts, Sample, record_bytes
-from rqa_ray.data.files import has_suffix
+from rqa_ray.data.files import has_suffix, text_bytes
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
@@ -76,13 +76,13 @@ class Stream:
         free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
         plan = WindowPlan(self.parts, self.num_rows, seed, self.window_bytes)
         # A task that asks for a CPU would wait for ever if the workers hold all CPUs.
-        given = (plan, self.spec, self.labels, self.share, int(free_cpus >= 1))
+        given = (plan, self.spec, [ray.put(self.labels)], self.share, int(free_cpus >= 1))
         return plan, WindowStore.remote(*given)  # type: ignore[attr-defined]
 
 
-def is_too_large(files: list[str], spec: ModelSpec) -> bool:
+def is_too_large(files: list[str], spec: ModelSpec, labels: Labels = NO_LABELS) -> bool:
     """Returns whether the tokenized rows of training files would take too much of the object store."""
-    sample = Sample.of(files)
+    sample = Sample.of(files, labels)
     tokenized = expansion(sample, spec) * record_bytes(files, sample)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenized > RESIDENT_SHARE * min(stores)
@@ -105,7 +105,7 @@ def open_stream(
         InputError: a bad line; passages that clash (in files larger than 1 GB, only a share of them is checked); a
             file without records; or a file that has to be read at once and is too large for it.
     """
-    sample = Sample.of(files)
+    sample = Sample.of(files, labels)
     times = max(1.0, expansion(sample, spec))
     part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))
     sizes_of_files = [int(record_bytes([path], sample)) for path in files]
@@ -146,11 +146,9 @@ def open_stream(
 def _parts(number: int, path: str, size: int, part_bytes: int) -> Iterator[Part]:
     """Cuts a file whose records have `size` bytes into parts of about `part_bytes`."""
     is_parquet = has_suffix(path, ".parquet")
-    ranges = record_ranges(path, part_bytes)
-    for start, end in ranges:
-        num_bytes = size
-        if end is not None:  # rows of Parquet: the same share of the file's bytes
-            num_bytes = size * (end - start) // (ranges[-1][1] or 1) if is_parquet else end - start
+    ranges = record_ranges(path, part_bytes * text_bytes(path) // max(size, 1))  # records may be larger than the file
+    for start, end in ranges:  # bytes, or rows of Parquet
+        num_bytes = size if end is None else size * (end - start) // (ranges[-1][1] or 1)
         if num_bytes > LARGEST_PART:
             raise InputError(
                 f"{path}: {'a row group' if is_parquet else 'a compressed file or a CSV or a BEIR folder'} of about "
@@ -201,9 +199,12 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels:
 class WindowStore:
     """Lets Ray tasks make windows ahead of the workers, and keeps the windows in use; a window is always the same."""
 
-    def __init__(self, plan: WindowPlan, spec: ModelSpec, labels: Labels, share: Share, num_cpus: int) -> None:
+    def __init__(
+        self, plan: WindowPlan, spec: ModelSpec, labels: list[ray.ObjectRef], share: Share, num_cpus: int
+    ) -> None:
+        """Takes a reference to the labels in a list, so that Ray does not fetch them here."""
         self._plan, self._spec, self._share, self._num_cpus = plan, spec, share, num_cpus
-        self._labels = ray.put(labels)  # once for all windows
+        self._labels = labels[0]
         self._refs: OrderedDict[tuple[int, int], ray.ObjectRef] = OrderedDict()  # in the order of their last use
 
     def window(self, epoch: int, window: int) -> list[ray.ObjectRef]:

@@ -65,6 +65,26 @@ def scores_of(value: dict[str, Any], name: str, scored: list[Any], of: str, *mor
     return scores
 
 
+def ids_of(value: dict[str, Any], name: str) -> list[str]:
+    """Returns the texts of the ids under a key, which has one id, a list of ids, or (in CSV) a list as JSON."""
+    given = [] if value.get(name) is None else value[name]
+    if isinstance(given, str) and given.startswith("["):
+        given = parse_json(given)
+    ids = given if isinstance(given, list) else [given]
+    strangers = [one for one in ids if id_text(one) is None]
+    if strangers:
+        raise RecordError(f"`{name}` has to be a list of texts or numbers, found {kind_of(strangers[0])}")
+    return [text for one in ids if (text := id_text(one))]
+
+
+def id_text(value: Any) -> str | None:
+    """Returns the text by which an id is compared; None if the value is no id."""
+    if isinstance(value, float) and value.is_integer():  # pandas makes floats of whole numbers if some are missing
+        value = int(value)
+    is_id = isinstance(value, (str, int, float, *HAS_TEXT_FORM)) and not isinstance(value, bool)
+    return as_utf8(str(value)) or None if is_id else None
+
+
 def text_of(value: Any) -> str:
     """Returns the text of a value that JSON does not have, such as a date; Parquet contains such values."""
     if isinstance(value, HAS_TEXT_FORM):

@@ -91,7 +91,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     given = {name: (flag, getattr(settings, flag)) for name, flag in INPUTS.items()}
     outputs = {flag: getattr(settings, flag) for flag in ("output_dir", "embeddings_path")}
     inputs = find_inputs(given, skip_bad=False, outputs=outputs)
-    labels = find_labels(settings.accepted_labels)
+    labels = find_labels(settings.accepted_labels, inputs)
     model = find_model(settings)
     check_output(output, config, settings.overwrite_output_dir)
     shared = set(inputs["test"]) & set(inputs.get("weight", []))

@@ -21,7 +21,8 @@ from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.topk import search_blocks
 from rqa_ray.corpus_settings import ExportSettings
 from rqa_ray.data.distinct import read_distinct
-from rqa_ray.data.records import find_inputs, good_records
+from rqa_ray.data.labels import Labels
+from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.data.rows import Questions
 from rqa_ray.data.token_tables import make_tokenizer, question_rows, to_table
 from rqa_ray.errors import InputError, first_line, need_extra
@@ -103,9 +104,10 @@ class ExportResult:
 class Check:
     """Questions and passages, on which every form of the model is measured."""
 
-    def __init__(self, model: Model, questions: list[str], documents: list[str]) -> None:
+    def __init__(self, model: Model, questions: list[str], documents: list[str], labels: Labels) -> None:
         tokenizer = make_tokenizer(model.spec)
-        records = list(enumerate(record for record in good_records(questions, "questions") if record.questions))
+        asked = (record for record in good_records(questions, "questions", labels=labels) if record.questions)
+        records = list(enumerate(asked))
         if not records:
             raise InputError(f"{questions[0]}: all its questions are empty")
         tables = [to_table([row | {"file": 0} for row in question_rows(records, tokenizer)], "questions")]
@@ -180,11 +182,12 @@ def export(settings: ExportSettings) -> ExportResult:
         "test": ("eval_data_path", settings.eval_data_path),
     }
     inputs = find_inputs(given, skip_bad=False, outputs={"output_dir": settings.output_dir})
+    labels = find_labels(None, inputs)
     runtimes, notes = chosen_runtimes(settings.runtimes)
     model = find_model(settings)
     upload = Upload(settings.push_to_hub) if settings.push_to_hub else None
     print(model.describe(), file=sys.stderr)
-    check = Check(model, inputs["test"], inputs["corpus"])
+    check = Check(model, inputs["test"], inputs["corpus"], labels)
     if check.num_lost:
         notes.append(f"warning: {check.num_lost:,} questions have a gold that is missing from the corpus")
     embedder = Embedder.load(model.spec, device="cpu")

@@ -50,7 +50,8 @@ def read_mining_texts(
         RuntimeError: the files have another number of pairs than when they were first read.
     """
     passage_ids = Documents(blocks["corpus"].tables()).passage_ids
-    found = [_read_pairs.remote(ranges, labels, share, passage_ids) for ranges in group_ranges(train_files)]
+    given = (ray.put(labels), share, passage_ids)
+    found = [_read_pairs.remote(ranges, *given) for ranges in group_ranges(train_files)]
     keys, ids = [], []
     texts: dict[int, str] = {}
     missing: dict[int, str] = {}

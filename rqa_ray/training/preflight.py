@@ -16,7 +16,7 @@ def preflight(job: Job) -> list[str]:
         InputError: the user's input or arguments are wrong.
     """
     checked = check(with_local_output(job))
-    counts = estimate(checked.files["train"])
+    counts = estimate(checked.files["train"], checked.labels)
     num_rows = max(1, round(counts.num_rows * checked.job.settings.train_share))
     has_negatives = counts.num_negatives > 0 or checked.job.settings.mine_negatives > 0
     job = with_steps(checked.job, num_rows)

@@ -142,7 +142,7 @@ def check(job: Job) -> Checked:
         InputError: the user's input or arguments are wrong; nothing was written but demo data.
     """
     files = None if job.settings.demo_size else input_files(job)
-    labels = find_labels(job.settings.accepted_labels)
+    labels = find_labels(job.settings.accepted_labels, files, job.settings.on_bad_record == "skip")
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
     encoder = encoder_settings(model_folder, job.settings)
     model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
@@ -195,7 +195,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     checked = check(job)
     job, files, labels = checked.job, checked.files, checked.labels
     spec = replace(checked.model, copy=share_model(checked.model.folder))
-    job = with_data_mode(job, files["train"], spec, args_file)
+    job = with_data_mode(job, files["train"], spec, args_file, labels)
     skip_bad = job.settings.on_bad_record == "skip"
     streamed = job.settings.data_mode == "streaming"
     stream = open_stream(files["train"], spec, skip_bad, labels, job.share) if streamed else None
@@ -264,13 +264,13 @@ def serve_windows(stream: Stream, job: Job, workers: Workers, runs_at_once: int 
     return stream.serve(seed, runs_at_once * workers.num_workers * workers.cpus)
 
 
-def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file: str) -> Job:
+def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file: str, labels: Labels) -> Job:
     """Returns the job with its data mode: that of the run that is resumed, else chosen by the size of the data."""
     mode: Any = job.settings.data_mode
     if mode == "auto" and job.resume:
         mode = (read_json(Path(job.output_dir) / args_file) or {}).get("data_mode", "auto")
     if mode == "auto":
-        mode = "streaming" if is_too_large(train_files, spec) else "resident"
+        mode = "streaming" if is_too_large(train_files, spec, labels) else "resident"
     return replace(job, settings=replace(job.settings, data_mode=mode))
 
 

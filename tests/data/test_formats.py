@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.formats import FORMATS, Format, RecordError, parse_document, parse_json, parse_label, parse_qa_record
+from rqa_ray.data.gold_ids import NamedPassage, PassagesById
 from rqa_ray.data.records import good_records
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.schema import Document, QARecord
@@ -133,18 +134,29 @@ def test_a_record_of_another_project_is_the_record_that_localrqa_would_have(name
     assert parse_qa_record(OTHERS[name]) == parse_qa_record(LOCAL)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+NAMED = {"question": "Boils?", "gold_ids": ["it boils"], "hard_neg_ids": [7, "8"]}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "ids in the corpus"])
 def test_the_same_pairs_in_each_form_are_the_same_global_batches(name):
+    texts = {f"it boils {number}": f"Water boils {number}." for number in range(9)}
+    corpus = {"7": "Ice melts.", "8": "Iron rusts."} | texts
+    passages = PassagesById.of("c", (NamedPassage(*one, "c", 1) for one in _documents(corpus)))
+
     def batch(form: str) -> list[list[int]]:
-        line = json.dumps(OTHERS.get(form, LOCAL))
+        line = json.dumps(OTHERS.get(form, LOCAL if form == "LocalRQA" else NAMED))
         values = [parse_json(line.replace("oils", f"oils {number}")) for number in range(9)]
-        records = list(enumerate(map(parse_qa_record, values)))
+        records = list(enumerate(passages.resolve(parse_qa_record(value)) for value in values))
         rows = [row | {"file": 0} for row in train_rows(records, Words(), set())]  # type: ignore[arg-type]
         data = TrainingRows.from_tables([to_table(rows, "train")])
         found = GlobalBatches(data, 4, 0.5, seed=0, pad_id=0, rank=0, world_size=1).make(1)
         return [np.asarray(part).tolist() for part in (found.order, found.passage_ids)]
 
     assert batch(name) == batch("LocalRQA")
+
+
+def _documents(texts: dict[str, str]) -> list[tuple[str, Document]]:
+    return [(name, Document(text)) for name, text in texts.items()]
 
 
 def stored(value: Any, text: pa.DataType, texts: pa.DataType) -> pa.DataType:
@@ -267,6 +279,12 @@ def test_a_teachers_scores_stay_with_their_hard_negatives():
     assert parse_qa_record(value).hard_neg_scores == [0.5, 2]
     assert parse_qa_record({"question": "?", "gold_docs": [DOC]}).hard_neg_scores is None
     assert parse_qa_record(value | {"gold_scores": [None]}).gold_scores == [None]
+
+
+@pytest.mark.parametrize(("grades", "kept"), [([3, 0.5], [3, 0.5]), ([1, 1], None), (None, None)])
+def test_a_record_may_have_the_grades_of_its_golds_which_else_are_1(grades, kept):
+    record = parse_qa_record({"question": "?", "gold_docs": [DOC, DOC], "gold_grades": grades})
+    assert record.gold_grades == kept and record.grades == (kept or [1, 1])
 
 
 # What is wrong

@@ -1,6 +1,7 @@
 """Accepted labels: a passage that a person accepted is a gold wherever its question is read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 
 GOLD, RIVAL, OTHER = (Document(f"text {number}", "", {"source": f"s{number}"}) for number in range(3))
 RECORD = QARecord(
-    ["one", "two", "TWO ", "three"], [GOLD], [RIVAL], hard_neg_scores=[0.5], gold_scores=[2.0], num_empty_questions=1
+    ["one", "two", "TWO ", "three"],
+    [GOLD],
+    [RIVAL],
+    hard_neg_scores=[0.5],
+    gold_scores=[2.0],
+    gold_grades=[3.0],
+    num_empty_questions=1,
 )
 
 
@@ -37,6 +44,7 @@ def test_only_the_questions_of_that_wording_get_the_gold_and_all_stay_in_their_o
         (["three"], [GOLD]),  # which has it already
     ]
     assert [part.gold_scores for part in parts] == [[2.0], [2.0, None], [2.0]]
+    assert [part.gold_grades for part in parts] == [[3.0], [3.0, 1.0], [3.0]]
     assert [part.first_question for part in parts] == [0, 1, 3]
     assert sum(part.num_empty_questions for part in parts) == 1
     counts = Counts()
@@ -102,7 +110,6 @@ def test_every_way_to_read_the_questions_gives_the_golds(ray_cluster, tiny_model
     from rqa_ray.data import streaming
     from rqa_ray.data.prepare import write as write_parquet
     from rqa_ray.data.readers import read_inputs
-    from rqa_ray.data.windows import WindowedRows
 
     spec = ModelSpec(tiny_model, read_settings(tiny_model, max_seq_length=16))
     records = [
@@ -122,6 +129,15 @@ def test_every_way_to_read_the_questions_gives_the_golds(ray_cluster, tiny_model
     assert found["files"][2] == found["none"][2] == 81
     assert max(len(golds) for golds in found["files"][1]) == 3 > max(len(golds) for golds in found["none"][1])
 
+    corpus = [document(number) | {"id": number} for number in range(99)]
+    for record in records:  # the same with the ids of the golds
+        number = int(record.pop("gold_docs")[0]["page_content"].split()[1])
+        record["gold_ids"] = [str(number)]
+    inputs = {"train": [write(tmp_path / "ids.jsonl", records)], "corpus": [write(tmp_path / "corpus.jsonl", corpus)]}
+    by_ids = replace(labels, passages=find_labels(None, inputs).passages)
+    blocks = read_inputs({"train": inputs["train"]}, spec, labels=by_ids)
+    assert pairs_of(TrainingRows.from_tables(blocks["train"].tables())) == found["files"][0]
+
     write_parquet(files, "questions", tmp_path / "train.parquet", skip_bad=False, labels=labels)
     for given in (Labels(), labels):  # whoever names the labels again gets nothing twice
         blocks = read_inputs({"train": [str(tmp_path / "train.parquet")]}, spec, labels=given)
@@ -129,12 +145,20 @@ def test_every_way_to_read_the_questions_gives_the_golds(ray_cluster, tiny_model
 
     for name, size in {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 10**6}.items():
         monkeypatch.setattr(streaming, name, size)
+    for paths, given in ((files, labels), (inputs["train"], by_ids)):
+        streamed_pairs_are(found["files"][0], paths, given, spec)
+
+
+def streamed_pairs_are(expected: list[tuple], files: list[str], labels: Labels, spec: ModelSpec) -> None:
+    from rqa_ray.data import streaming
+    from rqa_ray.data.windows import WindowedRows
+
     stream = streaming.open_stream(files, spec, labels=labels)
     assert stream.counts.num_rows == stream.num_rows.sum() == 87 and stream.counts.num_empty == 40
     assert labels.describe(stream.labeled) == labels.describe(map(question_key, (f"q{n}" for n in range(40))))
     plan, store = stream.serve(seed=0, busy_cpus=0)
     rows, numbers = WindowedRows(plan, streaming.fetcher(store)).take(0, 87)
-    assert sorted(numbers) == list(range(87)) and sorted(pairs_of(rows)) == sorted(found["files"][0])
+    assert sorted(numbers) == list(range(87)) and sorted(pairs_of(rows)) == sorted(expected)
 
 
 def document(number: int) -> dict:

@@ -100,16 +100,17 @@ def test_training_on_it_makes_the_global_batches_of_the_files(prepared, inputs, 
             assert token_batch.input_ids.tolist() == same.input_ids.tolist()
 
 
-def test_scores_of_hard_negatives_are_kept(inputs, tmp_path) -> None:
+def test_scores_and_grades_are_kept(inputs, tmp_path) -> None:
     from rqa_ray.data.prepare import write
 
     record = json.loads(Path(inputs["train"][0]).read_text().splitlines()[0])
     (tmp_path / "train.jsonl").write_text(
-        json.dumps(record | {"hard_neg_scores": [0.5, 2.0], "gold_scores": [None, None]}) + "\n"
+        json.dumps(record | {"hard_neg_scores": [0.5, 2.0], "gold_scores": [None, None], "gold_grades": [2, 1]}) + "\n"
     )
     write([str(tmp_path / "train.jsonl")], "questions", tmp_path / "train.parquet", skip_bad=False)
     [(_, kept)] = read_records(str(tmp_path / "train.parquet"), "questions")
     assert kept.hard_neg_scores == [0.5, 2.0] and kept.gold_scores == [None, None]
+    assert kept.gold_grades == [2, 1]
 
 
 def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:
