@@ -72,21 +72,18 @@ def read_inputs(
             a bad line is an error only if its file, or range of a file, has no good one.
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
-        shared = [ray.put(labels)]  # in a list, so that Ray fetches it where it is read; it may hold the whole corpus
-        read = functools.partial(_read, spec=spec, skip_bad=skip_bad, labels=labels, shared=shared)
+        read = functools.partial(_read, spec=spec, skip_bad=skip_bad, labels=labels)
         return dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values()), strict=True))
 
 
-def _read(
-    name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: Labels, shared: list[ray.ObjectRef]
-) -> Blocks:
+def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: Labels) -> Blocks:
     kind = name if name in SCHEMAS else "questions"
     items = [
         {"file": index, "path": path, "start": start, "end": -1 if end is None else end}
         for index, path in enumerate(files)
         for start, end in record_ranges(path, RANGE_BYTES)
     ]
-    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": shared}
+    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": [ray.put(labels)]}
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(_read_file, batch_size=1, fn_kwargs=given)
@@ -118,6 +115,7 @@ def _read_file(
 ) -> Iterator[pa.Table]:
     """Reads a file, or a range of it, into tables of one schema.
 
+    `labels` is a reference in a list, so that Ray does not fetch it for each call: labels may hold the whole corpus.
     Stops at the first bad record and returns `problem`.
     """
     path, file = str(batch["path"][0]), int(batch["file"][0])

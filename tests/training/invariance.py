@@ -84,7 +84,7 @@ def tables(seed: int = 0, lacking: tuple[int, ...] = ()) -> dict[str, list[pa.Ta
         for number in range(20)
         if number not in lacking
     ]
-    return {"train": [train], "eval": [train], "corpus": [table("corpus", documents)]}
+    return {"train": [train], "eval": [table("questions", rows)], "corpus": [table("corpus", documents)]}
 
 
 def mining_texts(data: dict[str, list[pa.Table]], rounds: TrainSettings) -> MiningTexts:
