@@ -7,6 +7,7 @@ passage with a grade above 0 is a gold of this grade; a passage with grade 0 is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from rqa_ray.places import exists, hub_errors, inside, open_location, shown
 # Names of files in `qrels`, by input of a job.
 JUDGMENTS = {"train": "train", "asked": "train", "eval": "dev", "weight": "dev", "test": "test"}
 SUFFIXES = (".tsv", *(f".tsv{end}" for end in COMPRESSED))
+# A line that begins with its `_id`, as usual; parsing lines that nobody wants would take most of the time.
+ID_FIRST = re.compile(rb'\s*\{\s*"_id"\s*:\s*("[^"\\]*"|-?\d+)\s*,')
 COLUMNS = ("query-id", "corpus-id", "score")
 
 
@@ -176,6 +179,9 @@ def _by_id(path: str, wanted: Any) -> dict[Any, Any]:
     found: dict[Any, Any] = {None: ""}
     with _reading(path):
         for line, text in read_lines(path):
+            first = ID_FIRST.match(text)
+            if first and first[1].strip(b'"').decode(errors="replace") not in wanted:
+                continue
             try:
                 value = parse_json(text.decode("utf-8"))
             except (RecordError, UnicodeDecodeError) as error:
