@@ -21,7 +21,7 @@ from rqa_ray.data.distinct import first_places
 from rqa_ray.data.golds import Golds
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.records import good_records
-from rqa_ray.data.schema import Document, question_key
+from rqa_ray.data.schema import Document
 
 
 class TrainingPairs:
@@ -84,11 +84,12 @@ class HeldOut:
         asked = [(record, question) for record in records for question in record.questions]
         self.questions = [question for _, question in asked]
         self.instructions = [record.instruction for record, _ in asked]
-        first = np.cumsum([0, *(len(record.gold_docs) for record, _ in asked)])[:-1]
-        keys = [question_key(question, record.instruction) for record, question in asked for _ in record.gold_docs]
+        counts = [len(record.gold_docs) for record, _ in asked]
+        numbers = np.repeat(np.arange(len(asked)), counts)
         ids = [gold.passage_id for record, _ in asked for gold in record.gold_docs]
         grades = np.array([grade for record, _ in asked for grade in record.grades])
-        self.golds = Golds.of(np.array(keys, np.int64), np.array(ids, np.int64), grades).select(first)
+        first = np.cumsum([0, *counts])[:-1]
+        self.golds = Golds.of(numbers, np.array(ids, np.int64), grades).select(first)
         known = [self.questions, self.instructions, [golds.tolist() for golds in self.golds]]
         known += [] if self.golds.grades is None else [self.golds.grades.tolist()]
         self.digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
