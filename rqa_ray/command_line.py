@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 
 from rqa_ray.config import is_config, misfit, read_config
+from rqa_ray.credentials import MASK, is_masked
 from rqa_ray.errors import InputError
 from rqa_ray.fields import OWN_METADATA, REQUIRED, Check
 from rqa_ray.help_text import help_text
@@ -154,7 +155,7 @@ class Parser(HfArgumentParser):
                 raise InputError(f"--{item.name} is missing ({self._where_all_are()})")
             if item.metadata.get("is_path"):
                 values[item.name] = _expand_home(values[item.name])
-                _refuse_long_names(item.name, values[item.name])
+                _refuse_what_cannot_be(item.name, values[item.name])
         return values
 
     def unknown(self, name: str) -> str:
@@ -258,8 +259,14 @@ def _expand_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def _refuse_long_names(setting: str, value: Any) -> None:
+def _refuse_what_cannot_be(setting: str, value: Any) -> None:
+    """Raises InputError for a URI whose credentials a stored config does not have, and for a name that is too long."""
     for path in value if isinstance(value, list) else [value]:
+        if isinstance(path, str) and is_masked(path):
+            raise InputError(
+                f"--{setting} {path}: {MASK} stands for credentials, which are not stored; give the URI with its "
+                "credentials, or set them in the environment"
+            )
         for name in path.split(os.sep) if isinstance(path, str) and "://" not in path else []:
             if len(os.fsencode(name)) > LONGEST_NAME:
                 raise InputError(f"--{setting} {path:.60}...: has a name of more than {LONGEST_NAME} bytes")

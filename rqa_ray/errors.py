@@ -2,12 +2,19 @@
 
 import importlib.util
 
+from rqa_ray.credentials import masked
+from rqa_ray.texts import printable
+
 
 class InputError(ValueError):
     """The user's input or arguments are wrong. The message is one line: what is wrong, what was found, what to do.
 
-    Jobs print it on stderr and exit with code 2, without a traceback.
+    Jobs print it on stderr and exit with code 2, without a traceback. Credentials in the message are masked, and
+    characters that a terminal would not show are escaped, because the message may quote any file.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(masked(str(message))))
 
 
 def first_line(error: BaseException) -> str:
@@ -24,7 +31,8 @@ def last_line(error: BaseException) -> str:
 
 
 def _lines(error: BaseException) -> list[str]:
-    return str(error).strip().splitlines() or [type(error).__name__]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return [printable(masked(line)) for line in lines]
 
 
 def need_extra(what: str, extra: str, module: str) -> None:

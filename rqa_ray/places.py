@@ -17,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import NativeFile, fs
 
+from rqa_ray.credentials import masked, masked_values
 from rqa_ray.errors import InputError, first_line
+from rqa_ray.texts import printable
 
 HUB = "hf://"  # Hugging Face's hub; its addresses are not percent-encoded
 ALL_ARGS_FILE = "all_args.json"  # name of the file with the arguments of a run, beside its results
@@ -107,8 +109,8 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as a JSON file."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Writes a value as a JSON file, without the credentials of its URIs."""
+    write_whole(path, (json.dumps(masked_values(value), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -193,8 +195,16 @@ def with_suffix(location: str, suffix: str) -> str:
 
 
 def shown(location: str) -> str:
-    """Returns a path or URI without its query, which may contain credentials."""
-    return location.partition("?")[0] if "://" in location else location
+    """Returns a path or URI as every message shows it: without credentials, query and control characters."""
+    return printable(masked(location.partition("?")[0]) if "://" in location else location)
+
+
+def storage_for_ray(location: str) -> dict[str, Any]:
+    """Returns the storage arguments of Ray's RunConfig; Ray's dashboard shows the path, so it has no credentials."""
+    if masked(location) == location:
+        return {"storage_path": location}
+    filesystem, path = open_location(location)
+    return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 def exists(path: str) -> bool:

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rqa_ray.credentials import MaskedStream
 from rqa_ray.errors import InputError
+from rqa_ray.texts import printable
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a used up quota
 AGAIN_SECONDS = 3.0  # until the exception is raised again if it has not left the block
@@ -36,11 +38,15 @@ class Stop(KeyboardInterrupt):
 def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
     """Ends a job with one line and exit code 2 after an InputError, 130 after Ctrl-C, 143 after SIGTERM.
 
-    Characters that the terminal's encoding lacks are printed as `?`.
+    Characters that the terminal's encoding lacks are printed as `?`. Credentials are masked in all that is printed,
+    also in the traceback of an error that nobody expected.
     """
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):  # for the rest of the process: a traceback is printed after the block
+        if not isinstance(getattr(sys, name), MaskedStream):
+            setattr(sys, name, MaskedStream(getattr(sys, name)))
     try:
         with stop_on_signals():
             yield
@@ -51,7 +57,10 @@ def user_errors(when_stopped: str = "stopped") -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        print(f"error: {error.filename or 'output'}: no space left; free some, and go on", file=sys.stderr)
+        print(
+            f"error: {printable(str(error.filename or 'output'))}: no space left; free some, and go on",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     except KeyboardInterrupt as stop:
         print(when_stopped)

@@ -3,10 +3,23 @@
 import difflib
 import html
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
+
+from rqa_ray.credentials import masked
+
+# Control characters, marks that turn the direction of the text around them, other invisible marks, lone surrogates.
+_HIDDEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    """Returns one line with escapes such as `\\x1b` for characters that would command a terminal, or hide from it."""
+    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def as_utf8(text: str) -> str:
@@ -27,8 +40,8 @@ def duration(seconds: float) -> str:
 
 
 def command(*words: Any) -> str:
-    """Returns a Python command for a shell, with quotes where they are needed."""
-    return shlex.join(["python", *map(str, words)])
+    """Returns a Python command for a shell, with quotes where they are needed, and without credentials."""
+    return printable(masked(shlex.join(["python", *map(str, words)])))
 
 
 def result_text(result: Any, as_json: bool) -> str:

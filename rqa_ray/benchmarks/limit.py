@@ -22,7 +22,7 @@ class PlainLoop:
 
     def __init__(self, model_folder: str, dropout: float, bf16: bool, device: torch.device) -> None:
         self.device, self.bf16 = device, bf16
-        model: Any = AutoModel.from_pretrained(model_folder, dtype=torch.float32)
+        model: Any = AutoModel.from_pretrained(model_folder, dtype=torch.float32, trust_remote_code=False)
         if hasattr(model, "pooler"):
             model.pooler = None  # the loop uses the mean of the tokens
         set_dropout(model, dropout)

@@ -54,7 +54,7 @@ def training_flops(model_folder: str, lengths: np.ndarray) -> float:
     There are six operations for each weight of a linear layer and each token, and those of attention, as in PaLM
     (Chowdhery et al. 2022), appendix B.
     """
-    config = AutoConfig.from_pretrained(str(transformer_folder(model_folder)))
+    config = AutoConfig.from_pretrained(str(transformer_folder(model_folder)), trust_remote_code=False)
     with torch.device("meta"):
         model: Any = AutoModel.from_config(config)
     model.pooler = None

@@ -35,7 +35,8 @@ def resolve(name: str, scratch: str, tokenizer: Any = None) -> str:
         raise InputError(f"--model_name_or_path {name}: the size has to be one of {', '.join(SIZES)}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(find_model_folder(TOKENIZER_OF))
+    own = {"trust_remote_code": False}
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(find_model_folder(TOKENIZER_OF), **own)
     layers, dimensions = SIZES[size]
     try:
         config = AutoConfig.for_model(

@@ -130,7 +130,7 @@ def measure_all(
     `peers` are names in `contenders.peers`; `through_ray` are numbers of Ray workers.
     """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # because waiting threads would count as CPU time
-    kind = model_type(AutoConfig.from_pretrained(workload.model_folder).model_type)
+    kind = model_type(AutoConfig.from_pretrained(workload.model_folder, trust_remote_code=False).model_type)
     of_peers: dict[str, Contender] = {}
     for name, contenders_of_peer in contenders.peers(workload.device).items():
         of_peers |= contenders_of_peer if name in peers else {}

@@ -19,7 +19,7 @@ from rqa_ray.corpus.shards import INDEX_FILE, EmbeddingFolder, fingerprint
 from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import check_local_folder, file_content
+from rqa_ray.places import check_local_folder, file_content, shown
 from rqa_ray.progress import Progress, ProgressLine
 
 IDENTITY = {
@@ -63,7 +63,7 @@ def encode_missing(
     differ = [what for key, what in IDENTITY.items() if earlier and earlier.get(key) != manifest[key]]
     if differ and not overwrite:
         raise InputError(
-            f"{folder.location}: has embeddings of {', '.join(differ)}; choose another folder, "
+            f"{shown(folder.location)}: has embeddings of {', '.join(differ)}; choose another folder, "
             "or replace them with --overwrite_output_dir"
         )
     if differ:
@@ -74,7 +74,7 @@ def encode_missing(
         folder.start(manifest)
     meter = _Meter(plan, folder.done())
     if meter.found:
-        print(f"embeddings of {meter.found:,} passages are there already in {folder.location}")
+        print(f"embeddings of {meter.found:,} passages are there already in {shown(folder.location)}")
     try:
         encode_corpus(
             plan, folder, [*questions], model.spec, workers, manifest["precision"], manifest["bf16"], meter.on_shard
@@ -110,7 +110,7 @@ def check_index(location: str) -> None:
     """Raises InputError if a FAISS index could not be written."""
     need_extra("--index", "index", "faiss")
     if "://" in location:
-        raise InputError(f"--index: cannot be written to {location}; embed to a folder")
+        raise InputError(f"--index: cannot be written to {shown(location)}; embed to a folder")
 
 
 def write_index(folder: EmbeddingFolder) -> str:
@@ -155,5 +155,5 @@ def embed(settings: EmbedSettings) -> list[str]:
     print(plan.describe())
     manifest = manifest_of(model, files, plan, settings.precision, settings.bf16)
     encode_missing(folder, manifest, model, plan, workers, overwrite=settings.overwrite_output_dir)
-    written = [f"{len(plan.passage_ids):,} embeddings in {folder.location}, {len(plan.shards):,} Parquet files"]
+    written = [f"{len(plan.passage_ids):,} embeddings in {shown(folder.location)}, {len(plan.shards):,} Parquet files"]
     return [*written, write_index(folder)] if settings.index else written

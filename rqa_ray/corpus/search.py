@@ -27,7 +27,7 @@ from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import file_content, shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
-from rqa_ray.texts import html_table
+from rqa_ray.texts import html_table, printable
 
 HELD_BYTES = 2**31  # embeddings that are held in memory; larger ones are read again for each question
 SNIPPET_CHARS = 300
@@ -118,7 +118,7 @@ class Searcher:
         if embeddings_path:
             raise InputError(f"--embeddings_path {embeddings_path}: {problem}")
         if manifest:
-            print(f"note: {folder.location} is not used: {problem}", file=sys.stderr)
+            print(f"note: {shown(folder.location)} is not used: {problem}", file=sys.stderr)
         return None
 
     def _encode(self, files: list[str]) -> tuple[list[Document], Block]:
@@ -173,16 +173,20 @@ class Answer:
 
 
 def show(hits: list[Hit], highlight: bool) -> str:
-    """Returns lines for a person: score, title and source of each passage, and how it begins."""
+    """Returns lines for a person: score, title and source of each passage, and how it begins.
+
+    Characters of the passage that would command the terminal are escaped.
+    """
     width = min(shutil.get_terminal_size().columns, 100)
     lines = []
     for number, hit in enumerate(hits, start=1):
         source = str(hit.document.metadata["source"]) if is_given(hit.document.metadata, "source") else ""
-        title = f"\033[1m{hit.title}\033[0m" if highlight else hit.title
+        title = printable(hit.title)
+        title = f"\033[1m{title}\033[0m" if highlight else title
         lines.append(f"{number:2}. {hit.score:.3f}  {title}")
-        lines += [f"    {source}"] if source else []
+        lines += [f"    {printable(source)}"] if source else []
         text = textwrap.shorten(hit.document.page_content, SNIPPET_CHARS, placeholder=" ...")
-        lines += textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(printable(text), width, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 

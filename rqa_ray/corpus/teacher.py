@@ -123,7 +123,8 @@ class _Scorer:
         try:
             from sentence_transformers import CrossEncoder
 
-            self.model = CrossEncoder(folder, device="cuda" if workers.use_gpu else "cpu")
+            device = "cuda" if workers.use_gpu else "cpu"
+            self.model = CrossEncoder(folder, device=device, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # transformers raises many kinds; Ray would print a page about an actor that raises
             self.problem = first_line(error)
 

@@ -63,9 +63,9 @@ def check_judgments(path: str) -> None:
         names, first = columns_of(path), next(read_delimited(path), None)
     if missing := [name for name in COLUMNS if name not in names]:
         what = f"the first line has to name the columns {', '.join(COLUMNS)}"
-        raise InputError(f"{path}:1: no column `{missing[0]}`; {what}")
+        raise InputError(f"{shown(path)}:1: no column `{missing[0]}`; {what}")
     if first is None:
-        raise InputError(f"{path}: no records in it")
+        raise InputError(f"{shown(path)}: no records in it")
 
 
 def left_out(path: str) -> str:
@@ -189,7 +189,7 @@ def _by_id(path: str, wanted: Any) -> dict[Any, Any]:
                 continue
             name = str(value["_id"]) if isinstance(value, dict) and "_id" in value else None
             if name is not None and name in wanted and found.setdefault(name, value) != value:
-                found[name] = RecordError(f"`_id` {name!r} stands for two objects in {path}")
+                found[name] = RecordError(f"`_id` {name!r} stands for two objects in {shown(path)}")
     return found
 
 
@@ -200,7 +200,7 @@ def _reading(path: str) -> Iterator[None]:
         with hub_errors(path):
             yield
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
+        raise InputError(f"{shown(path)}: cannot be read ({first_line(error)})") from None
 
 
 def _is_beir(location: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from rqa_ray.data.files import MAX_LINE_BYTES, has_suffix
 from rqa_ray.data.values import RecordError
 from rqa_ray.errors import InputError
-from rqa_ray.places import open_file
+from rqa_ray.places import open_file, shown
 
 SURPLUS = None  # the key of cells that have no column
 DELIMITERS = ",;\t|"
@@ -65,18 +65,18 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
             yield rows.line_num, _header(path, row, delimiter) if is_header else row
             is_header = False
     except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not CSV ({error})") from None
+        raise InputError(f"{shown(path)}:{rows.line_num}: not CSV ({error})") from None
 
 
 def _header(path: str, row: list[str], delimiter: str) -> list[str]:
     names = [name.strip() for name in row]
     twice = [name for place, name in enumerate(names) if name and name in names[:place]]
     if twice:
-        raise InputError(f"{path}:1: the header has the column `{twice[0]}` twice")
+        raise InputError(f"{shown(path)}:1: the header has the column `{twice[0]}` twice")
     other = next((one for one in DELIMITERS if one != delimiter and one in names[0]), None)
     if len(names) == 1 and other:
         raise InputError(
-            f"{path}:1: one column, {names[0][:60]!r}; cells have to be separated by "
+            f"{shown(path)}:1: one column, {names[0][:60]!r}; cells have to be separated by "
             f"{'tabs' if delimiter != ',' else 'commas'}, not by {other!r}"
         )
     return names
@@ -89,4 +89,4 @@ def _lines(path: str) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+                raise InputError(f"{shown(path)}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None

@@ -15,6 +15,7 @@ from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import good_records, read_records
 from rqa_ray.data.schema import Document, QARecord, text_hash
 from rqa_ray.errors import InputError
+from rqa_ray.places import shown
 
 SHOWN_CHARS = 60
 
@@ -62,7 +63,7 @@ def describe_clash(files: list[str], kind: str, passage_id: int, labels: Labels 
             documents = record.passages if isinstance(record, QARecord) else [record]
             for document in documents:
                 if isinstance(document, Document) and document.passage_id == passage_id:
-                    found.setdefault(document.fmt_content, f"{path}:{line}")
+                    found.setdefault(document.fmt_content, f"{shown(path)}:{line}")
             if len(found) == 2:
                 start = max(0, len(os.path.commonprefix(list(found))) - SHOWN_CHARS // 3)
                 one, other = (text[start : start + SHOWN_CHARS] for text in found)

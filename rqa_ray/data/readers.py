@@ -36,6 +36,7 @@ from rqa_ray.data.token_tables import (
     train_rows,
 )
 from rqa_ray.errors import InputError
+from rqa_ray.places import shown
 from rqa_ray.retriever.encoder_settings import ModelSpec
 
 RANGE_BYTES = 32 * 2**20  # what one task reads
@@ -138,7 +139,7 @@ def _read_file(
             if not isinstance(record, str):
                 good.append((line, record))
             elif skip_bad and line:  # line 0 means the whole file
-                skipped.add(record, path)
+                skipped.add(record, shown(path))
             else:
                 problem = record
                 break
@@ -162,8 +163,9 @@ def _read_file(
         held[0] |= {"skipped": json.dumps(vars(skipped))} if skipped.first else {}
         yield to_table(held, kind)
     elif skipped.first:
-        problem = f"{path}: all its {sum(skipped.kinds.values()):,} records are bad; the first: {skipped.first[0]}"
+        number = sum(skipped.kinds.values())
+        problem = f"{shown(path)}: all its {number:,} records are bad; the first: {skipped.first[0]}"
     elif not problem and not (empty and end >= 0):
-        problem = f"{path}: {'no records in it' if empty else 'all its questions are empty'}"
+        problem = f"{shown(path)}: {'no records in it' if empty else 'all its questions are empty'}"
     if problem:
         yield to_table([{"file": file, "line": 0, "problem": problem}], kind)

@@ -33,7 +33,8 @@ from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
 from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import hub_errors, open_file, open_random_access, refuse_among_inputs
+from rqa_ray.places import hub_errors, open_file, open_random_access, refuse_among_inputs, shown
+from rqa_ray.texts import printable
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "documents": parse_document,
@@ -83,7 +84,7 @@ def read_records(
     """
     parse = PARSERS[kind]
     if has_suffix(path, ".pkl") and kind in ("questions", "labels"):
-        yield 0, f"{path}: {kind} have to be JSONL; a pickle can only hold documents"
+        yield 0, f"{shown(path)}: {kind} have to be JSONL; a pickle can only hold documents"
         return
     read, to_value = _reader(path, kind)
     try:
@@ -104,7 +105,7 @@ def read_records(
                 if isinstance(record, str):
                     if before is None:
                         before = lines_before(path, start) if read is read_lines else start
-                    record = f"{path}:{before + number - start}: {record}"
+                    record = printable(f"{shown(path)}:{before + number - start}: {record}")
                 if labels is not None and isinstance(record, QARecord):
                     yield from ((number, part) for part in labels.apply(record))
                 else:
@@ -112,7 +113,7 @@ def read_records(
     except InputError as error:  # a pickle raises for the whole file
         yield 0, str(error)
     except (OSError, EOFError, pa.ArrowException) as error:
-        yield 0, f"{path}: cannot be read ({first_line(error)})"
+        yield 0, f"{shown(path)}: cannot be read ({first_line(error)})"
 
 
 def _reader(path: str, kind: str) -> tuple[Callable[..., Iterator[tuple[int, Any]]], Callable[[Any], Any]]:
@@ -174,7 +175,8 @@ def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int,
         try:
             yield from enumerate(rows, start=start + 1)
         except TypeError as error:
-            raise InputError(f"{path}: a map has keys that are no text ({error}); write them as text") from None
+            what = f"a map has keys that are no text ({error}); write them as text"
+            raise InputError(f"{shown(path)}: {what}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -202,7 +204,7 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
         if is_judgments(path) and kind == "questions":  # their first record needs a pass over the corpus
             check_judgments(path)
             continue
-        first, problem = None, f"{path}: no records in it"
+        first, problem = None, f"{shown(path)}: no records in it"
         for _, first in read_records(path, kind, labels=None):
             if not isinstance(first, str) or not skip_bad:
                 break

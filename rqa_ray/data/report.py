@@ -10,6 +10,7 @@ from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
+from rqa_ray.places import shown
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the columns of the histogram (tokens)
 BATCH_SIZES = (64, 256, 1024)
@@ -99,14 +100,12 @@ def _missing_one(survey: Survey, files: dict[str, list[str]], split: str) -> str
     for path, line, record in questions:
         golds = record.gold_docs if isinstance(record, QARecord) else []
         for gold in (gold for gold in golds if gold.passage_id in missing):
+            first = f"; the first, {shown(path)}:{line}, has source (or _id, or title) {gold.origin!r:.80}"
             corpus = (found for name in files.get("corpus", []) for _, found in read_records(name, "documents"))
             for document in islice(corpus, SEARCHED_DOCUMENTS):
                 if isinstance(document, Document) and document.page_content == gold.page_content:
-                    return (
-                        f"; the first, {path}:{line}, has source (or _id, or title) {gold.origin!r:.80}, the corpus "
-                        f"has the same page_content with {document.origin!r:.80}"
-                    )
-            return f"; the first, {path}:{line}, has source (or _id, or title) {gold.origin!r:.80}"
+                    return f"{first}, the corpus has the same page_content with {document.origin!r:.80}"
+            return first
     return ""
 
 

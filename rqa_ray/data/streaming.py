@@ -34,6 +34,7 @@ from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
+from rqa_ray.places import shown
 from rqa_ray.retriever.encoder_settings import ModelSpec
 
 SMALLEST_PART = 2**14
@@ -135,7 +136,7 @@ def open_stream(
     np.add.at(in_file, [part.file for part in parts], [part.num_rows + part.num_left_out for part in counts])
     for path, number in zip(files, in_file, strict=True):
         if not number:
-            raise InputError(f"{path}: it has no good record with a question")
+            raise InputError(f"{shown(path)}: it has no good record with a question")
     labeled = set(inner([table], "labeled").tolist())
     window_bytes = int(WINDOW_BYTES / times)
     texts = zip(table["part"].to_pylist(), table["instructions"].to_pylist(), strict=True)
@@ -150,10 +151,10 @@ def _parts(number: int, path: str, size: int, part_bytes: int) -> Iterator[Part]
     for start, end in ranges:  # bytes, or rows of Parquet
         num_bytes = size if end is None else size * (end - start) // (ranges[-1][1] or 1)
         if num_bytes > LARGEST_PART:
+            piece = "a row group" if is_parquet else "a compressed file or a CSV or a BEIR folder"
             raise InputError(
-                f"{path}: {'a row group' if is_parquet else 'a compressed file or a CSV or a BEIR folder'} of about "
-                f"{num_bytes / 1e9:.1f} GB has to be read in one piece, which is too much to stream; convert it with "
-                "jobs/prepare.py or decompress it, or --data_mode resident"
+                f"{shown(path)}: {piece} of about {num_bytes / 1e9:.1f} GB has to be read in one piece, which is too "
+                "much to stream; convert it with jobs/prepare.py or decompress it, or --data_mode resident"
             )
         yield Part(number, path, start, end, max(1, num_bytes))
 
@@ -185,7 +186,7 @@ def _count_part(number: int, part: Part, skip_bad: bool, looked_at: int, labels:
             ids = ((document, document.passage_id) for document in record.passages)
             texts |= {(one, text_hash(document.fmt_content)) for document, one in ids if one % looked_at == 0}
         elif skip_bad and line:
-            skipped.add(str(record), part.path)
+            skipped.add(str(record), shown(part.path))
         else:
             problem = str(record)
             break

@@ -15,6 +15,7 @@ from rqa_ray.corpus.encode import plan_corpus
 from rqa_ray.corpus.encoded import embedding_folder
 from rqa_ray.corpus.model import find_model
 from rqa_ray.corpus_settings import RETRIEVERS, EvaluateSettings
+from rqa_ray.credentials import masked_values
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.rows import Questions
@@ -168,7 +169,7 @@ def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
     earlier = read_json(output / ALL_ARGS_FILE)
     if earlier is None:
         refuse_files_of_others(output, [SCORE_FILE, PREDICTIONS_FILE, PASSAGES_FILE])
-    elif earlier != config:
+    elif earlier != masked_values(config):
         raise InputError(
             f"--output_dir {output}: has results of other arguments; choose another, or --overwrite_output_dir"
         )

@@ -54,8 +54,9 @@ def check_lora(lora: LoraSettings, spec: ModelSpec) -> str:
     if spec.trust_remote_code:
         return ""
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(transformer_folder(spec.folder), local_files_only=True)
-        transformer = AutoModel.from_config(config)
+        folder, options = transformer_folder(spec.folder), {"local_files_only": True, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(folder, **options)
+        transformer = AutoModel.from_config(config, trust_remote_code=False)
     if config.is_encoder_decoder:
         transformer = transformer.get_encoder()
     _adapt(transformer, lora, spec.folder, 0)

@@ -96,7 +96,9 @@ def _check_names(folder: Path) -> set[str]:
     verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its own report of missing weights has a line for each
+    # Without a word about it, transformers would ask whoever sits at the terminal whether to run a folder's code.
     options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = False
     with contextlib.suppress(Exception):  # a folder that needs more than this, such as an adapter: its loader decides
         model, found = AutoModel.from_pretrained(folder, local_files_only=True, **options)
         if not (hasattr(model, "encoder") and hasattr(model, "decoder")):  # of these, only the encoder is loaded

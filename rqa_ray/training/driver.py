@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from rqa_ray.cluster.workers import Workers
-from rqa_ray.places import shown
+from rqa_ray.places import shown, storage_for_ray
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.texts import command
 from rqa_ray.training import checkpoints as stored
@@ -64,7 +64,7 @@ def torch_trainer(
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage_path,
+            **storage_for_ray(storage_path),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=checkpoints_kept(spec.settings.finish, spec.training.get("save_total_limit")),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.cluster.probe import within_seconds
+from rqa_ray.credentials import is_masked, masked_values, unmasked
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import (
     ALL_ARGS_FILE,
@@ -56,7 +57,8 @@ class RunRecord:
     """What output_dir keeps about its Ray runs, so that the same command can resume them.
 
     The file names places in output_dir relative to output_dir. So a folder that was copied or moved knows its own
-    checkpoints, and no others. A storage outside belongs to the run only while the folder is at `location`.
+    checkpoints, and no others. A storage outside belongs to the run only while the folder is at `location`. The file
+    has no credentials: those of the command that reads the file open the storage.
     """
 
     location: str  # absolute location of output_dir
@@ -71,7 +73,7 @@ class RunRecord:
         """Reads the record in output_dir; returns None if there is none.
 
         Raises:
-            InputError: the file is no record that this version can read.
+            InputError: the file is no record that this version can read, or the command lacks the credentials.
         """
         kept = read_json(Path(job.output_dir) / RUN_FILE)
         if kept is None:
@@ -86,6 +88,12 @@ class RunRecord:
         for name in ("storage_path", "resume_from"):
             if kept.get(name) and kept[name] != absolute(kept[name]):
                 kept[name] = inside(here, kept[name])
+            kept[name] = kept.get(name) and unmasked(kept[name], (storage_of(job), here, absolute(job.resume or "")))
+        if is_masked(kept["storage_path"]):
+            raise InputError(
+                f"--output_dir {shown(job.location)}: its checkpoints are in {kept['storage_path']}, whose credentials "
+                "are not stored; give --storage_path with them"
+            )
         is_own = home == shown(here) or within(kept["storage_path"], here) is not None
         return cls(here, **kept, copy_of=None if is_own else home)
 
@@ -174,7 +182,12 @@ def checkpoint_to_resume(job: Job) -> stored.StoredCheckpoint | None:
         return None
     record.refuse_storage_of_others(job)
     whole = stored.list_checkpoints(record.storage_path, record.run_names)
-    return whole[-1] if whole else stored.read_checkpoint(record.resume_from) if record.resume_from else None
+    if whole or not record.resume_from:
+        return whole[-1] if whole else None
+    if is_masked(record.resume_from):
+        where = f"it began from the checkpoint {record.resume_from}, whose credentials are not stored"
+        raise InputError(f"{job.resume_flag}: {where}; give --resume_from_checkpoint with this URI")
+    return stored.read_checkpoint(record.resume_from)
 
 
 def open_run(job: Job) -> RunRecord:
@@ -227,7 +240,8 @@ def delete_run(job: Job, record: RunRecord) -> None:
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Returns the settings that have changed since the run began, with both values."""
+    """Returns the settings that have changed since the run began, with both values, without credentials."""
+    before, now = masked_values(before), masked_values(now)
     names = sorted((before.keys() | now.keys()) - {"output_dir"})  # output_dir may have been moved
     names = [name for name in names if before.get(name) != now.get(name)]
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)

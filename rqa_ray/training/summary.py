@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from rqa_ray.credentials import masked
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.confidence import INTERVALS
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, name_at
@@ -217,7 +218,7 @@ def print_summary(job: Job, lines: list[str], choice: Choice, report: str, next_
     print("next:")
     if "tensorboard" in (job.training["report_to"] or ""):
         logs = job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)
-        print(f"  tensorboard --logdir {shlex.quote(logs)}")
+        print(f"  tensorboard --logdir {shlex.quote(masked(logs))}")
     # a mixture with the pretrained weights takes back a part of what training has moved: the steps were too large
     gained = choice.candidate.step > 0 and choice.candidate.share == 1
     rate = job.training["learning_rate"] * (2 if gained else 0.5)

@@ -56,7 +56,7 @@ class TrainResult:
 
     def _repr_html_(self) -> str:
         rows = [[name, self.before.get(name, ""), value] for name, value in self.metrics.items()]
-        return html_table(["metric", "before", f"after, {self.chosen}"], rows) + f"<p>{self.output_dir}</p>"
+        return html_table(["metric", "before", f"after, {self.chosen}"], rows) + f"<p>{shown(self.output_dir)}</p>"
 
 
 def train(job: Job) -> TrainResult:

@@ -25,7 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from rqa_ray.cluster.workers import Workers, max_concurrent
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.predictions import AskedQuestions
-from rqa_ray.places import absolute, inside, open_location, read_json, shown, write_json
+from rqa_ray.places import absolute, inside, open_location, read_json, shown, storage_for_ray, write_json
 from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
@@ -193,7 +193,9 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
     )
     state = inside(shared.root, TUNE_FOLDER)
     if asked.job.resume and has_state(state):
-        tuner = ray.tune.Tuner.restore(state, trainable, resume_errored=True)
+        place = storage_for_ray(state)
+        path, filesystem = place["storage_path"], place.get("storage_filesystem")
+        tuner = ray.tune.Tuner.restore(path, trainable, resume_errored=True, storage_filesystem=filesystem)
         # the stored callback knows only the folder before a move
         tuner._local_tuner.get_run_config().callbacks = [watch]
     else:
@@ -259,7 +261,7 @@ def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, tra
         ),
         run_config=ray.tune.RunConfig(
             name=TUNE_FOLDER,
-            storage_path=shared.root,
+            **storage_for_ray(shared.root),
             failure_config=ray.tune.FailureConfig(max_failures=max(RETRIES, plan.job.max_failures)),
             callbacks=[watch],
             verbose=0,
@@ -294,4 +296,4 @@ def has_state(location: str) -> bool:
                 whole += 1
             except ValueError:
                 filesystem.delete_file(file.path)
-    return whole > 0 and ray.tune.Tuner.can_restore(location)
+    return whole > 0 and ray.tune.Tuner.can_restore(path, storage_filesystem=filesystem)
