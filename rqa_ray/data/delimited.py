@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,10 +57,12 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, cells) of the header, without blanks around its names, and of the rows with a filled cell."""
     csv.field_size_limit(MAX_LINE_BYTES)
     delimiter = "\t" if has_suffix(path, ".tsv", ".tsv.gz", ".tsv.zst") else ","
-    rows = csv.reader(_lines(path), strict=True, delimiter=delimiter)
+    held = [0]  # bytes of the lines of a row
+    rows = csv.reader(_lines(path, held), strict=True, delimiter=delimiter)
     is_header = True
     try:
         for row in rows:
+            held[0] = 0
             if not any(cell.strip() for cell in row):
                 continue
             yield rows.line_num, _header(path, row, delimiter) if is_header else row
@@ -82,10 +85,20 @@ def _header(path: str, row: list[str], delimiter: str) -> list[str]:
     return names
 
 
-def _lines(path: str) -> Iterator[str]:
-    """Yields the lines of a file in UTF-8, which are decoded one by one, so that an error names its line."""
+def _lines(path: str, held: list[int]) -> Iterator[str]:
+    """Yields the lines of a file in UTF-8, which are decoded one by one, so that an error names its line.
+
+    Adds their bytes to `held`, and refuses a row that has more than any record.
+    """
     with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE_BYTES + 1)
+            held[0] += len(line)
+            if held[0] > MAX_LINE_BYTES:
+                what = f"a row of more than {MAX_LINE_BYTES:,} bytes, which is no record; is a quote missing?"
+                raise InputError(f"{shown(path)}:{number}: {what}")
+            if not line:
+                return
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ LINES = (".jsonl", ".json")
 COMPRESSED = (".gz", ".zst")
 TABLES = (".csv", ".tsv")
 DELIMITED = (*TABLES, *(table + end for table in TABLES for end in COMPRESSED))
-MAX_LINE_BYTES = 2**28  # longest line; a file without line breaks would fill the memory
+MAX_LINE_BYTES = 2**26  # of a record; a file without line breaks, or that unpacks to one, would fill the memory
 UNCOMPRESSED = 4  # assumed size of the text, as a multiple of the compressed file
 # What Hugging Face's tools write about a data set. `state.json` counts only beside the first of them.
 DATASET_NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")

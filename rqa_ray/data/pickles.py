@@ -12,6 +12,7 @@ import pickle
 import pickletools
 from typing import Any, BinaryIO, NoReturn
 
+from rqa_ray.data.files import MAX_LINE_BYTES
 from rqa_ray.errors import InputError
 
 _DOCUMENT_MODULES = (
@@ -57,7 +58,15 @@ def load_documents(stream: BinaryIO, name: str) -> list[dict[str, Any]]:
         _refuse(name, f"cannot be read as a pickle ({found}); copy the file again or {_CONVERT}", error)
     if not isinstance(content, (list, tuple)):
         _refuse(name, f"the pickle is of type {type(content).__name__}, expected a list of Documents; {_CONVERT}")
-    return [_raw_record(item, index, name) for index, item in enumerate(content)]
+    records, size = [], 0
+    for index, item in enumerate(content):
+        records.append(_raw_record(item, index, name))
+        size += len(records[-1]["page_content"]) + len(records[-1]["fmt_content"])
+        if size > MAX_BYTES:  # a pickle names a text again without storing it again
+            _refuse(
+                name, f"its documents have more than {MAX_BYTES:,} characters, far more than the pickle; {_CONVERT}"
+            )
+    return records
 
 
 class _Document:
@@ -168,11 +177,26 @@ def _raw_record(item: Any, index: int, name: str) -> dict[str, Any]:
         if not isinstance(record[field], expected):
             found = f"of type {type(fields[field]).__name__}" if field in fields else "missing"
             _refuse(name, f"item {index}: {field} is {found}, expected {expected.__name__}; {_CONVERT}")
+    if _is_larger(list(record.values()), MAX_LINE_BYTES):
+        _refuse(name, f"item {index} has more than {MAX_LINE_BYTES:,} bytes, which is no document; {_CONVERT}")
     try:
         json.dumps(record["metadata"])
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
         _refuse(name, f"item {index}: metadata is not JSON ({error}); {_CONVERT}", error)
     return record
+
+
+def _is_larger(value: Any, limit: int) -> bool:
+    """Returns whether a value has more bytes than a limit, with each part counted as often as it is named."""
+    found, waiting = 0, [value]
+    while waiting and found <= limit:
+        one = waiting.pop()
+        found += len(one) if isinstance(one, (str, bytes)) else 64  # about what a small object takes
+        if isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+    return found > limit
 
 
 def _is_missing(value: Any) -> bool:

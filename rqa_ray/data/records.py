@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rqa_ray.data.beir import (
     check_judgments,
@@ -29,11 +28,12 @@ from rqa_ray.data.files import (
 from rqa_ray.data.formats import ID_KEYS, parse_document, parse_label, parse_named_document, parse_qa_record
 from rqa_ray.data.gold_ids import NamedPassage, PassagesById
 from rqa_ray.data.labels import NO_LABELS, Labels
+from rqa_ray.data.parquet import read_rows, row_ranges
 from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
 from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import hub_errors, open_file, open_random_access, refuse_among_inputs, shown
+from rqa_ray.places import hub_errors, open_file, refuse_among_inputs, shown
 from rqa_ray.texts import printable
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -52,22 +52,7 @@ def record_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
     The unit is bytes for JSONL and row numbers for Parquet (whole row groups). A file with only one part has (0,
     None).
     """
-    if not has_suffix(path, ".parquet"):
-        return byte_ranges(path, range_bytes)
-    try:
-        with open_random_access(path) as file:
-            metadata = pq.ParquetFile(file).metadata
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    except (OSError, pa.ArrowException):  # reading the file will say so
-        return [(0, None)]
-    ranges, start, end, size = [], 0, 0, 0
-    for group in groups:
-        end, size = end + group.num_rows, size + group.total_byte_size
-        if size >= range_bytes:
-            ranges.append((start, end))
-            start, size = end, 0
-    ranges += [(start, end)] if end > start else []
-    return ranges if len(ranges) > 1 else [(0, None)]
+    return (row_ranges if has_suffix(path, ".parquet") else byte_ranges)(path, range_bytes)
 
 
 def read_records(
@@ -121,7 +106,7 @@ def _reader(path: str, kind: str) -> tuple[Callable[..., Iterator[tuple[int, Any
     if has_suffix(path, ".pkl"):
         return _pickled_documents, _plain
     if has_suffix(path, ".parquet"):
-        return _parquet_rows, _plain
+        return read_rows, _plain
     if is_judgments(path) and kind == "questions":
         return read_judgments, _judged
     return (read_delimited, filled_cells) if has_suffix(path, *DELIMITED) else (read_lines, _parse_line)
@@ -156,27 +141,6 @@ def _judged(record: Any) -> Any:
 def _pickled_documents(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
     with open_file(path) as file:
         yield from enumerate(load_documents(file, path), start=1)
-
-
-def _parquet_rows(path: str, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
-    """Yields (row number from 1, row) of the row groups that begin within a range of rows."""
-    with open_random_access(path) as opened:
-        file = pq.ParquetFile(opened)
-        sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-        begins = itertools.accumulate(sizes, initial=0)
-        groups = [
-            number
-            for number, begin in zip(range(len(sizes)), begins, strict=False)
-            if start <= begin and (end is None or begin < end)
-        ]
-        # One row group at a time: Arrow cannot join the dictionaries of lists in several row groups.
-        batches = (batch for number in groups for batch in file.iter_batches(batch_size=256, row_groups=[number]))
-        rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy"))
-        try:
-            yield from enumerate(rows, start=start + 1)
-        except TypeError as error:
-            what = f"a map has keys that are no text ({error}); write them as text"
-            raise InputError(f"{shown(path)}: {what}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from rqa_ray.data import delimited
 from rqa_ray.data.records import find_inputs, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
@@ -98,3 +99,12 @@ def test_an_empty_file_has_no_records(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(InputError, match="no records in it"):
         find_inputs({"corpus": ("document_path", [str(path)])}, skip_bad=False)
+
+
+@pytest.mark.parametrize("content", ["text\n" + "x" * 200, 'text\n"' + "x\n" * 200])
+def test_a_row_without_end_is_refused_where_it_is_too_long(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(delimited, "MAX_LINE_BYTES", 100)
+    path = tmp_path / "documents.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"documents.csv:\d+: a row of more than 100 bytes, which is no record"):
+        list(good_records([str(path)], "documents"))

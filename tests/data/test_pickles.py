@@ -373,7 +373,7 @@ def test_a_document_without_fields_is_refused_with_its_place(state):
 def test_metadata_that_contains_itself_or_is_very_deep_is_refused():
     loop: dict[str, Any] = {}
     loop["again"] = loop
-    assert "not JSON" in refused(pickle.dumps([{"page_content": "a", "metadata": loop}]))
+    assert "which is no document" in refused(pickle.dumps([{"page_content": "a", "metadata": loop}]))
     deep = b"]" * 100_000 + b"a" * 99_999
     data = b"\x80\x04](}" + text("page_content") + text("a") + b"s" + text("metadata") + b"}" + text("x")
     assert "not JSON" in refused(data + deep + b"sse.")
@@ -445,6 +445,17 @@ def test_a_pickle_too_large_to_hold_is_refused_before_it_is_read_whole(monkeypat
     with pytest.raises(InputError, match="^docs.pkl: the pickle has more than 100 bytes"):
         load_documents(stream, "docs.pkl")
     assert stream.tell() == 101
+
+
+def test_a_small_pickle_that_names_its_parts_again_and_again_is_refused(monkeypatch):
+    parts: list[Any] = ["laugh"]
+    for _ in range(30):
+        parts = [parts, parts]
+    document = {"page_content": "a", "metadata": {"x": parts}}
+    assert "item 0 has more than 67,108,864 bytes" in refused(pickle.dumps([document]))
+    long = {"page_content": "x" * 600}
+    monkeypatch.setattr(pickles, "MAX_BYTES", 2_000)
+    assert "more than 2,000 characters, far more than the pickle" in refused(pickle.dumps([long] * 4))
 
 
 @given(st.binary(max_size=200))
