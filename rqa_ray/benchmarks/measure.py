@@ -56,7 +56,7 @@ def training_flops(model_folder: str, lengths: np.ndarray) -> float:
     """
     config = AutoConfig.from_pretrained(str(transformer_folder(model_folder)), trust_remote_code=False)
     with torch.device("meta"):
-        model: Any = AutoModel.from_config(config)
+        model: Any = AutoModel.from_config(config, trust_remote_code=False)
     model.pooler = None
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     attention = 12.0 * config.num_hidden_layers * config.hidden_size * (lengths.astype(float) ** 2).sum()

@@ -51,7 +51,7 @@ def resolve(name: str, scratch: str, tokenizer: Any = None) -> str:
             pad_token_id=tokenizer.pad_token_id,
         )
         torch.manual_seed(0)
-        model: Any = AutoModel.from_config(config)
+        model: Any = AutoModel.from_config(config, trust_remote_code=False)
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"--model_name_or_path {name}: no model can be made of this size ({error})") from None
     folder = Path(scratch, f"{kind}-{size}")
