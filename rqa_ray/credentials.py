@@ -18,7 +18,7 @@ _USER = re.compile(
     r"(?P<scheme>\b[a-zA-Z][\w.+-]*)://(?P<user>[^\s/?#'\"]*|[^\s/@?#'\"]*:(?!\d+(?:[/?#]|$))[^\s@'\"]*)@(?=[^\s])"
 )
 _NAMES = {"abfs", "abfss", "wasb", "wasbs", "hdfs", "viewfs", "gs", "gcs", "ssh", "sftp", "git"}  # alone, no secret
-_PARAMETER = re.compile(r"(?P<name>[?&;][\w.%-]+=)(?P<value>[^\s&;#'\")]+)")
+_PARAMETER = re.compile(r"(?P<name>[?&;][\w.%-]+=)(?P<value>[^\s&;#'\")]*[^\s&;#'\"),.:])")
 _SECRET = re.compile(r"key(?!word)|secret|token|pass|pwd|sig|cred|auth|account|session|sas|jwt|code", re.IGNORECASE)
 _PLAIN = {"blob_storage_authority", "dfs_storage_authority", "credentials_kind"}  # options that only sound secret
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=--hub_token[= ])\S+")

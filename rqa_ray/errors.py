@@ -22,7 +22,7 @@ def first_line(error: BaseException) -> str:
     return _lines(error)[0]
 
 
-def last_line(error: BaseException) -> str:
+def last_line(error: BaseException | str) -> str:
     """Returns the last line of an exception's message, which in a worker's traceback is the reason.
 
     Else as `first_line`.
@@ -30,7 +30,7 @@ def last_line(error: BaseException) -> str:
     return _lines(error)[-1]
 
 
-def _lines(error: BaseException) -> list[str]:
+def _lines(error: BaseException | str) -> list[str]:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return [printable(masked(line)) for line in lines]
 

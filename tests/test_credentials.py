@@ -27,7 +27,7 @@ NOWHERE = "foo://{}:{}@bucket/x.jsonl?secret_key={}".format(*PLANTED)
             "https://b/x?X-Amz-Signature=A&X-Amz-Expires=3&sig=B",
             "https://b/x?X-Amz-Signature=***&X-Amz-Expires=3&sig=***",
         ),
-        ("https://h/x?token=A (password=B)", "https://h/x?token=*** (password=B)"),
+        ("https://h/x?token=A (s3://b?sig=A.b:3: bad), b", "https://h/x?token=*** (s3://b?sig=***: bad), b"),
         ("hf://TOKEN@datasets/o/n and hf_" + "a" * 34, "hf://***@datasets/o/n and ***"),
         ("python jobs/train.py --hub_token abc --x", "python jobs/train.py --hub_token *** --x"),
         ("abfss://:PASSWORD@account/x", "abfss://***@account/x"),

@@ -4,7 +4,8 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from rqa_ray.texts import command, html_table, result_text
+from rqa_ray.errors import InputError
+from rqa_ray.texts import command, html_table, printable, result_text
 
 
 def test_a_printed_command_can_be_typed_as_it_stands():
@@ -26,3 +27,12 @@ def test_a_result_is_printed_for_a_person_or_for_a_program():
 
     assert result_text(Result(1000), as_json=False) == "1,000 questions\nwritten: out"
     assert json.loads(result_text(Result(1000), as_json=True)) == {"questions": 1000}
+
+
+def test_characters_that_command_a_terminal_or_hide_are_shown_as_escapes_and_all_others_stay():
+    hostile = "a\x1b[31m\x00\r\n\x9b\u202e\u2066\u200f\u2028\ufeff\udc80\U000e0041b"
+    escapes = r"a\x1b[31m\x00\r\n\x9b\u202e\u2066\u200f\u2028\ufeff\udc80\U000e0041b"
+    assert printable(hostile) == printable(escapes) == escapes
+    assert str(InputError(f"x: {hostile}")) == f"x: {escapes}"
+    words = "é 漢字\u3000👩\u200d🔬 می\u200cخواهم\xa0\\ e\u0301"
+    assert printable(words) == words

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from rqa_ray.data.schema import QARecord
 from rqa_ray.retriever.encoder_settings import ModelSpec, stored_prompts
+from rqa_ray.texts import printable
 
 MOST_PROMPTS = 20  # more are seldom the instructions of data sources, but texts that differ from record to record
 
@@ -61,7 +62,7 @@ def with_prompts(model: ModelSpec, parts: Iterable[Part], files: Sequence[str]) 
     number = f"more than {MOST_PROMPTS}" if more else f"{len(texts):,}"
     line = (
         f"instructions: {number} go before questions of the training files, in place of the query prefix; the saved "
-        f"model has {f'the first {MOST_PROMPTS}' if more else 'them'} as prompts: {', '.join(prompts)}"
+        f"model has {f'the first {MOST_PROMPTS}' if more else 'them'} as prompts: {printable(', '.join(prompts))}"
     )
     return replace(model, prompts=tuple(prompts.items())), [line]
 

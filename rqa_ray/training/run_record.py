@@ -91,7 +91,7 @@ class RunRecord:
             kept[name] = kept.get(name) and unmasked(kept[name], (storage_of(job), here, absolute(job.resume or "")))
         if is_masked(kept["storage_path"]):
             raise InputError(
-                f"--output_dir {shown(job.location)}: its checkpoints are in {kept['storage_path']}, and credentials "
+                f"--output_dir {shown(job.location)}: its checkpoints are in {shown(kept['storage_path'])}, and credentials "
                 "are not stored; give --storage_path with them"
             )
         is_own = home == shown(here) or within(kept["storage_path"], here) is not None

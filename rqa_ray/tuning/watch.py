@@ -13,6 +13,7 @@ import ray.tune
 import ray.util
 from ray.exceptions import RayError
 
+from rqa_ray.errors import last_line
 from rqa_ray.progress import SECONDS_BETWEEN_PLAIN_LINES
 from rqa_ray.reports.trials import (
     ENDED,
@@ -95,7 +96,7 @@ class Watch(ray.tune.Callback):
                 STATES.get(trial.status, WAITING),
                 trial.last_result,
                 self.evaluations,
-                str(trial.get_pickled_error() or trial.get_error() or "") if trial.status == "ERROR" else "",
+                last_line(trial.get_pickled_error() or trial.get_error() or FAILED) if trial.status == "ERROR" else "",
             )
             for number, trial in enumerate(sorted(trials, key=place), 1)
         ]

@@ -186,6 +186,10 @@ def test_passages_are_shown_with_score_title_source_and_beginning():
     assert lines[-2:] == [" 2. 0.100  passage", "    short"]
     assert show([Hit(0.1, Document("short", "", {"source": 0}))], highlight=False) == " 1. 0.100  0\n    0\n    short"
     assert "\033[1mThe title\033[0m" in show([Hit(0.5, document)], highlight=True)
+    hostile = Document("\x1b[2J red \u202e", "", {"title": "\x1b]0;mine\x07", "source": "a\nb"})
+    assert show([Hit(0.1, hostile)], highlight=False) == (
+        " 1. 0.100  \\x1b]0;mine\\x07\n    a\\nb\n    \\x1b[2J red \\u202e"
+    )
 
 
 def test_the_job_answers_at_a_prompt_without_ray_what_it_answers_by_json(model, files):

@@ -17,6 +17,8 @@ from rqa_ray.data.records import read_records
 from rqa_ray.errors import InputError
 from rqa_ray.training.job import parse_job
 
+KEY, SECRET = "AKPLANTED", "plantedS3cret"
+
 
 @pytest.fixture(scope="module")
 def bucket():
@@ -36,9 +38,9 @@ def bucket():
             except OSError:
                 assert server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
                 time.sleep(0.1)
-        filesystem, path = fs.FileSystem.from_uri(f"s3://key:secret@data?{query}")
+        filesystem, path = fs.FileSystem.from_uri(f"s3://{KEY}:{SECRET}@data?{query}")
         filesystem.create_dir(path)
-        yield "s3://key:secret@data", query
+        yield f"s3://{KEY}:{SECRET}@data", query
     finally:
         server.kill()
         server.wait()
@@ -83,16 +85,25 @@ def test_a_run_that_was_moved_into_a_bucket_reads_from_a_bucket_and_goes_on_ther
     filesystem.delete_file(f"{root}/model.safetensors")
     capsys.readouterr()
     train(parse_job([*words, "--resume_from_checkpoint", "true", "--max_steps", "14"]))
-    assert "resuming from step 12" in capsys.readouterr().out
+    said = "".join(capsys.readouterr())
+    assert "resuming from step 12" in said and KEY not in said and SECRET not in said
     stored = {info.path[len(root) + 1 :] for info in filesystem.get_file_info(fs.FileSelector(root, recursive=True))}
     assert {"model.safetensors", "eval_results.json", "run.json", "all_args.json", "trainer_state.json"} <= stored
     before = {str(path.relative_to(two_workers)) for path in two_workers.rglob("*")}
     assert any(name.startswith("tensorboard/events") for name in stored - before)
     assert any(name.startswith("checkpoints/") and "model/model.safetensors" in name for name in stored - before)
     for file, is_right in (
-        ("run.json", lambda kept: kept["storage_path"] == "checkpoints" and kept["location"] == f"{uri}/runs/out"),
+        (
+            "run.json",
+            lambda kept: kept["storage_path"] == "checkpoints" and kept["location"] == "s3://***@data/runs/out",
+        ),
         ("trainer_state.json", lambda kept: kept["log_history"][-1]["step"] == 14),
     ):
         with filesystem.open_input_stream(f"{root}/{file}") as stream:
             kept = json.loads(stream.read())
         assert is_right(kept), kept
+    for name in stored - before:
+        if filesystem.get_file_info(f"{root}/{name}").is_file:
+            with filesystem.open_input_stream(f"{root}/{name}", compression=None) as stream:
+                content = stream.read()
+            assert KEY.encode() not in content and SECRET.encode() not in content, name

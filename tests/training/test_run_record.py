@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,21 @@ def test_a_folder_that_holds_the_model_is_not_overwritten(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(InputError, match="^--output_dir /proc/out: cannot be written"):
         check_output_dir(job(Path("/proc/out")), str(tmp_path))
+
+
+def test_a_storage_with_credentials_is_recorded_without_them_and_found_by_a_command_that_has_them(tmp_path, capsys):
+    storage = f"file://{tmp_path}/s?secret_key=PLANTED"
+    elsewhere = ["--storage_path", storage]
+    record = open_run(job(tmp_path / "a", *elsewhere))
+    assert record.storage_path == storage
+    of_a = store(replace(record, storage_path=str(tmp_path / "s")), 3)
+    resumed = resume(tmp_path / "a", *elsewhere)
+    assert (resumed.storage_path, resumed.resume_from) == (storage, f"file://{of_a}?secret_key=PLANTED")
+    assert "goes on with other settings" not in capsys.readouterr().out
+    assert "PLANTED" not in "".join(path.read_text() for path in (tmp_path / "a").iterdir())
+    with pytest.raises(InputError, match="/s, and credentials are not stored; give --storage_path with them$"):
+        resume(tmp_path / "a")
+    with pytest.raises(InputError, match="stands for credentials, which are not stored; give the URI with its cred"):
+        parse_job([str(tmp_path / "a/all_args.json")])
+    again = parse_job([str(tmp_path / "a/all_args.json"), *elsewhere, "--output_dir", str(tmp_path / "b")])
+    assert again.settings.storage_path == storage
