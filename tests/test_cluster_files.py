@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,6 +47,14 @@ def test_token_authentication_is_on_for_every_node_and_the_dashboard_on_loopback
     [start] = [command for command in config["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in start
     assert load("jobs/rayjob.yaml")["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_every_command_that_a_document_has_for_a_cluster_uses_the_token():
+    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "jobs/README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks += [(ROOT / "cluster.yaml").read_text().split("cluster_name:")[0]]
+    started = [block for block in blocks if re.search(r"ray (start|up|job submit)", block)]
+    assert len(started) == 3
+    assert all("RAY_AUTH_MODE=token" in block and "get-auth-token --generate" in block for block in started)
 
 
 def test_the_runtime_env_is_one_that_ray_takes_and_gives_a_stopped_job_time_to_save():

@@ -91,8 +91,8 @@ class RunRecord:
             kept[name] = kept.get(name) and unmasked(kept[name], (storage_of(job), here, absolute(job.resume or "")))
         if is_masked(kept["storage_path"]):
             raise InputError(
-                f"--output_dir {shown(job.location)}: its checkpoints are in {shown(kept['storage_path'])}, and credentials "
-                "are not stored; give --storage_path with them"
+                f"--output_dir {shown(job.location)}: its checkpoints are in {shown(kept['storage_path'])}, and "
+                "credentials are not stored; give --storage_path with them"
             )
         is_own = home == shown(here) or within(kept["storage_path"], here) is not None
         return cls(here, **kept, copy_of=None if is_own else home)
