@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from rqa_ray.credentials import MASK
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import absolute, in_temporary_copy, inside, open_location, refuse_temporary, shown
 from rqa_ray.training.job import Job
@@ -38,7 +39,7 @@ def with_local_output(job: Job) -> Job:
         job.notes.append(f"--output_dir {job.output_dir}: placed under --storage_path, in {shown(location)}")
     if "://" not in location:
         return replace(job, location=location, training=job.training | {"output_dir": location})
-    name = location.partition("?")[0].rstrip("/").rpartition("/")[2]
+    name = shown(location).rstrip("/").rpartition("/")[2].removeprefix(f"{MASK}@")
     parent = tempfile.mkdtemp(prefix="rqa_ray-output-")
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
     local = Path(parent) / name
