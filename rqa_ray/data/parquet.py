@@ -18,6 +18,7 @@ from rqa_ray.errors import InputError
 from rqa_ray.places import open_random_access, shown
 
 ROWS_AT_ONCE = 256
+READ_BYTES = 2**20
 
 
 def row_ranges(path: str, range_bytes: int) -> list[tuple[int, int | None]]:
@@ -59,7 +60,7 @@ def read_rows(path: str, start: int = 0, end: int | None = None) -> Iterator[tup
 def _rows_of(path: str, file: pq.ParquetFile, opened: pa.NativeFile, group: int) -> Iterator[Any]:
     """Yields the rows of one row group: Arrow cannot join the dictionaries of lists in several row groups."""
     too_large = f"{shown(path)}: a row of more than {MAX_LINE_BYTES:,} bytes, which is no record"
-    longest = _longest_texts(file.metadata.row_group(group), opened, group)
+    longest = _longest_texts(file, opened, group)
     if max(longest.values(), default=0) > MAX_LINE_BYTES:
         raise InputError(too_large)
     rows_at_once = MAX_LINE_BYTES // (1 + _large_row(file.metadata.row_group(group), longest))
@@ -74,13 +75,15 @@ def _rows_of(path: str, file: pq.ParquetFile, opened: pa.NativeFile, group: int)
             raise InputError(f"{shown(path)}: {what}") from None
 
 
-def _longest_texts(metadata: pq.RowGroupMetaData, opened: pa.NativeFile, group: int) -> dict[str, int]:
+def _longest_texts(file: pq.ParquetFile, opened: pa.NativeFile, group: int) -> dict[str, int]:
     """Returns the bytes of the longest text in the dictionary of each column of a row group, by the column's path."""
+    metadata = file.metadata.row_group(group)
     columns = [metadata.column(place) for place in range(metadata.num_columns if metadata.num_rows else 0)]
     texts = [column for column in columns if column.has_dictionary_page and column.physical_type == "BYTE_ARRAY"]
-    found = {}
-    for name in (column.path_in_schema for column in texts):
-        encoded = pq.ParquetFile(opened, read_dictionary=[name])
+    names, found = [column.path_in_schema for column in texts], {}
+    options = {"metadata": file.metadata, "buffer_size": READ_BYTES}  # reads no more of a column than it needs
+    encoded = pq.ParquetFile(opened, read_dictionary=names, **options)
+    for name in names:
         with suppress(pa.ArrowException):  # numbers that are stored as bytes: as long as their mean
             first = next(encoded.iter_batches(batch_size=1, row_groups=[group], columns=[name]))
             found[name] = max(map(_longest, first.columns), default=0)
