@@ -289,7 +289,7 @@ class ContrastiveTrainer(Trainer):
 
 def dropout_seed(seed: int, batch: int, rank: int, place: int) -> int:
     """Returns the seed of a token batch's dropout masks: a function of its place in the batch of a rank."""
-    return int(np.random.SeedSequence([seed, batch, rank, place]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, batch, rank, place]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _never_called(rows: list) -> None:

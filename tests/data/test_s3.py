@@ -102,7 +102,7 @@ def test_a_run_that_was_moved_into_a_bucket_reads_from_a_bucket_and_goes_on_ther
         with filesystem.open_input_stream(f"{root}/{file}") as stream:
             kept = json.loads(stream.read())
         assert is_right(kept), kept
-    for name in stored - before:
+    for name in stored:
         if filesystem.get_file_info(f"{root}/{name}").is_file:
             with filesystem.open_input_stream(f"{root}/{name}", compression=None) as stream:
                 content = stream.read()
