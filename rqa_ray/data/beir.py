@@ -82,10 +82,10 @@ def left_out(path: str) -> str:
             if _is_kept(_grade(score)):
                 kept.add(query)
     if not kept:
-        raise InputError(f"{path}: no passage of its {len(asked):,} queries has a score above 0")
+        raise InputError(f"{shown(path)}: no passage of its {len(asked):,} queries has a score above 0")
     number = len(asked) - len(kept)
     what = f"{number:,} of {len(asked):,} queries have no passage with a score above 0, and are left out"
-    return f"note: {path}: {what}" if number else ""
+    return f"note: {shown(path)}: {what}" if number else ""
 
 
 def refuse_other_part(name: str, flag: str, path: str) -> None:
