@@ -234,7 +234,7 @@ def test_every_job_is_short_and_says_a_mistake_in_one_line(job, capsys):
 def test_a_benchmark_that_there_is_not_is_met_with_the_nearest(capsys):
     assert said_by("benchmark", "trian") == 2
     assert capsys.readouterr().err == (
-        "error: trian: no benchmark; did you mean train? choose one of train, data, eval, mine, quality "
+        "error: trian: no benchmark; did you mean train? choose one of train, gpu, data, eval, mine, quality "
         "(-h lists them)\n"
     )
 

@@ -38,7 +38,7 @@ MOST_KERNELS = 20
 
 @dataclass(kw_only=True)
 class GpuBenchmark(BenchmarkSettings):
-    """Measures training steps, encoding and kernels on a GPU (or CPU) in one process, within --minutes.
+    """Measures training steps, encoding and kernels on a GPU, in one process, within minutes.
 
     usage:   python jobs/benchmark.py gpu [CONFIG.json] [--FLAG VALUE ...]
     example: python jobs/benchmark.py gpu --output gpu.json
