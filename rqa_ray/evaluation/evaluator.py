@@ -120,9 +120,12 @@ class RetrievalEvaluator:
         tokens = self.corpus.tokens
         mine = np.argsort(tokens.lengths, kind="stable")[distributed.rank() :: distributed.world_size()]
         self._done, self._total = 0, len(mine)
-        for start in range(0, len(mine), TEXTS_PER_BLOCK):
+        most = -(-len(tokens) // distributed.world_size())  # as many blocks on each rank, because ranks may be in step
+        for start in range(0, most, TEXTS_PER_BLOCK):
             texts = mine[start : start + TEXTS_PER_BLOCK]
             embeddings = self.embedder.rows([tokens[text] for text in texts], self._on_batch)
+            if not len(texts):  # this rank has one block fewer than others
+                break
             counts = self._first_of_text[texts + 1] - self._first_of_text[texts]
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             positions = self._by_text[np.repeat(self._first_of_text[texts], counts) + within]

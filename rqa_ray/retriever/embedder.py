@@ -14,6 +14,7 @@ from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.folder import load_encoder
+from rqa_ray.retriever.sharding import in_step
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 from rqa_ray.retriever.tokenizer import TextTokenizer, check_model
 
@@ -89,26 +90,30 @@ class Embedder:
     def rows(self, rows: Sequence[np.ndarray], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
         """Returns (n, D) embeddings of n token rows.
 
-        Calls `on_batch` with the number of rows of each finished token batch.
+        Calls `on_batch` with the number of rows of each finished token batch. If the encoder is sharded, all ranks
+        have to call this method together, also a rank without rows.
         """
         encoder, options = self.encoder, self.options
         device = next(encoder.parameters()).device
-        if not len(rows):
-            return torch.empty(0, encoder.dimensions, device=device)
         token_batches, order = length_sorted_batches(
             rows, options.max_tokens, options.pad_id, options.packed, options.max_rows
         )
+        num_own = len(token_batches)
+        if encoder.is_sharded:
+            token_batches = in_step(token_batches, options.pad_id, options.packed, device)
         mixed = options.mixed_precision
 
         def embed(token_batch: TokenBatch) -> torch.Tensor:
-            with torch.inference_mode(), torch.autocast(device.type, mixed or torch.bfloat16, mixed is not None):
+            with encoder.without_graph(), torch.autocast(device.type, mixed or torch.bfloat16, mixed is not None):
                 return encoder.embed([token_batch.to(device)])
 
-        parts = []
-        in_threads = device.type == "cpu" and not encoder.is_compiled  # torch.compile works in one thread
+        parts = [torch.empty(0, encoder.dimensions, device=device)]
+        # torch.compile works in one thread, and ranks are in step in one thread
+        in_threads = device.type == "cpu" and not (encoder.is_compiled or encoder.is_sharded)
         for part in _in_threads(embed, token_batches) if in_threads else map(embed, token_batches):
-            parts.append(part)
-            on_batch(len(part))
+            if len(parts) <= num_own:
+                parts.append(part)
+                on_batch(len(part))
         return torch.cat(parts)[order.to(device)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ class Encoder(nn.Module):
         self.settings = settings
         self.interrupts = Interrupts()
         self.is_compiled = False
+        self.is_sharded = False  # whether `sharding.shard` has cut the parameters
         transformer = self.transformer
         if getattr(transformer, "pooler", None) is not None:
             # The pooler stays, so that the saved folder has all of its keys. Nothing uses it, so DDP must not wait for
@@ -183,6 +185,16 @@ class Encoder(nn.Module):
         """
         self.transformer.activation_checkpointing_enable(**kwargs)
 
+    def without_graph(self) -> AbstractContextManager[None]:
+        """Returns a context in which no forward pass keeps a graph."""
+        if not self.is_sharded:
+            return torch.inference_mode()
+        # FSDP gathers whole layers into the same memory in training, which cannot use tensors of inference mode.
+        contexts = ExitStack()
+        contexts.enter_context(torch.inference_mode(False))
+        contexts.enter_context(torch.no_grad())
+        return contexts
+
     @property
     def packs_here(self) -> bool:
         """Whether the encoder takes packed token batches on its device; GPUs are tried out."""
@@ -204,7 +216,7 @@ class Encoder(nn.Module):
             expected = self.embed([token_batch.to(device) for token_batch in padded])[places]
             found = self.embed([token_batch.to(device) for token_batch in packed])[order]
             found.sum().backward()
-            with torch.inference_mode():
+            with self.without_graph():
                 self.embed([token_batch.to(device) for token_batch in packed])
             return bool(nn.functional.cosine_similarity(found, expected).min() > 0.999)
         except torch.OutOfMemoryError:
@@ -219,14 +231,14 @@ class Encoder(nn.Module):
     def graph_bytes(self, token_batch: TokenBatch) -> int:
         """Measures how much memory autograd keeps between the forward and backward pass of a token batch (bytes)."""
         kept = {}
-        parameters = {parameter.untyped_storage().data_ptr() for parameter in self.parameters()}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+                storage = tensor.untyped_storage()
+                kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with saved_tensors_hooks(note, lambda tensor: tensor):
             embeddings = self.embed([token_batch], [0])
         del embeddings  # the graph had to live until here: else freed memory would be used again and counted twice
-        return sum(size for address, size in kept.items() if address not in parameters)
+        return sum(kept.values())

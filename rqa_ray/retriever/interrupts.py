@@ -4,6 +4,8 @@ A rank looks for a stop between token batches. The rank cannot simply leave, bec
 in the next collective. So each part of the work (encoding a batch, its backward pass, a share of the corpus) ends with
 one agreement of all ranks. A rank that has seen the stop goes to this agreement at once. All ranks have to watch the
 same parts.
+
+Ranks that are `in_step`, because each forward pass is one of all ranks, agree at each look instead.
 """
 
 from __future__ import annotations
@@ -31,12 +33,15 @@ class Interrupts:
     def __init__(self) -> None:
         self.is_asked: Callable[[], bool] = lambda: False
         self.watching = False
+        self.in_step: torch.device | None = None  # of ranks that make all forward passes together
         self.worked = 0.0  # seconds of work in all parts, without the time spent waiting for other ranks
 
     def look(self) -> None:
         """Leaves the part if a stop was asked for; called between token batches."""
-        if self.watching and self.is_asked():
-            raise _Seen
+        if self.watching:
+            seen = self.is_asked()
+            if distributed.any_rank(seen, self.in_step) if self.in_step else seen:
+                raise _Seen
 
     @contextmanager
     def part(self, device: torch.device | str = "cpu") -> Iterator[None]:
@@ -67,12 +72,12 @@ class Interrupts:
         """Looks for a stop before the backward pass of token batch `index`; a hook on its embeddings.
 
         Autograd takes the last token batch first. DDP averages the gradients in the backward pass of token batch 0, so
-        all ranks agree before it.
+        all ranks agree before it. Ranks that are `in_step` finish their backward pass.
 
         Raises:
             Interrupted: as in `part`.
         """
-        if self.watching:
+        if self.watching and not self.in_step:
             seen = self.is_asked()
             if (seen or index == 0) and distributed.any_rank(seen, gradient.device):
                 raise Interrupted

@@ -43,6 +43,19 @@ class RetrieverTrainingArguments(UsualArguments):
     per_device_eval_batch_size: int = BATCHES.setting(
         128, "Texts in a forward pass of an evaluation, at most.", at_least(1)
     )
+    fsdp: str | None = WORKERS.setting(
+        None,
+        "Share the weights among the workers, for a model that fits no GPU.",
+        Check(
+            lambda value: {*value.lower().split()} <= {"true", "full_shard", "auto_wrap"} or value.lower() == "false",
+            "true, false or full_shard",
+        ),
+        unset="each worker holds the whole model",
+        may_be_true=True,
+        is_rare=True,
+        nargs="?",
+        const="true",
+    )
     lr_scheduler_type: SchedulerType | str = STEPS.setting(
         "cosine", "A schedule of transformers: linear, ...", metavar="NAME"
     )
@@ -96,9 +109,8 @@ REFUSED: dict[str, str] = {
     "label_smoothing_factor": "smoothing would count passages of other questions as half right",
     "neftune_noise_alpha": "the noise is made for generative models",
     "use_liger_kernel": "the kernels are made for generative models",
-    "deepspeed": "not supported; encoders fit one device with DDP and --gradient_cache",
-    "fsdp": "not supported; encoders fit one device with DDP and --gradient_cache",
-    "fsdp_config": "not supported, see --fsdp",
+    "deepspeed": "not supported; --fsdp shares weights, gradients and moments among the workers too",
+    "fsdp_config": "there is nothing to configure: --fsdp shares each layer among all workers",
     "parallelism_config": "not supported; data parallelism over --num_workers",
     "push_to_hub": "upload output_dir when the run has ended: hf upload NAME OUTPUT_DIR",
     "save_only_model": "a run could not be resumed",

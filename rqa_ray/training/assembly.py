@@ -20,11 +20,13 @@ from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import make_loss
 from rqa_ray.retriever.matryoshka import refuse_more_than
+from rqa_ray.retriever.sharding import shard
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.mining_pass import MiningTexts
 from rqa_ray.training.plan_forward import plan_forward
 from rqa_ray.training.rounds import Rounds, stand_ins
+from rqa_ray.training.sharded_trainer import ShardedTrainer
 from rqa_ray.training.trainer import ContrastiveTrainer
 
 
@@ -50,6 +52,7 @@ def assemble(
     plan: ForwardPlan | None = None,
     memory_sharers: int = 1,
     evaluates_beside: bool = False,
+    fsdp: bool = False,
 ) -> ContrastiveTrainer:
     """Builds the trainer of this rank.
 
@@ -59,6 +62,7 @@ def assemble(
         plan: the forward plan of the run that is resumed.
         memory_sharers: the number of runs that may share this node's memory.
         evaluates_beside: whether evaluations are made by other processes.
+        fsdp: whether each rank holds a shard of the encoder.
     """
     batches = GlobalBatches(
         data.rows,
@@ -72,6 +76,8 @@ def assemble(
     )
     if settings.lora_r:
         add_adapters(encoder, settings, settings.model_name_or_path or "", args.seed)
+    if fsdp:
+        shard(encoder, args.device, args.bf16)
     texts = data.mining
     if texts:
         batches.set_negatives(stand_ins(data.corpus.table, len(data.rows), settings.mine_negatives))
@@ -84,7 +90,8 @@ def assemble(
     dimensions = settings.matryoshka_dims or ()
     refuse_more_than(encoder.dimensions, dimensions)
     evaluator = RetrievalEvaluator(data.corpus, data.questions, Embedder(encoder, options), data.bm25, dimensions)
-    return ContrastiveTrainer(
+    kind = ShardedTrainer if fsdp else ContrastiveTrainer
+    return kind(
         encoder,
         make_loss(settings, encoder.settings.similarity),
         args,

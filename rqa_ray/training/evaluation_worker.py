@@ -27,7 +27,8 @@ from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
-from rqa_ray.retriever.folder import save_encoder
+from rqa_ray.retriever.folder import load_encoder, save_encoder
+from rqa_ray.retriever.sharding import shard, whole, whole_weights
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, step_of, write_evaluation, write_manifest
@@ -70,8 +71,11 @@ def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
     found = evaluator.evaluate(spec.settings.temperature)
     with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
         checkpoint = None
+        encoder = evaluator.embedder.encoder
+        with whole(encoder):
+            if distributed.rank() == 0:
+                save_encoder(encoder, f"{scratch}/{MODEL_FOLDER}")
         if distributed.rank() == 0:
-            save_encoder(evaluator.embedder.encoder, f"{scratch}/{MODEL_FOLDER}")
             save_evaluations(Path(scratch), found, found)
             StepNote(0).save(Path(scratch))
             write_manifest(Path(scratch), 0)
@@ -96,7 +100,7 @@ def finish_worker(spec: WorkerSpec) -> WorkerResult:
     questions = replace(EvalQuestions.of(without_test), clusters=spec.finish.clusters)
     finish = Finish(spec.settings.finish, spec.training["metric_for_best_model"], questions)
     encoder, results = full.embedder.encoder, FinishResults(spec.finish)
-    base = {name: tensor.cpu().clone() for name, tensor in encoder.state_dict().items()}
+    base = whole_weights(encoder)
 
     def temperature_of(candidate: Candidate) -> float:
         return results.temperature(candidate, spec.settings.temperature)
@@ -147,7 +151,12 @@ def _open(spec: WorkerSpec, model_folder: str, num_threads: int, device: torch.d
     model = spec.model
     bring_model(model.folder, model.copy)
     tables = {name: fetch_tables(refs) for name, refs in spec.blocks.items() if name != "train"}
-    embedder = Embedder.load(replace(model, folder=model_folder), device)
+    if spec.fsdp:
+        encoder = load_encoder(model_folder, model.settings, None, model.trust_remote_code)
+        shard(encoder, device, bool(spec.training.get("bf16")))
+        embedder = Embedder(encoder)
+    else:
+        embedder = Embedder.load(replace(model, folder=model_folder), device)
     embedder.options.max_rows = spec.training["per_device_eval_batch_size"]
     embedder.options.mixed_precision = spec.eval_precision
     splits = {split: Questions.from_tables(tables[split]) for split in tables if split != "corpus"}

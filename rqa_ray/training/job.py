@@ -20,6 +20,7 @@ from rqa_ray.ray_environment import OF_ACCELERATE
 from rqa_ray.settings import HYBRID, MINED_FROM, LoraSettings, MiningSettings, TrainSettings
 from rqa_ray.texts import is_none_of
 from rqa_ray.training.arguments import ALIASES, CHECKS, NO_EFFECT, REFUSED, RetrieverTrainingArguments
+from rqa_ray.training.fsdp import check_fsdp
 
 YIELDS = {  # flags of a recipe that are left out where the user gives the other flag, because both do not go together
     "global_batch_size": "per_device_train_batch_size",
@@ -98,6 +99,7 @@ def check(job: Job) -> None:
     check_values(RetrieverTrainingArguments, training, CHECKS)
     if settings.early_stopping_patience and settings.async_eval:
         raise InputError("--early_stopping_patience: an evaluation of --async_eval ends too late to stop training")
+    check_fsdp(settings, training)
     if training.get("bf16") and training.get("fp16"):
         raise InputError("--bf16 and --fp16: choose one")
     settings.check_loss()

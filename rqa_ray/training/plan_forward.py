@@ -41,7 +41,8 @@ def plan_forward(
     device = args.device
     if before and before.world_size != args.world_size:
         before = None
-    encoder.to(device)
+    if not encoder.is_sharded:  # shards are on the device
+        encoder.to(device)
     if args.gradient_checkpointing:  # here only to measure the memory that it saves; the Trainer does it again
         encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
     mixed = torch.autocast(device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16)
@@ -50,7 +51,8 @@ def plan_forward(
     # The memory of gradients and Adam's two moments is not taken yet.
     num_trained = sum(value.numel() for value in encoder.parameters() if value.requires_grad)
     sharers = memory_sharers if device.type == "cpu" else 1  # on GPUs, each run has its own
-    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_trained
+    shares = args.world_size if encoder.is_sharded else 1
+    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_trained / shares
 
     def graph_bytes(token_batch: TokenBatch) -> float:
         """Returns the memory of the graph per token (bytes)."""
@@ -76,7 +78,9 @@ def plan_forward(
         # Linear in the length: what attention keeps for each token grows with the length, the rest is constant.
         ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
         a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
-        needed = float(a_token @ [token_batch.num_tokens for token_batch in token_batches])
+        # One backward pass of several token batches adds up whole gradients, which FSDP cuts at its end.
+        whole_gradients = 4 * num_trained * encoder.is_sharded
+        needed = whole_gradients + float(a_token @ [token_batch.num_tokens for token_batch in token_batches])
         cached = distributed.any_rank(needed > free, device)
     return ForwardPlan(max_tokens, packed, cached, args.world_size)
 

@@ -49,6 +49,7 @@ from rqa_ray.training.batch_sizes import (
     with_steps,
     with_teacher_temperature,
 )
+from rqa_ray.training.fsdp import check_num_workers
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
@@ -146,8 +147,7 @@ def check(job: Job) -> Checked:
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
     encoder = encoder_settings(model_folder, job.settings)
     model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
-    note = prefix_note(job.settings.model_name_or_path or "", model)
-    job.notes.extend([note] if note else [])
+    job.notes.extend(filter(None, [prefix_note(job.settings.model_name_or_path or "", model)]))
     check_output_dir(job, model_folder)
     check_report_to(job)
     check_optimizer(job.training)
@@ -160,14 +160,14 @@ def check(job: Job) -> Checked:
     job = with_global_batch(job, workers.num_workers)
     if job.training.get("fp16") and not workers.use_gpu:
         raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
-    inputs = {INPUTS[name]: paths for name, paths in (files or {}).items()}
-    seen = check_nodes(inputs, storage_of(job))
+    check_num_workers(job.training, workers.min_workers or workers.num_workers)
+    seen = check_nodes({INPUTS[name]: paths for name, paths in (files or {}).items()}, storage_of(job))
     if files is None:
         files = demo_files(job)
     print(f"Ray: {cluster}; {workers.describe()}; {seen}")
-    print(f"model: {job.settings.model_name_or_path}, {encoder.describe()}{lora and f'; {lora}'}")
-    for note in job.notes:
-        print(note)
+    print(
+        f"model: {job.settings.model_name_or_path}, {encoder.describe()}{lora and f'; {lora}'}", *job.notes, sep="\n"
+    )
     if job.training.get("bf16") and not workers.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
     return Checked(job, workers, model, files, labels)

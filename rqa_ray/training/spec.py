@@ -69,6 +69,11 @@ class WorkerSpec:
         return Share(self.settings.train_share, self.training["seed"])
 
     @property
+    def fsdp(self) -> bool:
+        """Whether each worker holds a shard of the model."""
+        return bool(self.training.get("fsdp"))
+
+    @property
     def eval_precision(self) -> torch.dtype | None:
         """The type to which an evaluation autocasts, by transformers' `--bf16_full_eval` and `--fp16_full_eval`."""
         import torch  # imported here, because Ray Train's controller reads a spec and does not need torch

@@ -124,6 +124,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         plan=ForwardPlan.load(Path(checkpoint)) if checkpoint else None,
         memory_sharers=spec.memory_sharers,
         evaluates_beside=spec.spare is not None,
+        fsdp=spec.fsdp,
     )
     trainer.schedule.before = spec.before
     if args.process_index == 0:
@@ -200,6 +201,7 @@ def _training_arguments(spec: WorkerSpec, scratch: str, evaluates_first: bool) -
         "save_strategy": "no",  # the Schedule decides when to save
         "save_total_limit": None,  # it limits stored checkpoints; the worker deletes its own copy after storing it
         "logging_nan_inf_filter": False,
+        "fsdp": None,  # this program shards the model itself
         "ddp_broadcast_buffers": False,  # ranks may have different numbers of forward passes
     }
     return RetrieverTrainingArguments(**(spec.training | own))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
+from torch.distributed.tensor import DTensor
 from transformers import BertConfig, TrainerCallback
 
 from rqa_ray.corpus.bm25 import Bm25
@@ -32,10 +33,12 @@ from rqa_ray.retriever.encoder_settings import read_settings
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.losses import InBatchContrastive, Matryoshka
+from rqa_ray.retriever.sharding import shard
 from rqa_ray.settings import MINED_FROM, LoraSettings, TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 from rqa_ray.training.mining_pass import HybridTexts, MiningTexts, TextsHere
 from rqa_ray.training.rounds import Rounds
+from rqa_ray.training.sharded_trainer import ShardedTrainer
 from rqa_ray.training.trainer import ContrastiveTrainer
 from tests.builders import table
 from tests.models import save_model
@@ -145,7 +148,7 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
         if state.global_step in (0, STEPS - 1):
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self.gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]).clone())
+            self.gradients.append(torch.cat([whole(parameter.grad).flatten() for parameter in parameters]).clone())
 
 
 def run(
@@ -160,6 +163,7 @@ def run(
     per_question: int,
     mined: TrainSettings | None,
     lora: bool,
+    fsdp: bool,
 ) -> None:
     """Trains; rank 0 saves gradients, losses, weights and facts about the data to `folder`/result.pt."""
     torch.set_num_threads(1)
@@ -171,7 +175,7 @@ def run(
     mutate(mutation)
     recorder = Recorder()
     of_loss = LOSSES[loss]()
-    more = {"per_question": per_question, "loss": of_loss, "rounds": mined, "lora": lora}
+    more = {"per_question": per_question, "loss": of_loss, "rounds": mined, "lora": lora, "fsdp": fsdp}
     trainer = make_trainer(folder, hard_neg_ratio, gradient_cache, rank, world_size, recorder, packed, **more)
     encoder, batches = trainer.model, trainer.batches
     told: list[str] = []
@@ -179,12 +183,13 @@ def run(
         trainer.rounds.tell = told.append
     start = weights(encoder)
     trainer.train()
+    trained = weights(encoder)
     if rank == 0:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         torch.save(
             {
                 "start": start,
-                "weights": weights(encoder),
+                "weights": trained,
                 "gradients": recorder.gradients,
                 "sizes": [value.numel() for value in encoder.parameters() if value.requires_grad],
                 "losses": losses,
@@ -242,6 +247,7 @@ def make_trainer(
     rounds: TrainSettings | None = None,
     lacking: tuple[int, ...] = (),
     lora: bool = False,
+    fsdp: bool = False,
     **extra,
 ) -> ContrastiveTrainer:
     """One rank's trainer, whose questions bring `per_question` hard negatives: a random BERT without dropout, SGD."""
@@ -267,6 +273,8 @@ def make_trainer(
         "ddp_broadcast_buffers": False,
     }
     args = RetrieverTrainingArguments(**(own | extra))
+    if fsdp:
+        shard(encoder, args.device, args.bf16)
     data = tables(lacking=lacking)
     batches = GlobalBatches(
         TrainingRows.from_tables(data["train"]),
@@ -286,14 +294,20 @@ def make_trainer(
     )
     loss = loss or InBatchContrastive(0.2)
     mining = rounds and Rounds(rounds, mining_texts(data, rounds), batches, evaluator, args.metric_for_best_model)
-    trainer = ContrastiveTrainer(encoder, loss, args, batches, evaluator, rounds=mining, callbacks=[recorder])
+    kind = ShardedTrainer if fsdp else ContrastiveTrainer
+    trainer = kind(encoder, loss, args, batches, evaluator, rounds=mining, callbacks=[recorder])
     trainer._save_checkpoint = lambda *_: None  # no test of the steps needs it
     return trainer
 
 
 def weights(encoder: Encoder) -> torch.Tensor:
     """Returns all trained weights in one vector."""
-    return torch.cat([p.detach().flatten() for p in encoder.parameters() if p.requires_grad]).clone()
+    return torch.cat([whole(p.detach()).flatten() for p in encoder.parameters() if p.requires_grad]).clone()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor, put together if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def count_masked(batches: GlobalBatches) -> int:

@@ -31,11 +31,12 @@ def result(
     per_question: int = 0,
     rounds: str | None = None,
     lora: bool = False,
+    fsdp: bool = False,
 ) -> dict:
     mined = rounds and {"mined": invariance.MINED, "taught": invariance.TAUGHT}[rounds]
     with tempfile.TemporaryDirectory() as folder:
         invariance.random_bert(folder, dense)
-        how = (hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question, mined, lora)
+        how = (hard_neg_ratio, gradient_cache, packed, mutation, loss, per_question, mined, lora, fsdp)
         arguments = (world_size, folder, *how)
         torch.multiprocessing.start_processes(invariance.run, arguments, nprocs=world_size, start_method="forkserver")
         return torch.load(Path(folder) / "result.pt", weights_only=False)
@@ -146,6 +147,16 @@ def test_lora_makes_the_same_steps_too(world_size: int, gradient_cache: bool) ->
     assert is_the_same_training(one, other), differences(one, other)
     assert (one["weights"] - one["start"]).norm() > 0.1, "no matrix was trained"
     assert len(one["weights"]) < len(result(1, 0.25)["weights"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("gradient_cache", "more"),
+    [(False, {}), (True, {"dense": True}), (False, {"packed": False, "loss": "with a parameter", "per_question": 1})],
+)
+def test_weights_that_workers_share_make_the_same_steps_too(gradient_cache: bool, more: dict) -> None:
+    one, other = result(1, 0.25, **more), result(2, 0.25, gradient_cache, fsdp=True, **more)
+    assert is_the_same_training(one, other), differences(one, other)
+    assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
 
 
 @pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])
