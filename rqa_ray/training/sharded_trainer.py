@@ -6,6 +6,7 @@ on with any number of workers, with shards or without.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from rqa_ray.data.batches import RankBatch
 from rqa_ray.retriever import distributed
+from rqa_ray.retriever.adapters import adapted_layers
 from rqa_ray.retriever.sharding import in_step, shard_of, whole
 from rqa_ray.training.trainer import ContrastiveTrainer
 
@@ -36,7 +38,9 @@ class ShardedTrainer(ContrastiveTrainer):
             super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with whole(self.model, rewrites=True):
+        # Weights are cut when they are loaded. An adapter is merged with its layers, so all have to be whole.
+        is_adapted = bool(adapted_layers(self.model.transformer))
+        with whole(self.model, rewrites=True) if is_adapted else nullcontext():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
