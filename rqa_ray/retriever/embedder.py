@@ -104,7 +104,10 @@ class Embedder:
         mixed = options.mixed_precision
 
         def embed(token_batch: TokenBatch) -> torch.Tensor:
-            with encoder.without_graph(), torch.autocast(device.type, mixed or torch.bfloat16, mixed is not None):
+            # Autocast would keep copies of all layers until the end of a forward pass.
+            caches = not encoder.is_sharded
+            precision = torch.autocast(device.type, mixed or torch.bfloat16, mixed is not None, cache_enabled=caches)
+            with encoder.without_graph(), precision:
                 return encoder.embed([token_batch.to(device)])
 
         parts = [torch.empty(0, encoder.dimensions, device=device)]

@@ -29,6 +29,8 @@ def shard(encoder: Encoder, device: torch.device, bf16: bool = False) -> None:
     With `bf16`, the layers are gathered and computed in bf16, in evaluations too; the shards stay in fp32. The device
     holds no more than the shards and one whole layer. All ranks have to call this function together.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # FSDP takes the current device
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     in_bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in _layers(encoder.transformer):
