@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -185,15 +185,12 @@ class Encoder(nn.Module):
         """
         self.transformer.activation_checkpointing_enable(**kwargs)
 
-    def without_graph(self) -> AbstractContextManager[None]:
-        """Returns a context in which no forward pass keeps a graph."""
-        if not self.is_sharded:
-            return torch.inference_mode()
-        # FSDP gathers whole layers into the same memory in training, which cannot use tensors of inference mode.
-        contexts = ExitStack()
-        contexts.enter_context(torch.inference_mode(False))
-        contexts.enter_context(torch.no_grad())
-        return contexts
+    @contextmanager
+    def without_graph(self) -> Iterator[None]:
+        """Lets no forward pass in a context keep a graph."""
+        # FSDP gathers layers into memory that training uses too, and training cannot use tensors of inference mode.
+        with torch.inference_mode(not self.is_sharded), torch.no_grad():
+            yield
 
     @property
     def packs_here(self) -> bool:

@@ -44,7 +44,7 @@ def shard(encoder: Encoder, device: torch.device, bf16: bool = False) -> None:
     encoder.register_load_state_dict_pre_hook(_cut)
     encoder.is_sharded, encoder.interrupts.in_step = True, device
     # Transformers' Trainer asks for this name. Where it is true, the Trainer does not wrap the model in DDP.
-    encoder.is_distributed_loading_by_transformers = True
+    encoder.is_distributed_loading_by_transformers = True  # type: ignore[assignment]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -85,8 +85,10 @@ def whole(encoder: Encoder, rewrites: bool = False) -> Iterator[None]:
         yield
         return
     encoder.state_dict()  # FSDP puts shards back where a forward pass that was given up has left whole parameters
-    owners = [(module, name, own) for module in encoder.modules() for name, own in module._parameters.items()]
-    wholes: dict[nn.Parameter, nn.Parameter] = {}
+    owners: list[tuple[nn.Module, str, Any]] = [
+        (module, name, own) for module in encoder.modules() for name, own in module._parameters.items()
+    ]
+    wholes = {}
     for own in dict.fromkeys(own for _, _, own in owners if own is not None):
         gathered = own.detach().full_tensor()
         if rewrites or distributed.rank() == 0:

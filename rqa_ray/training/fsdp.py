@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from rqa_ray.errors import InputError
 from rqa_ray.settings import TrainSettings
 
+OLDEST_TRANSFORMERS = (5, 24)  # whose Trainer takes a model that is shared already
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")  # each treats every number of a weight alone
 
 
@@ -15,6 +17,9 @@ def check_fsdp(settings: TrainSettings, training: dict[str, Any]) -> None:
     if str(training.get("fsdp") or "false").lower() == "false":
         training.pop("fsdp", None)
         return
+    installed = version("transformers")
+    if tuple(map(int, installed.split(".")[:2])) < OLDEST_TRANSFORMERS:
+        raise InputError(f"--fsdp: needs transformers 5.24, and {installed} is installed; pip install -U transformers")
     apart = {
         "--fp16": (training.get("fp16"), "the scale of the loss is not shared; choose --bf16"),
         "--torch_compile": (training.get("torch_compile"), "they do not work together; leave out one of them"),

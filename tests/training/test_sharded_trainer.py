@@ -20,21 +20,31 @@ NUMBERS = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "max_grad_norm":
 
 
 def train(
-    folder: str, checkpoint: str | None = None, rank: int = 0, world_size: int = 1, **more
+    folder: str, checkpoint: str | None = None, rank: int = 0, world_size: int = 1, is_stopped: bool = False, **more
 ) -> ContrastiveTrainer:
-    """Trains with gradient caching, clipped gradients and a learned temperature; evaluates and saves twice."""
+    """Trains with gradient caching, clipped gradients and a learned temperature; evaluates and saves twice.
+
+    If the run `is_stopped`, one rank sees a stop in step 4, and all save the state after step 3.
+    """
     more = NUMBERS | {"max_steps": STEPS, "eval_strategy": "steps", "eval_steps": 2} | more
     loss = InBatchContrastive(0.2, learns_temperature=True)
     trainer = make_trainer(
         folder, 0.25, True, rank, world_size, Recorder(), packed=True, loss=loss, lacking=(3,), **more
     )
     del trainer._save_checkpoint  # the real one
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if not is_stopped:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+    trainer.interrupts.watching = True
+    trainer.interrupts.is_asked = lambda: trainer.state.global_step == 3 and rank == 1
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer.save_interrupted()
     return trainer
 
 
 def in_parts(folder: str, lora: bool) -> dict:
-    """What a run of two ranks gives, and the same run from its checkpoint of step 2 on."""
+    """What a run of two ranks gives, and the same run, stopped and resumed."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
@@ -49,9 +59,8 @@ def in_parts(folder: str, lora: bool) -> dict:
     whole.interrupts.is_asked = lambda: rank == 1
     with pytest.raises(Interrupted):
         whole.evaluate()
-    whole.state.global_step = STEPS + 1
-    whole.save_interrupted()
-    resumed = train(folder, f"{folder}/scratch-0/checkpoint-2", **more)
+    train(folder, is_stopped=True, **more)
+    resumed = train(folder, f"{folder}/scratch-0/checkpoint-3", **more)
     return result | {"resumed": weights(resumed.model), "found again": resumed.found}
 
 
@@ -64,7 +73,7 @@ def runs(request, tmp_path_factory) -> tuple[Path, dict, dict, bool]:
     return folder, *run_ranks(2, in_parts, folder, str(folder), request.param), request.param
 
 
-def test_a_resumed_run_ends_with_the_same_weights_to_the_bit(runs) -> None:
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights_to_the_bit(runs) -> None:
     _, *ranks, _ = runs
     for rank in ranks:
         assert torch.equal(rank["weights"], ranks[0]["weights"])
