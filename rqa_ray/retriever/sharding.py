@@ -32,7 +32,8 @@ def shard(encoder: Encoder, device: torch.device, bf16: bool = False) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # FSDP takes the current device
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
-    in_bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # What lies between layers, such as a last norm, stays in fp32, and so takes the outputs of layers in fp32.
+    in_bf16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
     for layer in _layers(encoder.transformer):
         fully_shard(layer, mesh=mesh, mp_policy=in_bf16 if bf16 else MixedPrecisionPolicy())
     vectors = encoder.transformer.get_input_embeddings()

@@ -6,7 +6,7 @@ on with any number of workers, with shards or without.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class ShardedTrainer(ContrastiveTrainer):
         plan, pad_id = self.batches.plan, self.batches.pad_id
         inputs.token_batches = in_step(inputs.token_batches, pad_id, plan.packed, self.args.device)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager:
+        """Defers nothing where gradients accumulate, because whole gradients may not fit."""
+        return nullcontext()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with whole(self.model):

@@ -48,6 +48,11 @@ def compare(folder: str) -> dict[str, Any]:
     own = sum(value.to_local().numel() for value in encoder.parameters())
     with whole(encoder):
         assert rank or sum(value.numel() for value in encoder.parameters()) > 1.8 * own
+    in_bf16 = load_encoder(folder, EncoderSettings()).eval()
+    shard(in_bf16, torch.device("cpu"), bf16=True)
+    torch.testing.assert_close(
+        Embedder(in_bf16, EmbedOptions(1, 20, packed=packed)).rows(rows), embedded, atol=0.05, rtol=0
+    )
     return {"results": results, "parts": sum(hasattr(module, "unshard") for module in encoder.modules())}
 
 

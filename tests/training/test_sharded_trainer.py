@@ -16,7 +16,13 @@ from tests.ranks import run_ranks
 from tests.training.invariance import Recorder, make_trainer, random_bert, weights
 
 STEPS = 4
-NUMBERS = {"optim": "adamw_torch_fused", "learning_rate": 1e-3, "max_grad_norm": 0.1, "weight_decay": 0.01}
+NUMBERS = {
+    "optim": "adamw_torch_fused",
+    "learning_rate": 1e-3,
+    "max_grad_norm": 0.1,
+    "weight_decay": 0.01,
+    "gradient_accumulation_steps": 2,
+}
 
 
 def train(
