@@ -5,7 +5,7 @@ This file does not import Ray: workers of Ray Train and benchmarks in one proces
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -82,6 +82,8 @@ def assemble(
     if texts:
         batches.set_negatives(stand_ins(data.corpus.table, len(data.rows), settings.mine_negatives))
     chosen = plan_forward(settings, args, encoder, batches, plan, memory_sharers)
+    if fsdp:  # all token batches are cached or none, because a share might be another number of them on each rank
+        chosen = replace(chosen, gradient_cache=chosen.gradient_cache > 0)
     batches = batches.with_plan(chosen)
     options = EmbedOptions(
         batches.pad_id, chosen.max_tokens, args.per_device_eval_batch_size, chosen.packed, eval_precision
