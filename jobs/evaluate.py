@@ -18,8 +18,9 @@ def main() -> None:
 
         settings = parse(EvaluateSettings, sys.argv[1:], __doc__)
         from rqa_ray.evaluation.evaluate import evaluate  # Ray is imported after the arguments are known to be right
+        from rqa_ray.reports.evaluation_page import write_evaluation_report
 
-        print(result_text(evaluate(settings), settings.json))
+        print(result_text(evaluate(settings, write_evaluation_report), settings.json))
 
 
 if __name__ == "__main__":

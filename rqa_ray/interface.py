@@ -82,10 +82,11 @@ def evaluate(**flags: Any) -> EvaluateResult:
         InputError: an argument or a file is wrong; nothing was written.
     """
     from rqa_ray.evaluation.evaluate import evaluate
+    from rqa_ray.reports.evaluation_page import write_evaluation_report
 
     settings = parse(EvaluateSettings, flags)
     with _no_exit():
-        return evaluate(settings)
+        return evaluate(settings, write_evaluation_report)
 
 
 def mine(**flags: Any) -> MineResult:

@@ -23,6 +23,7 @@ from rqa_ray.texts import printable
 
 HUB = "hf://"  # Hugging Face's hub; its addresses are not percent-encoded
 ALL_ARGS_FILE = "all_args.json"  # name of the file with the arguments of a run, beside its results
+REPORT_FILE = "report.html"  # name of the page about a run or an evaluation, beside its results
 
 
 def in_temporary_copy(path: str) -> bool:

@@ -1,5 +1,6 @@
 """A headless Chromium for tests of pages, driven over a pipe by the DevTools protocol; needs no package."""
 
+import base64
 import json
 import os
 import select
@@ -28,11 +29,13 @@ class Browser:
         os.close(theirs)
         os.close(answers)
         self._read, self._number, self._session = b"", 0, None
+        self._events: list[dict[str, Any]] = []
         behavior = {"behavior": "allow", "downloadPath": str(self.downloads)}
         self.call("Browser.setDownloadBehavior", **behavior)
         tab = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
-        self.call("Page.enable")
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
 
     def __enter__(self) -> "Browser":
         return self
@@ -61,7 +64,26 @@ class Browser:
             assert part, "the browser has ended"
             self._read += part
         message, _, self._read = self._read.partition(b"\0")
-        return json.loads(message)
+        self._events.append(json.loads(message))
+        return self._events[-1]
+
+    def complaints(self) -> list[Any]:
+        """Returns what the browser has reported since the last call: requests, lines of the console, exceptions."""
+        self.ask("0")  # whatever the page has caused is reported before the answer
+        events, self._events = self._events, []
+        found = []
+        for event in events:
+            told, name = event.get("params", {}), event.get("method")
+            if name == "Network.requestWillBeSent" and not told["request"]["url"].startswith("data:"):
+                found += [told["request"]["url"]] if told.get("type") != "Document" else []
+            elif name in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+                found.append(told)
+        return found
+
+    def picture(self, path: Path) -> None:
+        """Writes a PNG of the whole page."""
+        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(found["data"]))
 
     def open(self, page: Path) -> None:
         """Loads a file."""

@@ -61,8 +61,7 @@ def brief(survey: Survey, files: dict[str, list[str]]) -> list[str]:
     if survey.num_other_texts:
         count = f"{survey.num_other_texts:,}"
         lines.append(f"warning: passages of train that have another embedded text in the corpus: {count}")
-    shares = {name: split.share_cut for name, split in survey.splits.items()} | {"corpus": survey.share_cut}
-    cut = [f"{name} {share:.1%}" for name, share in shares.items() if share]
+    cut = [f"{name} {share:.1%}" for name, share in survey.shares_cut.items() if share]
     lines += [f"texts longer than max_seq_length, cut: {', '.join(cut)}"] if cut else []
     every = [split.counts for split in survey.splits.values()] + ([survey.streamed] if survey.streamed else [])
     lines += _empty(sum(counts.num_empty for counts in every))

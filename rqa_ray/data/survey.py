@@ -137,6 +137,11 @@ class Survey:
         return self.streamed or self.splits["train"].counts
 
     @property
+    def shares_cut(self) -> dict[str, float]:
+        """Shares of the texts that are cut at the limit of tokens, of the splits and the corpus."""
+        return {name: split.share_cut for name, split in self.splits.items()} | {"corpus": self.share_cut}
+
+    @property
     def has_equal_golds(self) -> bool:
         """Whether all training questions have the same golds; of streamed questions, whether there is one gold."""
         return self.streamed.has_one_gold if self.streamed else self.splits["train"].has_equal_golds

@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import plan_workers
 from rqa_ray.corpus.encode import plan_corpus
 from rqa_ray.corpus.encoded import embedding_folder
-from rqa_ray.corpus.model import find_model
+from rqa_ray.corpus.model import Model, find_model
+from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus_settings import RETRIEVERS, EvaluateSettings
 from rqa_ray.credentials import masked_values
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.rows import Questions
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.evaluation.confidence import INTERVALS, paired_difference
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS
+from rqa_ray.evaluation.confidence import INTERVALS
+from rqa_ray.evaluation.evaluated import SPLIT, Evaluated, Result, WriteReport, of_cut
+from rqa_ray.evaluation.metrics import ACCURACY_CUTOFF, LABELS
 from rqa_ray.evaluation.predictions import (
     PASSAGES_FILE,
     AskedQuestions,
@@ -30,13 +30,15 @@ from rqa_ray.evaluation.predictions import (
     read_values,
     write_predictions,
 )
-from rqa_ray.evaluation.retrievers import SPLIT, Result, Retrievers
+from rqa_ray.evaluation.retrievers import Retrievers
 from rqa_ray.places import (
     ALL_ARGS_FILE,
+    REPORT_FILE,
     check_local_folder,
     read_json,
     refuse_among_inputs,
     refuse_files_of_others,
+    shown,
     staged,
     write_json,
 )
@@ -61,6 +63,7 @@ class EvaluateResult:
     metrics: dict[str, dict[str, Any]]  # metrics by full name, with intervals
     differences: list[str]  # lines about what the other retrievers gain over the first
     note: str = ""  # about the clusters of the questions
+    report: str = ""  # the line about report.html
 
     def describe(self) -> str:
         """Returns lines for a person."""
@@ -68,7 +71,7 @@ class EvaluateResult:
         written = f"written: {Path(self.output_dir) / files}"
         note = [f"{self.num_questions:,} questions{self.note}"] if self.note else []
         lines = [*table(self.metrics, self.num_questions), *of_cut(self.metrics), *self.differences]
-        return "\n".join(["", *lines, *note, written])
+        return "\n".join(["", *lines, *note, written, *([self.report] if self.report else [])])
 
     def _repr_html_(self) -> str:
         names = {name: f"{SPLIT}_{metric}" for name, metric in LABELS.items()}
@@ -76,8 +79,10 @@ class EvaluateResult:
         return html_table([f"{self.num_questions:,} questions", *names], rows) + f"<p>{self.output_dir}</p>"
 
 
-def evaluate(settings: EvaluateSettings) -> EvaluateResult:
+def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None) -> EvaluateResult:
     """Embeds a corpus, ranks it for each question with each retriever, and writes the metrics to output_dir.
+
+    `write_report` writes the page about the evaluation (`reports/evaluation_page.py`).
 
     Raises:
         InputError: the user's input is wrong; nothing was written.
@@ -142,8 +147,15 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     if {"dense", "hybrid"} & set(names):
         retrievers.embed({name: Questions.from_tables(part.tables()) for name, part in blocks.items()})
     results = {name: retrievers.result(name) for name in names} | others
-    clusters = test.clusters.labels
-    scores = {name: result.metrics(clusters) for name, result in results.items()}
+    asked_for = results[settings.retriever_type]
+    assert asked_for.ranking is not None
+    # the report shows the first passages, also where the predictions have fewer
+    needed = asked_for.ranking[1][:, : max(settings.predictions_top_k, ACCURACY_CUTOFF)]
+    documents = retrievers.documents(needed)
+    facts = _facts(settings, model, plan, results, len(lost))
+    found = Evaluated(test, plan.passage_ids, documents, results, facts)
+    scores = found.scores
+    report = ""
     with staged(output) as staging:
         head = {
             "retriever": settings.retriever_type,
@@ -153,13 +165,14 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         compared = {"compare": {name: scores[name] for name in wanted[1:]}} if wanted[1:] else {}
         write_json(staging / SCORE_FILE, {**head, **scores[settings.retriever_type], **compared})
         write_json(staging / ALL_ARGS_FILE, config)
-        asked_for = results[settings.retriever_type]
-        assert asked_for.ranking is not None
-        documents = retrievers.documents(asked_for.ranking[1][:, : settings.predictions_top_k])
         ranked = Ranked(test, *asked_for.ranking, asked_for.values)
         write_predictions(staging, {SPLIT: ranked}, documents, settings.predictions_top_k)
-    lines = differences(results, clusters)
-    return EvaluateResult(settings.output_dir, len(test.questions), scores, lines, test.clusters.note)
+        if write_report:
+            report = write_report(staging, settings.output_dir, found)
+        if not (staging / REPORT_FILE).exists():
+            (output / REPORT_FILE).unlink(missing_ok=True)  # it would be about an earlier evaluation
+    lines = found.describe()
+    return EvaluateResult(settings.output_dir, len(test.questions), scores, lines, test.clusters.note, report)
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:
@@ -189,25 +202,20 @@ def table(scores: Mapping[str, dict[str, Any]], num_questions: int) -> list[str]
     return [f"{label:16}" + "".join(cell.ljust(width) for cell in cells).rstrip() for label, *cells in rows]
 
 
-def of_cut(scores: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Returns a line for each number of dimensions to which embeddings were cut, with 95% intervals."""
-    parts: dict[str, list[str]] = {}
-    for retriever, metrics in scores.items():
-        for label in HEADLINES:
-            start = f"{SPLIT}_{LABELS[label]}_dim"
-            for name in (name for name in metrics if name.startswith(start)):
-                low, high = metrics[INTERVALS][name]
-                said = f"{label} {metrics[name]:.3f}  {low:.3f} to {high:.3f}"
-                parts.setdefault(f"{retriever}, cut to {name.removeprefix(start)} dimensions", []).append(said)
-    return [f"{what}: {', '.join(said)}" for what, said in parts.items()]
-
-
-def differences(results: Mapping[str, Result], clusters: np.ndarray) -> list[str]:
-    """Returns lines that say what the others gain over the first retriever, and whether this is more than chance."""
-    (first, base), *others = results.items()
-    lines = []
-    for name, result in others:
-        for label in HEADLINES:
-            change = paired_difference(base.values[LABELS[label]], result.values[LABELS[label]], clusters)
-            lines.append(f"{name} against {first}, {label}: {change.describe()}")
-    return lines
+def _facts(
+    settings: EvaluateSettings, model: Model, plan: CorpusPlan, results: Mapping[str, Result], num_lost: int
+) -> dict[str, str]:
+    """Returns what the report says about the evaluation itself."""
+    facts = {
+        "retriever": settings.retriever_type,
+        "model": model.describe().removeprefix("model: "),
+        "questions": ", ".join(map(shown, settings.eval_data_path or [])),
+        "passages": f"{plan.describe()}, of {', '.join(map(shown, settings.document_path or []))}",
+        "golds that are missing from the corpus": f"{num_lost:,}",
+    }
+    for name, result in results.items():
+        if result.weight is not None:
+            facts[f"weight of the model in {name}"] = f"{result.weight:g}"
+        if result.latency is not None:
+            facts[f"time of a question, {name}"] = f"{1000 * result.latency:.1f} ms"
+    return facts

@@ -6,7 +6,6 @@ Shapes: Q questions, K retrieved passages per question.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,11 @@ from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import QUESTIONS_FOLDER, EmbeddingFolder
 from rqa_ray.corpus_settings import EvaluateSettings
 from rqa_ray.data.rows import Questions
-from rqa_ray.evaluation.confidence import INTERVALS, intervals
+from rqa_ray.evaluation.evaluated import Result
 from rqa_ray.evaluation.evaluator import TOP_K
 from rqa_ray.evaluation.hybrid_weight import choose_weight
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, LATENCY, TOP_CUTOFF, name_at, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, TOP_CUTOFF, name_at, question_metrics
 from rqa_ray.evaluation.predictions import AskedQuestions
-
-SPLIT = "test"
-
-
-@dataclass
-class Result:
-    """The result of one retriever."""
-
-    values: dict[str, np.ndarray]  # (Q,) values by metric, from `question_metrics`
-    ranking: tuple[np.ndarray, np.ndarray] | None = None  # scores and positions (Q, K)
-    latency: float | None = None  # seconds a question
-    weight: float | None = None  # weight of the embeddings in a hybrid
-
-    def metrics(self, clusters: np.ndarray) -> dict[str, Any]:
-        """Metrics by full name, with intervals."""
-        named = {f"{SPLIT}_{name}": float(values.mean()) for name, values in self.values.items()}
-        named |= {} if self.latency is None else {f"{SPLIT}_{LATENCY}": self.latency}
-        around = {f"{SPLIT}_{name}": ends for name, ends in intervals(self.values, clusters).items()}
-        return {**named, **({} if self.weight is None else {"weight": self.weight}), INTERVALS: around}
 
 
 class Retrievers:

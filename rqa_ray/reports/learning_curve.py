@@ -8,7 +8,6 @@ Shapes: Q questions of eval.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,10 +126,13 @@ class LearningCurve:
         picture.text(LEFT + width / 2, HEIGHT - 18, "training pairs (logarithmic)", "soft middle")
         return picture.svg()
 
-    def table(self) -> str:
-        """Returns the points as a table of HTML."""
-        head = [SHARE, "training pairs", "runs", self.label, f"{LEVEL}% interval"]
-        rows = [
+    def head(self) -> list[str]:
+        """Returns the head of the table of points."""
+        return [SHARE, "training pairs", "runs", self.label, f"{LEVEL}% interval"]
+
+    def rows(self) -> list[list[str]]:
+        """Returns the rows of the table of points."""
+        return [
             [
                 f"{point.share:g}",
                 f"{point.pairs:,.0f}",
@@ -140,6 +142,3 @@ class LearningCurve:
             ]
             for point in self.points
         ]
-        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        header = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        return f"<table><tr>{header}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

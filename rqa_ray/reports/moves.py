@@ -1,156 +1,128 @@
-"""Compares the rankings of two models question by question: which questions were won and lost, and of what kind.
+"""Lists the questions that one model answers better or worse than another, with golds and what is ranked above them.
 
 Q questions, K ranked passages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from html import escape
+from typing import Any
 
 import numpy as np
 
 from rqa_ray.data.schema import Document
-from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS
-from rqa_ray.evaluation.predictions import Documents
+from rqa_ray.evaluation.predictions import AskedQuestions
+from rqa_ray.reports.pages import cut, visible
 
-MOST = 100  # questions that are listed as won, and as lost
+MOST = 100  # questions of one listing
 MOST_ABOVE = 3  # passages that are listed above a gold
 MOST_GOLDS = 3  # golds of a question that are listed
-MOST_NAME = 60  # characters of the name of a group
 MOST_CHARACTERS = 600  # of a text that is listed
-MOST_GROUPS = 8  # groups of a kind, the largest ones
-LENGTHS = {5: "1 to 5", 10: "6 to 10", 20: "11 to 20"}  # names of groups by the most words of a question
-LONGEST = "over 20"
+MOST_BYTES = 2_000_000  # of all listings of a page
 RANKED_BY = "nDCG@10"  # of `LABELS`; its change says how much a question was won or lost
 
 
 @dataclass(frozen=True)
+class Found:
+    """What one model has found for the questions."""
+
+    system: str  # name of the model, such as "after" or "bm25"
+    values: Mapping[str, np.ndarray]  # (Q,) by metric, from `question_metrics`
+    positions: np.ndarray | None = None  # (Q, K) places in the corpus, best first; None if only the values are known
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The passages of the corpus."""
+
+    ids: np.ndarray  # (P,)
+    document: Callable[[int], Mapping[str, Any]]  # returns the document at a position
+
+
+@dataclass(frozen=True)
 class Move:
-    """A question that a model answers better or worse than another, with texts that may be cut."""
+    """A question, and what was found for it; texts may be cut."""
 
     question: str
-    change: float  # of nDCG@10
-    ranks: tuple[int | None, int | None]  # of the first gold before and after, from 1; None if it was not found
+    ranks: dict[str, int | None]  # of the first gold by model, from 1; None if it was not found
     golds: list[str]  # at most `MOST_GOLDS`
     num_golds: int
-    above: list[str]  # the first passages that the later model ranks above the first gold
+    above: list[str]  # the first passages that the model of the page ranks above the first gold
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the texts on a page."""
+        return sum(len(escape(visible(text)).encode()) for text in (self.question, *self.golds, *self.above))
 
 
 @dataclass(frozen=True)
-class Group:
-    """The questions of one kind, and the means of `HEADLINES` before and after, by label."""
+class Listing:
+    """Questions of one kind; only the most telling are listed."""
 
-    name: str
-    number: int
-    before: dict[str, float]
-    after: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """One way to group the questions, such as by their length."""
-
-    name: str
-    groups: list[Group]  # the largest ones
-    number: int  # of all groups
+    title: str
+    moves: list[Move]  # at most `MOST`, the most telling first
+    number: int  # of all questions of this kind
 
 
 @dataclass(frozen=True)
-class Moves:
-    """What changed on one split."""
+class Questions:
+    """Makes the listings of one split; the listings of all splits of a page share `MOST_BYTES`."""
 
-    won: list[Move]  # at most `MOST`, the largest gain first
-    lost: list[Move]
-    num_won: int
-    num_lost: int
-    groupings: list[Grouping]
+    asked: AskedQuestions
+    passages: Passages
+    num_listings: int  # of the page
 
-    @classmethod
-    def of(cls, compared: Comparison, documents: Documents) -> Moves:
-        """Lists what changed between two rankings of the documents."""
-        asked, after = compared.asked, compared.positions[1]
-        old, new = compared.values
-        change = new[LABELS[RANKED_BY]] - old[LABELS[RANKED_BY]]
+    def won_and_lost(self, before: Found, after: Found, won: str, lost: str) -> list[Listing]:
+        """Returns two listings with these titles: what the later model answers worse, and what it answers better."""
+        change = after.values[LABELS[RANKED_BY]] - before.values[LABELS[RANKED_BY]]
         order = np.argsort(-change, kind="stable")
-        won, lost = order[change[order] > 0], order[change[order] < 0][::-1]
-        ranks = [_first_ranks(documents.passage_ids[found], asked.gold_ids) for found in compared.positions]
+        losses, gains = order[change[order] < 0][::-1], order[change[order] > 0]
+        return [self._listing(lost, losses, (before, after)), self._listing(won, gains, (before, after))]
 
-        def move(row: int) -> Move:
-            rank = ranks[1][row]
-            above = after[row][: min(MOST_ABOVE, len(after[row]) if rank is None else rank - 1)]
-            return Move(
-                question=_short(asked.questions[row]),
-                change=float(change[row]),
-                ranks=(ranks[0][row], rank),
-                golds=[_short(gold.fmt_content) for gold in asked.gold_docs(row)[:MOST_GOLDS]],
-                num_golds=len(asked.gold_ids[row]),
-                above=[_short(Document(**documents.document(int(position))).fmt_content) for position in above],
-            )
+    def missed(self, title: str, found: Found, others: Sequence[Found]) -> Listing:
+        """Returns the questions of which the model has not all golds on top; first those that most others answer."""
+        metric, finer = LABELS[HEADLINES[0]], LABELS[RANKED_BY]
+        rows = np.flatnonzero(found.values[metric] == 0)
+        answered = sum((other.values[metric][rows] for other in others), np.zeros(len(rows)))
+        order = np.lexsort([found.values[finer][rows], -answered])
+        return self._listing(title, rows[order], (*others, found))
 
-        listed = [[move(int(row)) for row in rows[:MOST]] for rows in (won, lost)]
-        return cls(listed[0], listed[1], len(won), len(lost), _groupings(compared))
+    def _listing(self, title: str, rows: np.ndarray, found: Sequence[Found]) -> Listing:
+        moves = self._within(MOST_BYTES // self.num_listings, (self._move(int(row), found) for row in rows[:MOST]))
+        return Listing(title, moves, len(rows))
 
+    @staticmethod
+    def _within(most: int, moves: Iterable[Move]) -> list[Move]:
+        """Returns the first moves that together have at most so many bytes."""
+        taken = []
+        for move in moves:
+            most -= move.num_bytes
+            if most < 0:
+                break
+            taken.append(move)
+        return taken
 
-def _first_ranks(ranked_ids: np.ndarray, gold_ids: Sequence[Sequence[int]]) -> list[int | None]:
-    ranks: list[int | None] = []
-    for ids, golds in zip(ranked_ids, gold_ids, strict=True):
-        places = np.flatnonzero(np.isin(ids, list(golds)))
-        ranks.append(int(places[0]) + 1 if len(places) else None)
-    return ranks
+    def _move(self, row: int, found: Sequence[Found]) -> Move:
+        ranks = {of.system: self._rank(of.positions[row], row) for of in found if of.positions is not None}
+        after = found[-1].positions
+        assert after is not None
+        rank = ranks[found[-1].system]
+        above = after[row][: min(MOST_ABOVE, len(after[row]) if rank is None else rank - 1)]
+        return Move(
+            question=_short(self.asked.questions[row]),
+            ranks=ranks,
+            golds=[_short(gold.fmt_content) for gold in self.asked.gold_docs(row)[:MOST_GOLDS]],
+            num_golds=len(self.asked.gold_ids[row]),
+            above=[_short(Document(**self.passages.document(int(position))).fmt_content) for position in above],
+        )
 
-
-def _groupings(compared: Comparison) -> list[Grouping]:
-    """Groups the questions by length, number of golds and source; leaves out what has only one group."""
-    asked = compared.asked
-    keys = {
-        "words of the question": [_length(question) for question in asked.questions],
-        "golds of the question": [_number(len(golds)) for golds in asked.gold_ids],
-        "source of the gold": [_source(asked.gold_docs(row)[0]) for row in range(len(asked.questions))],
-    }
-    groupings = []
-    for name, of_questions in keys.items():
-        names, rows, counts = np.unique(of_questions, return_inverse=True, return_counts=True)
-        if 1 < len(names) <= len(of_questions) / 2:
-            largest = np.argsort(-counts, kind="stable")[:MOST_GROUPS].tolist()
-            largest.sort(key=lambda place: _order(str(names[place])))
-            groups = [_group(str(names[place]), rows == place, compared) for place in largest]
-            groupings.append(Grouping(name, groups, len(names)))
-    return groupings
-
-
-def _group(name: str, rows: np.ndarray, compared: Comparison) -> Group:
-    means = ({label: float(of[LABELS[label]][rows].mean()) for label in HEADLINES} for of in compared.values)
-    before, after = means
-    return Group(name, int(rows.sum()), before, after)
-
-
-def _length(question: str) -> str:
-    words = len(question.split())
-    return next((name for most, name in LENGTHS.items() if words <= most), LONGEST)
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Returns by what groups are sorted: lengths from short to long, others by name."""
-    lengths = [*LENGTHS.values(), LONGEST]
-    return (lengths.index(name) if name in lengths else 0, name)
-
-
-def _number(golds: int) -> str:
-    return str(golds) if golds < 3 else "3 or more"
-
-
-def _source(gold: Document) -> str:
-    """Returns the host or the first folder of the source of a passage."""
-    source = str(gold.metadata.get("source") or "none")
-    try:
-        parts = urlsplit(source)
-    except ValueError:  # a source is free text, such as http://[bad
-        return source[:MOST_NAME]
-    return (parts.netloc or parts.path.strip("/").partition("/")[0] or source)[:MOST_NAME]
+    def _rank(self, positions: np.ndarray, row: int) -> int | None:
+        places = np.flatnonzero(np.isin(self.passages.ids[positions], self.asked.gold_ids[row]))
+        return int(places[0]) + 1 if len(places) else None
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ..."
+    return cut(text, MOST_CHARACTERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import importlib.util
 import io
 import math
@@ -12,20 +11,13 @@ from typing import Any
 
 from rqa_ray.places import write_whole
 from rqa_ray.reports.learning_curve import LearningCurve
+from rqa_ray.reports.pages import render
 from rqa_ray.reports.svg import image
 from rqa_ray.reports.trials import FINISHED, Choices, Range, Trial, ranked
 from rqa_ray.texts import duration, short
 
 PAGE_FILE, PICTURE_FILE = "tune_report.html", "tune_report.png"
 WINNER_COLOR, BASE_COLOR = "#d62728", "#777777"
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd }
-td.text, th.text { text-align: left }
-tr.winner { background: #fdecea; font-weight: 600 }
-img { max-width: 100% }
-"""
 
 
 def write_report(
@@ -61,44 +53,41 @@ def page(
 ) -> str:
     """Returns the report as one HTML file."""
     order = ranked(trials, metric)
-    rest = [trial for trial in trials if trial not in order]
+    shown = [*order, *(trial for trial in trials if trial not in order)]
     best = winner.best(metric)
     assert best is not None
-    base = winner.curve[0][1]
     chosen = ", ".join(f"{name} {short(value)}" for name, value in winner.values.items())
-    head = ["trial", "state", *names, metric.rsplit("/", 1)[-1], "at question", "questions", "time", "problem"]
-    rows = []
-    for trial in [*order, *rest]:
-        place = trial.best(metric)
-        cells = [trial.number, trial.state, *(short(trial.values.get(name, "")) for name in names)]
-        cells += [f"{place[1]:.4f}", f"{place[0]:,}"] if place else ["", ""]
-        cells += [f"{trial.pairs:,}", duration(trial.seconds), trial.problem]
-        written = "".join(
-            f"<td{' class=text' * (column in (1, len(cells) - 1))}>{html.escape(str(cell))}</td>"
-            for column, cell in enumerate(cells)
-        )
-        rows.append(f"<tr{' class=winner' * (trial is winner)}>{written}</tr>")
-    pictures = ""
-    if picture:
-        pictures = image("curves, map and parallel view of the trials", "png", picture)
-    header = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
-<h1>{html.escape(title)}</h1>
-<p>Trial {winner.number} is the best: {html.escape(metric)} {base:.4f} of the pretrained model, {best[1]:.4f} after
-{best[0]:,} questions, with {html.escape(chosen)}.</p>
-{_labels(curve) if curve else ""}{pictures}
-<table><tr>{header}</tr>
-{chr(10).join(rows)}
-</table></html>
-"""
+    verdict = (
+        f"Trial {winner.number} is the best: {metric} {winner.curve[0][1]:.4f} of the pretrained model, {best[1]:.4f} "
+        f"after {best[0]:,} questions, with {chosen}."
+    )
+    return render(
+        "search.html",
+        title=title,
+        verdict=verdict,
+        head=["trial", "state", *names, metric.rsplit("/", 1)[-1], "at question", "questions", "time", "problem"],
+        rows=[_row(trial, names, metric) for trial in shown],
+        winner=shown.index(winner),
+        picture=image("curves, map and parallel view of the trials", "png", picture) if picture else "",
+        curve=curve,
+        picture_of_curve=image(f"{curve.label} over training pairs", "svg+xml", curve.svg()) if curve else "",
+    )
 
 
-def _labels(curve: LearningCurve) -> str:
-    """Returns the part of the page about the learning curve."""
-    picture = image(f"{curve.label} for each number of training pairs", "svg+xml", curve.svg())
-    text = " ".join(map(html.escape, curve.describe()))
-    return f"<h2>Would more labels help?</h2>\n<p>{text}</p>\n{picture}\n{curve.table()}\n<h2>Trials</h2>\n"
+def _row(trial: Trial, names: list[str], metric: str) -> list[str]:
+    """Returns a row of the table of trials."""
+    best = trial.best(metric)
+    values = [short(trial.values.get(name, "")) for name in names]
+    reached = [f"{best[1]:.4f}", f"{best[0]:,}"] if best else ["", ""]
+    return [
+        str(trial.number),
+        trial.state,
+        *values,
+        *reached,
+        f"{trial.pairs:,}",
+        duration(trial.seconds),
+        trial.problem,
+    ]
 
 
 def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial) -> bytes:

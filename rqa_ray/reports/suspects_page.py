@@ -7,21 +7,56 @@ shows data as text, never as markup. The file that the page saves is what `--acc
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from rqa_ray.data.files import read_lines
 from rqa_ray.data.formats import parse_document, parse_label
 from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError
 from rqa_ray.places import write_whole
-from rqa_ray.texts import as_utf8
+from rqa_ray.reports.pages import cut, render
 
 SUSPECTS_FILE, PAGE_FILE = "suspects.jsonl", "suspects.html"
-MOST_SUSPECTS = 2_000  # on a page: some 10 MB, and more than a person reads
+MOST_SUSPECTS, MOST_BYTES = 2_000, 30_000_000  # on a page: more than a person reads, and as much as a browser reads
+MOST_OF_REPORT, MOST_CHARACTERS = 3, 600  # suspects of a run's report, and characters of their texts
+
+
+@dataclass(frozen=True)
+class ShownSuspect:
+    """A suspect in a run's report; texts may be cut."""
+
+    question: str
+    gold: str  # the first
+    rival: str
+    scores: str
+
+
+@dataclass(frozen=True)
+class SuspectsPart:
+    """The part of a run's report about suspects."""
+
+    number: int
+    first: list[ShownSuspect]  # the closest to their golds
+    link: str = ""  # place of suspects.html, relative to the report
+
+    @classmethod
+    def of(cls, folder: Path, link: str) -> SuspectsPart | None:
+        """Reads the suspects.jsonl of a folder; returns None if there is no such file.
+
+        Raises:
+            InputError: one of the lines that the report shows is wrong.
+        """
+        path = folder / SUSPECTS_FILE
+        if not path.is_file():
+            return None
+        lines = read_lines(str(path))
+        first = [_shown(_suspect(path, number, line)) for number, line in islice(lines, MOST_OF_REPORT)]
+        number = len(first) + sum(1 for _ in lines)
+        return cls(number, first, link if (folder / PAGE_FILE).is_file() else "")
 
 
 def write_suspects_page(folder: Path) -> str:
@@ -34,8 +69,8 @@ def write_suspects_page(folder: Path) -> str:
     if not path.is_file():
         raise InputError(f"--audit {folder}: there is no {SUSPECTS_FILE} in it; jobs/mine.py writes one")
     lines = read_lines(str(path))
-    suspects = [_suspect(path, number, line) for number, line in islice(lines, MOST_SUSPECTS)]
-    more = sum(1 for _ in lines)
+    suspects = [_suspect(path, number, line) for number, line in _first(lines)]
+    more = sum(1 for _ in read_lines(str(path))) - len(suspects)
     note = f"The first {MOST_SUSPECTS:,} of {MOST_SUSPECTS + more:,} suspects." if more else ""
     write_whole(folder / PAGE_FILE, page(folder.absolute().name, suspects, note).encode())
     shown = f"{len(suspects):,}{f' of {len(suspects) + more:,}' * bool(more)}"
@@ -48,8 +83,25 @@ def page(name: str, suspects: list[dict[str, Any]], note: str = "") -> str:
     for suspect in suspects:
         rest = {key: value for key, value in suspect.items() if key != "accept"}
         lines.append([f'{json.dumps(rest)[:-1]}, "accept": ', suspect.get("accept")])
-    template = jinja2.Template(Path(__file__).with_name("suspects.html").read_text("utf-8"), autoescape=True)
-    return template.render(name=as_utf8(name), suspects=lines, note=note)
+    return render("suspects.html", name=name, suspects=lines, note=note)
+
+
+def _first(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Yields the first lines, as many as a page may have; the first line whatever its size."""
+    size = 0
+    for number, line in islice(lines, MOST_SUSPECTS):
+        size += len(line)
+        if number > 1 and size > MOST_BYTES:
+            return
+        yield number, line
+
+
+def _shown(suspect: dict[str, Any]) -> ShownSuspect:
+    golds = [parse_document(gold) for gold in suspect["gold_docs"]]
+    texts = suspect["question"], golds[0].fmt_content if golds else "", parse_document(suspect["rival"]).fmt_content
+    named = {"gold": suspect.get("gold_score"), "suspect": suspect.get("score")}
+    scores = [f"{name} {value:.3f}" for name, value in named.items() if isinstance(value, (int, float))]
+    return ShownSuspect(*(cut(text, MOST_CHARACTERS) for text in texts), ", ".join(scores))
 
 
 def _suspect(path: Path, number: int, line: bytes) -> dict[str, Any]:

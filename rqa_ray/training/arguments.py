@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 
+from rqa_ray.errors import InputError
 from rqa_ray.fields import ABOVE_0, BATCHES, EVALUATION, LOGGING, OUTPUT, STEPS, WORKERS, Check, at_least, from_to
 
 SEED = from_to(0, 2**32 - 1)  # those that numpy takes
@@ -83,6 +84,17 @@ class RetrieverTrainingArguments(UsualArguments):
 def loggers_of(training: dict[str, object]) -> list[str]:
     """Returns the loggers that `--report_to` names, with commas or spaces between them."""
     return str(training["report_to"] or "none").replace(",", " ").split() or ["none"]
+
+
+def check_report_to(training: dict[str, object]) -> None:
+    """Raises InputError for a logger of `--report_to` that is not installed; else only a worker would notice."""
+    asked = {*loggers_of(training)} - {"none", "all", "tensorboard"}
+    if asked:
+        from transformers.integrations import get_available_reporting_integrations
+
+        missing = asked - set(get_available_reporting_integrations())
+        if missing:
+            raise InputError(f"--report_to {min(missing)}: is not installed here, or is not known to transformers")
 
 
 # The values that arguments take of which transformers declares the setting.

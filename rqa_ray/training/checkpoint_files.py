@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation
 from rqa_ray.retriever.adapters import adapted_layers, load_adapter, merged, save_adapter
 from rqa_ray.retriever.encoder import Encoder
 from rqa_ray.retriever.folder import load_weights, read_weights, save_encoder
+from rqa_ray.training.spent import Spent
 
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"  # in a checkpoint of LoRA: the matrices that `MODEL_FOLDER` has merged
@@ -27,6 +29,8 @@ class StepNote:
     evaluation_pending: bool = False  # whether a stop has put off the evaluation of this step
     temperature: float | None = None  # of the loss at this step, which may have learned it; None: that of the settings
     of_loss: list[str] = field(default_factory=list)  # names of the loss's own parameters
+    spent: Spent = field(default_factory=Spent)  # time and tokens of the run up to this step
+    num_suspects: int = 0  # that the round of mining in use has left out
 
     def save(self, folder: Path) -> None:
         """Writes the note into a checkpoint."""
@@ -35,7 +39,12 @@ class StepNote:
     @classmethod
     def load(cls, folder: Path) -> StepNote:
         """Reads the note of a checkpoint."""
-        return cls(**json.loads((folder / STEP_FILE).read_text()))
+        return cls.of(json.loads((folder / STEP_FILE).read_text()))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> StepNote:
+        """Returns the note of the content of its file; earlier versions did not write all fields."""
+        return cls(**content | {"spent": Spent(**content.get("spent", {}))})
 
 
 def save_trained(folder: Path, encoder: Encoder) -> None:

@@ -76,7 +76,7 @@ class StoredCheckpoint:
     @property
     def note(self) -> StepNote:
         """What the checkpoint says about itself."""
-        return StepNote(**_read_json(self.filesystem, f"{self.path}/{STEP_FILE}"))
+        return StepNote.of(_read_json(self.filesystem, f"{self.path}/{STEP_FILE}"))
 
     def differs_from(self, model_folder: str) -> str:
         """Says in words how the checkpoint's model differs from that of a folder in kind or size.

@@ -44,6 +44,7 @@ class Round:
     quality: float  # metric of that model on the eval questions; NaN if it was not evaluated
     gold_scores: np.ndarray  # (G,) scores of the golds, in the order of `Wordings.golds`
     weight: float  # of the model in the hybrid that gave the scores; NaN if the model alone did
+    num_suspects: int = 0  # passages that were left out because they may be answers
 
     @classmethod
     def of(cls, choice: Choice, passage_ids: np.ndarray, number: int, quality: float) -> Round:
@@ -51,7 +52,8 @@ class Round:
         drawn = choice.mined.of(Verdict.NEGATIVE)
         weight = choice.weight.weight if choice.weight else math.nan
         ids = passage_ids[drawn.positions]
-        return cls(number, ids, drawn.scores, drawn.offsets, quality, choice.golds.scores, weight)
+        suspects = choice.mined.counts()["suspect"]
+        return cls(number, ids, drawn.scores, drawn.offsets, quality, choice.golds.scores, weight, suspects)
 
     def negatives(self, table: PassageTable, wordings: Wordings) -> Negatives:
         """Returns the negatives of all pairs, with the scores of the hybrid where it is the teacher."""
@@ -133,6 +135,11 @@ class Rounds:
             )
         return is_worse
 
+    @property
+    def num_suspects(self) -> int:
+        """Number of suspects that the round in use has left out."""
+        return self.round.num_suspects if self.round else 0
+
     def save(self, folder: Path) -> None:
         """Writes the round in use into a checkpoint folder."""
         if self.round:
@@ -151,7 +158,8 @@ class Rounds:
         self.done = int(values.pop("done"))
         number, quality, weight = (float(values.pop(name, math.nan)) for name in ("number", "quality", "weight"))
         values.setdefault("gold_scores", np.zeros(0))  # earlier versions had no teacher
-        kept_round = Round(int(number), quality=quality, weight=weight, **values)
+        suspects = int(values.pop("num_suspects", 0))
+        kept_round = Round(int(number), quality=quality, weight=weight, num_suspects=suspects, **values)
         known = np.isin(kept_round.ids, self.table.ids).all()
         if len(kept_round.offsets) != len(self.texts.wordings.keys) + 1 or not known:
             raise InputError(

@@ -39,7 +39,7 @@ from rqa_ray.retriever.tokenizer import check_model, prefix_note
 from rqa_ray.retriever.weights import check_weights
 from rqa_ray.settings import INPUTS
 from rqa_ray.texts import duration
-from rqa_ray.training.arguments import loggers_of
+from rqa_ray.training.arguments import check_report_to
 from rqa_ray.training.batch_sizes import (
     batch_of,
     check_negatives,
@@ -77,6 +77,8 @@ class Setup:
     has_scores: bool  # whether a teacher has scored hard negatives, or will
     skipped: Skipped
     about_data: list[str]  # lines about the data, as printed
+    cut: dict[str, float]  # share of the texts that are cut at the limit of tokens, of the corpus and each split
+    seconds: float  # in which the files were read and tokenized
     texts: ClusterTexts  # of the corpus
     bm25: ray.ObjectRef  # positions of BM25's best passages by split; None in it if no hybrid is measured
 
@@ -149,7 +151,7 @@ def check(job: Job) -> Checked:
     model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
     job.notes.extend(filter(None, [prefix_note(job.settings.model_name_or_path or "", model)]))
     check_output_dir(job, model_folder)
-    check_report_to(job)
+    check_report_to(job.training)
     check_optimizer(job.training)
     check_model(model)
     check_weights(model)
@@ -173,17 +175,6 @@ def check(job: Job) -> Checked:
     return Checked(job, workers, model, files, labels)
 
 
-def check_report_to(job: Job) -> None:
-    """Raises InputError for a logger of `--report_to` that is not installed; else only a worker would notice."""
-    asked = {*loggers_of(job.training)} - {"none", "all", "tensorboard"}
-    if asked:
-        from transformers.integrations import get_available_reporting_integrations
-
-        missing = asked - set(get_available_reporting_integrations())
-        if missing:
-            raise InputError(f"--report_to {min(missing)}: is not installed here, or is not known to transformers")
-
-
 def set_up(job: Job, args_file: str) -> Setup:
     """Checks the job, reads and tokenizes the files, and prints what is odd about the data.
 
@@ -193,6 +184,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         InputError: the user's input or arguments are wrong; nothing was written.
     """
     checked = check(job)
+    began = time.monotonic()
     job, files, labels = checked.job, checked.files, checked.labels
     spec = replace(checked.model, copy=share_model(checked.model.folder))
     job = with_data_mode(job, files["train"], spec, args_file, labels)
@@ -246,6 +238,8 @@ def set_up(job: Job, args_file: str) -> Setup:
         has_scores=has_scores,
         skipped=Skipped.of(skipped),
         about_data=lines,
+        cut=survey.shares_cut,
+        seconds=time.monotonic() - began,
         texts=texts,
         bm25=ray.put(None if why_not(texts.number) else found_by_bm25(splits, texts.read_index())),
     )

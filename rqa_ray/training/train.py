@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from rqa_ray.corpus.bm25 import HYBRID_FILE
 from rqa_ray.evaluation import hybrid_report
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.predictions import PASSAGES_FILE, Ranked, write_predictions
-from rqa_ray.places import ALL_ARGS_FILE, shown, staged
-from rqa_ray.reports.run_page import PAGE_FILE
+from rqa_ray.places import ALL_ARGS_FILE, REPORT_FILE, shown, staged
+from rqa_ray.reports.pages import write_report
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
@@ -34,14 +34,14 @@ from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import delete_files, push, with_local_output
 from rqa_ray.training.run_record import RunRecord, open_run
-from rqa_ray.training.run_report import page_of_run, write_report
+from rqa_ray.training.run_report import page_of_run
 from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
 from rqa_ray.training.uploads import StorageAway
 
 # files and folders that not every finish writes; those of an earlier finish describe another model
 PREDICTIONS = ("eval-predictions.jsonl", "test-predictions.jsonl", PASSAGES_FILE)
-NOT_ALWAYS = (HYBRID_FILE, PAGE_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
+NOT_ALWAYS = (HYBRID_FILE, REPORT_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def train(job: Job) -> TrainResult:
     setup.write_bad_records()
     print(f"checkpoints in {shown(record.storage_path)}")
     windows = serve_windows(setup.stream, job, workers) if setup.stream else None
+    began = time.monotonic()
     mining = setup.read_mining_texts() if job.settings.mine_negatives else None
     spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, mining=mining, spare=spare)
     while True:
@@ -96,7 +97,9 @@ def train(job: Job) -> TrainResult:
         whole = [*([outside] if outside else []), *whole]
     evaluations = stored.list_evaluations(record.storage_path, record.run_names)
     place = place_of(record.storage_path, record.run_names[0])
-    return finish(setup, job, record, setup.model, whole, place, evaluations, outcome.result.metrics)
+    metrics = outcome.result.metrics
+    starting = time.monotonic() - began - metrics["train_runtime"] if "train_runtime" in metrics else 0.0
+    return finish(setup, job, record, setup.model, whole, place, evaluations, metrics, starting=starting)
 
 
 def finish(
@@ -109,12 +112,15 @@ def finish(
     evaluations: list[tuple[int, dict[str, float]]],
     train_metrics: dict[str, Any],
     next_command: str | None = None,
+    starting: float = 0.0,
 ) -> TrainResult:
     """Chooses among the stored checkpoints of a run, writes output_dir, and prints the summary.
 
     `evaluations` are the steps and metrics of the evaluations that were made beside training. `place` is the folder or
-    URI of what the finish stores. Files of an earlier finish that describe another model are deleted.
+    URI of what the finish stores. `starting` is how long the workers took to start (seconds). Files of an earlier
+    finish that describe another model are deleted.
     """
+    began = time.monotonic()
     splits, documents = asked_of(setup.blocks)
     asked = splits["eval"]
     questions = EvalQuestions(asked.gold_ids, documents.passage_ids, asked.clusters.labels)
@@ -144,8 +150,11 @@ def finish(
             }
             write_predictions(staging, ranked, documents.document, job.settings.predictions_top_k)
         verdict = [*choice.describe(), lines[-1]]  # the page shows the metrics itself
-        about = staging, setup, job, choice, verdict, compared, documents, train_metrics
-        report = write_report(staging, job.location, partial(page_of_run, *about))
+        note = whole[-1].note
+        driver = {"reading": setup.seconds, "starting": starting, "finishing": time.monotonic() - began}
+        note = replace(note, spent=replace(note.spent, **driver))
+        about = staging, setup, job, choice, verdict, compared, documents, note
+        report = write_report(staging, job.location, lambda: page_of_run(*about).html())
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))

@@ -6,9 +6,6 @@ This file does not import Ray: the loop runs in one process, under torch.distrib
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from rqa_ray.training.checkpoint_files import (
 )
 from rqa_ray.training.rounds import Rounds
 from rqa_ray.training.schedule import Schedule
+from rqa_ray.training.spent import Spent, StepClock
 
 TRAINER_STATE_FILE = "trainer_state.json"
 LOSS_FILE = "loss.safetensors"  # file of a loss's own parameters
@@ -84,14 +82,15 @@ class ContrastiveTrainer(Trainer):
         self.found, self.found_step = Evaluation(), -1  # result of the last evaluation, and its step
         self.interrupts: Interrupts = encoder.interrupts
         self.schedule = Schedule(evaluates_beside, patience)
-        self._seconds = {"waiting": 0.0, "computing": 0.0}  # time since the loss was last logged
+        self.spent = Spent()
+        self.clock = StepClock(self.spent)
         super().__init__(
             encoder,
             args,
             data_collator=_never_called,
             train_dataset=batches,
             eval_dataset=evaluator.questions["eval"],
-            callbacks=[self.schedule, *(callbacks or [])],
+            callbacks=[self.schedule, self.clock, *(callbacks or [])],
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -103,7 +102,7 @@ class ContrastiveTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[override]
         self.loss.zero_grad()
         self._mine_if_due()
-        with self._timed("waiting"):
+        with self.spent.timed("waiting"):
             return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -130,10 +129,10 @@ class ContrastiveTrainer(Trainer):
             return self.batch_loss(embeddings, batch) / self.current_gradient_accumulation_steps
 
         cached = self.batches.plan.gradient_cache
-        with self._timed("computing"):
-            loss = forward_backward(
-                model, batch.token_batches, seeds, loss_of, self.accelerator.backward, cached, self.interrupts
-            )
+        loss = forward_backward(
+            model, batch.token_batches, seeds, loss_of, self.accelerator.backward, cached, self.interrupts
+        )
+        self.spent.tokens += distributed.world_size() * sum(part.num_tokens for part in batch.token_batches)
         if distributed.any_rank(not bool(torch.isfinite(loss)), self.args.device):
             raise NonFiniteLossError(
                 f"step {self.state.global_step + 1}: the loss is not finite, the weights were not updated; "
@@ -161,15 +160,8 @@ class ContrastiveTrainer(Trainer):
         if "loss" in logs:
             if torch.is_tensor(self.loss.temperature):
                 logs["temperature"] = losses.temperature_of(self.loss)
-            logs["data_wait_share"] = self._seconds["waiting"] / max(sum(self._seconds.values()), 1e-9)
-            self._seconds = dict.fromkeys(self._seconds, 0.0)
+            logs["data_wait_share"] = self.clock.wait_share()
         super().log(logs, start_time)
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[what] += time.perf_counter() - start
 
     def rank_questions(self, *others: CorpusPass) -> Evaluation:
         """Evaluates the model on all questions; gives up if a stop is asked for."""
@@ -183,10 +175,11 @@ class ContrastiveTrainer(Trainer):
         mining = self.rounds.start(step, self.state.max_steps, quality) if self.rounds else None
         if self.rounds and mining:
             self.doing = "mining"
-            with self.interrupts.watch(True):
-                self.evaluator.look_through(mining)
+            with self.spent.timed("mining"):
+                with self.interrupts.watch(True):
+                    self.evaluator.look_through(mining)
+                self.rounds.finish(mining, quality)
             self.doing = "evaluating"
-            self.rounds.finish(mining, quality)
 
     def _quality(self, found: Evaluation) -> float:
         """Returns the metric that chooses the best model, NaN for an empty evaluation."""
@@ -200,12 +193,14 @@ class ContrastiveTrainer(Trainer):
         step = self.state.global_step
         mining = self.rounds.start(step, self.state.max_steps) if self.rounds else None
         try:
-            self.found, self.found_step = self.rank_questions(*([mining] if mining else [])), step
+            with self.spent.timed("evaluating"):
+                self.found, self.found_step = self.rank_questions(*([mining] if mining else [])), step
         except Interrupted:
             self.schedule.pending_step = step
             raise
         if self.rounds and mining:
-            self.rounds.finish(mining, self._quality(self.found))
+            with self.spent.timed("mining"):
+                self.rounds.finish(mining, self._quality(self.found))
         metrics = self.found.metrics_of("eval")
         if step == 0:
             self.schedule.before = self.found
@@ -223,7 +218,8 @@ class ContrastiveTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with self.spent.timed("saving"):
+            super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             return
         step = self.state.global_step
@@ -238,7 +234,8 @@ class ContrastiveTrainer(Trainer):
         if self.rounds:
             self.rounds.save(folder)
         of_loss = losses.temperature_of(self.loss), list(self.loss.state_dict())
-        StepNote(step, self.schedule.pending_step == step, *of_loss).save(folder)
+        suspects = self.rounds.num_suspects if self.rounds else 0
+        StepNote(step, self.schedule.pending_step == step, *of_loss, self.spent, suspects).save(folder)
 
     def save_interrupted(self) -> None:
         """Saves the state after the last finished step, when the next one was given up."""
@@ -257,7 +254,9 @@ class ContrastiveTrainer(Trainer):
             load_model(self.loss, folder / LOSS_FILE, strict=True)
         if self.rounds:
             self.rounds.load(folder)
-        self.schedule.saved_step = StepNote.load(folder).step
+        note = StepNote.load(folder)
+        self.schedule.saved_step = note.step
+        vars(self.spent).update(vars(note.spent))
         self.schedule.before = self.schedule.before or load_evaluation(folder, BEFORE)
 
     @property

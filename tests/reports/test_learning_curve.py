@@ -88,7 +88,8 @@ def test_the_page_draws_the_curve_beside_its_sentences():
     assert found.svg().count(b"<circle") == 3 and found.svg().count(b"interval after-line") == 3
     text = page("search", [trial(1, 45)], ["train_share"], RECALL, trial(1, 45), None, found)
     assert "<h2>Would more labels help?</h2>" in text and "data:image/svg+xml;base64," in text
-    assert "<td>0.25</td><td>140</td><td>1</td><td>0.250</td>" in text and "http" not in text
+    assert "<td>0.25</td><td>140</td><td>1</td><td>0.250</td>" in text
+    assert "http:" not in text and "https:" not in text
     assert "Would more labels" not in page("search", [trial(1, 45)], ["train_share"], RECALL, trial(1, 45), None)
 
 

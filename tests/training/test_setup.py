@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rqa_ray.errors import InputError
-from rqa_ray.training.arguments import loggers_of
+from rqa_ray.training.arguments import check_report_to, loggers_of
 from rqa_ray.training.job import parse_job
-from rqa_ray.training.setup import check_report_to, set_up
+from rqa_ray.training.setup import set_up
 from tests.conftest import write_lines
 
 JOB = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "9", "--report_to"]
@@ -18,7 +18,7 @@ JOB = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "9", "
 def test_a_log_that_is_not_installed_is_refused(log, monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
     with pytest.raises(InputError, match=f"^--report_to {log}: is not installed here, or is not known"):
-        check_report_to(parse_job([*JOB, log]))
+        check_report_to(parse_job([*JOB, log]).training)
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
@@ -39,7 +39,7 @@ def test_instructions_of_the_training_files_become_prompts_of_the_model(
 def test_an_installed_log_or_none_is_taken(monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
     for log in ("tensorboard", "none", "wandb", "all", "tensorboard,wandb"):
-        check_report_to(parse_job([*JOB, log]))
+        check_report_to(parse_job([*JOB, log]).training)
 
 
 def test_several_logs_have_commas_or_spaces_between_them():
