@@ -81,10 +81,8 @@ class SplitPart:
     def of_run(cls, name: str, compared: Comparison, documents: Documents, num_splits: int) -> SplitPart:
         """Makes the part of a training run's report, which has `num_splits` such parts."""
         asked = compared.asked
-        before, after = (
-            Found(system, *of)
-            for system, *of in zip(("before", "after"), compared.values, compared.positions, strict=True)
-        )
+        old, new = compared.values
+        before, after = Found("before", old, compared.positions[0]), Found("after", new, compared.positions[1])
         lines = {}
         for label, change in compared.changes.items():
             kind = "noise" if not change.is_beyond_noise else "gain" if change.mean > 0 else "loss"
@@ -97,10 +95,3 @@ class SplitPart:
     def headlines(self) -> list[Metric]:
         """The metrics by which models are compared."""
         return [metric for metric in self.metrics if metric.label in HEADLINES]
-
-    def rows(self) -> list[list[str]]:
-        """Returns the rows of the table of all metrics."""
-        return [
-            [metric.label, *(f"{one.value:.3f} ({one.ends[0]:.3f} to {one.ends[1]:.3f})" for one in metric.measured)]
-            for metric in self.metrics
-        ]

@@ -98,10 +98,11 @@ def _first(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
 
 def _shown(suspect: dict[str, Any]) -> ShownSuspect:
     golds = [parse_document(gold) for gold in suspect["gold_docs"]]
-    texts = suspect["question"], golds[0].fmt_content if golds else "", parse_document(suspect["rival"]).fmt_content
+    gold, rival = golds[0].fmt_content if golds else "", parse_document(suspect["rival"]).fmt_content
+    question, gold, rival = (cut(text, MOST_CHARACTERS) for text in (suspect["question"], gold, rival))
     named = {"gold": suspect.get("gold_score"), "suspect": suspect.get("score")}
     scores = [f"{name} {value:.3f}" for name, value in named.items() if isinstance(value, (int, float))]
-    return ShownSuspect(*(cut(text, MOST_CHARACTERS) for text in texts), ", ".join(scores))
+    return ShownSuspect(question, gold, rival, ", ".join(scores))
 
 
 def _suspect(path: Path, number: int, line: bytes) -> dict[str, Any]:

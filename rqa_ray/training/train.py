@@ -151,8 +151,9 @@ def finish(
             write_predictions(staging, ranked, documents.document, job.settings.predictions_top_k)
         verdict = [*choice.describe(), lines[-1]]  # the page shows the metrics itself
         note = whole[-1].note
-        driver = {"reading": setup.seconds, "starting": starting, "finishing": time.monotonic() - began}
-        note = replace(note, spent=replace(note.spent, **driver))
+        finishing = time.monotonic() - began
+        spent = replace(note.spent, reading=setup.seconds, starting=starting, finishing=finishing)
+        note = replace(note, spent=spent)
         about = staging, setup, job, choice, verdict, compared, documents, note
         report = write_report(staging, job.location, lambda: page_of_run(*about).html())
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
