@@ -65,6 +65,8 @@ def test_the_other_retrievers_stand_beside_it(evaluated):
     assert list(compare) == ["bm25", "hybrid"] and 0 <= compare["hybrid"]["weight"] <= 1
     # Questions are words of their passages: BM25 finds them, a random model does not.
     assert compare["bm25"]["test_retr/document_recall/recall4"] > score(evaluated)["test_retr/document_recall/recall4"]
+    report = (evaluated / "report.html").read_text()
+    assert "hybrid against dense: +" in report and "test: bm25 is better than dense: " in report
 
 
 def test_training_finds_the_same_before_its_first_step(evaluated, one_worker):
