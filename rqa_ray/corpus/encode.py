@@ -13,6 +13,7 @@ import json
 import os
 import time
 import warnings
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,7 @@ from rqa_ray.cluster.model_copies import bring_model, share_model
 from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.plan import (
     CorpusPlan,
+    Range,
     changed_since,
     documents_digest,
     group_ranges,
@@ -39,7 +41,6 @@ from rqa_ray.corpus.plan import (
 )
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import Ragged
-from rqa_ray.data.distinct import refuse_clashes
 from rqa_ray.data.schema import text_hash
 from rqa_ray.data.token_tables import TOKENS, make_tokenizer
 from rqa_ray.errors import InputError
@@ -47,14 +48,6 @@ from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec
 
 READER_CPUS = 0.5  # CPUs of a task that reads; encoders leave them free
-IDS_SCHEMA = pa.schema(
-    [
-        ("group", pa.int64()),
-        ("ids", pa.list_(pa.int64())),
-        ("hashes", pa.list_(pa.int64())),
-        ("problem", pa.string()),
-    ]
-)
 SHARD_SCHEMA = pa.schema(
     [
         ("location", pa.string()),
@@ -86,31 +79,29 @@ def plan_corpus(files: list[str]) -> CorpusPlan:
         InputError: a bad line, or files without documents.
     """
     groups = group_ranges(files)
-    items = [{"group": number, "ranges": json.dumps(ranges)} for number, ranges in enumerate(groups)]
-    read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _read_ids, batch_size=1, num_cpus=READER_CPUS
-    )
-    rows = pa.concat_tables(ray.get(read.to_arrow_refs())).sort_by("group")
-    problem = next((problem for problem in rows["problem"].to_pylist() if problem), None)
+    counts, ids, hashes = zip(*(_read_ids.remote(ranges) for ranges in groups), strict=True)
+    sizes = ray.get(list(counts))
+    problem = next((found for found in sizes if isinstance(found, str)), None)
     if problem:
         raise InputError(problem)
-    ids, hashes = ([part.values.to_numpy() for part in rows[name]] for name in ("ids", "hashes"))
-    if not sum(map(len, ids)):
+    if not sum(sizes):
         raise InputError(f"{files[0]}: no records in it")
-    refuse_clashes(np.concatenate(ids), np.concatenate(hashes), files, "documents")
-    return CorpusPlan(groups, ids, hashes)
+    # The driver takes one group after the other from the object store, so it never holds the numbers of all groups.
+    plan = CorpusPlan(groups, sizes, map(ray.get, ids), map(ray.get, hashes))
+    plan.refuse_clash()
+    return plan
 
 
-def _read_ids(batch: dict[str, np.ndarray]) -> pa.Table:
-    ids, hashes, problem = [], [], None
-    for document in read_documents(json.loads(str(batch["ranges"][0]))):
+@ray.remote(num_cpus=READER_CPUS, num_returns=3)
+def _read_ids(ranges: list[Range]) -> tuple[int | str, np.ndarray, np.ndarray]:
+    """Returns how many documents a group has, or what is wrong with one; and the documents' ids and text hashes."""
+    ids, hashes = array("q"), array("q")
+    for document in read_documents(ranges):
         if isinstance(document, str):
-            problem = document
-            break
+            return document, np.zeros(0, np.int64), np.zeros(0, np.int64)
         ids.append(document.passage_id)
         hashes.append(text_hash(document.fmt_content))
-    row = {"group": int(batch["group"][0]), "ids": ids, "hashes": hashes, "problem": problem}
-    return pa.Table.from_pylist([row], IDS_SCHEMA)
+    return len(ids), np.array(ids, np.int64), np.array(hashes, np.int64)
 
 
 def text_shards(tokens: Sequence[np.ndarray], folder: EmbeddingFolder, encoder: str = "") -> list[pa.Table]:
@@ -152,9 +143,10 @@ def encode_corpus(
     items = []
     for group in plan.groups:
         if not {shard.name for shard in group.shards} <= done:
-            shards = [[*shard, shard.name in done, plan.digest_of(shard)] for shard in group.shards]
+            digests = zip(group.shards, group.digests, strict=True)
+            shards = [[*shard, shard.name in done, digest] for shard, digest in digests]
             item = {"ranges": json.dumps(group.ranges), "shards": json.dumps(shards)}
-            items.append({**item, "keep": np.packbits(group.keep).tobytes(), "num_documents": len(group.keep)})
+            items.append({**item, "keep": group.kept_bits, "num_documents": group.num_documents})
     if not items and not questions:
         return
     spec = replace(spec, copy=share_model(spec.folder))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from rqa_ray.corpus.mining import Candidates, Wordings
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import column, input_order
-from rqa_ray.data.distinct import first_places
+from rqa_ray.data.distinct import first_places, places_of
 from rqa_ray.data.golds import Golds
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.records import good_records
@@ -36,13 +36,11 @@ class TrainingPairs:
         self.num_empty = int(column(tables, "num_empty_questions").sum())
         self.questions: list[str] = _texts(tables, "question", order[self.wordings.first])
         self.instructions: list[str | None] = _texts(tables, "instruction", order[self.wordings.first])
-        lacking = first_places(ids)
-        lacking = lacking[~np.isin(ids[lacking], corpus_ids)]
+        first = first_places(ids)
+        lacking = first[places_of(ids[first], corpus_ids) < 0]
         self.beside = [Document(**json.loads(text)) for text in _texts(tables, "gold_doc", order[lacking])]
-        self.ids = np.concatenate([corpus_ids, ids[lacking]])  # by position
-        by_id = np.argsort(self.ids)
-        golds = self.wordings.golds
-        self.gold_positions = by_id[np.searchsorted(self.ids, golds.ids, sorter=by_id)]  # as golds.ids
+        self.ids = np.concatenate([corpus_ids, ids[lacking]]) if len(lacking) else corpus_ids  # by position
+        self.gold_positions = places_of(self.wordings.golds.ids, self.ids)  # as golds.ids
         parts = [ids.tobytes(), column(tables, "question_key")[order].tobytes(), *map(_utf8, self.questions)]
         parts += [_utf8(text) for text in self.instructions if text is not None]
         parts += [_utf8(document.fmt_content) for document in self.beside]

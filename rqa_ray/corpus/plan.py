@@ -6,13 +6,13 @@ This file does not import Ray; the tasks of `encode.py` call it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rqa_ray.corpus.shards import Shard
-from rqa_ray.data.distinct import first_places
+from rqa_ray.data.distinct import clashing, describe_clash, is_among, is_first
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.report import describe_corpus
 from rqa_ray.data.schema import Document, text_hash
@@ -30,8 +30,15 @@ class Group(NamedTuple):
     """Ranges of files that one task reads, and the shards that it writes."""
 
     ranges: list[Range]
-    keep: np.ndarray  # (documents,) bool: true for the first document of each passage
+    num_documents: int
+    kept_bits: bytes  # one bit for each document: 1 for the first document of each passage
     shards: list[Shard]
+    digests: list[str]  # the `documents_digest` of each shard
+
+    @property
+    def keep(self) -> np.ndarray:
+        """(documents,) bool: true for the first document of each passage."""
+        return np.unpackbits(np.frombuffer(self.kept_bits, np.uint8), count=self.num_documents).astype(bool)
 
 
 def rows_per_shard(num_rows: int) -> int:
@@ -42,39 +49,61 @@ def rows_per_shard(num_rows: int) -> int:
 class CorpusPlan:
     """The distinct passages of the document files, in document order, and how they are cut into shards.
 
-    `passage_ids` and `text_hashes` are (P,) int64, `digest` is a hash of all texts, `num_documents` the number of
-    documents with duplicates.
+    `passage_ids` is (P,) int64, `digest` a hash of all texts, `num_documents` the number of documents with duplicates,
+    and `clash` a passage with several embedded texts, or None. A passage takes 8 bytes, for its id, and a document one
+    bit; while the plan is made, a document takes 10 bytes, and a duplicate 50.
     """
 
     def __init__(
-        self, ranges: Sequence[list[Range]], ids: Sequence[np.ndarray], text_hashes: Sequence[np.ndarray]
+        self,
+        ranges: Sequence[list[Range]],
+        sizes: Sequence[int],
+        ids: Iterable[np.ndarray],
+        text_hashes: Iterable[np.ndarray],
     ) -> None:
-        """Makes the plan from lists with one entry for each group: ranges, ids and text hashes of all documents."""
-        every = np.concatenate(ids)
-        keep = np.zeros(len(every), bool)
-        keep[first_places(every)] = True
-        self.passage_ids, self.num_documents = every[keep], len(every)
-        self.text_hashes = np.concatenate(text_hashes)[keep]
-        self.digest = hashlib.blake2b(self.text_hashes.tobytes(), digest_size=16).hexdigest()
+        """Makes the plan from the ranges of each group, its number of documents, and their ids and text hashes.
+
+        `ids` and `text_hashes` bring the arrays of one group after the other, so that memory need not hold them all.
+        """
+        ends = np.cumsum(sizes)
+        slices = [slice(int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)]
+        every = np.empty(sum(sizes), np.int64)
+        for part, own in zip(slices, ids, strict=True):
+            every[part] = own
+        keep = is_first(every)
+        repeated = np.unique(every[~keep])
+        self.num_documents, num_passages = len(every), int(keep.sum())
         self.groups: list[Group] = []
-        rows, first, number = rows_per_shard(len(self.passage_ids)), 0, 0
-        for part, kept in zip(ranges, np.split(keep, np.cumsum([len(part) for part in ids])[:-1]), strict=True):
-            stop, shards = first + int(kept.sum()), []
-            for start in range(first, stop, rows):
-                shards.append(Shard(f"passages-{number:06d}", start, min(rows, stop - start)))
+        rows, first, number, digest = rows_per_shard(num_passages), 0, 0, hashlib.blake2b(digest_size=16)
+        doubtful: list[np.ndarray] = [np.zeros((2, 0), np.int64)]  # ids and text hashes of the repeated passages
+        for of_group, part, hashes in zip(ranges, slices, text_hashes, strict=True):
+            is_repeated, kept = is_among(every[part], repeated), keep[part]
+            if is_repeated.any():
+                doubtful.append(np.unique(np.stack([every[part][is_repeated], hashes[is_repeated]]), axis=1))
+            own, hashes = every[part][kept], hashes[kept]
+            digest.update(hashes.tobytes())
+            shards, digests, stop = [], [], first + len(own)
+            for start in range(0, len(own), rows):
+                shards.append(Shard(f"passages-{number:06d}", first + start, min(rows, len(own) - start)))
+                digests.append(_digest(own[start : start + rows], hashes[start : start + rows]))
                 number += 1
-            self.groups.append(Group(part, kept, shards))
+            self.groups.append(Group(of_group, len(kept), np.packbits(kept).tobytes(), shards, digests))
+            every[first:stop] = own  # moved to where the passages before it end: a second array would take as much
             first = stop
+        self.passage_ids, self.digest = every[:num_passages], digest.hexdigest()
+        clashes = clashing(*np.concatenate(doubtful, axis=1))
+        self.clash = int(clashes[0]) if len(clashes) else None
 
     @property
     def shards(self) -> list[Shard]:
         """The shards of all groups."""
         return [shard for group in self.groups for shard in group.shards]
 
-    def digest_of(self, shard: Shard) -> str:
-        """Returns the `documents_digest` of a shard's documents."""
-        part = slice(shard.first, shard.first + shard.rows)
-        return _digest(self.passage_ids[part], self.text_hashes[part])
+    def refuse_clash(self) -> None:
+        """Raises InputError if a passage has several embedded texts; the message shows two of them."""
+        if self.clash is not None:
+            files = dict.fromkeys(path for group in self.groups for path, _, _ in group.ranges)
+            raise InputError(describe_clash([*files], "documents", self.clash))
 
     def describe(self) -> str:
         """Returns a line for the user."""

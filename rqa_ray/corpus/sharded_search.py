@@ -40,16 +40,16 @@ def search(
     asked = torch.cat([block.embeddings for block in question_folder.blocks(questions)])
     asked = change(asked) if change else asked
     fixed = (folder.location, ray.put(asked.numpy()), k, workers, normalize, ray.put(pairs), change)
-    found = ray.get(
-        [_search_share.options(**workers.of_a_task).remote(share, *fixed) for share in _shares(folder, workers)]
-    )
-    topk = RunningTopK(len(asked), k)
-    for keys, scores, _ in found:
+    waiting = [_search_share.options(**workers.of_a_task).remote(share, *fixed) for share in _shares(folder, workers)]
+    topk, slowest = RunningTopK(len(asked), k), 0.0
+    while waiting:  # one after the other, so that the driver holds the rankings of one worker, and not of all
+        keys, scores, seconds = ray.get(waiting.pop())
         topk.merge(torch.from_numpy(keys.copy()))
         if pairs is not None:
             pairs.merge(scores)
+        slowest = max(slowest, seconds)
     best, positions = topk.result()
-    return best.numpy(), positions.numpy(), max(seconds for *_, seconds in found)
+    return best.numpy(), positions.numpy(), slowest
 
 
 def _shares(folder: EmbeddingFolder, workers: Workers) -> list[list[str]]:

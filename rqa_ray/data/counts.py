@@ -68,12 +68,11 @@ class Counts:
         self.largest_gold = max(self.largest_gold, *golds, -LARGEST_ID)
 
     @classmethod
-    def of(cls, parts: list[Counts]) -> Counts:
-        """Adds up several counts."""
-        sums = {name: sum(getattr(part, name) for part in parts) for name in NUMBERS}
-        smallest = min((part.smallest_gold for part in parts), default=LARGEST_ID)
-        largest = max((part.largest_gold for part in parts), default=-LARGEST_ID)
-        return cls(**sums, smallest_gold=smallest, largest_gold=largest)
+    def of(cls, parts: Mapping[str, np.ndarray]) -> Counts:
+        """Adds up the counts of P parts, which are (P,) arrays by name."""
+        sums = {name: int(parts[name].sum()) for name in NUMBERS}
+        ends = {"smallest_gold": int(parts["smallest_gold"].min()), "largest_gold": int(parts["largest_gold"].max())}
+        return cls(**sums, **ends)
 
     @property
     def has_one_gold(self) -> bool:

@@ -18,11 +18,51 @@ from rqa_ray.errors import InputError
 from rqa_ray.places import shown
 
 SHOWN_CHARS = 60
+SORTED_AT_ONCE = 2**19  # about how many ids are sorted at once, which takes 20 MB
+BUCKETS = 64  # parts of the ids, which are sorted one after the other
+
+
+def is_first(ids: np.ndarray) -> np.ndarray:
+    """Returns (N,) bool, true where a passage comes first, from the ids (N,) of all documents in document order.
+
+    Beside the result, the memory is one byte for each id, and that of sorting a part of the ids: sorting all ids would
+    take 24 bytes for each. The ids are hashes, so their highest byte cuts them into parts of one size.
+    """
+    first = np.ones(len(ids), bool)
+    number = 1 if len(ids) <= SORTED_AT_ONCE else BUCKETS
+    highest = np.ascontiguousarray(ids).astype("<i8", copy=False).view(np.uint8)[7::8]
+    for bucket in range(number):
+        places = np.flatnonzero(highest % number == bucket)
+        order = np.argsort(ids[places], kind="stable")
+        ordered = ids[places[order]]
+        first[places[order[1:]]] = ordered[1:] != ordered[:-1]
+    return first
 
 
 def first_places(ids: np.ndarray) -> np.ndarray:
     """Returns where each passage comes first, ascending, from the ids (N,) of all documents in document order."""
-    return np.sort(np.unique(ids, return_index=True)[1])
+    return np.flatnonzero(is_first(ids))
+
+
+def places_of(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Returns (n,) where the wanted ids (n,) stand among distinct ids (N,), and -1 for those that are not there.
+
+    Memory grows with n alone.
+    """
+    distinct, numbers = np.unique(wanted, return_inverse=True)
+    places = np.full(len(distinct), -1)
+    for start in range(0, len(ids) if len(distinct) else 0, SORTED_AT_ONCE):
+        part = ids[start : start + SORTED_AT_ONCE]
+        found = is_among(part, distinct)
+        places[np.searchsorted(distinct, part[found])] = start + np.flatnonzero(found)
+    return places[numbers]
+
+
+def is_among(ids: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Returns (N,) bool, true where an id (N,) is one of some other ids, which are in ascending order."""
+    if not len(ordered):
+        return np.zeros(len(ids), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)] == ids
 
 
 def read_distinct(files: list[str], skip_bad: bool = False) -> Iterator[Document]:
@@ -46,13 +86,6 @@ def clashing(ids: np.ndarray, text_hashes: np.ndarray) -> np.ndarray:
     order = np.lexsort([text_hashes, ids])
     ids, text_hashes = ids[order], text_hashes[order]
     return np.unique(ids[1:][(ids[1:] == ids[:-1]) & (text_hashes[1:] != text_hashes[:-1])])
-
-
-def refuse_clashes(ids: np.ndarray, text_hashes: np.ndarray, files: list[str], kind: str) -> None:
-    """Raises InputError if passages in files of `documents` or `questions` clash; the message shows two texts."""
-    found = clashing(ids, text_hashes)
-    if len(found):
-        raise InputError(describe_clash(files, kind, int(found[0])))
 
 
 def describe_clash(files: list[str], kind: str, passage_id: int, labels: Labels = NO_LABELS) -> str:

@@ -91,7 +91,7 @@ class Labels:
         lines = [self.passages.describe()] if self.passages.source else []
         if not (self.golds or self.num_refused or self.num_undecided):
             return lines
-        found = self.golds.keys() & set(asked)
+        found = self.golds.keys() & asked
         passages = {gold.passage_id for key in found for gold in self.golds[key]}
         line = f"accepted labels: {len(passages):,} passages are golds of {len(found):,} questions now"
         others = [f"{self.num_refused:,} refused"] * (self.num_refused > 0)

@@ -130,18 +130,19 @@ def open_stream(
     skipped = Skipped.of(Skipped(**json.loads(text)) for text in table["skipped"].to_pylist())
     ids, hashes = (inner([table], name) for name in ("passage_ids", "text_hashes"))
     skipped.add_clashes(ids, hashes, files, "questions", skip_bad, labels)
-    counts = [Counts(**row) for row in table.select(list(vars(Counts()))).to_pylist()]
-    num_rows = np.array([part.num_rows for part in counts])
-    in_file = np.zeros(len(files), np.int64)
-    np.add.at(in_file, [part.file for part in parts], [part.num_rows + part.num_left_out for part in counts])
+    # All data may have millions of parts, so their numbers stay columns: an object for each would take 2 KB.
+    counts = Counts.of({name: table[name].to_numpy() for name in vars(Counts())})
+    num_rows = table["num_rows"].to_numpy()
+    read = num_rows + table["num_left_out"].to_numpy()
+    in_file = np.bincount([part.file for part in parts], read, minlength=len(files))
     for path, number in zip(files, in_file, strict=True):
         if not number:
             raise InputError(f"{shown(path)}: it has no good record with a question")
     labeled = set(inner([table], "labeled").tolist())
     window_bytes = int(WINDOW_BYTES / times)
-    texts = zip(table["part"].to_pylist(), table["instructions"].to_pylist(), strict=True)
-    found = [(parts[number].file, text) for number, text in texts]
-    return Stream(parts, num_rows, Counts.of(counts), skipped, window_bytes, spec, labels, labeled, share, found)
+    texts = zip(parts, table["instructions"], strict=True)
+    found = [*dict.fromkeys((part.file, text.as_py()) for part, text in texts)]  # most parts have the same
+    return Stream(parts, num_rows, counts, skipped, window_bytes, spec, labels, labeled, share, found)
 
 
 def _parts(number: int, path: str, size: int, part_bytes: int) -> Iterator[Part]:

@@ -5,7 +5,7 @@ The numbers come from the blocks that training uses. Their small columns are eno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -147,9 +147,9 @@ class Survey:
         return self.streamed.has_one_gold if self.streamed else self.splits["train"].has_equal_golds
 
     @property
-    def question_keys(self) -> set[int]:
+    def question_keys(self) -> Iterator[int]:
         """Keys of all questions; without those of train if train is streamed."""
-        return {key for split in self.splits.values() for key in split.keys.tolist()}
+        return (int(key) for split in self.splits.values() for key in split.keys)
 
 
 def _share_cut(tables: list[pa.Table]) -> float:

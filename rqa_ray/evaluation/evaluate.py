@@ -15,6 +15,7 @@ from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus_settings import RETRIEVERS, EvaluateSettings
 from rqa_ray.credentials import masked_values
+from rqa_ray.data.distinct import places_of
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels
 from rqa_ray.data.rows import Questions
@@ -132,15 +133,16 @@ def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None
     )
     asked = {name: AskedQuestions(part.tables()) for name, part in blocks.items()}
     test = asked["test"]
-    lost = {gold for golds in test.gold_ids for gold in golds} - set(plan.passage_ids.tolist())
+    golds = np.array(sorted({gold for golds in test.gold_ids for gold in golds}), np.int64)
+    num_lost = int((places_of(golds, plan.passage_ids) < 0).sum())
     print(f"data: {len(test.questions):,} questions; {plan.describe()}")
     number = len(test.instructions) - test.instructions.count(None)
     if number:
         print(f"instructions: {number:,} of the questions have one, in place of the query prefix")
     for line in labels.describe(key for part in asked.values() for key in part.keys):
         print(line)
-    if lost:
-        print(f"warning: gold passages that are missing from the corpus, so cannot be found: {len(lost):,}")
+    if num_lost:
+        print(f"warning: gold passages that are missing from the corpus, so cannot be found: {num_lost:,}")
     others = {name: Result(read_values(Path(name), SPLIT, test)) for name in wanted if name not in RETRIEVERS}
     dimensions = settings.matryoshka_dims or trained_dimensions(model.spec.folder)
     retrievers = Retrievers(settings, model, workers, inputs, plan, asked, dimensions)

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+
 from rqa_ray.data.counts import Counts, Sample, estimate
 from rqa_ray.data.schema import Document, QARecord
 
@@ -19,8 +21,9 @@ def test_rows_are_pairs_of_a_question_and_a_gold():
         parts.append(Counts())
         parts[-1].add(record)
     ids = [gold.passage_id for gold in GOLDS[:2]]
-    assert Counts.of(parts) == Counts(5, 3, 4, 4, 1, min(ids), max(ids))
-    assert not Counts.of(parts).has_one_gold and parts[1].has_one_gold and not parts[2].has_one_gold
+    counts = Counts.of({name: np.array([getattr(part, name) for part in parts]) for name in vars(Counts())})
+    assert counts == Counts(5, 3, 4, 4, 1, min(ids), max(ids))
+    assert not counts.has_one_gold and parts[1].has_one_gold and not parts[2].has_one_gold
 
 
 def test_scores_of_a_teacher_are_counted_and_those_that_are_no_cosines():

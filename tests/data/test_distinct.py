@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa_ray.data.distinct import clashing, first_places, read_distinct, refuse_clashes
-from rqa_ray.data.records import good_records
+from rqa_ray.data import distinct
+from rqa_ray.data.distinct import clashing, first_places, places_of, read_distinct
 from rqa_ray.errors import InputError
 
 
@@ -22,9 +23,21 @@ def doc(text: str, source: str, title: str = "") -> dict:
     return {"text": text, "source": source, "title": title}
 
 
-@given(st.lists(st.integers(-3, 3), max_size=12))
-def test_the_first_of_each_passage_is_kept(ids):
-    assert first_places(np.array(ids, np.int64)).tolist() == sorted(ids.index(number) for number in set(ids))
+IDS = st.lists(st.integers(-3, 3).map(lambda number: number * 2**60), max_size=12)
+
+
+@given(IDS, st.sampled_from([2, distinct.SORTED_AT_ONCE]))
+def test_the_first_of_each_passage_is_kept(ids, at_once):
+    with mock.patch.object(distinct, "SORTED_AT_ONCE", at_once):
+        assert first_places(np.array(ids, np.int64)).tolist() == sorted(ids.index(number) for number in set(ids))
+
+
+@given(IDS, st.sets(st.integers(-3, 3)), st.sampled_from([2, distinct.SORTED_AT_ONCE]))
+def test_wanted_ids_are_found_at_their_places(wanted, numbers, at_once):
+    ids = [number * 2**60 for number in numbers]
+    with mock.patch.object(distinct, "SORTED_AT_ONCE", at_once):
+        found = places_of(np.array(wanted, np.int64), np.array(ids, np.int64))
+    assert found.tolist() == [ids.index(one) if one in ids else -1 for one in wanted]
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), max_size=12))
@@ -57,11 +70,3 @@ def test_a_passage_with_another_embedded_text_is_refused_with_both_texts_and_pla
         "end\\nContent:\\nalpha'; give each passage its own source"
     )
     assert [document.page_content for document in read_distinct(files, skip_bad=True)] == ["alpha", "beta"]
-
-
-def test_a_corpus_with_a_passage_that_clashes_is_refused_from_its_ids_and_hashes(tmp_path):
-    files = [write(tmp_path / "1.jsonl", doc("alpha", "a"), doc("alpha", "a", "T"), doc("beta", "b"))]
-    ids = np.array([document.passage_id for document in good_records(files, "documents")])
-    refuse_clashes(ids, np.array([1, 1, 2]), files, "documents")
-    with pytest.raises(InputError, match=r"1\.jsonl:2: the same passage as in .*1\.jsonl:1 .* its own source$"):
-        refuse_clashes(ids, np.array([1, 3, 2]), files, "documents")
