@@ -24,7 +24,6 @@ from rqa_ray.corpus.mined_files import MinedQuestions
 from rqa_ray.corpus.mining import Candidates, MiningRules, PairScores, ScoredGolds, choose
 from rqa_ray.corpus.mining_inputs import HeldOut, Passages, TrainingPairs
 from rqa_ray.corpus.model import Model
-from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.plan import CorpusPlan, rows_per_shard
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, QUESTIONS_FOLDER, EmbeddingFolder, fingerprint
 from rqa_ray.corpus.teacher import CrossEncoderFolder, CrossEncoderTeacher, teacher_fingerprint
@@ -126,8 +125,7 @@ class Miner:
         number = min(self.workers.num_workers * self.workers.cpus, len(names))
         cuts = [len(names) * part // number for part in range(number + 1)]
         shares = [names[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
-        texts = signatures([functools.partial(saved_texts, location, share) for share in shares])
-        texts = Signatures.join([texts, Signatures.of(beside)])
+        texts = signatures([functools.partial(saved_texts, location, share) for share in shares], beside)
         found = MinedQuestions()
         for part in self._parts():
             candidates, golds = self._candidates(part, index)

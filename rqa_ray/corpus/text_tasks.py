@@ -27,9 +27,9 @@ def saved_texts(location: str, shards: Sequence[str]) -> Iterable[str]:
     return EmbeddingFolder(location).texts(shards)
 
 
-def signatures(parts: Sequence[Texts]) -> Signatures:
-    """Returns the signatures of the texts of all parts; each part is a task."""
-    return Signatures.join(ray.get([_signatures.remote(part) for part in parts]))
+def signatures(parts: Sequence[Texts], beside: Sequence[str] = ()) -> Signatures:
+    """Returns the signatures of the texts of all parts, and then of the texts `beside`; each part is a task."""
+    return Signatures.join([*ray.get([_signatures.remote(part) for part in parts]), Signatures.of(beside)])
 
 
 @ray.remote
