@@ -22,13 +22,16 @@ import torch
 from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data.readers import fetch_tables
 from rqa_ray.data.rows import Corpus, Questions
+from rqa_ray.errors import first_line
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
 from rqa_ray.evaluation.results import Evaluation
+from rqa_ray.places import inside, push_folder
 from rqa_ray.progress import Progress, as_record
 from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.folder import load_encoder, save_encoder
 from rqa_ray.retriever.sharding import shard, whole, whole_weights
+from rqa_ray.training.arguments import loggers_of
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
 from rqa_ray.training.checkpoints import SCORE, step_of, write_evaluation, write_manifest
@@ -37,6 +40,7 @@ from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 
 OnProgress = Callable[[int, int], None]
+BESIDE_FOLDER = "evaluated-beside"  # in the folder of TensorBoard's files: the evaluations beside training
 
 
 def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[str, float]:
@@ -56,9 +60,32 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, spec: WorkerSpec) -> dict[
     step = step_of(checkpoint)
     write_evaluation(checkpoint, step, found)
     metric, metrics = spec.training["metric_for_best_model"], found.metrics_of("eval")
+    show_in_tensorboard(spec, step, metrics)
     note = f"evaluated step {step} beside training: {metric.rsplit('/', 1)[-1]} {metrics[metric]:.3f}"
     spec.mailbox.put.remote(spec.run, None, note)
     return {**metrics, SCORE: score(metrics, metric, step)}
+
+
+def show_in_tensorboard(spec: WorkerSpec, step: int, metrics: dict[str, float]) -> None:
+    """Writes the metrics of an evaluation beside training as a TensorBoard file, if `--report_to` names TensorBoard.
+
+    The file is in a folder of its own, which TensorBoard shows as a run of its own: of the files in a folder,
+    TensorBoard follows the newest alone, and rank 0 goes on writing to the file that it began with.
+    """
+    if not {"tensorboard", "all"} & {*loggers_of(spec.training)}:
+        return
+    from torch.utils.tensorboard import SummaryWriter  # takes a second, and most processes here need none
+    from transformers.integrations.integration_utils import rewrite_logs
+
+    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        with SummaryWriter(scratch) as writer:
+            for name, value in rewrite_logs(metrics).items():
+                writer.add_scalar(name, value, step)
+        try:
+            push_folder(scratch, inside(spec.logging_location, BESIDE_FOLDER))
+        except OSError as error:
+            text = f"warning: TensorBoard did not get the evaluation of step {step} ({first_line(error)})"
+            spec.mailbox.put.remote(spec.run, None, text)
 
 
 def evaluate_worker(spec: WorkerSpec) -> WorkerResult:

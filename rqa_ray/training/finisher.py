@@ -6,6 +6,7 @@ import secrets
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.evaluation.results import Evaluation
@@ -15,7 +16,12 @@ from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.folder import load_encoder, save_encoder, save_prompts
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER
-from rqa_ray.training.checkpoints import StoredCheckpoint, best_checkpoints
+from rqa_ray.training.checkpoints import (
+    StoredCheckpoint,
+    best_checkpoints,
+    evaluation_folder,
+    write_evaluation_to,
+)
 from rqa_ray.training.driver import fit
 from rqa_ray.training.finish import Choice, EvalQuestions, Finish, most_steps
 from rqa_ray.training.finish_results import FinishResults
@@ -44,12 +50,36 @@ class Finisher:
 
     def __post_init__(self) -> None:
         metric = self.job.training["metric_for_best_model"]
+        self.made_up = self._make_up_evaluations()
         tuned = [checkpoint for checkpoint in self.whole if checkpoint.step > 0]
         number = most_steps(self.job.settings.finish, self.job.training.get("save_total_limit"))
-        best = {one.step: one.location for one in best_checkpoints(tuned, metric, number)}
-        self.told = FinishSpec(self.place, best, self.whole[-1].before(), self.questions.clusters, self.asked)
+        self.told = self._told(best_checkpoints(tuned, metric, number))
         self.results = FinishResults(self.told)
         self.finish = Finish(self.job.settings.finish, metric, self.questions)
+
+    def _told(self, checkpoints: list[StoredCheckpoint]) -> FinishSpec:
+        locations = {one.step: one.location for one in checkpoints}
+        return FinishSpec(self.place, locations, self.whole[-1].before(), self.questions.clusters, self.asked)
+
+    def _make_up_evaluations(self) -> list[tuple[int, dict[str, float]]]:
+        """Lets the workers make the evaluations beside training that were cut off, and stores them as that task would.
+
+        A crash of the driver ends the evaluations that wait or run. Without them, the finish would not know how good
+        the checkpoints of these steps are. Returns their steps and metrics.
+        """
+        done = {checkpoint.step for checkpoint in self.whole if checkpoint.metrics}
+        cut_off = [one for one in self.whole if one.step not in done and one.note.evaluated_beside]
+        told = self._told(cut_off)
+        while lacking := [one for one in cut_off if FinishResults(told).get(Candidate((one.step,))) is None]:
+            print(f"evaluating step {', '.join(str(one.step) for one in lacking)}, whose evaluation was cut off")
+            self._score_on_workers(told, "none")
+        for checkpoint in cut_off:
+            found = FinishResults(told).get(Candidate((checkpoint.step,)))
+            assert found is not None
+            folder = evaluation_folder(checkpoint.path, checkpoint.step)
+            write_evaluation_to(folder, checkpoint.filesystem, found)
+            checkpoint.metrics = found.metrics_of("eval")
+        return [(checkpoint.step, checkpoint.metrics) for checkpoint in cut_off]
 
     def choose(self) -> Choice:
         """Returns the choice, after the workers have made the evaluations that it needs.
@@ -65,7 +95,7 @@ class Finisher:
                     return choice
             except _NotScored:
                 pass
-            self._score_on_workers()
+            self._score_on_workers(self.told, self.job.settings.finish)
 
     def before(self) -> Evaluation:
         """Returns the evaluation of the pretrained model."""
@@ -82,10 +112,11 @@ class Finisher:
             raise _NotScored(str(candidate))
         return found
 
-    def _score_on_workers(self) -> None:
+    def _score_on_workers(self, told: FinishSpec, kind: Literal["best", "merge", "none"]) -> None:
         job, phase = self.job, "scoring candidates for the model to leave"
-        spec = self.setup.worker_spec(finish=self.told, phase=phase)
-        spec = replace(spec, settings=job.settings, training=job.training, model=self.model)
+        spec = self.setup.worker_spec(finish=told, phase=phase)
+        settings = replace(job.settings, finish=kind)
+        spec = replace(spec, settings=settings, training=job.training, model=self.model)
         try:
             # Each try is a new Ray run, because Ray resumes a run whose name it knows.
             run = f"run-{secrets.token_hex(3)}"

@@ -139,7 +139,7 @@ def finish(
         if job.settings.lora_r and job.settings.save_adapter:
             lines.append(finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
-        summary.add_evaluations(staging / TRAINER_STATE_FILE, evaluations)
+        summary.add_evaluations(staging / TRAINER_STATE_FILE, [*evaluations, *finisher.made_up])
         summary.write_files(staging, job, model, before, best, train_metrics, intervals, choice)
         given = documents.passage_ids, best.evaluation, staging, setup.texts.read_index
         lines.append(hybrid_report.report(splits, *given))

@@ -234,8 +234,8 @@ class ContrastiveTrainer(Trainer):
         if self.rounds:
             self.rounds.save(folder)
         of_loss = losses.temperature_of(self.loss), list(self.loss.state_dict())
-        suspects = self.rounds.num_suspects if self.rounds else 0
-        StepNote(step, self.schedule.pending_step == step, *of_loss, self.spent, suspects).save(folder)
+        suspects, beside = self.rounds.num_suspects if self.rounds else 0, self.schedule.beside_step == step
+        StepNote(step, self.schedule.pending_step == step, *of_loss, self.spent, suspects, beside).save(folder)
 
     def save_interrupted(self) -> None:
         """Saves the state after the last finished step, when the next one was given up."""

@@ -5,6 +5,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,22 @@ def test_an_evaluation_beside_training_gives_way_and_its_process_does_not_stay_s
             started = thread.submit(its_own.submit, os.sched_getscheduler, 0).result()
             assert started.result() == os.SCHED_IDLE
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.mark.parametrize(("report_to", "steps"), [("tensorboard", [4, 8]), ("wandb, none", [])])
+def test_tensorboard_shows_evaluations_beside_training_at_their_own_steps(report_to, steps, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from rqa_ray.training.evaluation_worker import show_in_tensorboard
+
+    location = SimpleNamespace(training={"report_to": report_to}, logging_location=str(tmp_path / "tensorboard"))
+    for step in (4, 8):  # each may run on another node
+        show_in_tensorboard(location, step, {"eval_retr/document_recall/recall4": step / 10})
+    folder = tmp_path / "tensorboard" / "evaluated-beside"
+    shown = EventAccumulator(str(folder)).Reload() if folder.exists() else None
+    found = shown.Scalars("eval/retr/document_recall/recall4") if shown else []
+    assert [event.step for event in found] == steps
+    assert [event.value for event in found] == pytest.approx([step / 10 for step in steps])
 
 
 @pytest.mark.parametrize(

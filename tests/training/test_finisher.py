@@ -1,5 +1,6 @@
 """The driver's part of a finish: it asks the workers only for what lacks, and writes the model that was chosen."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from rqa_ray.settings import LoraSettings
 from rqa_ray.training import finisher as module
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import StepNote, save_evaluations, save_trained
-from rqa_ray.training.checkpoints import read_checkpoint, write_manifest
+from rqa_ray.training.checkpoints import MANIFEST_FILE, read_checkpoint, write_manifest
 from rqa_ray.training.finish import EvalQuestions
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.finisher import Finisher
@@ -46,6 +47,36 @@ def finisher_of(stored, kind: str, place: Path, splits: tuple[str, ...] = ("eval
     evaluator, _ = evaluator_of(str(folder))
     asked = evaluator.asked | ({"test": evaluator.asked["eval"]} if "test" in splits else {})
     return Finisher(setup, job, model, whole, str(place), EvalQuestions.of(evaluator), asked)
+
+
+def test_evaluations_beside_training_that_a_crash_has_cut_off_are_made_before_the_choice(
+    stored, tmp_path, monkeypatch
+) -> None:
+    shutil.copytree(stored[0], tmp_path / "run")
+    of_8, place = tmp_path / "run/checkpoint-8", tmp_path / "place"
+    save_evaluations(of_8, Evaluation(), stored[1][1].before())
+    asked: list[WorkerSpec] = []
+
+    def fit(loop, job, workers, spec, place, run, saves_on_stop) -> None:
+        asked.append(spec)
+        FinishResults(spec.finish)[Candidate((8,))] = stored[1][1].evaluation()
+
+    def finisher() -> Finisher:
+        (of_8 / MANIFEST_FILE).unlink()
+        write_manifest(of_8, 8)
+        whole = [read_checkpoint(str(tmp_path / f"run/checkpoint-{step}")) for step in (4, 8)]
+        return finisher_of((tmp_path / "run", whole), "best", place)
+
+    monkeypatch.setattr(module, "fit", fit)
+    StepNote(8).save(of_8)  # such as after a stop or a notice that a node goes away: nothing was to be evaluated
+    assert not finisher().made_up and list(finisher().told.checkpoints) == [4] and not asked
+    StepNote(8, evaluated_beside=True).save(of_8)
+    made = finisher()
+    assert [spec.finish.checkpoints for spec in asked] == [{8: str(of_8)}] and asked[0].settings.finish == "none"
+    assert made.made_up == [(8, stored[1][1].metrics)]
+    monkeypatch.setattr(module, "fit", no_workers)
+    assert [score.candidate for score in made.choose().scores] == [BASE, Candidate((4,)), Candidate((8,))]
+    assert not finisher().made_up and set(finisher().told.checkpoints) == {4, 8}
 
 
 def no_workers(*args, **options) -> None:
