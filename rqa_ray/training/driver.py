@@ -65,6 +65,11 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             **storage_for_ray(storage_path),
+            # Ray's other options for a node that goes away do not fit DDP, which needs all ranks in every step.
+            # `relax_collectives_on_preemption` lets the other ranks leave a collective before the rank of that node,
+            # which then waits there for ever, and the others wait for it in DDP: the save at the notice would not be
+            # made. With `preemption_grace_s`, the others are alive when the node is gone. Their error in DDP comes
+            # before Ray knows why, and would count as a failure. `max_preemption_failures` has no limit by default.
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=checkpoints_kept(spec.settings.finish, spec.training.get("save_total_limit")),

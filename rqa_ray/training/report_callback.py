@@ -50,6 +50,7 @@ class ReportCallback(TrainerCallback):
         self.metric = trainer.args.metric_for_best_model or ""
         self.watches_preemption = watches_preemption
         self.stopped = False
+        self._saves = 0
         self._slow_ranks: set[int] = set()
         self._stop_asked: Any = None
         self._looking = threading.Lock()  # several threads of an evaluation look for a stop
@@ -122,7 +123,10 @@ class ReportCallback(TrainerCallback):
             metrics[SCORE] = score(metrics, self.metric, step)
         checkpoint = None
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{step}"
+            # A name of its own: the Trainer may save the same step again, while this folder is uploaded and deleted.
+            self._saves += 1
+            folder = Path(args.output_dir) / f"save-{self._saves}"
+            (Path(args.output_dir) / f"checkpoint-{step}").rename(folder)
             write_manifest(folder, step)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         distributed.barrier()

@@ -46,6 +46,8 @@ WAITED_IN_VAIN = ("imed out", "onnection closed", "onnection reset")
 def train_worker(spec: WorkerSpec) -> WorkerResult:
     """Trains on this rank and returns its result."""
     _be_quiet()
+    # At once: a worker that is killed while it loads the model has to leave its place on the cluster too.
+    spec.mailbox.keep_group.remote(spec.run, ray.util.get_current_placement_group())
     forget_accelerate()
     torch.set_num_threads(spec.num_cpus)
     with (
@@ -155,7 +157,6 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
         tell(trainer.batches.plan.describe())
         if trainer.rounds:
             trainer.rounds.tell = tell
-        mailbox.keep_group.remote(spec.run, ray.util.get_current_placement_group())
     trainer.evaluator.on_progress = report.on_evaluation_progress
     trainer.add_callback(report)
     if "://" in spec.logging_location:
