@@ -78,12 +78,24 @@ def closed(schema):
 
 
 def rayjob_mistakes(rayjob: dict) -> list[str]:
-    validator = jsonschema.Draft202012Validator(closed(load("tests/rayjob_schema.yaml")))
+    schema = load("tests/rayjob_schema.yaml")
+    schema["properties"]["spec"] = {"$ref": f"#/$defs/{rayjob['kind']}"}
+    validator = jsonschema.Draft202012Validator(closed(schema))
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(rayjob)]
 
 
 def test_rayjob_yaml_says_only_what_kuberay_knows():
     assert rayjob_mistakes(load("jobs/rayjob.yaml")) == []
+
+
+def test_the_variants_that_rayjob_yaml_tells_of_are_known_to_kuberay():
+    text = (ROOT / "jobs/rayjob.yaml").read_text()
+    [options] = [line for line in text.splitlines() if line.startswith("    # gcsFaultToleranceOptions: ")]
+    rayjob = yaml.safe_load(text.replace(options, options.replace("# ", "", 1)))
+    assert rayjob["spec"]["rayClusterSpec"]["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
+    nightly = {**rayjob, "kind": "RayCronJob", "spec": {"schedule": "0 3 * * *", "jobTemplate": rayjob["spec"]}}
+    assert rayjob_mistakes(rayjob) == rayjob_mistakes(nightly) == []
+    assert len(rayjob_mistakes({**nightly, "spec": rayjob["spec"]})) > 1
 
 
 @pytest.mark.parametrize(
