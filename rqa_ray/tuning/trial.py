@@ -145,6 +145,7 @@ class Reports:
     def __post_init__(self) -> None:
         self.earlier = stored.list_run_names(self.root, f"{self.trial}.")
         self.attempt = f"{self.trial}.{len(self.earlier)}"
+        self.saves = 0
 
     def newest(self) -> StoredCheckpoint | None:
         """Returns the newest complete checkpoint of all attempts."""
@@ -158,7 +159,8 @@ class Reports:
 
     def __call__(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, validation: bool = False) -> None:
         filesystem, root = open_location(self.root)
-        target = f"{root}/{self.attempt}/checkpoint-{metrics['step']:06d}"
+        self.saves += 1  # a step that is saved twice needs two folders: a kill would leave one of both saves' files
+        target = f"{root}/{self.attempt}/checkpoint-{metrics['step']:06d}-{self.saves}"
         filesystem.create_dir(target, recursive=True)
         fs.copy_files(checkpoint.path, target, checkpoint.filesystem, filesystem)
         shutil.rmtree(checkpoint.path)
@@ -166,9 +168,9 @@ class Reports:
         whole = stored.list_checkpoints(self.root, [*self.earlier, self.attempt])
         number = checkpoints_kept(self.job.settings.finish, self.job.training.get("save_total_limit"))
         best = stored.best_checkpoints(whole, metric, number)
-        kept = {checkpoint.location for checkpoint in [whole[-1], *best]}
+        kept = {target, *(checkpoint.path for checkpoint in best)}
         for checkpoint_there in whole:
-            if checkpoint_there.location not in kept:
+            if checkpoint_there.path not in kept:
                 filesystem.delete_dir(checkpoint_there.path)
         ray.tune.report(self.of(target, filesystem))
 
