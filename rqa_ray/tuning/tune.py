@@ -227,6 +227,7 @@ def new_tuner(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch, tra
     """Returns a Tuner for the search."""
     settings, seed = asked.settings, plan.job.training["seed"]
     # While workers train, the driver of one more trial starts: this saves 8 of the 18 s that a trial needs to start.
+    # So chance decides which of two drivers gets workers first. The result of a trial does not depend on the order.
     at_once = shared.at_once + (not shared.trains_in_process)
     algorithm: Any = BasicVariantGenerator(plan.points, max_concurrent=at_once, random_state=seed)
     if settings.search_alg == "optuna":

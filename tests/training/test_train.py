@@ -333,9 +333,9 @@ MOMENTS = {
 }
 
 
-def killed_and_resumed(flags, folder: Path, scratch: Path, moment: str, *resumed_with: str) -> None:
+def killed_and_resumed(flags, folder: Path, scratch: Path, moment: str, *more: str) -> None:
     """The run of `one_worker`, killed at one moment and resumed."""
-    words = [*flags, *STREAMED, "--output_dir", str(folder)]
+    words = [*flags, *STREAMED, *more, "--output_dir", str(folder)]
     scratch.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))  # where a worker writes a checkpoint before Ray stores it
@@ -346,7 +346,7 @@ def killed_and_resumed(flags, folder: Path, scratch: Path, moment: str, *resumed
 
         for name, size in SMALL_WINDOWS.items():
             patch.setattr(streaming, name, size)
-        run([*words, "--resume_from_checkpoint", "true", *resumed_with])
+        run([*words, "--resume_from_checkpoint", "true"])
 
 
 def assert_the_same_weights(folder: Path, expected: Path) -> None:
@@ -363,7 +363,7 @@ def assert_the_same_weights(folder: Path, expected: Path) -> None:
 def resumed(one_worker, flags, tmp_path_factory) -> tuple[Path, str]:
     """The output folder of a run that was killed in its second epoch and resumed, and what it printed.
 
-    The run evaluates beside training.
+    The run evaluates beside training. The kill cuts off the evaluation of step 8.
     """
     folder, said = tmp_path_factory.mktemp("resumed"), io.StringIO()
     with contextlib.redirect_stdout(said):
