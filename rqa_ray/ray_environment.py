@@ -17,6 +17,8 @@ for _name, _value in {
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # with the default of 2 s, each report takes 2 s
+    # how long a failed run waits for a rank that may hang (default 30 s); jobs/runtime_env.yaml says so on a cluster
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     "RAY_worker_niceness": "0",
     "RAY_event_stats": "0",
     "RAY_num_workers_soft_limit": "0",  # processes that have read the data end

@@ -34,6 +34,7 @@ from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.uploads import StorageAway, is_full
 
 POLL_SECONDS = 0.5
+SHORTEST_HANG_SECONDS = 30  # a busy worker may answer late
 RESIZE_SECONDS = 20.0  # between two looks for new nodes that could hold more workers
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -53,6 +54,9 @@ def torch_trainer(
 ) -> TorchTrainer:
     """Builds Ray Train's trainer, which runs `loop` on the workers and keeps the best and the newest checkpoints."""
     callbacks = options.pop("callbacks", None)
+    timeout = spec.training.get("ddp_timeout", 1800)
+    # Ray's controller asks each worker for its state, and by default waits 10 minutes for a worker that hangs.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(SHORTEST_HANG_SECONDS, min(timeout, 600)))
     return TorchTrainer(
         _run_loop,
         train_loop_config={"loop": loop, "spec": spec},
@@ -79,7 +83,7 @@ def torch_trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=callbacks,
         ),
-        torch_config=TorchConfig(timeout_s=spec.training.get("ddp_timeout", 1800)),
+        torch_config=TorchConfig(timeout_s=timeout),
         **options,
     )
 
@@ -180,7 +184,8 @@ def _raise(
         if wrong:  # and would be as wrong again, so there is no advice to go on
             print(f"error: {wrong}", file=sys.stderr)
             raise SystemExit(code)
-        late = ray.get(mailbox.missing.remote(name, workers.num_workers))
+        hanging = [rank for rank, failure in error.worker_failures.items() if is_hanging(failure)]
+        late = ray.get(mailbox.missing.remote(name, workers.num_workers, hanging))
         print(f"error: {reason_of(error, late)}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(code)
     if isinstance(error, ControllerError):  # Ray writes its own list of checkpoints to storage too
@@ -225,10 +230,15 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
                 return f"{line}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
             if any(words in line for words in ("StorageError: ", ": no space left", ": could not be written for")):
                 return line.rpartition("StorageError: ")[2]
-    if late and any("imed out" in failure for failure in failures.values()):
+    if late and any("imed out" in failure or is_hanging(failure) for failure in failures.values()):
         return f"{', '.join(late)} did not answer, the other ranks waited for --ddp_timeout"
     rank, failure = next(iter(failures.items()))
     return f"training failed on rank {rank}: {failure}"
+
+
+def is_hanging(failure: object) -> bool:
+    """Returns whether a worker failed because it did not tell Ray's controller its state."""
+    return "health check has been hanging" in str(failure)
 
 
 def stop_message(job: Job, step: int, stopped_by: signal.Signals) -> NoReturn:

@@ -33,10 +33,10 @@ class Mailbox:
         """Notes that a rank has waited in a collective until the time limit."""
         self.waited[run].add(rank)
 
-    def missing(self, run: str, world_size: int) -> list[str]:
-        """Returns the ranks for which others have waited."""
+    def missing(self, run: str, world_size: int, hanging: list[int]) -> list[str]:
+        """Returns the ranks that hang, as Ray says, or else those for which others have waited."""
         waited, ranks = self.waited.get(run, set()), self.ranks.get(run, {})
-        late = sorted(set(range(world_size)) - waited) if waited else []
+        late = sorted(hanging or (set(range(world_size)) - waited if waited else []))
         return [f"rank {rank} ({ranks.get(rank, 'not begun')})" for rank in late]
 
     def tell_of_rank(self, run: str, rank: int, what: str) -> None:

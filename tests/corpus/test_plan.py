@@ -89,7 +89,9 @@ def write_and_search(number: int, folder: str) -> dict[str, float]:
 
     def note(name: str) -> None:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        found.update({f"{name}_mb": int(status["VmHWM"].split()[0]) / 1024, f"{name}_s": time.perf_counter() - started})
+        found.update(
+            {f"{name}_mb": int(status["VmHWM"].split()[0]) / 1024, f"{name}_s": time.perf_counter() - started}
+        )
 
     plan = large_plan(number)
     note("planned")

@@ -452,6 +452,20 @@ def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
     assert of("Traceback\nrqa_ray.training.uploads.StorageError: /full: no space left") == "/full: no space left"
     waited = of("RuntimeError: Timed out waiting 1ms", ["rank 0 (node a, process 1)"])
     assert waited.startswith("rank 0 (node a, process 1) did not answer")
+    silent = of("A worker health check has been hanging for 31 seconds.\nWorker(...)", ["rank 1 (node a, process 2)"])
+    assert silent.startswith("rank 1 (node a, process 2) did not answer") and "\n" not in silent
+
+
+def test_the_ranks_that_hang_are_those_that_ray_names_else_those_that_did_not_wait_for_others() -> None:
+    from rqa_ray.training.mailbox import Mailbox
+
+    mailbox = Mailbox.__ray_metadata__.modified_class()
+    for rank in range(3):
+        mailbox.begin("run", rank, f"process {rank}")
+    assert mailbox.missing("run", 3, []) == [] and mailbox.missing("run", 3, [1]) == ["rank 1 (process 1)"]
+    mailbox.gave_up("run", 0)
+    assert mailbox.missing("run", 3, []) == ["rank 1 (process 1)", "rank 2 (process 2)"]
+    assert mailbox.missing("run", 3, [2]) == ["rank 2 (process 2)"]
 
 
 def test_a_model_that_a_worker_refuses_is_one_line_without_advice_to_go_on(capsys) -> None:
