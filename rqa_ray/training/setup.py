@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from dataclasses import dataclass, replace
@@ -212,7 +211,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     if has_scores:
         job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
     lines = [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
-    lines += labels.describe(itertools.chain(survey.question_keys, stream.labeled if stream else ()))
+    lines += labels.describe(key for keys in (survey.question_keys, stream.labeled if stream else ()) for key in keys)
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
     if train.num_negatives and not mined and not own and not job.settings.hard_neg_ratio:
