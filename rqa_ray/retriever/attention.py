@@ -29,11 +29,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rqa_ray.retriever.dropout import apply_mask, keep_mask
+from rqa_ray.retriever.dropout import factor_of_kept, keep_mask
 from rqa_ray.retriever.token_batches import TokenBatch
 
 NAME = "rqa_ray_packed"
-SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**112  # sums of powers of two in bf16 that are still exact enough
+# Sums of powers of two in bf16 that are still exact enough. The inverse of a sum times a small gradient is in range too.
+SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**60
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,16 @@ class Reach:
 
     def allowed(self, length: int) -> torch.Tensor | None:
         """Returns (L, L) bool, whether the token of a row attends to that of a column; None if all attend to all."""
-        farthest = self.farthest(length)
-        if farthest is None and not self.causal:
+        if self.farthest(length) is None and not self.causal:
             return None
-        allowed = torch.ones(length, length, dtype=torch.bool)
+        return self.cut_(torch.ones(length, length, dtype=torch.bool))
+
+    def cut_(self, values: torch.Tensor) -> torch.Tensor:
+        """Sets values (..., L, L) to 0, in place, where the token of a row does not attend to that of a column."""
+        farthest = self.farthest(values.shape[-1])
         if farthest is not None:
-            allowed.triu_(-farthest).tril_(farthest)
-        return allowed.tril_() if self.causal else allowed
+            values.triu_(-farthest).tril_(farthest)
+        return values.tril_() if self.causal else values
 
 
 def packed_arguments(token_batch: TokenBatch, causal: bool) -> dict[str, Any]:
@@ -166,72 +170,78 @@ def _run_by_run(
     scale: float | None,
 ) -> torch.Tensor:
     """Attends to each run of texts of equal length, on a CPU: (1, T, H, d) from (H, T, d)."""
-    attended, start = [], 0
-    for length, texts in groupby(lengths):
-        stop = start + length * len(list(texts))
-        q, k, v = (part[:, start:stop].unflatten(1, (-1, length)).transpose(0, 1) for part in (query, key, value))
+    runs = [(length, len(list(texts))) for length, texts in groupby(lengths)]
+    # With slices in place of `split`, each run would have a gradient of the size of all texts together.
+    parts = [part.split([length * texts for length, texts in runs], dim=1) for part in (query, key, value)]
+    attended = []
+    for (length, _), *run in zip(runs, *parts, strict=True):
+        q, k, v = (part.unflatten(1, (-1, length)).transpose(0, 1) for part in run)
         fused = q.dtype != torch.bfloat16 or (torch.is_inference_mode_enabled() and has_amx())
         if dropout or not fused:
-            result = _Attention.apply(q, k, v, reach.allowed(length), dropout, scale or query.shape[-1] ** -0.5)
+            result = _Attention.apply(q, k, v, reach, dropout, scale or query.shape[-1] ** -0.5)
         else:
             is_causal = reach.causal and reach.farthest(length) is None  # is faster than a mask
             mask = None if is_causal else reach.allowed(length)
             result = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
         attended.append(result.transpose(1, 2).flatten(0, 1))
-        start = stop
     return torch.cat(attended)[None]
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention with dropout of the probabilities, and its gradient; query, key and value are (n, H, L, d)."""
+    """Softmax attention with dropout of the probabilities, and its gradient; query, key and value are (n, H, L, d).
+
+    Passes over the (n, H, L, L) tensors are what takes time. So the factors of a row are multiplied into the
+    (n, H, L, d) tensors, and the backward pass takes its sums over rows from the output, as FlashAttention does.
+    """
 
     @staticmethod
-    def forward(ctx, query, key, value, allowed, dropout, scale):
+    def forward(ctx, query, key, value, reach, dropout, scale):
         with torch.autocast("cpu", enabled=False):
-            weights, sums = _softmax(query, key, allowed, scale)
+            weights, factors = _softmax(query, key, reach, scale)
             kept = keep_mask(weights.shape, dropout) if dropout else None
-            ctx.save_for_backward(query, key, value, weights, sums, kept)
+            factors = factors * factor_of_kept(dropout)
+            attended = torch.matmul(_kept(weights, kept), value).mul_(factors)
+            ctx.save_for_backward(query, key, value, weights, factors, kept, attended)
             ctx.dropout, ctx.scale = dropout, scale
-            return _divided(torch.matmul(_kept(weights, kept, dropout), value), sums)
+            return attended
 
     @staticmethod
     def backward(ctx, gradient):
-        query, key, value, weights, sums, kept = ctx.saved_tensors
-        shares = _divided(weights, sums)
-        of_value = torch.matmul(_kept(shares, kept, ctx.dropout).transpose(2, 3), gradient)
-        of_shares = _kept(torch.matmul(gradient, value.transpose(2, 3)), kept, ctx.dropout)
-        weighted = of_shares.mul_(shares)
-        of_scores = (weighted - shares * weighted.sum(dim=3, keepdim=True)).mul_(ctx.scale)
-        return torch.matmul(of_scores, key), torch.matmul(of_scores.transpose(2, 3), query), of_value, None, None, None
+        query, key, value, weights, factors, kept, attended = ctx.saved_tensors
+        gradient = gradient * factors
+        mean = (gradient * attended).sum(dim=3, keepdim=True).div_(factor_of_kept(ctx.dropout))
+        of_scores = torch.matmul(gradient, value.transpose(2, 3))
+        if kept is not None:
+            kept = kept.to(weights.dtype)
+            of_scores.mul_(kept)
+        of_value = torch.matmul(_kept(weights, kept).transpose(2, 3), gradient)
+        of_scores.sub_(mean).mul_(weights)
+        of_query = torch.matmul(of_scores, key).mul_(ctx.scale)
+        of_key = torch.matmul(of_scores.transpose(2, 3), query).mul_(ctx.scale)
+        return of_query, of_key, of_value, None, None, None
 
 
 def _softmax(
-    query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor | None, scale: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns weights (n, H, L, L) and the sums (n, H, L, 1) to divide them by, or None where they are divided."""
-    hidden = None if allowed is None else ~allowed
+    query: torch.Tensor, key: torch.Tensor, reach: Reach, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns weights (n, H, L, L), and the factors (n, H, L, 1) that make them the shares of a softmax."""
     if query.dtype == torch.bfloat16:
         # Softmax subtracts each row's maximum to keep the powers in range, and torch takes longer for the maximum than
-        # for the powers. The sums tell whether the powers were in range without it. LARGEST_SUM is 2^16 below the
-        # largest number of bf16, which leaves room to multiply by the values.
-        weights = torch.matmul(query * (scale * math.log2(math.e)), key.transpose(2, 3)).exp2_()
-        if hidden is not None:
-            weights.masked_fill_(hidden, 0)
+        # for the powers. The sums tell whether the powers were in range without it.
+        weights = reach.cut_(torch.matmul(query * (scale * math.log2(math.e)), key.transpose(2, 3)).exp2_())
         sums = weights.sum(dim=3, keepdim=True)
         least, most = sums.aminmax()
         if least > SMALLEST_SUM and most < LARGEST_SUM:
-            return weights, sums
+            return weights, sums.reciprocal_()
+    scores, allowed = torch.matmul(query * scale, key.transpose(2, 3)), reach.allowed(query.shape[2])
+    if allowed is not None:
+        scores.masked_fill_(~allowed, -torch.inf)
     # torch computes the softmax in fp32 for every type
-    scores = torch.matmul(query * scale, key.transpose(2, 3))
-    return (scores if hidden is None else scores.masked_fill_(hidden, -torch.inf)).softmax(dim=3), None
+    return scores.softmax(dim=3), scores.new_ones(())
 
 
-def _divided(values: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
-    return values if sums is None else values / sums
-
-
-def _kept(values: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
-    return values if kept is None else apply_mask(values, kept, dropout)
+def _kept(values: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    return values if kept is None else kept.to(values.dtype, copy=True).mul_(values)
 
 
 AttentionInterface.register(NAME, packed_attention)

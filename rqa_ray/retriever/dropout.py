@@ -25,7 +25,12 @@ def apply_mask(values: torch.Tensor, kept: torch.Tensor, probability: float) -> 
 
     The gradient is masked alike.
     """
-    return kept.to(values.dtype).mul_(values).mul_(2**16 / (2**16 - _threshold(probability)))
+    return kept.to(values.dtype).mul_(values).mul_(factor_of_kept(probability))
+
+
+def factor_of_kept(probability: float) -> float:
+    """Returns the factor of the values that a mask keeps, so that their expectation is unchanged."""
+    return 2**16 / (2**16 - _threshold(probability))
 
 
 def _threshold(probability: float) -> int:

@@ -143,7 +143,7 @@ def test_in_bf16_scores_may_be_of_any_size(score):
     query, key = torch.zeros(2, 1, 1, length, DIMENSIONS, dtype=torch.bfloat16)
     query[..., 0], key[..., 0] = score, 1
     value = torch.randn(1, 1, length, DIMENSIONS).bfloat16().requires_grad_()
-    found = attention._Attention.apply(query, key, value, None, 0.0, 1.0)  # all scores are equal
+    found = attention._Attention.apply(query, key, value, EVERYTHING, 0.0, 1.0)  # all scores are equal
     expected = value.float().mean(2, keepdim=True).expand_as(found)
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.005)
     (gradient,) = torch.autograd.grad(found.sum(), value)
@@ -154,7 +154,7 @@ def test_in_bf16_scores_may_be_of_any_size(score):
 def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds(reach):
     query, key, value = (part[:, :, -40:].detach().requires_grad_() for part in heads())
     torch.manual_seed(3)
-    found = attention._Attention.apply(query, key, value, reach.allowed(40), 0.25, 0.3)
+    found = attention._Attention.apply(query, key, value, reach, 0.25, 0.3)
     torch.manual_seed(3)
     scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~mask(40, reach), -torch.inf)
     shares = scores.softmax(3)
@@ -178,3 +178,18 @@ def test_dropout_in_attention_keeps_the_expectation(token_batch):
     torch.manual_seed(0)
     mean = sum(packed(token_batch, inputs, dropout=0.2) for _ in range(400)) / 400
     assert (mean - one_by_one(*inputs)).abs().mean() < 0.02
+
+
+def test_the_gradient_of_a_run_of_texts_is_not_padded_to_all_texts(token_batch):
+    (query, key, value), sizes = heads(), []
+    found = packed(token_batch, [query, key, value], dropout=0.1)
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes.append(result.numel() if torch.is_tensor(result) else 0)
+            return result
+
+    with Sizes():
+        found.sum().backward()
+    assert sum(size == query.numel() for size in sizes) < 3 * len(set(LENGTHS))
