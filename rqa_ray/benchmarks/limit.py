@@ -77,10 +77,12 @@ class PlainLoop:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Sets every dropout of a model."""
+    """Sets every dropout of a model; that of attention is a number in some models, and a module in others."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = probability  # type: ignore[assignment]
 
 
 def _attention(module, query, key, value, attention_mask, lengths, dropout=0.0, scaling=None, **kwargs):

@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from rqa_ray.benchmarks import contenders, measure, train
 from rqa_ray.benchmarks.contenders import OWN, Stopwatch
+from rqa_ray.benchmarks.limit import set_dropout
 from rqa_ray.benchmarks.processes import summarize
 from rqa_ray.benchmarks.train import read_workload, table, write_report
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.model_types import ModelType
+from tests.models import small_model
 
 CPU = torch.device("cpu")
 EVERYONE = {OWN: contenders.own} | contenders.limits(ModelType())
@@ -56,6 +59,15 @@ def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding
 def test_the_limit_packs_no_model_that_is_causal_or_windowed() -> None:
     for kind in (ModelType(causal=True), ModelType(window=True), ModelType(packed=False)):
         assert [*contenders.limits(kind)] == ["limit, padded token batches"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_dropout_is_set_where_it_is_a_module_and_where_it_is_a_number(kind, tmp_path) -> None:
+    model = AutoModel.from_pretrained(small_model(tmp_path, kind, head_dim=8)).train()
+    ids = torch.tensor([[5, 6, 7]])
+    for probability, alike in ((0.0, True), (0.5, False)):
+        set_dropout(model, probability)
+        assert torch.equal(*(model(ids).last_hidden_state for _ in range(2))) is alike
 
 
 def test_the_share_of_time_that_this_project_waits_for_data_is_measured(workload) -> None:
