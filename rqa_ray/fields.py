@@ -25,6 +25,16 @@ def from_to(least: float, most: float) -> Check:
     return Check(lambda value: least <= value <= most, f"from {least} to {most}")
 
 
+def word_or_share(*words: str) -> Check:
+    def holds(value: str) -> bool:
+        try:
+            return value in words or 0 <= float(value) <= 1
+        except ValueError:
+            return False
+
+    return Check(holds, f"{', '.join(words)}, or a share from 0 to 1")
+
+
 ABOVE_0 = Check(lambda value: value > 0, "above 0")
 
 # metadata for our own use; the rest is for argparse

@@ -22,6 +22,7 @@ from rqa_ray.fields import (
     Check,
     at_least,
     from_to,
+    word_or_share,
 )
 from rqa_ray.loss_settings import LossSettings
 
@@ -151,7 +152,12 @@ class BatchSettings:
         at_least(1),
         unset="2,000 on a CPU, 32,768 on a GPU, fewer in little memory",
     )
-    gradient_cache: Literal["auto", "true", "false"] = BATCHES.setting("auto", "Save memory by a second forward pass.")
+    gradient_cache: str = BATCHES.setting(
+        "auto",
+        "Forward twice to save memory: auto, true, false, 0 to 1.",
+        word_or_share("auto", "true", "false"),
+        may_be_true=True,
+    )
     data_mode: Literal["auto", "resident", "streaming"] = BATCHES.setting(
         "auto",
         "Keep the data in Ray's object store, or read it in each epoch.",

@@ -116,7 +116,7 @@ def own(workload: Workload, batches: GlobalBatches, steps: int, stopwatch: Stopw
     """Runs this project: ContrastiveTrainer's own loop, as in jobs/train.py."""
     settings = TrainSettings(
         temperature=TEMPERATURE,
-        gradient_cache=workload.gradient_cache,  # type: ignore[arg-type]
+        gradient_cache=workload.gradient_cache,
         max_tokens_per_chunk=workload.max_tokens_per_chunk,
     )
     clock = _Clock(steps, stopwatch)

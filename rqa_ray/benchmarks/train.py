@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from rqa_ray.benchmarks.settings import SpeedSettings
 from rqa_ray.data.files import find_files
 from rqa_ray.data.records import good_records
 from rqa_ray.errors import InputError
-from rqa_ray.fields import BATCHES, DATA, LOSS, MEASUREMENT, REQUIRED, WORKERS, Check, at_least
+from rqa_ray.fields import BATCHES, DATA, LOSS, MEASUREMENT, REQUIRED, WORKERS, Check, at_least, word_or_share
 from rqa_ray.places import write_json
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -54,7 +54,9 @@ class TrainBenchmark(SpeedSettings):
     steps: int = MEASUREMENT.setting(1, "Steps of a contender in a round.", at_least(1))
     dropout: float = LOSS.setting(0.1, "Dropout probability of all contenders.")
     bf16: bool = BATCHES.setting(False, "All contenders train in bf16.")
-    gradient_cache: Literal["auto", "true", "false"] = BATCHES.setting("auto", "As in jobs/train.py.")
+    gradient_cache: str = BATCHES.setting(
+        "auto", "As in jobs/train.py.", word_or_share("auto", "true", "false"), may_be_true=True
+    )
     max_tokens_per_chunk: int | None = BATCHES.setting(None, "As in jobs/train.py.", at_least(1))
     torch_compile: bool = BATCHES.setting(False, "As in jobs/train.py.")
     threads: int = WORKERS.setting(os.cpu_count(), "CPU threads of a contender.", at_least(1), unset="all cores")

@@ -33,7 +33,7 @@ from rqa_ray.retriever.dropout import factor_of_kept, keep_mask
 from rqa_ray.retriever.token_batches import TokenBatch
 
 NAME = "rqa_ray_packed"
-# Sums of powers of two in bf16 that are still exact enough. The inverse of a sum times a small gradient is in range too.
+# Sums of powers of two in bf16 that are still exact enough. The inverse of a sum times a gradient is in range too.
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**60
 
 
@@ -221,9 +221,7 @@ class _Attention(torch.autograd.Function):
         return of_query, of_key, of_value, None, None, None
 
 
-def _softmax(
-    query: torch.Tensor, key: torch.Tensor, reach: Reach, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _softmax(query: torch.Tensor, key: torch.Tensor, reach: Reach, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns weights (n, H, L, L), and the factors (n, H, L, 1) that make them the shares of a softmax."""
     if query.dtype == torch.bfloat16:
         # Softmax subtracts each row's maximum to keep the powers in range, and torch takes longer for the maximum than

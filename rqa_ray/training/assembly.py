@@ -83,7 +83,7 @@ def assemble(
         batches.set_negatives(stand_ins(data.corpus.table, len(data.rows), settings.mine_negatives))
     chosen = plan_forward(settings, args, encoder, batches, plan, memory_sharers)
     if fsdp:  # all token batches are cached or none, because a share might be another number of them on each rank
-        chosen = replace(chosen, gradient_cache=chosen.gradient_cache > 0)
+        chosen = replace(chosen, gradient_cache=float(chosen.gradient_cache > 0))
     batches = batches.with_plan(chosen)
     options = EmbedOptions(
         batches.pad_id, chosen.max_tokens, args.per_device_eval_batch_size, chosen.packed, eval_precision

@@ -13,13 +13,12 @@ from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.retriever import attention, distributed
 from rqa_ray.retriever.embedder import TOKENS_PER_BATCH
 from rqa_ray.retriever.encoder import Encoder
-from rqa_ray.retriever.forward_plan import ForwardPlan
+from rqa_ray.retriever.forward_plan import ForwardPlan, cached_share
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 from rqa_ray.settings import TrainSettings
 from rqa_ray.training.arguments import RetrieverTrainingArguments
 
-# largest share of the free memory that a graph may take: the graph of one token batch with caching, of the whole batch
-# without
+# largest share of the free memory that graphs may take: of the token batches that are not cached, or of a cached one
 MEMORY_SHARE = 0.5
 
 
@@ -68,20 +67,22 @@ def plan_forward(
         max_tokens = min(TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), max(int(fitting), len(longest)))
         max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
 
-    cached = settings.gradient_cache == "true"
-    if settings.gradient_cache == "auto" and before:
+    cached = cached_share(settings.gradient_cache)
+    if cached is None and before:
         cached = before.gradient_cache
-    elif settings.gradient_cache == "auto":
+    elif cached is None:
         token_batches = batches.with_plan(ForwardPlan(max_tokens, packed)).make(0).token_batches[::-1]
         # token batches from the shortest texts to the longest
         lengths = [token_batch.lengths[-1] for token_batch in token_batches]
         # Linear in the length: what attention keeps for each token grows with the length, the rest is constant.
         ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
         a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
+        tokens = np.array([token_batch.num_tokens for token_batch in token_batches])
         # One backward pass of several token batches adds up whole gradients, which FSDP cuts at its end.
-        whole_gradients = 4 * num_trained * encoder.is_sharded
-        needed = whole_gradients + float(a_token @ [token_batch.num_tokens for token_batch in token_batches])
-        cached = distributed.any_rank(needed > free, device)
+        for_graphs = free - 4 * num_trained * encoder.is_sharded
+        num_kept = int(np.searchsorted(np.cumsum(a_token * tokens), for_graphs, side="right"))
+        share = torch.tensor([tokens[num_kept:].sum() / tokens.sum()], dtype=torch.float64, device=device)
+        cached = float(distributed.gather(share).max())
     return ForwardPlan(max_tokens, packed, cached, args.world_size)
 
 

@@ -16,13 +16,13 @@ from tests.ranks import run_ranks
 LOOKS = 12  # more than a step has
 
 
-def step(model_folder: str, cached: bool, asking_rank: int | None, after: int) -> tuple[str, int, torch.Tensor]:
+def step(model_folder: str, cached: float, asking_rank: int | None, after: int) -> tuple[str, int, torch.Tensor]:
     """Returns how a step ended if `asking_rank` sees a stop at look number `after`, the looks, and the gradient."""
     generator = np.random.default_rng(3)
     rows = [generator.integers(5, 140, 10) for _ in range(8)]
     mine = rows[:2] if rank() == 0 else rows[2:]  # 1 token batch, and 3
     token_batches, _ = length_sorted_batches(mine, 20, 0, False)
-    encoder = load_encoder(model_folder, EncoderSettings(), dropout=0.0)
+    encoder = load_encoder(model_folder, EncoderSettings(), dropout=0.1)
     looks = 0
 
     def is_asked() -> bool:
@@ -50,7 +50,7 @@ def step(model_folder: str, cached: bool, asking_rank: int | None, after: int) -
 
 def all_steps(model_folder: str) -> dict:
     found = {}
-    for cached in (False, True):
+    for cached in (0.0, 0.5, 1.0):
         found[cached, None, -1] = step(model_folder, cached, None, -1)
         for asking_rank in (0, 1):
             for after in range(LOOKS):
@@ -63,7 +63,7 @@ def ranks(tiny_model, tmp_path_factory):
     return run_ranks(2, all_steps, tmp_path_factory.mktemp("interrupts"), tiny_model)
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
+@pytest.mark.parametrize("cached", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("asking_rank", [0, 1])
 def test_all_ranks_end_alike_wherever_one_of_them_sees_the_stop(ranks, cached, asking_rank) -> None:
     ends = []
@@ -75,7 +75,7 @@ def test_all_ranks_end_alike_wherever_one_of_them_sees_the_stop(ranks, cached, a
     assert looks >= (3 if asking_rank else 1) and ends == ["interrupted"] * looks + ["whole"] * (LOOKS - looks)
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["plain", "cached"])
+@pytest.mark.parametrize("cached", [0.0, 0.5, 1.0])
 def test_a_step_that_is_watched_has_the_gradient_of_one_that_is_not(ranks, cached) -> None:
     for part in ranks:
         watched, unwatched = part[cached, 0, LOOKS - 1], part[cached, None, -1]
@@ -84,6 +84,13 @@ def test_a_step_that_is_watched_has_the_gradient_of_one_that_is_not(ranks, cache
         assert watched[2].norm() > 0.1
 
 
+def test_any_share_of_cached_gradients_gives_two_ranks_the_same_gradient_with_dropout(ranks) -> None:
+    for part in ranks:
+        plain, *cached = (part[share, None, -1][2] for share in (0.0, 0.5, 1.0))
+        for gradient in cached:
+            assert (gradient - plain).norm() < 1e-5 * plain.norm()
+
+
 def test_without_ranks_a_stop_ends_the_step_at_once(tiny_model) -> None:
-    assert step(tiny_model, False, 0, 0)[:2] == ("interrupted", 1)
-    assert step(tiny_model, True, 0, 0)[:2] == ("interrupted", 1)
+    for cached in (0.0, 0.5, 1.0):
+        assert step(tiny_model, cached, 0, 0)[:2] == ("interrupted", 1)

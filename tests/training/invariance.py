@@ -156,7 +156,7 @@ def run(
     world_size: int,
     folder: str,
     hard_neg_ratio: float,
-    gradient_cache: bool,
+    gradient_cache: float,
     packed: bool,
     mutation: str,
     loss: str,
@@ -236,7 +236,7 @@ def random_bert(folder: str, dense: bool = False) -> str:
 def make_trainer(
     folder: str,
     hard_neg_ratio: float,
-    gradient_cache: bool,
+    gradient_cache: float,
     rank: int,
     world_size: int,
     recorder: Recorder,

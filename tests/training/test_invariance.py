@@ -23,7 +23,7 @@ multiprocessing.set_forkserver_preload(["tests.training.invariance"])
 def result(
     world_size: int,
     hard_neg_ratio: float,
-    gradient_cache: bool = False,
+    gradient_cache: float = 0.0,
     packed: bool = True,
     mutation: str = "none",
     loss: str = "own",
@@ -83,8 +83,8 @@ def test_hard_negatives_that_are_mined_twice_make_the_same_steps_too() -> None:
     assert not is_the_same_training(one, result(1, 0.25, per_question=2))
 
 
-@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False), (2, True)])
-def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, 1.0), (2, 0.0), (2, 0.3)])
+def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_size: int, gradient_cache: float) -> None:
     one = result(1, 0.25, loss="with a parameter")
     other = result(world_size, 0.25, gradient_cache, loss="with a parameter")
     assert is_the_same_training(one, other), differences(one, other)
@@ -96,14 +96,14 @@ def test_a_loss_from_outside_with_a_parameter_makes_the_same_steps_too(world_siz
 @pytest.mark.parametrize(
     ("loss", "world_size", "gradient_cache"),
     [
-        ("symmetric", 4, True),
-        ("all at once", 1, True),
-        ("all at once", 2, True),
-        ("all at once", 4, False),
+        ("symmetric", 4, 1.0),
+        ("all at once", 1, 0.3),
+        ("all at once", 2, 0.3),
+        ("all at once", 4, 0.0),
     ],
 )
 def test_a_symmetric_loss_and_cut_embeddings_make_the_same_steps_too(
-    loss: str, world_size: int, gradient_cache: bool
+    loss: str, world_size: int, gradient_cache: float
 ) -> None:
     one, other = (
         result(*which, loss=loss, per_question=1) for which in ((1, 0.25), (world_size, 0.25, gradient_cache))
@@ -117,8 +117,8 @@ def test_a_symmetric_loss_and_cut_embeddings_make_the_same_steps_too(
         torch.testing.assert_close(*moved, rtol=5e-3, atol=0)  # the movement is near the rounding of the parameter
 
 
-@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, True), (4, False)])
-def test_a_teacher_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, 1.0), (2, 0.3), (4, 0.0)])
+def test_a_teacher_makes_the_same_steps_too(world_size: int, gradient_cache: float) -> None:
     one = result(1, 0.25, loss="distilled", per_question=1)
     other = result(world_size, 0.25, gradient_cache, loss="distilled", per_question=1)
     assert is_the_same_training(one, other), differences(one, other)
@@ -133,15 +133,15 @@ def test_the_hybrid_teaches_the_same_steps_too() -> None:
     assert not is_the_same_training(one, result(1, 0.25, per_question=2, rounds="taught"))
 
 
-@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False)])
-def test_a_head_of_sentence_transformers_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, 0.3), (2, 0.0)])
+def test_a_head_of_sentence_transformers_makes_the_same_steps_too(world_size: int, gradient_cache: float) -> None:
     one, other = result(1, 0.25, dense=True), result(world_size, 0.25, gradient_cache, dense=True)
     assert is_the_same_training(one, other), differences(one, other)
     assert len(one["weights"]) == len(result(1, 0.25)["weights"]) + 32 * 16 + 16
 
 
-@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, True), (2, False), (2, True)])
-def test_lora_makes_the_same_steps_too(world_size: int, gradient_cache: bool) -> None:
+@pytest.mark.parametrize(("world_size", "gradient_cache"), [(1, 1.0), (2, 0.0), (2, 0.3)])
+def test_lora_makes_the_same_steps_too(world_size: int, gradient_cache: float) -> None:
     pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
     one, other = result(1, 0.25, lora=True), result(world_size, 0.25, gradient_cache, lora=True)
     assert is_the_same_training(one, other), differences(one, other)
@@ -151,18 +151,18 @@ def test_lora_makes_the_same_steps_too(world_size: int, gradient_cache: bool) ->
 
 @pytest.mark.parametrize(
     ("gradient_cache", "more"),
-    [(False, {}), (True, {"dense": True}), (False, {"packed": False, "loss": "with a parameter", "per_question": 1})],
+    [(0.0, {}), (1.0, {"dense": True}), (0.0, {"packed": False, "loss": "with a parameter", "per_question": 1})],
 )
-def test_weights_that_workers_share_make_the_same_steps_too(gradient_cache: bool, more: dict) -> None:
+def test_weights_that_workers_share_make_the_same_steps_too(gradient_cache: float, more: dict) -> None:
     one, other = result(1, 0.25, **more), result(2, 0.25, gradient_cache, fsdp=True, **more)
     assert is_the_same_training(one, other), differences(one, other)
     assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
 
 
-@pytest.mark.parametrize("hard_neg_ratio", [0.0, 0.25])
+@pytest.mark.parametrize(("hard_neg_ratio", "share"), [(0.0, 0.3), (0.25, 0.3), (0.25, 1.0)])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_gradient_caching_makes_the_same_steps(world_size: int, hard_neg_ratio: float) -> None:
-    plain, cached = result(world_size, hard_neg_ratio), result(world_size, hard_neg_ratio, gradient_cache=True)
+def test_gradient_caching_makes_the_same_steps(world_size: int, hard_neg_ratio: float, share: float) -> None:
+    plain, cached = result(world_size, hard_neg_ratio), result(world_size, hard_neg_ratio, gradient_cache=share)
     assert is_the_same_training(plain, cached), differences(plain, cached)
     assert plain["losses"][0] == pytest.approx(cached["losses"][0], rel=1e-6)
     assert plain["losses"] == pytest.approx(cached["losses"], rel=1e-5)

@@ -279,7 +279,7 @@ CONFIGS = st.fixed_dictionaries(
         "temperature": st.floats(1e-6, 10),
         "hard_neg_ratio": st.floats(0, 5),
         "pooling_type": st.sampled_from(["mean", "cls", "last", "max"]),
-        "gradient_cache": st.sampled_from(["auto", "true", "false", True, False]),
+        "gradient_cache": st.sampled_from(["auto", "true", "false", True, False, "0.3", 0.25, 1]),
         "trust_remote_code": st.booleans(),
         "write_predictions": st.booleans(),
         "global_batch_size": st.integers(2, 10**6),
@@ -437,6 +437,14 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("--dropout 1", "--dropout 1: has to be from 0 to below 1"),
         ("--global_batch_size 1", "--global_batch_size 1: has to be at least 2"),
         ("--max_tokens_per_chunk 0", "--max_tokens_per_chunk 0: has to be at least 1"),
+        (
+            "--gradient_cache 1.5",
+            "--gradient_cache 1.5: has to be auto, true, false, or a share from 0 to 1",
+        ),
+        (
+            "--gradient_cache half",
+            "--gradient_cache half: has to be auto, true, false, or a share from 0 to 1",
+        ),
         ("--num_workers 0", "--num_workers 0: has to be at least 1"),
         ("--cpus_per_worker 0", "--cpus_per_worker 0: has to be at least 1"),
         ("--max_failures -2", "--max_failures -2: has to be at least -1"),
