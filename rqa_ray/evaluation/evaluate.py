@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import plan_workers
 from rqa_ray.corpus.encode import plan_corpus
@@ -133,8 +135,7 @@ def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None
     )
     asked = {name: AskedQuestions(part.tables()) for name, part in blocks.items()}
     test = asked["test"]
-    golds = np.array(sorted({gold for golds in test.gold_ids for gold in golds}), np.int64)
-    num_lost = int((places_of(golds, plan.passage_ids) < 0).sum())
+    num_lost = int((places_of(np.unique(test.gold_ids.ids), plan.passage_ids) < 0).sum())
     print(f"data: {len(test.questions):,} questions; {plan.describe()}")
     number = len(test.instructions) - test.instructions.count(None)
     if number:
@@ -154,7 +155,7 @@ def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None
     # the report shows the first passages, also where the predictions have fewer
     needed = asked_for.ranking[1][:, : max(settings.predictions_top_k, ACCURACY_CUTOFF)]
     documents = retrievers.documents(needed)
-    facts = _facts(settings, model, plan, results, len(lost))
+    facts = _facts(settings, model, plan, results, num_lost)
     found = Evaluated(test, plan.passage_ids, documents, results, facts)
     scores = found.scores
     report = ""
