@@ -6,6 +6,7 @@ example: python jobs/benchmark.py train --train_file train.jsonl --output train.
 
 import sys
 
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
 
 
@@ -14,8 +15,8 @@ def main() -> None:
         from rqa_ray.benchmarks.benchmark import benchmark, parse_benchmark
 
         settings = parse_benchmark(sys.argv[1:], __doc__)
-        print(benchmark(settings))
-        print(f"all figures: {settings.output}")
+        with result_output(settings.json) as show:
+            show(benchmark(settings))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ example: python jobs/embed.py --model output/run --document_path documents.jsonl
 import sys
 
 from rqa_ray.corpus_settings import EmbedSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
-from rqa_ray.texts import command
 
 
 def main() -> None:
@@ -19,11 +19,8 @@ def main() -> None:
         settings = parse(EmbedSettings, sys.argv[1:], __doc__)
         from rqa_ray.corpus.embed import embed  # Ray is imported after the arguments are known to be right
 
-        for line in embed(settings):
-            print(f"written: {line}")
-        model = settings.embedding_model_name_or_path
-        words = ["--model", model, "--embeddings_path", settings.output_dir, "a question"]
-        print(f"next:\n  {command('jobs/search.py', *words)}")
+        with result_output(settings.json) as show:
+            show(embed(settings))
 
 
 if __name__ == "__main__":

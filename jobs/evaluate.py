@@ -8,8 +8,8 @@ example: python jobs/evaluate.py --model output/run --document_path documents.js
 import sys
 
 from rqa_ray.corpus_settings import EvaluateSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
-from rqa_ray.texts import result_text
 
 
 def main() -> None:
@@ -20,7 +20,8 @@ def main() -> None:
         from rqa_ray.evaluation.evaluate import evaluate  # Ray is imported after the arguments are known to be right
         from rqa_ray.reports.evaluation_page import write_evaluation_report
 
-        print(result_text(evaluate(settings, write_evaluation_report), settings.json))
+        with result_output(settings.json) as show:
+            show(evaluate(settings, write_evaluation_report))
 
 
 if __name__ == "__main__":

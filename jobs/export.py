@@ -8,8 +8,8 @@ example: python jobs/export.py --model output/run --document_path documents.json
 import sys
 
 from rqa_ray.corpus_settings import ExportSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
-from rqa_ray.texts import result_text
 
 
 def main() -> None:
@@ -19,7 +19,8 @@ def main() -> None:
         settings = parse(ExportSettings, sys.argv[1:], __doc__)
         from rqa_ray.export.export import export  # torch is imported after the arguments are known to be right
 
-        print(result_text(export(settings), settings.json))
+        with result_output(settings.json) as show:
+            show(export(settings))
 
 
 if __name__ == "__main__":

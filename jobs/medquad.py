@@ -7,6 +7,7 @@ example: python jobs/medquad.py --source output/MedQuAD --output_dir output/medq
 import sys
 
 from rqa_ray.corpus_settings import MedquadSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
 
 
@@ -16,8 +17,8 @@ def main() -> None:
         from rqa_ray.data.medquad import medquad
 
         settings = parse(MedquadSettings, sys.argv[1:], __doc__)
-        print("\n".join(medquad(settings)))
-        print(f"written: {settings.output_dir}")
+        with result_output(settings.json) as show:
+            show(medquad(settings))
 
 
 if __name__ == "__main__":

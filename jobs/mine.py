@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from rqa_ray.corpus_settings import AuditSettings, MineSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
-from rqa_ray.texts import result_text
 
 
 def main() -> None:
@@ -21,16 +21,19 @@ def main() -> None:
         from rqa_ray.reports.suspects_page import write_suspects_page
 
         if any(word.partition("=")[0] == "--audit" for word in words):
-            print(write_suspects_page(Path(parse(AuditSettings, words, __doc__).audit)))
+            audit = parse(AuditSettings, words, __doc__)
+            with result_output(audit.json) as show:
+                show(write_suspects_page(Path(audit.audit)))
         else:
             settings = parse(MineSettings, words, __doc__)
             from rqa_ray.corpus.mine import mine  # Ray is imported after the arguments are known to be right
             from rqa_ray.evaluation.hybrid_weight import weigh
 
-            result = mine(settings, weigh)
-            page = write_suspects_page(Path(settings.output_dir))
-            said = result_text(result, settings.json)
-            print(said if settings.json else f"{said}\n{page}")
+            with result_output(settings.json) as show:
+                result = mine(settings, weigh)
+                page = write_suspects_page(Path(settings.output_dir))
+                show(result)
+                print(page.describe())
 
 
 if __name__ == "__main__":

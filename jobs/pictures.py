@@ -6,6 +6,7 @@ example: python jobs/pictures.py --run output/demo --search output/search --outp
 
 import sys
 
+from rqa_ray.job_output import result_output
 from rqa_ray.settings import PicturesSettings
 from rqa_ray.stops import user_errors
 
@@ -15,8 +16,9 @@ def main() -> None:
         from rqa_ray.command_line import parse
         from rqa_ray.reports.pictures import pictures
 
-        for file in pictures(parse(PicturesSettings, sys.argv[1:], __doc__)):
-            print(f"written: {file}")
+        settings = parse(PicturesSettings, sys.argv[1:], __doc__)
+        with result_output(settings.json) as show:
+            show(pictures(settings))
 
 
 if __name__ == "__main__":

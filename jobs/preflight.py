@@ -6,8 +6,8 @@ example: python jobs/preflight.py jobs/demo.json --num_workers 4
 
 import sys
 
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
-from rqa_ray.texts import command
 
 
 def main() -> None:
@@ -17,8 +17,8 @@ def main() -> None:
         job = parse_job(sys.argv[1:], __doc__)
         from rqa_ray.training.preflight import preflight  # Ray is imported after the arguments are known to be right
 
-        print("\n".join(preflight(job)))
-        print(f"all checks passed; next:\n  {command('jobs/train.py', *sys.argv[1:])}")
+        with result_output(job.settings.json) as show:
+            show(preflight(job))
 
 
 if __name__ == "__main__":

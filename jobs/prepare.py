@@ -8,8 +8,8 @@ example: python jobs/prepare.py --train_file train.jsonl --eval_file eval.jsonl 
 import sys
 
 from rqa_ray.corpus_settings import PrepareSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
-from rqa_ray.texts import command
 
 
 def main() -> None:
@@ -19,9 +19,8 @@ def main() -> None:
         settings = parse(PrepareSettings, sys.argv[1:], __doc__)
         from rqa_ray.data.prepare import prepare  # Ray is imported after the arguments are known to be right
 
-        print("\n".join(prepare(settings)))
-        next_command = command("jobs/train.py", "--prepared_path", settings.output_dir)
-        print(f"written: {settings.output_dir}; go on with {next_command} ...")
+        with result_output(settings.json) as show:
+            show(prepare(settings))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import sys
 
 from rqa_ray.corpus_settings import SearchSettings
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -20,12 +21,11 @@ def main() -> None:
         settings = parse(SearchSettings, sys.argv[1:], __doc__, free_word="question")
         from rqa_ray.corpus.search import prompt, search
 
-        if settings.question is None:
+        if settings.question is None and not settings.json:
             prompt(settings)
-        else:
-            answer = search(settings)
-            shown = f"{answer.source}\n{answer.describe(sys.stdout.isatty())}"
-            print(answer.as_json() if settings.json else shown)
+            return
+        with result_output(settings.json) as show:
+            show(search(settings))
 
 
 if __name__ == "__main__":

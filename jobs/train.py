@@ -6,6 +6,7 @@ example: python jobs/train.py jobs/demo.json --output_dir output/demo
 
 import sys
 
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
 
 
@@ -16,7 +17,8 @@ def main() -> None:
         job = parse_job(sys.argv[1:], __doc__)
         from rqa_ray.training.train import train  # Ray is imported after the arguments are known to be right
 
-        train(job)
+        with result_output(job.settings.json) as show:
+            show(train(job))
 
 
 if __name__ == "__main__":

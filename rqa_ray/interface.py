@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # each function loads what it needs, so that a search does no
     from rqa_ray.corpus.mine import MineResult
     from rqa_ray.corpus.search import Answer
     from rqa_ray.evaluation.evaluate import EvaluateResult
-    from rqa_ray.training.train import TrainResult
-    from rqa_ray.tuning.tune import TuneResult
+    from rqa_ray.training.result import TrainResult
+    from rqa_ray.tuning.result import TuneResult
 
 
 def train(**flags: Any) -> TrainResult:

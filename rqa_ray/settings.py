@@ -57,6 +57,13 @@ def labels_path() -> Any:
 
 
 @dataclass(kw_only=True)
+class ResultSettings:
+    """In which form a job prints its result."""
+
+    json: bool = OUTPUT.setting(False, "Print the result as one line of JSON, and all else on stderr.", is_rare=True)
+
+
+@dataclass(kw_only=True)
 class ModelSettings:
     """How to load a model, and how it embeds texts."""
 
@@ -223,6 +230,7 @@ def _is_number_of_workers(value: str) -> bool:
 
 @dataclass(kw_only=True)
 class TrainSettings(
+    ResultSettings,
     PredictionSettings,
     WorkerSettings,
     MiningSettings,
@@ -276,7 +284,7 @@ class TrainSettings(
 
 
 @dataclass(kw_only=True)
-class PicturesSettings:
+class PicturesSettings(ResultSettings):
     """The settings of jobs/pictures.py."""
 
     run: str | None = DATA.path(None, "Output folder of jobs/train.py, for recall.svg.", unset="no recall.svg")

@@ -2,11 +2,9 @@
 
 import difflib
 import html
-import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rqa_ray.credentials import masked
@@ -44,11 +42,6 @@ def command(*words: Any) -> str:
     return printable(masked(shlex.join(["python", *map(str, words)])))
 
 
-def result_text(result: Any, as_json: bool) -> str:
-    """Returns what a job prints last: lines for a person, or the fields of its result as one line of JSON."""
-    return json.dumps(asdict(result)) if as_json else result.describe()
-
-
 def is_none_of(value: str, choices: Sequence[str]) -> str:
     """Returns the message about a value that is no choice: the nearest choice, and all choices."""
     close = difflib.get_close_matches(value, choices, n=1)
@@ -56,8 +49,9 @@ def is_none_of(value: str, choices: Sequence[str]) -> str:
     return f"{question}choose one of {', '.join(choices)}"
 
 
-def html_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a table that a notebook shows."""
+def html_table(head: Sequence[Any], rows: Sequence[Sequence[Any]], note: str = "") -> str:
+    """Returns a table that a notebook shows, with a line below the table."""
     lines = [(head, "th"), *((row, "td") for row in rows)]
     cells = ["".join(f"<{tag}>{html.escape(short(cell))}</{tag}>" for cell in row) for row, tag in lines]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+    below = f"<p>{html.escape(note)}</p>" if note else ""
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>{below}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rqa_ray.benchmarks import data, evaluate, gpu, mine, quality, train
@@ -20,6 +23,19 @@ BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
     "mine": (mine.MineBenchmark, mine.run),  # mining hard negatives
     "quality": (quality.QualityBenchmark, quality.run),  # what recipes of training gain
 }
+
+
+@dataclass
+class BenchmarkResult:
+    """The result of a benchmark."""
+
+    output: str  # JSON file with all figures
+    figures: Any  # what is in the file
+    table: str
+
+    def describe(self) -> str:
+        """Returns lines for a person."""
+        return f"{self.table}\nall figures: {self.output}"
 
 
 def parse_benchmark(words: Sequence[str], about: str | None = None) -> BenchmarkSettings:
@@ -39,10 +55,11 @@ def parse_benchmark(words: Sequence[str], about: str | None = None) -> Benchmark
     return parse(kind, words[1:], inspect.getdoc(kind))
 
 
-def benchmark(settings: BenchmarkSettings) -> str:
-    """Measures what the settings ask for, writes all figures to `settings.output`, and returns a table.
+def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
+    """Measures what the settings ask for, and writes all figures to `settings.output`.
 
     Raises:
         InputError: a file or the model is wrong, or a peer is not installed.
     """
-    return next(run for kind, run in BENCHMARKS.values() if isinstance(settings, kind))(settings)
+    table = next(run for kind, run in BENCHMARKS.values() if isinstance(settings, kind))(settings)
+    return BenchmarkResult(settings.output, json.loads(Path(settings.output).read_text(encoding="utf-8")), table)

@@ -93,7 +93,7 @@ def made(recipe: str, settings: QualityBenchmark) -> list[str]:
 
 def _comparable(settings: QualityBenchmark) -> dict[str, Any]:
     """Returns the settings that runs must share to be compared."""
-    own = {"output", "data", "recipes", "seeds", "finish"}
+    own = {"output", "data", "recipes", "seeds", "finish", "json"}
     return {name: value for name, value in asdict(settings).items() if name not in own}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rqa_ray.fields import MEASUREMENT, MODEL, OUTPUT, REQUIRED, at_least
-from rqa_ray.settings import model_path
+from rqa_ray.settings import ResultSettings, model_path
 
 
 @dataclass(kw_only=True)
-class BenchmarkSettings:
+class BenchmarkSettings(ResultSettings):
     """The settings that all parts of jobs/benchmark.py share."""
 
     output: str = OUTPUT.path(REQUIRED, "JSON file with all figures.")

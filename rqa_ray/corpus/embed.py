@@ -21,6 +21,7 @@ from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import check_local_folder, file_content, shown
 from rqa_ray.progress import Progress, ProgressLine
+from rqa_ray.texts import command
 
 IDENTITY = {
     "fingerprint": "another model or other settings",
@@ -133,8 +134,27 @@ def write_index(folder: EmbeddingFolder) -> str:
     return path
 
 
-def embed(settings: EmbedSettings) -> list[str]:
-    """Embeds a corpus; returns lines that say what was written.
+@dataclass
+class EmbedResult:
+    """The embeddings of a corpus; the files are in output_dir."""
+
+    output_dir: str
+    model: str
+    passages: int
+    files: int  # of embeddings, in Parquet
+    precision: str
+    index: str | None = None  # the file of the FAISS index
+
+    def describe(self) -> str:
+        """Returns lines for a person."""
+        written = [f"{self.passages:,} embeddings in {shown(self.output_dir)}, {self.files:,} Parquet files"]
+        words = ["--model", self.model, "--embeddings_path", self.output_dir, "a question"]
+        lines = [f"written: {line}" for line in [*written, *([self.index] if self.index else [])]]
+        return "\n".join([*lines, f"next:\n  {command('jobs/search.py', *words)}"])
+
+
+def embed(settings: EmbedSettings) -> EmbedResult:
+    """Embeds a corpus.
 
     Raises:
         InputError: the user's input is wrong; nothing was written.
@@ -155,5 +175,5 @@ def embed(settings: EmbedSettings) -> list[str]:
     print(plan.describe())
     manifest = manifest_of(model, files, plan, settings.precision, settings.bf16)
     encode_missing(folder, manifest, model, plan, workers, overwrite=settings.overwrite_output_dir)
-    written = [f"{len(plan.passage_ids):,} embeddings in {shown(folder.location)}, {len(plan.shards):,} Parquet files"]
-    return [*written, write_index(folder)] if settings.index else written
+    index = write_index(folder) if settings.index else None
+    return EmbedResult(folder.location, model.name, len(plan.passage_ids), len(plan.shards), settings.precision, index)

@@ -91,7 +91,7 @@ class MineResult:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return html_table(["mined", "number"], [*self.report.counts.items()]) + f"<p>{self.output_dir}</p>"
+        return html_table(["mined", "number"], [*self.report.counts.items()], self.output_dir)
 
 
 def mine(settings: MineSettings, weigh: Weigh) -> MineResult:

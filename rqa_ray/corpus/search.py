@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import textwrap
@@ -156,14 +155,18 @@ class Answer:
     source: str  # what was searched
     seconds: float
 
-    def describe(self, highlight: bool = False) -> str:
+    def describe(self) -> str:
         """Returns lines for a person."""
-        return f"{show(self.hits, highlight)}\n({self.seconds:.2f} s)"
+        return f"{self.source}\n{self.describe_hits()}"
 
-    def as_json(self) -> str:
-        """Returns one line of JSON, with whole documents."""
+    def describe_hits(self) -> str:
+        """Returns lines for a person, without what was searched; a terminal shows titles in bold."""
+        return f"{show(self.hits, sys.stdout.isatty())}\n({self.seconds:.2f} s)"
+
+    def for_json(self) -> dict[str, Any]:
+        """Returns what a program gets, with whole documents."""
         retrieved = [{**vars(hit.document), "score": hit.score} for hit in self.hits]
-        return json.dumps({"question": self.question, "retrieved_docs": retrieved})
+        return {"question": self.question, "retrieved_docs": retrieved}
 
     def _repr_html_(self) -> str:
         rows = [
@@ -235,4 +238,4 @@ def prompt(settings: SearchSettings) -> None:
             return
         if not question:
             return
-        print(answer(searcher, question, settings.top_k).describe(sys.stdout.isatty()))
+        print(answer(searcher, question, settings.top_k).describe_hits())

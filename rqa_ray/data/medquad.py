@@ -52,8 +52,31 @@ class Question:
     pages: set[str] = field(default_factory=set)
 
 
-def medquad(settings: MedquadSettings) -> list[str]:
-    """Reads a copy of MedQuAD, writes train, eval, test and documents.jsonl; returns lines about what was found.
+@dataclass
+class MedquadResult:
+    """What was found in MedQuAD; the files are in output_dir."""
+
+    output_dir: str
+    pairs: int
+    answered: int  # pairs with an answer
+    passages: int
+    questions: dict[str, int]  # by split
+    problems: list[str]  # a line about each file that was left out
+
+    def describe(self) -> str:
+        """Returns lines for a person."""
+        counts = ", ".join(f"{number:,} {split}" for split, number in self.questions.items())
+        lines = [
+            f"{self.pairs:,} questions, {self.answered:,} with an answer; the others are left out",
+            *self.problems,
+            f"{self.passages:,} distinct passages; distinct questions: {counts}",
+            f"written: {self.output_dir}",
+        ]
+        return "\n".join(lines)
+
+
+def medquad(settings: MedquadSettings) -> MedquadResult:
+    """Reads a copy of MedQuAD, and writes train, eval, test and documents.jsonl.
 
     Raises:
         InputError: there is no MedQuAD, or the folder cannot be written to; nothing was written.
@@ -75,12 +98,8 @@ def medquad(settings: MedquadSettings) -> list[str]:
         if (output / name).exists():
             raise InputError(f"--output_dir {output}: has {name} already; choose another folder or delete the file")
     write_together(output, files)
-    counts = ", ".join(f"{len(splits[name]):,} {name}" for name in ("train", "eval", "test"))
-    return [
-        f"{len(pairs):,} questions, {len(answered):,} with an answer; the others are left out",
-        *problems,
-        f"{len(passages):,} distinct passages; distinct questions: {counts}",
-    ]
+    counts = {name: len(splits[name]) for name in ("train", "eval", "test")}
+    return MedquadResult(settings.output_dir, len(pairs), len(answered), len(passages), counts, problems)
 
 
 def read_pairs(folder: Path) -> tuple[list[Pair], list[str]]:

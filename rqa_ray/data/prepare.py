@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model
 from rqa_ray.settings import INPUTS
-from rqa_ray.texts import as_utf8
+from rqa_ray.texts import as_utf8, command
 
 ROWS_PER_GROUP = 1_000
 NO_LIMIT = 1_000_000  # tokens, because the survey shows full lengths
@@ -61,8 +61,25 @@ SCHEMAS = {
 }
 
 
-def prepare(settings: PrepareSettings) -> list[str]:
-    """Checks the files of a training run and writes them as Parquet; returns lines about the data.
+@dataclass
+class PrepareResult:
+    """What is in the files of a training run; the Parquet files are in output_dir."""
+
+    output_dir: str
+    questions: dict[str, int]  # by split
+    passages: int
+    missing_golds: dict[str, int]  # golds that the corpus lacks, by split
+    bad_records: dict[str, int]  # records that were left out, by kind
+    lines: list[str]  # all that is known about the data, for a person
+
+    def describe(self) -> str:
+        """Returns lines for a person."""
+        go_on = command("jobs/train.py", "--prepared_path", self.output_dir)
+        return "\n".join([*self.lines, f"written: {self.output_dir}; go on with {go_on} ..."])
+
+
+def prepare(settings: PrepareSettings) -> PrepareResult:
+    """Checks the files of a training run and writes them as Parquet.
 
     Tokens are counted as training counts them with the same model and settings.
 
@@ -87,8 +104,8 @@ def prepare(settings: PrepareSettings) -> list[str]:
 
 def write_prepared(
     inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, skip_bad: bool, labels: Labels = NO_LABELS
-) -> list[str]:
-    """Writes the inputs (files by name) to a folder, all or nothing; returns lines about the data.
+) -> PrepareResult:
+    """Writes the inputs (files by name) to a folder, all or nothing.
 
     Raises:
         InputError: a bad record, or an input without records.
@@ -113,7 +130,9 @@ def write_prepared(
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return lines
+    questions = {name: split.counts.num_questions for name, split in survey.splits.items()}
+    missing = {name: len(ids) for name, ids in survey.missing.items()}
+    return PrepareResult(str(folder), questions, len(survey.passage_ids), missing, skipped.kinds, lines)
 
 
 def write(files: list[str], kind: str, path: Path, skip_bad: bool, labels: Labels = NO_LABELS) -> None:

@@ -79,7 +79,7 @@ class EvaluateResult:
     def _repr_html_(self) -> str:
         names = {name: f"{SPLIT}_{metric}" for name, metric in LABELS.items()}
         rows = [[name, *(scores[metric] for metric in names.values())] for name, scores in self.metrics.items()]
-        return html_table([f"{self.num_questions:,} questions", *names], rows) + f"<p>{self.output_dir}</p>"
+        return html_table([f"{self.num_questions:,} questions", *names], rows, self.output_dir)
 
 
 def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None) -> EvaluateResult:

@@ -61,8 +61,19 @@ class Place:
     is_finished: bool
 
 
-def pictures(settings: PicturesSettings) -> list[str]:
-    """Draws how a record flows, and the run and the search that are given, into output_dir; returns the files.
+@dataclass
+class PicturesResult:
+    """The pictures that were drawn."""
+
+    files: list[str]
+
+    def describe(self) -> str:
+        """Returns lines for a person."""
+        return "\n".join(f"written: {file}" for file in self.files)
+
+
+def pictures(settings: PicturesSettings) -> PicturesResult:
+    """Draws how a record flows, and the run and the search that are given, into output_dir.
 
     Raises:
         InputError: a folder is not the output of a run or a search; nothing was written.
@@ -76,7 +87,7 @@ def pictures(settings: PicturesSettings) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
-    return [str(folder / name) for name in files]
+    return PicturesResult([str(folder / name) for name in files])
 
 
 def recall_picture(run: Path) -> bytes:

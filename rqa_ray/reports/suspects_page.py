@@ -59,7 +59,21 @@ class SuspectsPart:
         return cls(number, first, link if (folder / PAGE_FILE).is_file() else "")
 
 
-def write_suspects_page(folder: Path) -> str:
+@dataclass
+class SuspectsPage:
+    """The page of suspects that was written."""
+
+    page: str  # its path
+    suspects: int
+    shown: int
+
+    def describe(self) -> str:
+        """Returns a line for a person."""
+        of_all = f" of {self.suspects:,}" if self.shown < self.suspects else ""
+        return f"audit: {self.shown:,}{of_all} suspects in {self.page}; open it in a browser"
+
+
+def write_suspects_page(folder: Path) -> SuspectsPage:
     """Writes suspects.html from the suspects.jsonl of a folder; returns a line for the user.
 
     Raises:
@@ -73,8 +87,7 @@ def write_suspects_page(folder: Path) -> str:
     more = sum(1 for _ in read_lines(str(path))) - len(suspects)
     note = f"The first {MOST_SUSPECTS:,} of {MOST_SUSPECTS + more:,} suspects." if more else ""
     write_whole(folder / PAGE_FILE, page(folder.absolute().name, suspects, note).encode())
-    shown = f"{len(suspects):,}{f' of {len(suspects) + more:,}' * bool(more)}"
-    return f"audit: {shown} suspects in {folder / PAGE_FILE}; open it in a browser"
+    return SuspectsPage(str(folder / PAGE_FILE), len(suspects) + more, len(suspects))
 
 
 def page(name: str, suspects: list[dict[str, Any]], note: str = "") -> str:

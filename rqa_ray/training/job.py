@@ -77,7 +77,8 @@ class Job:
     def to_config(self) -> dict[str, Any]:
         """Returns flat names and values: a JSON config that repeats the run."""
         own = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
-        own.pop("overwrite_output_dir")
+        for name in ("overwrite_output_dir", "json"):  # which change no result
+            del own[name]
         return own | self.training | {"output_dir": self.location}
 
 

@@ -1,4 +1,4 @@
-"""Writes the files that a run leaves in output_dir, all or none, and prints the summary of the run.
+"""Writes the files that a run leaves in output_dir, all or none, and the last lines that the run prints.
 
 This file does not import Ray: the driver passes plain tables and numbers.
 """
@@ -204,23 +204,20 @@ def model_card(job: Job, model: ModelSpec, before: ModelState, best: ModelState,
     )
 
 
-def print_summary(job: Job, lines: list[str], choice: Choice, report: str, next_command: str | None = None) -> None:
-    """Prints the last lines of a run; if no next command is given, it suggests another learning rate.
+def last_lines(job: Job, lines: list[str], choice: Choice, report: str, next_command: str | None = None) -> list[str]:
+    """Returns the last lines of a run; if no next command is given, they suggest another learning rate.
 
     `report` is the line about report.html.
     """
     folder = job.location
-    print()
-    print("\n".join([*choice.describe(), *lines]))
-    print(f"best {choice.candidate} by {choice.metric}; model and results in {shown(folder)}")
-    print(report)
-    arguments = inside(folder, ALL_ARGS_FILE)
-    print("next:")
+    best = f"best {choice.candidate} by {choice.metric}; model and results in {shown(folder)}"
+    last = [*choice.describe(), *lines, best, report, "next:"]
     if "tensorboard" in (job.training["report_to"] or ""):
         logs = job.settings.logging_dir or inside(folder, TENSORBOARD_FOLDER)
-        print(f"  tensorboard --logdir {shlex.quote(masked(logs))}")
+        last.append(f"  tensorboard --logdir {shlex.quote(masked(logs))}")
+    arguments = inside(folder, ALL_ARGS_FILE)
     # a mixture with the pretrained weights takes back a part of what training has moved: the steps were too large
     gained = choice.candidate.step > 0 and choice.candidate.share == 1
     rate = job.training["learning_rate"] * (2 if gained else 0.5)
     words = [arguments, "--learning_rate", f"{rate:g}", "--output_dir", with_suffix(folder, "-2")]
-    print(f"  {next_command or command(*job.command[:1] or ['jobs/train.py'], *words)}")
+    return [*last, f"  {next_command or command(*job.command[:1] or ['jobs/train.py'], *words)}"]

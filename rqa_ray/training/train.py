@@ -2,14 +2,14 @@
 
 1. Set up: check the job, connect to Ray, plan the workers, read and tokenize the files (`setup.py`).
 2. Train on the workers (`driver.py`, `worker.py`).
-3. Choose the model that the run leaves (`finish.py`), write the model, results and predictions, and print the
-   summary.
+3. Choose the model that the run leaves (`finish.py`), write the model, results and predictions, and make the
+   lines of the summary.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from rqa_ray.evaluation.predictions import PASSAGES_FILE, Ranked, write_predicti
 from rqa_ray.places import ALL_ARGS_FILE, REPORT_FILE, shown, staged
 from rqa_ray.reports.pages import write_report
 from rqa_ray.retriever.encoder_settings import ModelSpec
-from rqa_ray.texts import html_table
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
 from rqa_ray.training.batch_sizes import micro_batch_size
@@ -33,6 +32,7 @@ from rqa_ray.training.finisher import Finisher, place_of
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
 from rqa_ray.training.output_folder import delete_files, push, with_local_output
+from rqa_ray.training.result import TrainResult
 from rqa_ray.training.run_record import RunRecord, open_run
 from rqa_ray.training.run_report import page_of_run
 from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
@@ -44,23 +44,8 @@ PREDICTIONS = ("eval-predictions.jsonl", "test-predictions.jsonl", PASSAGES_FILE
 NOT_ALWAYS = (HYBRID_FILE, REPORT_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a training run: its metrics, and the place of its model."""
-
-    output_dir: str  # folder or URI of the best model, the results and the predictions
-    best_step: int  # the last step of the chosen model; 0 if it is the pretrained one
-    chosen: str  # such as "step 50", or the mixture of tuned and pretrained weights
-    before: dict[str, float]  # metrics of the pretrained model, by full name
-    metrics: dict[str, float]  # metrics of the model in output_dir, by full name
-
-    def _repr_html_(self) -> str:
-        rows = [[name, self.before.get(name, ""), value] for name, value in self.metrics.items()]
-        return html_table(["metric", "before", f"after, {self.chosen}"], rows) + f"<p>{shown(self.output_dir)}</p>"
-
-
 def train(job: Job) -> TrainResult:
-    """Runs a training job to its end and prints the result.
+    """Runs a training job to its end.
 
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written.
@@ -114,7 +99,7 @@ def finish(
     next_command: str | None = None,
     starting: float = 0.0,
 ) -> TrainResult:
-    """Chooses among the stored checkpoints of a run, writes output_dir, and prints the summary.
+    """Chooses among the stored checkpoints of a run, and writes output_dir.
 
     `evaluations` are the steps and metrics of the evaluations that were made beside training. `place` is the folder or
     URI of what the finish stores. `starting` is how long the workers took to start (seconds). Files of an earlier
@@ -162,6 +147,18 @@ def finish(
         record.save(job.output_dir)
     delete_files(job, stale)
     push(job)
-    summary.print_summary(job, lines, choice, report, next_command)
-    metrics = before.evaluation.metrics, best.evaluation.metrics
-    return TrainResult(job.location, best.step, str(choice.candidate), *metrics)
+    old, new = (
+        {f"{split}_{name}": ends for split, of in compared.items() for name, ends in of.intervals[place].items()}
+        for place in (0, 1)
+    )
+    return TrainResult(
+        output_dir=job.location,
+        best_step=best.step,
+        chosen=str(choice.candidate),
+        before=before.evaluation.metrics,
+        metrics=best.evaluation.metrics,
+        before_intervals=old,
+        intervals=new,
+        files=sorted({*record.files} - stale),
+        summary=summary.last_lines(job, lines, choice, report, next_command),
+    )

@@ -19,9 +19,10 @@ from rqa_ray.training.driver import fit
 from rqa_ray.training.finisher import place_of
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import evaluate_worker
+from rqa_ray.training.result import TrainResult
 from rqa_ray.training.run_record import RunRecord
 from rqa_ray.training.setup import Setup
-from rqa_ray.training.train import TrainResult, finish
+from rqa_ray.training.train import finish
 from rqa_ray.tuning.space import combinations, with_values
 from rqa_ray.tuning.trial import Shared, encoder_key
 

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from rqa_ray.places import absolute, inside, open_location, read_json, shown, st
 from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.search_page import write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
-from rqa_ray.texts import html_table
 from rqa_ray.training.checkpoints import SCORE
 from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
 from rqa_ray.training.job import Job
@@ -37,10 +36,10 @@ from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.output_folder import push, storage_of, with_local_output
 from rqa_ray.training.run_record import RunRecord, changed_settings, delete_run, new_run_name
 from rqa_ray.training.setup import set_up
-from rqa_ray.training.train import TrainResult
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner
 from rqa_ray.tuning.options import Search
 from rqa_ray.tuning.plan import SearchPlan
+from rqa_ray.tuning.result import TuneResult
 from rqa_ray.tuning.space import check_optimizers
 from rqa_ray.tuning.trial import Shared, run_trial
 from rqa_ray.tuning.watch import Watch
@@ -52,27 +51,8 @@ RETRIES = 1  # how often a trial that crashes is tried again
 DRIVER = {"CPU": 0, "memory": 2**28}  # resources of a driver of workers; Tune refuses an empty bundle
 
 
-@dataclass(frozen=True)
-class TuneResult:
-    """The result of a search, and the model that its winner left in output_dir."""
-
-    model: TrainResult
-    metric: str  # the metric that chose the winner
-    winner: Trial
-    trials: list[Trial]
-
-    def _repr_html_(self) -> str:
-        names = list(self.winner.values)
-        rows = []
-        for trial in [self.winner, *(trial for trial in self.trials if trial is not self.winner)]:
-            best = trial.best(self.metric)
-            values = [trial.values.get(name, "") for name in names]
-            rows.append([trial.number, *values, best[1] if best else "", trial.state])
-        return html_table(["trial", *names, self.metric, "state"], rows) + self.model._repr_html_()
-
-
 def tune(asked: Search) -> TuneResult:
-    """Runs a search to its end and prints its result.
+    """Runs a search to its end.
 
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written.

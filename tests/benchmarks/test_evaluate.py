@@ -21,7 +21,7 @@ def test_evaluations_and_searches_are_timed_and_written(files, tiny_model, tmp_p
     words = ["--model_name_or_path", tiny_model, "--max_seq_length", "64", "--rounds", "1", "--peer", "none"]
     words += ["--document_path", files["full_dataset_file_path"], "--eval_data_path", files["test_file"]]
     words += ["--search_passages", "20000", "--search_questions", "50", "--dimensions", "32", "--threads", "1"]
-    table = benchmark(parse_benchmark(["eval", *words, "--output", str(tmp_path / "out.json")]))
+    table = benchmark(parse_benchmark(["eval", *words, "--output", str(tmp_path / "out.json")])).table
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["summary"]) == [
         "rqa_ray",

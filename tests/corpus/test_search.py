@@ -21,6 +21,7 @@ from rqa_ray.corpus_settings import SearchSettings
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document
 from rqa_ray.errors import InputError
+from rqa_ray.job_output import plain
 from rqa_ray.places import file_content
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
@@ -195,7 +196,7 @@ def test_passages_are_shown_with_score_title_source_and_beginning():
 def test_the_job_answers_at_a_prompt_without_ray_what_it_answers_by_json(model, files):
     words = ["--model", model.spec.folder, "--document_path", files["full_dataset_file_path"], "--top_k", "2"]
     asked = parse(SearchSettings, [*words, QUESTION], free_word="question")
-    found = json.loads(search(asked).as_json())
+    found = plain(search(asked))
     assert found["question"] == QUESTION and len(found["retrieved_docs"]) == 2
     code = f"import sys, runpy; sys.modules['ray'] = None; sys.argv = ['search.py', *{words!r}]; "
     code += f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'jobs/search.py')!r}, run_name='__main__')"

@@ -31,7 +31,7 @@ def write_page(path: Path, url: str, title: str, pairs: list[tuple[str, str]]) -
 
 
 def convert(source: Path, folder: Path) -> tuple[list[str], dict[str, list[dict]]]:
-    lines = medquad(MedquadSettings(source=str(source), output_dir=str(folder)))
+    lines = medquad(MedquadSettings(source=str(source), output_dir=str(folder))).describe().splitlines()
     names = ("train", "eval", "test", "documents")
     return lines, {name: [json.loads(line) for line in (folder / f"{name}.jsonl").open()] for name in names}
 
@@ -88,7 +88,7 @@ def test_the_parts_share_neither_a_page_nor_an_answer_and_all_golds_are_in_the_c
         assert found and not shared & seen and {gold["page_content"] for gold in found} <= corpus
         seen |= shared
     assert len(corpus) == 150
-    assert lines[-1] == "150 distinct passages; distinct questions: 152 train, 24 eval, 24 test"
+    assert lines[-2] == "150 distinct passages; distinct questions: 152 train, 24 eval, 24 test"
 
 
 def test_the_same_source_makes_the_same_bytes_and_training_reads_them(source, tmp_path):

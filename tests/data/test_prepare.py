@@ -39,7 +39,7 @@ def prepared(ray_cluster, tiny_model, files, tmp_path_factory) -> tuple[Path, li
 
     folder = tmp_path_factory.mktemp("prepared") / "out"
     given = {"model": tiny_model, "max_seq_length": 64, "passage_prefix": "passage: ", "output_dir": folder}
-    return folder, prepare(parse(PrepareSettings, {**files, **given}))
+    return folder, prepare(parse(PrepareSettings, {**files, **given})).lines
 
 
 def test_the_share_that_is_cut_is_that_of_training_with_the_prefix(prepared, inputs, tiny_model) -> None:
@@ -120,7 +120,9 @@ def test_a_bad_record_leaves_nothing_behind(spec, inputs, tmp_path) -> None:
     with pytest.raises(InputError, match=r"train.jsonl:25: not JSON"):
         write_prepared(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=False)
     assert os.listdir(tmp_path) == ["train.jsonl"]
-    lines = write_prepared(inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=True)
+    lines = write_prepared(
+        inputs | {"train": [str(tmp_path / "train.jsonl")]}, tmp_path / "out", spec, skip_bad=True
+    ).lines
     assert "bad records, left out: not JSON 1" in lines
 
 

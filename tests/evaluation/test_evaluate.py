@@ -111,7 +111,7 @@ def test_embeddings_are_cut_to_the_dimensions_that_the_model_was_trained_for(
     assert f"dense, cut to 8 dimensions: recall@4 {recall:.3f}  0." in said
 
 
-def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, flags, files, capsys, tmp_path):
+def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, flags, files, capfd, tmp_path):
     folder = shutil.copytree(evaluated, tmp_path / "out")
     log = (folder / "embeddings" / "shards.jsonl").read_text()
     config = json.loads((folder / "all_args.json").read_text())
@@ -120,10 +120,11 @@ def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, fl
     run("evaluate", folder / "all_args.json", "--use_cpu", "--overwrite_output_dir")
     config["use_cpu"] = True
     assert json.loads((folder / "all_args.json").read_text()) == config
+    capfd.readouterr()
     run("evaluate", folder / "all_args.json", "--json")
-    said = capsys.readouterr().out
-    assert "embeddings of 60 passages are there already" in said
-    of_dense = json.loads(said.splitlines()[-1])["metrics"]["dense"]
+    said = capfd.readouterr()
+    assert "embeddings of 60 passages are there already" in said.err
+    of_dense = json.loads(said.out)["metrics"]["dense"]
     assert of_dense["test_retr/document_ndcg/ndcg10"] == score(folder)["test_retr/document_ndcg/ndcg10"]
     assert (folder / "embeddings" / "shards.jsonl").read_text() == log
     first, second = score(evaluated), score(folder)

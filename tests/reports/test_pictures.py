@@ -48,8 +48,8 @@ def search(tmp_path) -> Path:
 def draw(folder: Path, **inputs: Path) -> dict[str, str]:
     """The pictures by name."""
     given = {name: str(path) for name, path in inputs.items()}
-    files = pictures(PicturesSettings(output_dir=str(folder), **given))
-    return {Path(file).stem: Path(file).read_text() for file in files}
+    result = pictures(PicturesSettings(output_dir=str(folder), **given))
+    return {Path(file).stem: Path(file).read_text() for file in result.files}
 
 
 def texts(picture: str) -> list[str]:

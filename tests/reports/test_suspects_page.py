@@ -59,7 +59,7 @@ def test_data_cannot_leave_its_element_and_is_saved_as_it_came() -> None:
 
 
 def test_the_page_needs_no_network(tmp_path) -> None:
-    line = write_suspects_page(write(tmp_path, [suspect(0)]))
+    line = write_suspects_page(write(tmp_path, [suspect(0)])).describe()
     assert line == f"audit: 1 suspects in {tmp_path / 'suspects.html'}; open it in a browser"
     text = (tmp_path / "suspects.html").read_text()
     assert "default-src 'none'" in text and not re.search(r"(src|href)=|@import|url\(", text.split("<script>")[0])
@@ -67,7 +67,7 @@ def test_the_page_needs_no_network(tmp_path) -> None:
 
 def test_a_page_has_no_more_suspects_than_a_person_reads_and_says_so(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(suspects_page, "MOST_SUSPECTS", 2)
-    line = write_suspects_page(write(tmp_path, [suspect(number) for number in range(5)]))
+    line = write_suspects_page(write(tmp_path, [suspect(number) for number in range(5)])).describe()
     assert line.startswith("audit: 2 of 5 suspects in ")
     text = (tmp_path / "suspects.html").read_text()
     assert "The first 2 of 5 suspects." in text and len(data_of(text)) == 2

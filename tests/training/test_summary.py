@@ -14,7 +14,7 @@ from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.finish import Choice, Score
 from rqa_ray.training.job import parse_job
-from rqa_ray.training.summary import ModelState, compare, model_card, print_summary, write_bad_records, write_files
+from rqa_ray.training.summary import ModelState, compare, last_lines, model_card, write_bad_records, write_files
 from tests.builders import asked_questions, documents
 
 JOB = parse_job("--model_name_or_path m --output_dir out --demo_size 9".split())
@@ -157,24 +157,27 @@ def test_the_model_card_tells_a_hub_what_is_known_and_survives_any_name(tmp_path
     assert model_card(local, model(tmp_path), BEFORE, BEST, CHOSEN).data.base_model == "x/older"
 
 
-def test_the_summary_says_when_the_pretrained_weights_are_kept(capsys):
-    print_summary(JOB, ["a line"], KEPT, "report: out/report.html")
-    text = capsys.readouterr().out
+def said(*given) -> str:
+    """The last lines of a run."""
+    return "\n".join(last_lines(JOB, *given))
+
+
+def test_the_summary_says_when_the_pretrained_weights_are_kept():
+    text = said(["a line"], KEPT, "report: out/report.html")
     assert "no evaluated step was better than the pretrained model: its weights are kept\na line\n" in text
     assert "\nreport: out/report.html\nnext:\n" in text
     assert "all_args.json --learning_rate 5e-06 --output_dir out-2" in text
 
 
-def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate(capsys):
+def test_the_summary_of_an_improved_model_proposes_a_higher_learning_rate():
     for candidate in (Candidate((8,)), Candidate((4, 8))):
-        print_summary(JOB, [], replace(CHOSEN, candidate=candidate, scores=[*SCORES, Score(candidate, 0.9, 0.9)]), "")
-        assert "--learning_rate 2e-05" in capsys.readouterr().out
+        choice = replace(CHOSEN, candidate=candidate, scores=[*SCORES, Score(candidate, 0.9, 0.9)])
+        assert "--learning_rate 2e-05" in said([], choice, "")
 
 
-def test_the_summary_of_a_mixture_with_the_pretrained_weights_proposes_a_lower_learning_rate(capsys):
-    print_summary(JOB, [], CHOSEN, "")
-    text = capsys.readouterr().out
-    assert "\nchosen from 3 candidates: mixture of 0.7 x step 8 and 0.3 x step 0, recall4 0.750 on eval" in text
+def test_the_summary_of_a_mixture_with_the_pretrained_weights_proposes_a_lower_learning_rate():
+    text = said([], CHOSEN, "")
+    assert "chosen from 3 candidates: mixture of 0.7 x step 8 and 0.3 x step 0, recall4 0.750 on eval" in text
     assert "best mixture of 0.7 x step 8 and 0.3 x step 0 by eval_retr/document_recall/recall4; model and" in text
     assert "weights are kept" not in text
     assert "all_args.json --learning_rate 5e-06 --output_dir out-2" in text
