@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Upload:
         try:
             # a name without a user becomes one of the user whose token it is
             name = self._ask(self._api.create_repo, self.repository, private=True, exist_ok=True).repo_id
+            _name_in_card(folder / "README.md", name)
             self._ask(self._api.upload_folder, repo_id=name, folder_path=files, commit_message=message)
         except InputError as error:
             raise InputError(
@@ -46,3 +48,15 @@ class Upload:
             return call(*values, **named)
         except Exception as error:  # huggingface_hub raises errors of its own, of HTTP and of the operating system
             raise InputError(f"--push_to_hub {self.repository}: {first_line(error)}") from None
+
+
+def _name_in_card(card: Path, repository: str) -> None:
+    """Lets the code in a model card load the model from the hub, where the card names the folder of a run."""
+    from huggingface_hub import ModelCard
+
+    if card.is_file():
+        name = ModelCard.load(card, ignore_metadata_errors=True).data.model_name
+        opens = "SentenceTransformer({}"
+        text = card.read_text(encoding="utf-8")
+        changed = text.replace(opens.format(json.dumps(name)), opens.format(json.dumps(repository)))
+        card.write_text(changed, encoding="utf-8")

@@ -42,26 +42,38 @@ class Grouping:
 
 
 def groupings(asked: AskedQuestions, found: Sequence[Found]) -> list[Grouping]:
-    """Groups the questions by length, number of golds and source; leaves out what has only one group."""
+    """Returns the metrics of each kind of questions."""
+    return [
+        Grouping(name, [_group(group, rows, found) for group, rows in groups.items()], number)
+        for name, number, groups in kinds_of_questions(asked)
+    ]
+
+
+def kinds_of_questions(asked: AskedQuestions) -> list[tuple[str, int, dict[str, np.ndarray]]]:
+    """Groups the questions by length, number of golds and source; leaves out what has only one group.
+
+    Returns of each grouping its name, the number of its groups, and the places of the questions of the largest groups.
+    """
     keys = {
         "words of the question": [_length(question) for question in asked.questions],
         "golds of the question": [_number(len(golds)) for golds in asked.gold_ids],
         "source of the gold": [_source(asked.gold_docs(row)[0]) for row in range(len(asked.questions))],
     }
-    made = []
+    kinds = []
     for name, of_questions in keys.items():
         names, rows, counts = np.unique(of_questions, return_inverse=True, return_counts=True)
         if 1 < len(names) <= len(of_questions) / 2:
             largest = np.argsort(-counts, kind="stable")[:MOST_GROUPS].tolist()
             largest.sort(key=lambda place: _order(str(names[place])))
-            groups = [_group(str(names[place]), rows == place, found) for place in largest]
-            made.append(Grouping(name, groups, len(names)))
-    return made
+            groups = {str(names[place]): np.flatnonzero(rows == place) for place in largest}
+            kinds.append((name, len(names), groups))
+    return kinds
 
 
 def _group(name: str, rows: np.ndarray, found: Sequence[Found]) -> Group:
+    """Returns the group of the questions at some places."""
     means = [{label: float(of.values[LABELS[label]][rows].mean()) for label in HEADLINES} for of in found]
-    return Group(name, int(rows.sum()), means)
+    return Group(name, len(rows), means)
 
 
 def _length(question: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rqa_ray.evaluation.metrics import LABELS
+from rqa_ray.reports.weaknesses import Weakness
 from rqa_ray.texts import html_table, short
 
 SPLITS = ("eval", "test")
@@ -24,6 +25,7 @@ class TrainResult:
     metrics: dict[str, float]  # metrics of the model in output_dir
     before_intervals: dict[str, tuple[float, float]]
     intervals: dict[str, tuple[float, float]]
+    weaknesses: list[Weakness]  # where the model is worse than the pretrained model or BM25
     files: list[str]  # in output_dir
     summary: list[str]  # lines for a person
 

@@ -21,6 +21,7 @@ from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.predictions import PASSAGES_FILE, Ranked, write_predictions
 from rqa_ray.places import ALL_ARGS_FILE, REPORT_FILE, shown, staged
 from rqa_ray.reports.pages import write_report
+from rqa_ray.reports.weaknesses import against_bm25, weaknesses
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.training import checkpoints as stored
 from rqa_ray.training import summary
@@ -31,6 +32,7 @@ from rqa_ray.training.finish import EvalQuestions
 from rqa_ray.training.finisher import Finisher, place_of
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
+from rqa_ray.training.model_card import BASE, BM25, CARD_FILE, model_card
 from rqa_ray.training.output_folder import delete_files, push, with_local_output
 from rqa_ray.training.result import TrainResult
 from rqa_ray.training.run_record import RunRecord, open_run
@@ -118,6 +120,9 @@ def finish(
         for split, asked in splits.items()
     }
     lines, intervals = summary.compare(compared, before, best, job.settings.matryoshka_dims or ())
+    rivals = {BASE: compared} | ({BM25: bm25} if (bm25 := against_bm25(compared, documents, best.evaluation)) else {})
+    not_compared = "" if bm25 else f"BM25 was not measured: {hybrid_report.why_not(len(documents.passage_ids))}."
+    worse = weaknesses(rivals)
     folder = Path(job.output_dir)
     with staged(folder) as staging:
         finisher.write_model(choice.candidate, staging)
@@ -125,7 +130,8 @@ def finish(
             lines.append(finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, [*evaluations, *finisher.made_up])
-        summary.write_files(staging, job, model, before, best, train_metrics, intervals, choice)
+        summary.write_files(staging, job, best, train_metrics, intervals, choice)
+        model_card(job, model, before, best, choice, rivals, worse, not_compared).save(staging / CARD_FILE)
         given = documents.passage_ids, best.evaluation, staging, setup.texts.read_index
         lines.append(hybrid_report.report(splits, *given))
         if job.settings.write_predictions:
@@ -159,6 +165,7 @@ def finish(
         metrics=best.evaluation.metrics,
         before_intervals=old,
         intervals=new,
+        weaknesses=worse,
         files=sorted({*record.files} - stale),
         summary=summary.last_lines(job, lines, choice, report, next_command),
     )

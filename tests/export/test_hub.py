@@ -124,8 +124,13 @@ def test_a_name_without_a_user_is_a_repository_of_the_user_whose_token_it_is(hub
     assert hub.files == {"config.json": b"{}"}
 
 
-def test_a_folder_is_sent_with_its_sub_folders(hub, tmp_path):
+def test_a_folder_is_sent_with_its_sub_folders_and_a_card_that_loads_the_model_from_the_hub(hub, tmp_path):
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"\x00\x01")
-    Upload("somebody/model").push(Path(tmp_path))
+    about = "---\nmodel-index:\n- name: out\n  results:\n  - task:\n      type: a\n    dataset: {name: a, type: a}\n"
+    about += "    metrics:\n    - {type: a, value: 1}\n---\n"
+    (tmp_path / "README.md").write_text(about + 'SentenceTransformer("out", truncate_dim=8) and "out"\n')
+    Upload("model").push(Path(tmp_path))
     assert hub.files["onnx/model.onnx"] == b"\x00\x01"
+    card = about + 'SentenceTransformer("somebody/model", truncate_dim=8) and "out"\n'
+    assert hub.files["README.md"].decode() == card

@@ -4,17 +4,15 @@ import json
 from dataclasses import replace
 
 import numpy as np
-from huggingface_hub import ModelCard
 
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.metrics import HEADLINES, METRIC_NAMES, name_at
 from rqa_ray.evaluation.results import Evaluation, SplitResult
 from rqa_ray.places import read_json
-from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.finish import Choice, Score
 from rqa_ray.training.job import parse_job
-from rqa_ray.training.summary import ModelState, compare, last_lines, model_card, write_bad_records, write_files
+from rqa_ray.training.summary import ModelState, compare, last_lines, write_bad_records, write_files
 from tests.builders import asked_questions, documents
 
 JOB = parse_job("--model_name_or_path m --output_dir out --demo_size 9".split())
@@ -43,10 +41,6 @@ SCORES = [
     Score(Candidate((8,)), 0.8, 0.1, "nDCG@10 is -10.0 points"),
 ]
 KEPT, CHOSEN = Choice(BASE, BEFORE.evaluation, METRIC, SCORES[:1]), Choice(MIXTURE, BEST.evaluation, METRIC, SCORES)
-
-
-def model(folder, query_prefix: str = "") -> ModelSpec:
-    return ModelSpec(str(folder), EncoderSettings(query_prefix=query_prefix))
 
 
 def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
@@ -81,7 +75,7 @@ def test_a_model_that_ranks_as_before_has_p_1():
 
 def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_only(tmp_path):
     around = {"eval": {"retr/document_recall/recall4": (0.5, 1.0)}}
-    write_files(tmp_path, JOB, model(tmp_path), BEFORE, BEST, {"train_loss": 1.5}, around, CHOSEN)
+    write_files(tmp_path, JOB, BEST, {"train_loss": 1.5}, around, CHOSEN)
     results = read_json(tmp_path / "train_results.json")
     assert (results["train_loss"], results["best_step"]) == (1.5, 8)
     assert results["chosen"] == "mixture of 0.7 x step 8 and 0.3 x step 0"
@@ -101,60 +95,6 @@ def test_the_results_files_have_the_best_step_and_the_metrics_of_their_split_onl
     }
     assert not (tmp_path / "test_results.json").exists()
     assert read_json(tmp_path / "all_args.json") == JOB.to_config()
-
-
-def test_the_model_card_has_each_metric_before_and_after_and_how_to_use_prefixes(tmp_path):
-    card = str(model_card(JOB, model(tmp_path, "query: "), BEFORE, BEST, CHOSEN))
-    assert "\n| eval_retr/document_recall/recall4 | 0.2500 | 0.7500 |\n| eval_" in card
-    assert "latency" not in card
-    assert "encode_query" in card
-    assert "encode_query" not in str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
-
-
-def test_the_model_card_lists_the_instructions_as_prompts(tmp_path):
-    instructed = replace(model(tmp_path), prompts=(("nq", "Find an answer\nQuery: "),))
-    card = str(model_card(JOB, instructed, BEFORE, BEST, CHOSEN))
-    assert 'use `model.encode_query(questions, prompt_name="nq")`.\n\n| prompt | text |\n|---|---|\n' in card
-    assert '|---|---|\n| nq | "Find an answer\\nQuery: " |\n\nMetrics on' in card
-
-
-def test_the_model_card_says_what_each_candidate_scored_and_why_one_was_chosen(tmp_path):
-    card = str(model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN))
-    assert "of the saved model (mixture of 0.7 x step 8 and 0.3 x step 0):" in card
-    assert "\nThe saved model was chosen on the eval questions. Chosen from 3 candidates: mixture of 0.7" in card
-    assert " Not chosen: step 8, recall4 0.800, but nDCG@10 is -10.0 points.\n" in card
-    assert "\n| candidate | retr/document_recall/recall4 | nDCG@10 | why not |\n|---" in card
-    assert "\n| step 0 (pretrained) | 0.2500 | 0.2000 |  |\n| mixture" in card
-    assert "\n| step 8 | 0.8000 | 0.1000 | nDCG@10 is -10.0 points |\n\nTrained with" in card
-
-
-def test_the_model_card_says_what_is_unusual_in_the_loss_of_a_trained_model(tmp_path):
-    flags = "--symmetric_loss --learn_temperature --matryoshka_dims 16 8".split()
-    job = parse_job([*"--model_name_or_path m --output_dir out --demo_size 9".split(), *flags])
-    card = str(model_card(job, model(tmp_path), BEFORE, replace(BEST, temperature=0.04321), CHOSEN))
-    assert (
-        "tokens.\nThe loss is symmetric: each gold passage is scored against all questions of the batch too.\n" in card
-    )
-    assert "\nThe temperature of the loss was learned: 0.05 -> 0.04321." in card
-    assert " `truncate_dim`: 16, 8.\n\n```python" in card
-    for usual in (
-        model_card(JOB, model(tmp_path), BEFORE, BEST, CHOSEN),
-        model_card(job, model(tmp_path), BEFORE, BEFORE, KEPT),
-    ):
-        assert "up to 512 tokens.\n\n```python" in str(usual)
-
-
-def test_the_model_card_tells_a_hub_what_is_known_and_survives_any_name(tmp_path):
-    (tmp_path / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\nbase_model: x/older\n---\n# Base\n")
-    job = parse_job(["--model_name_or_path", "x/base", "--output_dir", 'out/a: "b"', "--demo_size", "9"])
-    model_card(job, model(tmp_path), BEFORE, BEST, CHOSEN).save(tmp_path / "card.md")
-    card = ModelCard.load(tmp_path / "card.md")
-    assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en", "de"], "x/base")
-    assert card.data.model_name == 'a: "b"' and 'SentenceTransformer("a: \\"b\\"")' in card.text
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert found["eval_retr/document_recall/recall4"] == 0.75
-    local = parse_job(["--model_name_or_path", str(tmp_path), "--output_dir", "out", "--demo_size", "9"])
-    assert model_card(local, model(tmp_path), BEFORE, BEST, CHOSEN).data.base_model == "x/older"
 
 
 def said(*given) -> str:
