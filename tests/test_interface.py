@@ -34,12 +34,17 @@ def test_the_examples_leave_a_model_a_search_and_an_evaluation(names):
 
 def test_a_notebook_shows_metrics_before_and_after_and_where_the_files_are(names):
     page = names["result"]._repr_html_()
-    assert "<th>metric</th><th>before</th><th>after, step" in page and "<td>eval_loss</td>" in page
+    assert "<th>before</th><th>after, step" in page and "<td>eval recall@4</td>" in page and "<td>test nDCG@10" in page
     assert str(names["folder"] / "run") in page
     assert "<th>learning_rate</th>" in names["searched"]._repr_html_()
     assert "<td>dense</td>" in names["found"]._repr_html_() and str(names["folder"]) in names["found"]._repr_html_()
     assert "<td>negative</td>" in names["mined"]._repr_html_()
     assert "<th>alpha beta</th>" in names["answer"]._repr_html_()
+    embedder = rqa_ray.Embedder.load(names["model"])
+    embedder.notes.append("a note <b>")
+    page = embedder._repr_html_()
+    assert "<td>dimensions</td><td>32</td>" in page and "mean pooling, cosine similarity" in page
+    assert page.endswith("<p>a note &lt;b&gt;</p>")
 
 
 def test_a_wrong_argument_raises_the_line_that_a_job_prints():

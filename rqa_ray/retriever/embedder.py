@@ -17,6 +17,7 @@ from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.sharding import in_step
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
 from rqa_ray.retriever.tokenizer import TextTokenizer, check_model
+from rqa_ray.texts import html_table
 
 OnBatch = Callable[[int], None]
 
@@ -78,6 +79,12 @@ class Embedder:
         embedder = cls(encoder)
         embedder.notes = notes
         return embedder
+
+    def _repr_html_(self) -> str:
+        settings = self.encoder.settings
+        device = next(self.encoder.parameters()).device
+        rows = [["dimensions", self.encoder.dimensions], ["settings", settings.describe()], ["device", device]]
+        return html_table(["embedder", ""], rows, "; ".join(self.notes))
 
     def questions(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
         """Returns (n, D) embeddings of n questions, with the model's query prefix."""

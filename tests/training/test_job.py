@@ -141,6 +141,7 @@ def test_the_defaults_are_those_of_the_contract():
         "write_predictions": True,
         "predictions_top_k": 10,
         "save_adapter": False,
+        "json": False,
         "symmetric_loss": False,
         "learn_temperature": False,
     }
