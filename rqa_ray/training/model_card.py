@@ -115,8 +115,7 @@ def model_card(
         weaknesses: what was found in them.
         not_compared: a sentence that says why there is no comparison with BM25.
     """
-    path, settings = Path(model.folder) / CARD_FILE, job.settings
-    known = ModelCard.load(path, ignore_metadata_errors=True).data if path.is_file() else ModelCardData()
+    settings, known = job.settings, _known(Path(model.folder) / CARD_FILE)
     name, compared = Path(job.output_dir).name, rivals[BASE]
     asked = settings.model_name_or_path or ""
     is_local = Path(asked).expanduser().exists()
@@ -136,7 +135,6 @@ def model_card(
         tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "rqa_ray"],
     )
     dimensions = settings.matryoshka_dims if best.step else None
-    names = {"before": before, "this model": best}
     return ModelCard.from_template(
         about,
         template_str=CARD,
@@ -151,7 +149,7 @@ def model_card(
         dimensions=dimensions,
         prompts=model.prompts,
         evaluated=" and ".join(f"{split} ({data[split]})" for split in compared),
-        columns=[*names, *(rival for rival in rivals if rival != BASE)],
+        columns=["pretrained", "this model", *(rival for rival in rivals if rival != BASE)],
         rows=[row for split in compared for row in _rows(split, rivals, before, best, dimensions or [])],
         rivals=list(rivals),
         headlines=HEADLINES,
@@ -162,6 +160,14 @@ def model_card(
         chosen_by=choice.metric.removeprefix("eval_"),
         reason=" ".join(f"{line[0].upper()}{line[1:]}." for line in choice.describe()),
     )
+
+
+def _known(card: Path) -> Any:
+    """Returns the metadata of a model's own card; none if there is no card that can be read."""
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else ModelCardData()
+    except Exception:  # whatever somebody has written there, the model of hours must not be lost for it
+        return ModelCardData()
 
 
 def about_loss(settings: LossSettings, best: ModelState) -> list[str]:
@@ -180,7 +186,8 @@ def _data(job: Job) -> dict[str, str]:
         return dict.fromkeys(INPUTS, "docstrings and code of Python's standard library")
     if job.settings.prepared_path:
         return dict.fromkeys(INPUTS, _name(job.settings.prepared_path))
-    return {name: ", ".join(map(_name, getattr(job.settings, flag) or [])) for name, flag in INPUTS.items()}
+    data = {name: ", ".join(map(_name, getattr(job.settings, flag) or [])) for name, flag in INPUTS.items()}
+    return data | {"eval": data["eval"] or f"a part of {data['train']}"}
 
 
 def _name(file: str) -> str:
@@ -199,7 +206,8 @@ def _results(job: Job, split: str, compared: Comparison, best: ModelState) -> li
     """Returns the metrics of the saved model in the hub's form, each with its interval if there is one."""
     found, ends = best.evaluation.metrics, compared.intervals[1]
     metrics: list[tuple[str, str, dict[str, Any]]] = [
-        (label, f"{split}_{metric}", {INTERVAL: list(ends[metric])}) for label, metric in LABELS.items()
+        (label, f"{split}_{metric}", {INTERVAL: [round(end, 4) for end in ends[metric]]})
+        for label, metric in LABELS.items()
     ]
     for number in job.settings.matryoshka_dims or ():
         metrics += [(label, f"{split}_{name_at(label, number)}", {"truncate_dim": number}) for label in HEADLINES]

@@ -308,9 +308,9 @@ def test_the_config_that_a_job_writes_parses_to_the_same_job(tmp_path_factory, v
     assert again.to_config() == job.to_config()
 
 
-def test_a_written_config_neither_deletes_nor_resumes_a_run():
-    written = parse("--overwrite_output_dir --resume_from_checkpoint true").to_config()
-    assert not {"overwrite_output_dir", "resume_from_checkpoint"} & written.keys()
+def test_a_written_config_neither_deletes_nor_resumes_a_run_nor_prints_json():
+    written = parse("--overwrite_output_dir --resume_from_checkpoint true --json").to_config()
+    assert not {"overwrite_output_dir", "resume_from_checkpoint", "json"} & written.keys()
 
 
 def test_true_resumes_a_run_and_is_no_folder():
