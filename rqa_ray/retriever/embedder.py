@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,11 @@ class Embedder:
     def _repr_html_(self) -> str:
         settings = self.encoder.settings
         device = next(self.encoder.parameters()).device
-        rows = [["dimensions", self.encoder.dimensions], ["settings", settings.describe()], ["device", device]]
+        rows: list[list[Any]] = [
+            ["dimensions", self.encoder.dimensions],
+            ["settings", settings.describe()],
+            ["device", device],
+        ]
         return html_table(["embedder", ""], rows, "; ".join(self.notes))
 
     def questions(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:

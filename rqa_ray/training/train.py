@@ -154,8 +154,8 @@ def finish(
     delete_files(job, stale)
     push(job)
     old, new = (
-        {f"{split}_{name}": ends for split, of in compared.items() for name, ends in of.intervals[model].items()}
-        for model in (0, 1)
+        {f"{split}_{name}": ends for split, of in compared.items() for name, ends in of.intervals[side].items()}
+        for side in (0, 1)
     )
     return TrainResult(
         output_dir=job.location,
