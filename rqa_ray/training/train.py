@@ -166,6 +166,6 @@ def finish(
         before_intervals=old,
         intervals=new,
         weaknesses=worse,
-        files=sorted({*record.files} - stale),
+        files=[name for name in record.files if (folder / name).exists()],
         summary=summary.last_lines(job, lines, choice, report, next_command),
     )

@@ -27,7 +27,7 @@ from rqa_ray.errors import InputError, need_extra
 from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.places import absolute, inside, open_location, read_json, shown, storage_for_ray, write_json
 from rqa_ray.reports.learning_curve import LearningCurve
-from rqa_ray.reports.search_page import write_report
+from rqa_ray.reports.search_page import PAGE_FILE, PICTURE_FILE, write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
 from rqa_ray.training.checkpoints import SCORE
 from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
@@ -152,7 +152,10 @@ def open_search(asked: Search, job: Job) -> RunRecord:
     elif previous:
         delete_run(job, previous)
     record = RunRecord(
-        absolute(job.location), storage_of(job), [new_run_name(folder)], files=[SEARCH_ARGS_FILE, TRIALS_FILE]
+        absolute(job.location),
+        storage_of(job),
+        [new_run_name(folder)],
+        files=[SEARCH_ARGS_FILE, TRIALS_FILE, PAGE_FILE, PICTURE_FILE],
     )
     folder.mkdir(parents=True, exist_ok=True)
     record.save(job.output_dir)
