@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rqa_ray.evaluation.metrics import LABELS
+from rqa_ray.places import shown
 from rqa_ray.reports.weaknesses import Weakness
 from rqa_ray.texts import html_table, short
 
@@ -40,4 +41,4 @@ class TrainResult:
             for name, label in names.items()
             if name in self.intervals
         ]
-        return html_table(["", "before", f"after, {self.chosen}", "95% interval"], rows, self.output_dir)
+        return html_table(["", "before", f"after, {self.chosen}", "95% interval"], rows, shown(self.output_dir))
