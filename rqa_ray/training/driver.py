@@ -225,9 +225,10 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
     """
     failures = {rank: str(failure) for rank, failure in sorted(error.worker_failures.items())}
     for failure in failures.values():
+        killed = memory_problem(failure)
+        if killed:
+            return killed
         for line in failure.splitlines():
-            if "running low on memory" in line:
-                return f"{line}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
             if any(words in line for words in ("StorageError: ", ": no space left", ": could not be written for")):
                 return line.rpartition("StorageError: ")[2]
     if late and any("imed out" in failure or is_hanging(failure) for failure in failures.values()):
@@ -239,6 +240,12 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
 def is_hanging(failure: object) -> bool:
     """Returns whether a worker failed because it did not tell Ray's controller its state."""
     return "health check has been hanging" in str(failure)
+
+
+def memory_problem(failure: str) -> str | None:
+    """Returns a line about a process that Ray killed because a node had too little memory; None for other failures."""
+    killed = next((line for line in failure.splitlines() if "running low on memory" in line), None)
+    return killed and f"{killed}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
 
 
 def stop_message(job: Job, step: int, stopped_by: signal.Signals) -> NoReturn:

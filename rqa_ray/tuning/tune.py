@@ -30,7 +30,7 @@ from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.search_page import PAGE_FILE, PICTURE_FILE, write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
 from rqa_ray.training.checkpoints import SCORE
-from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
+from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on, memory_problem
 from rqa_ray.training.job import Job
 from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.output_folder import push, storage_of, with_local_output
@@ -196,6 +196,12 @@ def run_trials(asked: Search, plan: SearchPlan, shared: Shared, watch: Watch) ->
     handlers = {number: signal.signal(number, on_signal) for number in STOP_EXIT_CODES}
     try:
         results = tuner.fit()
+    except RuntimeError as error:  # Tune cannot go on without a process that Ray's memory monitor has killed
+        killed = memory_problem(str(error))
+        if not killed:
+            raise
+        print(f"error: {killed}\n{how_to_go_on(asked.job)}", file=sys.stderr)
+        raise SystemExit(1) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

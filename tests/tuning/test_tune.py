@@ -237,3 +237,25 @@ def test_what_can_never_be_placed_is_refused(ray_cluster, flags, tmp_path):
     with pytest.raises(InputError, match="--num_workers 64: needs 64 workers with 1 CPU each, the cluster has nodes"):
         run([*flags, *words])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_ray_ended_for_want_of_memory_says_so_in_a_line_and_how_to_go_on(
+    ray_cluster, flags, tmp_path, monkeypatch, capsys
+):
+    from types import SimpleNamespace
+
+    from rqa_ray.tuning import tune as module
+
+    def fit():  # as Ray Tune does after the memory monitor has killed one of its actors
+        raise RuntimeError(
+            "Caught unexpected exception: 2 worker(s) were killed: the node running low on memory.\nmore"
+        )
+
+    monkeypatch.setattr(module, "new_tuner", lambda *_: SimpleNamespace(fit=fit))
+    asked = parse_search([*flags, "--output_dir", str(tmp_path / "out")])
+    shared = SimpleNamespace(trains_in_process=False, root=str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        module.run_trials(asked, None, shared, None)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" not in said
+    assert "the node running low on memory.; free memory, or lower" in said and "--resume" in said
