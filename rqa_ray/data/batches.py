@@ -16,12 +16,12 @@ import copy
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rqa_ray.data.orders import ShuffledRows
 from rqa_ray.data.passages import Negatives
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
@@ -55,30 +55,6 @@ class RankBatch:
             setattr(self, name, getattr(self, name).to(device, non_blocking=True))
         self.teacher = self.teacher and self.teacher.to(device)
         return self
-
-
-class ShuffledRows:
-    """Training rows that are all in memory, in the order of the epochs."""
-
-    def __init__(self, rows: TrainingRows, seed: int) -> None:
-        self.rows, self.seed = rows, seed
-        self._permutation = lru_cache(maxsize=2)(self._permute)  # a batch may contain rows of two epochs
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-
-    def take(self, first: int, count: int) -> tuple[TrainingRows, np.ndarray]:
-        """Returns rows, and which of them (count,) are at consecutive places of the order."""
-        epochs, within = np.divmod(first + np.arange(count), len(self.rows))
-        parts = [self._permutation(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
-        return self.rows, np.concatenate(parts)
-
-    def parts(self) -> Iterator[TrainingRows]:
-        """Yields all rows, in one part."""
-        yield self.rows
 
 
 class GlobalBatches(Dataset):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rqa_ray.errors import InputError
 
 HELD_OUT_SHARE = 0.12  # share of all items for eval, and for test, each rounded up to whole groups; the rest is train
@@ -25,6 +27,23 @@ def split_groups(groups: Mapping[str, Sequence[T]], seed: int) -> dict[str, list
         open_splits = [split for split in ("test", "eval") if small and len(splits[split]) < HELD_OUT_SHARE * total]
         splits[[*open_splits, "train"][0]] += groups[name]
     return splits
+
+
+def linked(items: np.ndarray, ids: np.ndarray, number: int) -> np.ndarray:
+    """Returns (number,) the group of each item, from 0: items with an id in common are in one group.
+
+    Item `items[i]` has the id `ids[i]`; both are (E,).
+    """
+    ids = np.unique(ids, return_inverse=True)[1]
+    labels = np.arange(number)
+    while True:  # the smallest item spreads through its group, from items to ids and back
+        of_id = np.full(len(ids), number)
+        np.minimum.at(of_id, ids, labels[items])
+        spread = labels.copy()
+        np.minimum.at(spread, items, of_id[ids])
+        if np.array_equal(spread, labels):
+            return np.unique(labels, return_inverse=True)[1]
+        labels = spread
 
 
 def seeded_hash(text: str, seed: int | str) -> bytes:

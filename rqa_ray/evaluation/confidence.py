@@ -17,6 +17,7 @@ from itertools import chain
 import numpy as np
 
 from rqa_ray.data.golds import GoldIds
+from rqa_ray.data.splits import linked
 
 RESAMPLES = 2_000  # resamples of an interval
 SIGN_PATTERNS = 10_000  # random sign patterns of a p-value
@@ -94,18 +95,8 @@ def gold_clusters(gold_ids: GoldIds) -> np.ndarray:
     """
     counts = np.fromiter(map(len, gold_ids), dtype=np.int64)
     questions = np.repeat(np.arange(len(counts)), counts)
-    _, golds = np.unique(
-        np.fromiter(chain.from_iterable(gold_ids), dtype=np.int64, count=len(questions)), return_inverse=True
-    )
-    labels = np.arange(len(counts))
-    while True:  # the smallest question number spreads through its cluster, from questions to golds and back
-        of_gold = np.full(len(questions), len(counts))
-        np.minimum.at(of_gold, golds, labels[questions])
-        spread = labels.copy()
-        np.minimum.at(spread, questions, of_gold[golds])
-        if np.array_equal(spread, labels):
-            return np.unique(labels, return_inverse=True)[1]
-        labels = spread
+    golds = np.fromiter(chain.from_iterable(gold_ids), dtype=np.int64, count=len(questions))
+    return linked(questions, golds, len(counts))
 
 
 def intervals(values: Mapping[str, np.ndarray], clusters: np.ndarray) -> dict[str, tuple[float, float]]:

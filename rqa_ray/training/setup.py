@@ -17,20 +17,19 @@ from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import column
-from rqa_ray.data.demo import write_demo
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, read_inputs
-from rqa_ray.data.records import find_inputs, find_labels
+from rqa_ray.data.records import find_labels
 from rqa_ray.data.report import brief, check_golds
 from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
-from rqa_ray.errors import InputError, first_line
+from rqa_ray.errors import InputError
 from rqa_ray.evaluation.hybrid_report import found_by_bm25, why_not
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
-from rqa_ray.places import absolute, exists, inside, push_folder, read_json
+from rqa_ray.places import absolute, read_json
 from rqa_ray.retriever.adapters import check_lora
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -50,15 +49,14 @@ from rqa_ray.training.batch_sizes import (
     with_teacher_temperature,
 )
 from rqa_ray.training.fsdp import check_num_workers
+from rqa_ray.training.inputs import demo_files, input_files
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
-from rqa_ray.training.output_folder import DEMO_FOLDER, storage_of
+from rqa_ray.training.output_folder import storage_of
 from rqa_ray.training.run_record import check_output_dir
 from rqa_ray.training.spec import WorkerSpec
 from rqa_ray.training.summary import write_bad_records
-
-DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 
 @dataclass
@@ -266,29 +264,3 @@ def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file:
     if mode == "auto":
         mode = "streaming" if is_too_large(train_files, spec, labels) else "resident"
     return replace(job, settings=replace(job.settings, data_mode=mode))
-
-
-def input_files(job: Job) -> dict[str, list[str]]:
-    """Returns files by input name: train, eval, test, corpus."""
-    if job.settings.prepared_path:
-        paths = {name: inside(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
-        try:
-            has_test = exists(paths["test"])
-        except (OSError, ValueError) as error:
-            folder = job.settings.prepared_path.partition("?")[0]
-            raise InputError(f"--prepared_path {folder}: cannot be opened ({first_line(error)})") from None
-        given = {name: ("prepared_path", [path]) for name, path in paths.items() if name != "test" or has_test}
-    else:
-        given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
-    outputs = {} if job.resume else {"output_dir": job.location}  # a run that goes on deletes nothing
-    return find_inputs(given, job.settings.on_bad_record == "skip", outputs)
-
-
-def demo_files(job: Job) -> dict[str, list[str]]:
-    """Writes the built-in data under output_dir."""
-    folder = Path(job.output_dir) / DEMO_FOLDER
-    paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)
-    if "://" in job.location:  # because other nodes do not see the local folder
-        push_folder(str(folder), inside(job.location, DEMO_FOLDER))
-        return {name: [inside(job.location, f"{DEMO_FOLDER}/{paths[flag].name}")] for name, flag in INPUTS.items()}
-    return {name: [str(paths[flag])] for name, flag in INPUTS.items()}

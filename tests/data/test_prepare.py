@@ -16,8 +16,8 @@ from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.tokenizer import TextTokenizer
+from rqa_ray.training.inputs import input_files
 from rqa_ray.training.job import parse_job
-from rqa_ray.training.setup import input_files
 
 FAIRE = Path(__file__).parents[2].parent / "shared/data/faire"
 
