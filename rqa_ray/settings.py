@@ -125,6 +125,13 @@ class DataSettings:
         None, "Questions with their golds: JSONL, Parquet, CSV, BEIR.", unset="required"
     )
     eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
+    eval_share: float | None = DATA.setting(
+        None,
+        "Hold out this share of the training questions, by source document, in place of --eval_file.",
+        Check(lambda value: 0 < value < 1, "above 0 and below 1"),
+        unset="none",
+        is_rare=True,
+    )
     test_file: list[str] | None = DATA.path(None, "Questions that score the model before and after training.")
     full_dataset_file_path: list[str] | None = corpus_path(None, "required")
     accepted_labels: list[str] | None = labels_path()
@@ -133,14 +140,19 @@ class DataSettings:
     )
 
     def given_files(self) -> list[str]:
-        """Returns the input flags that name files."""
-        return [flag for flag in INPUTS.values() if any(getattr(self, flag) or [])]
+        """Returns the input flags that name files, and `eval_share`, which names a part of a file."""
+        given = [flag for flag in INPUTS.values() if any(getattr(self, flag) or [])]
+        return given + ["eval_share"] * (self.eval_share is not None)
 
     def check_files(self) -> None:
-        """Raises InputError if a file that training needs is not named."""
+        """Raises InputError if a file that training needs is not named, or if two flags name the eval questions."""
+        given = self.given_files()
+        if {"eval_file", "eval_share"} <= {*given}:
+            raise InputError(f"--eval_share {self.eval_share:g}: --eval_file has the eval questions; leave out one")
         for flag in INPUTS.values():
-            if flag != "test_file" and flag not in self.given_files():
-                raise InputError(f"--{flag} is missing")
+            if flag not in given and flag != "test_file" and not (flag == "eval_file" and "eval_share" in given):
+                hint = "; --eval_share 0.1 holds out a tenth of the training questions" * (flag == "eval_file")
+                raise InputError(f"--{flag} is missing{hint}")
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,7 @@
-"""Makes golds of passages that a person accepted as answers, for every question with the same wording."""
+"""Makes golds of passages that a person accepted as answers, for every question with the same wording.
+
+All readers of question files apply `Labels` to each record, so `Labels` also say which side of a split is read.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from rqa_ray.data.gold_ids import NO_PASSAGES, PassagesById
+from rqa_ray.data.held_out import ALL_RECORDS, Side
 from rqa_ray.data.schema import Document, Label, QARecord, question_key
 from rqa_ray.errors import InputError
 
@@ -26,6 +30,7 @@ class Labels:
     num_undecided: int = 0
     # the passages of the corpus, where question files name golds by their ids
     passages: PassagesById = field(default=NO_PASSAGES, compare=False, repr=False)
+    side: Side = ALL_RECORDS  # the records that count
 
     @classmethod
     def of(cls, labels: Iterable[Label]) -> Labels:
@@ -53,7 +58,12 @@ class Labels:
         return cls(golds, wordings, sum(not label.accept for label in decided.values()), undecided)
 
     def apply(self, record: QARecord) -> Iterator[QARecord]:
-        """Yields the record with its accepted golds; in several records if its questions then have different golds."""
+        """Yields the record with its accepted golds; in several records if its questions then have different golds.
+
+        A record that is not on the side yields nothing.
+        """
+        if not self.side.has(record):
+            return
         more = [self._further(question, record) for question in record.questions] if self.golds else []
         if not any(more):
             yield record

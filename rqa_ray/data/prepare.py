@@ -24,8 +24,9 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.corpus_settings import PrepareSettings
 from rqa_ray.data import report
 from rqa_ray.data.distinct import read_distinct
+from rqa_ray.data.held_out import NOTHING
 from rqa_ray.data.labels import NO_LABELS, Labels
-from rqa_ray.data.readers import read_inputs
+from rqa_ray.data.readers import hold_out, read_inputs
 from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.data.schema import Document
 from rqa_ray.data.skipped import Skipped
@@ -99,23 +100,34 @@ def prepare(settings: PrepareSettings) -> PrepareResult:
     spec = ModelSpec(model, encoder_settings(model, settings), settings.trust_remote_code)
     check_model(spec)
     print(f"Ray: {connect()}\nmodel: {settings.model_name_or_path}, {spec.settings.describe()}")
-    return write_prepared(inputs, folder, spec, skip_bad, labels)
+    return write_prepared(inputs, folder, spec, skip_bad, labels, settings.eval_share, settings.seed)
 
 
 def write_prepared(
-    inputs: dict[str, list[str]], folder: Path, spec: ModelSpec, skip_bad: bool, labels: Labels = NO_LABELS
+    inputs: dict[str, list[str]],
+    folder: Path,
+    spec: ModelSpec,
+    skip_bad: bool,
+    labels: Labels = NO_LABELS,
+    eval_share: float | None = None,
+    seed: int = 0,
 ) -> PrepareResult:
-    """Writes the inputs (files by name) to a folder, all or nothing.
+    """Writes the inputs (files by name) to a folder, all or nothing; holds out a share of train for eval if it is given.
 
     Raises:
         InputError: a bad record, or an input without records.
     """
+    held_out, uncounted = NOTHING, Skipped()
+    if eval_share:
+        held_out, uncounted = hold_out(inputs["train"], eval_share, seed, skip_bad, labels)
+        inputs = inputs | {"eval": inputs["train"]}
     unlimited = replace(spec.settings, max_seq_length=NO_LIMIT, query_length=None, document_length=None)
-    blocks = read_inputs(inputs, replace(spec, settings=unlimited), skip_bad, labels)
+    blocks = read_inputs(inputs, replace(spec, settings=unlimited), skip_bad, labels, held_out)
     survey = Survey.of({name: part.tables() for name, part in blocks.items()})
-    lines = report.full(survey, spec.settings.max_seq_length)
+    lines = [held_out.describe()] if eval_share else []
+    lines += report.full(survey, spec.settings.max_seq_length)
     lines += labels.describe(survey.question_keys)
-    skipped = Skipped.of(part.skipped for part in blocks.values())
+    skipped = Skipped.of([uncounted, *(part.skipped for part in blocks.values())])
     if skipped.kinds:
         lines.append(f"bad records, left out: {skipped.counts()}")
         lines += [f"  {problem}" for problem in skipped.first]
@@ -126,7 +138,8 @@ def write_prepared(
     try:
         for name, files in inputs.items():
             kind = "documents" if name == "corpus" else "questions"
-            write(files, kind, staging / f"{name}.parquet", skip_bad, labels)
+            of_input = replace(labels, side=held_out.side(name))
+            write(files, kind, staging / f"{name}.parquet", skip_bad, of_input)
         os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -12,20 +12,23 @@ import functools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
 from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import column, inner
+from rqa_ray.data.held_out import LINKS, NOTHING, HeldOut, links_of
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import read_records, record_ranges
+from rqa_ray.data.schema import QARecord
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.token_tables import (
     SCHEMAS,
@@ -64,26 +67,83 @@ def fetch_tables(refs: list[ray.ObjectRef]) -> list[pa.Table]:
 
 
 def read_inputs(
-    inputs: dict[str, list[str]], spec: ModelSpec, skip_bad: bool = False, labels: Labels = NO_LABELS
+    inputs: dict[str, list[str]],
+    spec: ModelSpec,
+    skip_bad: bool = False,
+    labels: Labels = NO_LABELS,
+    held_out: HeldOut = NOTHING,
 ) -> dict[str, Blocks]:
     """Reads `train`, `eval`, `test` and `corpus` (files by name) in parallel.
+
+    If eval questions are held out, `train` and `eval` are the same files, and each gets its own side of the records.
 
     Raises:
         InputError: a bad line, two passages that clash (`distinct.py`), or an input without records. With `skip_bad`,
             a bad line is an error only if its file, or range of a file, has no good one.
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
-        read = functools.partial(_read, spec=spec, skip_bad=skip_bad, labels=labels)
-        return dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values()), strict=True))
+        sides = [replace(labels, side=held_out.side(name)) for name in inputs]
+        read = functools.partial(_read, spec=spec, skip_bad=skip_bad)
+        blocks = dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values(), sides), strict=True))
+    if held_out.sources and "eval" in blocks:
+        blocks["eval"].skipped = Skipped()  # the bad records of the same files are counted with train
+    return blocks
 
 
-def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: Labels) -> Blocks:
-    kind = name if name in SCHEMAS else "questions"
-    items = [
+def hold_out(
+    files: list[str], share: float, seed: int, skip_bad: bool = False, labels: Labels = NO_LABELS
+) -> tuple[HeldOut, Skipped]:
+    """Reads all training records, and chooses the share of the questions that becomes the eval questions.
+
+    Also returns the bad records of those parts of files that have no other record of train. Bad records of other parts
+    are counted, or reported, when the files are read for training.
+
+    Raises:
+        InputError: no questions can be held out, or a file has none.
+    """
+    items = [{"part": part, **place} for part, place in enumerate(_parts(files))]
+    given = {"skip_bad": skip_bad, "labels": [ray.put(labels)]}
+    read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _read_links, batch_size=1, fn_kwargs=given
+    )
+    table = pa.concat_tables(fetch_tables(read.materialize().to_arrow_refs()) or [LINKS.empty_table()])
+    links, bad = table.filter(pc.is_null(table["skipped"])), table.filter(pc.is_valid(table["skipped"]))
+    without = set(range(len(files))) - set(links["file"].to_pylist())
+    if without:
+        raise InputError(f"{shown(files[min(without)])}: it has no good record with a question")
+    found = HeldOut.of([links], share, seed)
+    of_train = ~np.isin(column([links], "source_key"), list(found.sources))
+    counted = set(column([links], "part")[of_train].tolist())
+    skipped = zip(bad["part"].to_pylist(), bad["skipped"].to_pylist(), strict=True)
+    return found, Skipped.of(Skipped(**json.loads(text)) for part, text in skipped if part not in counted)
+
+
+def _parts(files: list[str]) -> list[dict[str, Any]]:
+    """Returns what each task reads."""
+    return [
         {"file": index, "path": path, "start": start, "end": -1 if end is None else end}
         for index, path in enumerate(files)
         for start, end in record_ranges(path, RANGE_BYTES)
     ]
+
+
+def _read_links(batch: dict[str, np.ndarray], skip_bad: bool, labels: list[ray.ObjectRef]) -> pa.Table:
+    path, start, end = str(batch["path"][0]), int(batch["start"][0]), int(batch["end"][0])
+    place = {"part": int(batch["part"][0]), "file": int(batch["file"][0])}
+    rows: list[dict[str, Any]] = []
+    skipped = Skipped()
+    for line, record in read_records(path, "questions", start, None if end < 0 else end, ray.get(labels[0])):
+        if isinstance(record, QARecord):
+            rows += [{**place, **links_of(record)}] if record.questions else []
+        elif skip_bad and line:
+            skipped.add(str(record), path)
+    rows += [{**place, "skipped": json.dumps(vars(skipped))}] if skipped.first else []
+    return pa.Table.from_pylist(rows, LINKS)
+
+
+def _read(name: str, files: list[str], labels: Labels, spec: ModelSpec, skip_bad: bool) -> Blocks:
+    kind = name if name in SCHEMAS else "questions"
+    items = _parts(files)
     given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": [ray.put(labels)]}
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -96,7 +156,7 @@ def _read(name: str, files: list[str], spec: ModelSpec, skip_bad: bool, labels: 
     found = found.select(["file", "line", "problem", "skipped"])
     found = found.sort_by([("file", "ascending"), ("line", "ascending")])
     without = set(range(len(files))) - set(found["file"].to_pylist())
-    if without:  # a large file of blank lines; for a small file the task has said so
+    if without and labels.side.is_all:  # a large file of blank lines; for a small file the task has said so
         raise InputError(f"{files[min(without)]}: no records in it")
     problems = found["problem"].drop_null()
     if len(problems):
@@ -127,7 +187,8 @@ def _read_file(
     to_rows: Any = {"questions": question_rows, "corpus": document_rows}.get(kind)
     to_rows = to_rows or functools.partial(train_rows, named=set())
     records_are = "documents" if kind == "corpus" else "questions"
-    records = read_records(path, records_are, start, None if end < 0 else end, ray.get(labels[0]))
+    known: Labels = ray.get(labels[0])
+    records = read_records(path, records_are, start, None if end < 0 else end, known)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     found: instructions.Found = {}
     held: list[dict[str, Any]] = []  # one batch of rows; the last batch brings the counts of the file
@@ -162,10 +223,11 @@ def _read_file(
         held[0] |= {**counts, "num_empty_questions": num_empty, "instructions": instructions.to_json(found)}
         held[0] |= {"skipped": json.dumps(vars(skipped))} if skipped.first else {}
         yield to_table(held, kind)
-    elif skipped.first:
-        number = sum(skipped.kinds.values())
-        problem = f"{shown(path)}: all its {number:,} records are bad; the first: {skipped.first[0]}"
-    elif not problem and not (empty and end >= 0):
-        problem = f"{shown(path)}: {'no records in it' if empty else 'all its questions are empty'}"
+    elif known.side.is_all:  # else all its records may be on the other side
+        if skipped.first:
+            number = sum(skipped.kinds.values())
+            problem = f"{shown(path)}: all its {number:,} records are bad; the first: {skipped.first[0]}"
+        elif not problem and not (empty and end >= 0):
+            problem = f"{shown(path)}: {'no records in it' if empty else 'all its questions are empty'}"
     if problem:
         yield to_table([{"file": file, "line": 0, "problem": problem}], kind)

@@ -136,7 +136,7 @@ def open_stream(
     read = num_rows + table["num_left_out"].to_numpy()
     in_file = np.bincount([part.file for part in parts], read, minlength=len(files))
     for path, number in zip(files, in_file, strict=True):
-        if not number:
+        if not number and labels.side.is_all:
             raise InputError(f"{shown(path)}: it has no good record with a question")
     labeled = set(inner([table], "labeled").tolist())
     window_bytes = int(WINDOW_BYTES / times)

@@ -1,11 +1,17 @@
-"""Finds the files of a run, or writes the built-in data."""
+"""Finds the files of a run, or writes the built-in data; holds out eval questions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rqa_ray.data.demo import write_demo
+from rqa_ray.data.held_out import NOTHING, HeldOut
+from rqa_ray.data.labels import Labels
+from rqa_ray.data.readers import hold_out
 from rqa_ray.data.records import find_inputs
+from rqa_ray.data.skipped import Skipped
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, inside, push_folder
 from rqa_ray.settings import INPUTS
@@ -39,3 +45,25 @@ def demo_files(job: Job) -> dict[str, list[str]]:
         push_folder(str(folder), inside(job.location, DEMO_FOLDER))
         return {name: [inside(job.location, f"{DEMO_FOLDER}/{paths[flag].name}")] for name, flag in INPUTS.items()}
     return {name: [str(paths[flag])] for name, flag in INPUTS.items()}
+
+
+def held_out_of(
+    job: Job, train_files: list[str], labels: Labels, began_with: Mapping[str, Any]
+) -> tuple[HeldOut, Skipped]:
+    """Holds out the eval questions that `--eval_share` asks for; see `readers.hold_out`.
+
+    `began_with` are the arguments of the run that is resumed.
+
+    Raises:
+        InputError: no questions can be held out, or the run that is resumed has trained on other questions.
+    """
+    share, seed = job.settings.eval_share, job.training["seed"]
+    if share is None:
+        return NOTHING, Skipped()
+    before = began_with.get("eval_share"), began_with.get("seed")
+    if began_with and before != (share, seed):
+        raise InputError(
+            f"--eval_share {share:g}, --seed {seed}: the run began with --eval_share {before[0]} and --seed "
+            f"{before[1]}, so it has trained on some of these eval questions; give the same values, or start a new run"
+        )
+    return hold_out(train_files, share, seed, job.settings.on_bad_record == "skip", labels)

@@ -36,7 +36,8 @@ def preflight(job: Job) -> PreflightResult:
     """
     checked = check(with_local_output(job))
     counts = estimate(checked.files["train"], checked.labels)
-    num_rows = max(1, round(counts.num_rows * checked.job.settings.train_share))
+    settings = checked.job.settings
+    num_rows = max(1, round(counts.num_rows * (1 - (settings.eval_share or 0)) * settings.train_share))
     has_negatives = counts.num_negatives > 0 or checked.job.settings.mine_negatives > 0
     job = with_steps(checked.job, num_rows)
     workers = checked.workers.num_workers

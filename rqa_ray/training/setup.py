@@ -49,7 +49,7 @@ from rqa_ray.training.batch_sizes import (
     with_teacher_temperature,
 )
 from rqa_ray.training.fsdp import check_num_workers
-from rqa_ray.training.inputs import demo_files, input_files
+from rqa_ray.training.inputs import demo_files, held_out_of, input_files
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
@@ -69,7 +69,7 @@ class Setup:
     blocks: dict[str, Blocks]  # corpus, eval, and test if there is one; train if it is resident
     stream: Stream | None  # the training files, if they are streamed
     train_files: list[str]
-    labels: Labels
+    labels: Labels  # of the training files
     shared: PairsInShare  # the training pairs, of which `num_rows` are trained on
     has_negatives: bool
     has_scores: bool  # whether a teacher has scored hard negatives, or will
@@ -186,19 +186,23 @@ def set_up(job: Job, args_file: str) -> Setup:
     job, files, labels = checked.job, checked.files, checked.labels
     spec = replace(checked.model, copy=share_model(checked.model.folder))
     job = with_data_mode(job, files["train"], spec, args_file, labels)
+    began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
     skip_bad = job.settings.on_bad_record == "skip"
     streamed = job.settings.data_mode == "streaming"
-    stream = open_stream(files["train"], spec, skip_bad, labels, job.share) if streamed else None
+    held_out, skipped = held_out_of(job, files["train"], labels, began_with)
+    if held_out.sources:
+        files = files | {"eval": files["train"]}
+    of_train = replace(labels, side=held_out.side("train"))
+    stream = open_stream(files["train"], spec, skip_bad, of_train, job.share) if streamed else None
     read = {name: paths for name, paths in files.items() if not (streamed and name == "train")}
-    blocks = read_inputs(read, spec, skip_bad, labels)
-    skipped = [part.skipped for part in blocks.values()] + ([stream.skipped] if stream else [])
+    blocks = read_inputs(read, spec, skip_bad, labels, held_out)
+    all_skipped = [stream.skipped if stream else skipped, *(part.skipped for part in blocks.values())]
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
     found = stream.instructions if stream else instructions.parts_of(blocks["train"].small)
     spec, about_instructions = instructions.with_prompts(spec, found, files["train"])
     for part in blocks.values():
         part.small.clear()  # else it would stay in the object store until the end of the run
-    began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
     job = with_steps(job, shared.num_pairs, began_with.get("max_steps"))
     train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
     has_negatives = train.num_negatives > 0 or mined > 0
@@ -208,7 +212,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     check_teacher(job.settings.distill_weight, has_scores)
     if has_scores:
         job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
-    lines = [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
+    lines = [held_out.describe()] if held_out.sources else []
+    lines += [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
     lines += labels.describe(key for keys in (survey.question_keys, stream.labeled if stream else ()) for key in keys)
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
@@ -230,11 +235,11 @@ def set_up(job: Job, args_file: str) -> Setup:
         blocks=blocks,
         stream=stream,
         train_files=files["train"],
-        labels=labels,
+        labels=of_train,
         shared=shared,
         has_negatives=has_negatives,
         has_scores=has_scores,
-        skipped=Skipped.of(skipped),
+        skipped=Skipped.of(all_skipped),
         about_data=lines,
         cut=survey.shares_cut,
         seconds=time.monotonic() - began,

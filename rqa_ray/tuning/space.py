@@ -20,7 +20,7 @@ from rqa_ray.training.optimizer import check_optimizer
 SHARED = {
     **dict.fromkeys(
         ("model_name_or_path", "model_revision", "max_seq_length", "query_prefix", "passage_prefix")
-        + ("query_prompt_name", "passage_prompt_name", "data_mode")
+        + ("query_prompt_name", "passage_prompt_name", "data_mode", "eval_share")
         + ("demo_size", "train_file", "eval_file", "test_file", "full_dataset_file_path", "prepared_path"),
         "it changes the tokenized data, which all trials share; run a search for each",
     ),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rqa_ray.errors import InputError
+from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.training.arguments import check_report_to, loggers_of
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.setup import set_up
@@ -46,3 +47,29 @@ def test_several_logs_have_commas_or_spaces_between_them():
     for several in ("tensorboard,wandb", "tensorboard wandb", "tensorboard, wandb"):
         assert loggers_of({"report_to": several}) == ["tensorboard", "wandb"]
     assert loggers_of({"report_to": "none"}) == loggers_of({"report_to": ""}) == ["none"]
+
+
+@pytest.mark.parametrize("mode", ["resident", "streaming"])
+def test_an_eval_share_is_held_out_of_the_training_file(
+    ray_cluster, files, train_flags, tmp_path, mode, capsys
+) -> None:
+    lines = [json.loads(line) for line in Path(files["train_file"]).read_text().splitlines()]
+    given = [write_lines(tmp_path / f"{part}.jsonl", lines[part::12]) for part in range(12)]  # some only for one side
+    with open(given[0], "a") as file:
+        file.write("no record\n")
+    place = train_flags.index("--eval_file")
+    flags = [*train_flags[:place], *train_flags[place + 2 :], "--eval_share", "0.25", "--train_file", *given]
+    flags += ["--on_bad_record", "skip", "--data_mode", mode, "--output_dir", str(tmp_path / "out")]
+    setup = set_up(parse_job(flags), "all_args.json")
+    asked = AskedQuestions(setup.blocks["eval"].tables()).questions
+    number = len(asked)
+    assert 8 <= number <= 16 and f"eval: {number} of the 48 questions of train_file, from " in capsys.readouterr().out
+    sides = {
+        is_eval: [line for line in lines if (line["questions"][0] in asked) == is_eval] for is_eval in (True, False)
+    }
+    golds = {
+        side: {gold["metadata"]["source"] for line in of for gold in line["gold_docs"]} for side, of in sides.items()
+    }
+    assert not golds[True] & golds[False] and 2 * len(sides[True]) == number
+    assert setup.num_rows == sum(2 * len(line["gold_docs"]) for line in sides[False])
+    assert sum(setup.skipped.kinds.values()) == 1
