@@ -171,6 +171,9 @@ class BatchSettings:
         at_least(1),
         unset="2,000 on a CPU, 32,768 on a GPU, fewer in little memory",
     )
+    homogeneous_batches: bool = BATCHES.setting(
+        False, "Each batch has questions of one of the names of --train_file.", is_rare=True
+    )
     gradient_cache: str = BATCHES.setting(
         "auto",
         "Forward twice to save memory: auto, true, false, 0 to 1.",

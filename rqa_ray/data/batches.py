@@ -1,8 +1,9 @@
 """Makes global batches: the same rows at the same step for any number of ranks, shared among ranks as token batches.
 
 1. The order of the rows in epoch e is a permutation seeded by (seed, e). If the rows do not fit in memory, the
-   permutation goes by windows (`windows.py`). Epochs follow each other without a gap: rows left over at the end of one
-   epoch begin the next batch. Batch b is the b-th run of G rows, so any batch can be made directly.
+   permutation goes by windows (`windows.py`). If each batch has rows of one source, the sources are drawn
+   (`orders.py`). Epochs follow each other without a gap: rows left over at the end of one epoch begin the next batch.
+   Batch b is the b-th run of G rows, so any batch can be made directly.
 2. Hard negatives of the batch, some of each pair's own and a share of what all pairs have, are drawn by generators
    that are seeded by (seed, b) and, after the first round of hard negatives, by the round.
 3. Questions (with their passages) and hard negatives are sorted by length and dealt to the ranks in turn, back and
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rqa_ray.data.orders import ShuffledRows
+from rqa_ray.data.orders import RowsBySource, ShuffledRows
 from rqa_ray.data.passages import Negatives
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.windows import WindowedRows
@@ -74,10 +75,18 @@ class GlobalBatches(Dataset):
         rank: int = 0,
         world_size: int = 1,
         negatives_per_question: int = 0,
+        sources: np.ndarray | None = None,
     ) -> None:
+        """Takes the source (N,) of each row if each batch has rows of one source; the rows are then `TrainingRows`."""
         if not world_size <= global_batch_size <= len(rows):
             raise ValueError(f"global_batch_size={global_batch_size}: needs {world_size} to {len(rows)} questions")
-        self.rows = ShuffledRows(rows, seed) if isinstance(rows, TrainingRows) else rows
+        self.rows: ShuffledRows | WindowedRows
+        if not isinstance(rows, TrainingRows):
+            self.rows = rows
+        elif sources is None:
+            self.rows = ShuffledRows(rows, seed)
+        else:
+            self.rows = RowsBySource(rows, seed, sources, global_batch_size)
         self.global_batch_size = global_batch_size
         self.num_negatives = int(hard_neg_ratio * global_batch_size)
         self.negatives_per_question = negatives_per_question

@@ -112,7 +112,7 @@ def write_prepared(
     eval_share: float | None = None,
     seed: int = 0,
 ) -> PrepareResult:
-    """Writes the inputs (files by name) to a folder, all or nothing; holds out a share of train for eval if it is given.
+    """Writes the inputs (files by name) to a folder, all or nothing; holds out a share of train for eval.
 
     Raises:
         InputError: a bad record, or an input without records.

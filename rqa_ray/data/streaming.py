@@ -31,6 +31,7 @@ from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord, text_hash
 from rqa_ray.data.share import ALL, PairsInShare, Share
 from rqa_ray.data.skipped import Skipped
+from rqa_ray.data.sources import PairsBySource, Sources
 from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
@@ -50,6 +51,7 @@ class Stream:
 
     parts: list[Part]
     num_rows: np.ndarray  # (P,) rows in each part: one for each question and gold passage
+    num_questions: np.ndarray  # (P,) questions in each part
     counts: Counts
     skipped: Skipped
     window_bytes: int  # text of one window; its rows take about `WINDOW_BYTES`
@@ -71,6 +73,11 @@ class Stream:
         """How many pairs are in the share."""
         rows = self.counts.num_rows
         return PairsInShare(self.share, rows, rows + self.counts.num_left_out)
+
+    def by_source(self, sources: Sources) -> PairsBySource:
+        """Returns the rows of the share by source."""
+        found = np.array(sources.of_files)[[part.file for part in self.parts]]
+        return PairsBySource(sources.names, found, self.num_rows, self.num_questions)
 
     def serve(self, seed: int, busy_cpus: int) -> tuple[WindowPlan, Any]:
         """Returns the order of the rows, and the store from which workers fetch windows."""
@@ -142,7 +149,8 @@ def open_stream(
     window_bytes = int(WINDOW_BYTES / times)
     texts = zip(parts, table["instructions"], strict=True)
     found = [*dict.fromkeys((part.file, text.as_py()) for part, text in texts)]  # most parts have the same
-    return Stream(parts, num_rows, counts, skipped, window_bytes, spec, labels, labeled, share, found)
+    rows = num_rows, table["num_questions"].to_numpy()
+    return Stream(parts, *rows, counts, skipped, window_bytes, spec, labels, labeled, share, found)
 
 
 def _parts(number: int, path: str, size: int, part_bytes: int) -> Iterator[Part]:

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rqa_ray.data.sources import SourceCount
 from rqa_ray.reports.curves import curve
 from rqa_ray.reports.pages import render
 from rqa_ray.reports.split_part import SplitPart
 from rqa_ray.reports.suspects_page import SuspectsPart
 from rqa_ray.reports.svg import image
 from rqa_ray.texts import duration
+
+MOST_SOURCES = 40  # rows of the table of training sources
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class ReportPage:
     phases: Sequence[Phase] = ()
     about_time: Sequence[str] = ()  # lines about the phases
     suspects: SuspectsPart | None = None
+    sources: Sequence[SourceCount] = ()  # of the training pairs
 
     def html(self) -> str:
         """Returns the page as one HTML file."""
@@ -54,6 +58,12 @@ class ReportPage:
     def candidate_rows(self) -> list[tuple[str, str, str]]:
         """Returns the rows of the table of candidates."""
         return [(name, f"{value:.3f}", why) for name, value, why in self.candidates]
+
+    def source_rows(self) -> list[tuple[str, str, str, str]]:
+        """Returns the rows of the table of training sources, the largest first."""
+        total = max(1, sum(source.pairs for source in self.sources))
+        largest = sorted(self.sources, key=lambda source: -source.pairs)[:MOST_SOURCES]
+        return [(one.name, f"{one.pairs:,}", f"{one.pairs / total:.1%}", f"{one.questions:,}") for one in largest]
 
     def _curves(self) -> list[str]:
         drawn = []

@@ -39,6 +39,7 @@ class TrainingData:
     questions: dict[str, Questions]  # by split: eval, maybe test
     mining: MiningTexts | None = None  # None if no hard negatives are mined
     bm25: dict[str, np.ndarray] | None = None  # positions (Q, K) of BM25's best by split, if a hybrid is measured
+    sources: np.ndarray | None = None  # (N,) the source of each row, if each batch has rows of one source
 
 
 def assemble(
@@ -73,6 +74,7 @@ def assemble(
         rank=args.process_index,
         world_size=args.world_size,
         negatives_per_question=settings.negatives_per_question,
+        sources=data.sources,
     )
     if settings.lora_r:
         add_adapters(encoder, settings, settings.model_name_or_path or "", args.seed)

@@ -96,6 +96,11 @@ def check(job: Job) -> None:
         raise InputError(f"--prepared_path has all data: leave out --{[*given, 'demo_size'][0]}, or --prepared_path")
     if settings.demo_size is None and not settings.prepared_path:
         settings.check_files()
+    if settings.homogeneous_batches and (settings.prepared_path or settings.demo_size is not None):
+        only = "prepared_path" if settings.prepared_path else "demo_size"
+        raise InputError(f"--homogeneous_batches: needs several training sources, and --{only} has one")
+    if settings.homogeneous_batches and settings.data_mode == "streaming":
+        raise InputError("--homogeneous_batches: streamed batches mix all files; leave out --data_mode streaming")
     check_values(TrainSettings, vars(settings))
     check_values(RetrieverTrainingArguments, training, CHECKS)
     if settings.early_stopping_patience and settings.async_eval:

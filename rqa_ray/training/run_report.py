@@ -61,6 +61,7 @@ def page_of_run(
         splits=[SplitPart.of_run(name, of, documents, len(compared)) for name, of in compared.items()],
         facts=_facts(setup, job, choice, state, note),
         data=setup.about_data + problems,
+        sources=setup.by_source.counts(job.share),
         candidates=[(str(one.candidate), one.value, one.against or one.unproven) for one in choice.scores],
         metric=choice.metric,
         history=state["log_history"],

@@ -24,6 +24,7 @@ from rqa_ray.data.report import brief, check_golds
 from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.skipped import Skipped
+from rqa_ray.data.sources import PairsBySource, Sources, describe_sources
 from rqa_ray.data.streaming import Stream, is_too_large, open_stream
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
@@ -70,6 +71,8 @@ class Setup:
     stream: Stream | None  # the training files, if they are streamed
     train_files: list[str]
     labels: Labels  # of the training files
+    sources: Sources
+    by_source: PairsBySource
     shared: PairsInShare  # the training pairs, of which `num_rows` are trained on
     has_negatives: bool
     has_scores: bool  # whether a teacher has scored hard negatives, or will
@@ -97,6 +100,7 @@ class Setup:
             num_cpus=self.workers.cpus,
             use_gpu=self.workers.use_gpu,
             bm25=self.bm25,
+            sources=self.sources if self.job.settings.homogeneous_batches else None,
             **more,
         )
 
@@ -199,6 +203,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     all_skipped = [stream.skipped if stream else skipped, *(part.skipped for part in blocks.values())]
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
+    sources = Sources.of(job.settings.train_file or [], files["train"])
+    by_source = stream.by_source(sources) if stream else PairsBySource.of(sources, blocks["train"].small)
     found = stream.instructions if stream else instructions.parts_of(blocks["train"].small)
     spec, about_instructions = instructions.with_prompts(spec, found, files["train"])
     for part in blocks.values():
@@ -225,6 +231,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         lines.append(f"teacher: scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
     if not job.share.is_all:
         lines.append(f"training on {shared.describe()} (--train_share {job.share.share:g})")
+    lines += describe_sources(by_source.counts(job.share))
     print("\n".join(lines))
     splits, documents = asked_of(blocks)
     texts = ClusterTexts(blocks["corpus"].refs, len(documents.passage_ids), checked.workers)
@@ -236,6 +243,8 @@ def set_up(job: Job, args_file: str) -> Setup:
         stream=stream,
         train_files=files["train"],
         labels=of_train,
+        sources=sources,
+        by_source=by_source,
         shared=shared,
         has_negatives=has_negatives,
         has_scores=has_scores,
@@ -268,4 +277,9 @@ def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file:
         mode = (read_json(Path(job.output_dir) / args_file) or {}).get("data_mode", "auto")
     if mode == "auto":
         mode = "streaming" if is_too_large(train_files, spec, labels) else "resident"
+    if mode == "streaming" and job.settings.homogeneous_batches:
+        raise InputError(
+            "--homogeneous_batches: these training files are too large for Ray's object store, and streamed batches "
+            "mix all files; leave the flag out, or give --data_mode resident"
+        )
     return replace(job, settings=replace(job.settings, data_mode=mode))

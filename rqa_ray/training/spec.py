@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rqa_ray.data.share import Share
+from rqa_ray.data.sources import Sources
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import inside
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -41,6 +42,7 @@ class WorkerSpec:
     model: ModelSpec
     blocks: dict[str, list]  # references to the tokenized tables by input: corpus, eval, perhaps test and train
     micro_batch: int = 0  # questions of all ranks that meet in one loss
+    sources: Sources | None = None  # of the training files, if each batch has rows of one source
     windows: Any = None  # plan and store of streamed training files, which replace the train blocks
     mining: Any = None  # reference of the MiningTexts (`rounds.py`), if hard negatives are mined
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.credentials import masked
+from rqa_ray.data.sources import SourceCount
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.confidence import INTERVALS
 from rqa_ray.evaluation.metrics import HEADLINES, LABELS, name_at
@@ -49,12 +50,14 @@ def write_files(
     train: dict[str, Any],
     intervals_of: dict[str, dict[str, tuple[float, float]]],
     choice: Choice,
+    sources: Sequence[SourceCount] = (),
 ) -> None:
     """Writes all_args.json, and the results files with intervals by split and metric."""
     write_json(staging / ALL_ARGS_FILE, job.to_config())
     candidates = [vars(score) | {"candidate": str(score.candidate)} for score in choice.scores]
     chosen = {"best_step": best.step, "chosen": str(choice.candidate), "candidates": candidates}
-    write_json(staging / "train_results.json", train | chosen)
+    given = {"sources": [vars(source) for source in sources]}
+    write_json(staging / "train_results.json", train | chosen | given)
     for split, around in intervals_of.items():
         metrics = best.evaluation.metrics_of(split)
         named = {f"{split}_{name}": ends for name, ends in around.items()}

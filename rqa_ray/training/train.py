@@ -56,6 +56,8 @@ def train(job: Job) -> TrainResult:
     setup = set_up(with_local_output(job), ALL_ARGS_FILE)
     job, workers = setup.job, setup.workers
     micro_batch, lines = micro_batch_size(job, workers.num_workers, setup.num_rows, setup.has_negatives)
+    if job.settings.homogeneous_batches:
+        setup.by_source.check(job.share, micro_batch)
     print("\n".join(lines))
     spare = find_spare(workers) if job.settings.async_eval else None
     if job.settings.async_eval:
@@ -130,7 +132,8 @@ def finish(
             lines.append(finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
         summary.add_evaluations(staging / TRAINER_STATE_FILE, [*evaluations, *finisher.made_up])
-        summary.write_files(staging, job, best, train_metrics, intervals, choice)
+        sources = setup.by_source.counts(job.share)
+        summary.write_files(staging, job, best, train_metrics, intervals, choice, sources)
         model_card(job, model, before, best, choice, rivals, worse, not_compared).save(staging / CARD_FILE)
         given = documents.passage_ids, best.evaluation, staging, setup.texts.read_index
         lines.append(hybrid_report.report(splits, *given))

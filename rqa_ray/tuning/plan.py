@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from rqa_ray.data.share import PairsInShare
+from rqa_ray.data.share import PairsInShare, Share
+from rqa_ray.data.sources import PairsBySource
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
 from rqa_ray.training.batch_sizes import check_negatives, check_teacher, micro_batch_size
@@ -80,6 +81,14 @@ class SearchPlan:
             batch, steps = self.budget.batch_of(job), job.training["max_steps"]
             parts.append(f"{size}: {steps} step{'s' * (steps > 1)}, {steps * batch:,} questions")
         return [f"batch size {'; '.join(parts)}", *self._describe_shares(num_workers, has_negatives)]
+
+    def check_sources(self, by_source: PairsBySource) -> None:
+        """Raises InputError if a source cannot fill the largest batch of a trial alone."""
+        sizes, shares = (self.space.get(name, Choices(())) for name in ("global_batch_size", "train_share"))
+        assert isinstance(sizes, Choices) and isinstance(shares, Choices)
+        size = max(sizes.values or [self.job.settings.global_batch_size or 0]) // self.job.accumulation_steps
+        for share in shares.values or (self.job.share.share,):
+            by_source.check(Share(share, self.job.training["seed"]), size)
 
     def _describe_shares(self, num_workers: int, has_negatives: bool) -> list[str]:
         shares, shared = self.space.get("train_share"), self.budget.shared

@@ -36,7 +36,7 @@ SHARED = {
         ("output_dir", "storage_path", "num_workers", "cpus_per_worker", "max_failures", "metric_for_best_model")
         + ("async_eval", "write_predictions", "logging_dir", "on_bad_record", "trust_remote_code", "report_to")
         + ("run_project", "run_group", "run_entity", "overwrite_output_dir", "resume", "run_name", "use_cpu")
-        + ("predictions_top_k", "fsdp"),
+        + ("predictions_top_k", "fsdp", "homogeneous_batches"),
         "the whole search shares one value",
     ),
 }

@@ -69,6 +69,8 @@ def tune(asked: Search) -> TuneResult:
     at_once = trials_at_once(settings.max_concurrent_trials, workers)
     has_negatives = setup.has_negatives or plan.mines
     lines = plan.describe_batches(workers.num_workers, has_negatives, setup.has_scores or plan.is_taught)
+    if job.settings.homogeneous_batches:
+        plan.check_sources(setup.by_source)
     print("\n".join([*plan.describe(asked, at_once), *lines]))
     record = open_search(asked, job)
     setup.write_bad_records()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rqa_ray.data.sources import SourceCount
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.metrics import HEADLINES
 from rqa_ray.reports.kinds import Group, Grouping
@@ -51,6 +52,14 @@ def test_a_run_without_steps_has_a_page_without_curves():
     page = run_page()
     text = ReportPage(page.name, page.verdict, page.splits, page.facts, page.data).html()
     assert "<img " not in text and "Models among which" not in text and "Where the time went" not in text
+
+
+def test_several_sources_of_training_pairs_have_a_table_with_the_largest_first():
+    page = replace(run_page(), sources=[SourceCount("a.jsonl", 1_000, 900), SourceCount("b.jsonl", 3_000, 2_500)])
+    text = page.html()
+    places = [text.index(found) for found in ("b.jsonl", "75.0%", "2,500", "a.jsonl", "25.0%")]
+    assert places == sorted(places)
+    assert "Training pairs by source" not in replace(page, sources=page.sources[:1]).html()
 
 
 def test_rankings_that_did_not_change_are_noise():

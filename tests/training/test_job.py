@@ -121,6 +121,7 @@ def test_the_defaults_are_those_of_the_contract():
     given = ("model_name_or_path", "train_file", "eval_file", "full_dataset_file_path")
     own = {key: value for key, value in dataclasses.asdict(job.settings).items() if value is not None}
     assert {key: value for key, value in own.items() if key not in given} == {
+        "homogeneous_batches": False,
         "train_share": 1.0,
         "temperature": 0.05,
         "hard_neg_ratio": 0.05,
@@ -510,7 +511,10 @@ def test_own_settings_do_not_hide_names_of_transformers():
         ("--num_workers 3:2", "--num_workers 3:2: has to be at least 1, or a range such as 2:8"),
         ("--model_name_or_path=", "--model_name_or_path is missing: "),
         ("--train_file=", "--train_file is missing"),
-        ("--eval_file=", "--eval_file is missing"),
+        ("--eval_file=", "--eval_file is missing; --eval_share 0.1 holds out a tenth of the training questions"),
+        ("--eval_share 0.1", "--eval_share 0.1: --eval_file has the eval questions; leave out one"),
+        ("--eval_file= --eval_share 1", "--eval_share 1: has to be above 0 and below 1"),
+        ("--homogeneous_batches --data_mode streaming", "--homogeneous_batches: streamed batches mix all files"),
         ("--full_dataset_file_path=", "--full_dataset_file_path is missing"),
     ],
 )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from rqa_ray.data.share import PairsInShare
+from rqa_ray.data.sources import PairsBySource
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.job import parse_job
@@ -33,6 +34,7 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
         train_files=[str(tmp_path / "train.jsonl"), "s3://bucket/train.jsonl"],
         num_rows=1_000,
         shared=PairsInShare.of(asked.share, sources),
+        by_source=PairsBySource(("a", "b"), sources % 2, np.ones(1_000), np.ones(1_000), sources),
         workers=SimpleNamespace(describe=lambda: "2 workers"),
     )
     settings = replace(asked.settings, global_batch_size=48, train_share=0.5)
@@ -44,6 +46,8 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     facts = page.facts
     assert (facts["peak learning rate"], facts["questions of a step"]) == ("0.0003", "48")
     assert facts["training pairs"] == f"{PairsInShare.of(winner.share, sources).num_pairs:,}" != "1,000"
+    assert f"{sum(source.pairs for source in page.sources):,}" == facts["training pairs"]
+    assert [source.name for source in page.sources] == ["a", "b"]
     assert (facts["steps"], facts["workers"]) == ("8", "2 workers")
     assert facts["batches"] == "16" and facts["tokens of all batches"] == "8,000; 1,000 a step, 400 a second"
     assert facts["texts longer than max_seq_length, cut"] == "train 1.2%"

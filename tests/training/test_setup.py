@@ -50,7 +50,7 @@ def test_several_logs_have_commas_or_spaces_between_them():
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_an_eval_share_is_held_out_of_the_training_file(
+def test_an_eval_share_is_held_out_of_the_training_files(
     ray_cluster, files, train_flags, tmp_path, mode, capsys
 ) -> None:
     lines = [json.loads(line) for line in Path(files["train_file"]).read_text().splitlines()]
@@ -64,11 +64,11 @@ def test_an_eval_share_is_held_out_of_the_training_file(
     asked = AskedQuestions(setup.blocks["eval"].tables()).questions
     number = len(asked)
     assert 8 <= number <= 16 and f"eval: {number} of the 48 questions of train_file, from " in capsys.readouterr().out
-    sides = {
-        is_eval: [line for line in lines if (line["questions"][0] in asked) == is_eval] for is_eval in (True, False)
-    }
+    sides: dict[bool, list] = {True: [], False: []}
+    for line in lines:
+        sides[line["questions"][0] in asked].append(line)
     golds = {
-        side: {gold["metadata"]["source"] for line in of for gold in line["gold_docs"]} for side, of in sides.items()
+        side: {gold["metadata"]["source"] for one in of for gold in one["gold_docs"]} for side, of in sides.items()
     }
     assert not golds[True] & golds[False] and 2 * len(sides[True]) == number
     assert setup.num_rows == sum(2 * len(line["gold_docs"]) for line in sides[False])
