@@ -6,8 +6,8 @@ example: python jobs/pictures.py --run output/demo --search output/search --outp
 
 import sys
 
+from rqa_ray.corpus_settings import PicturesSettings
 from rqa_ray.job_output import result_output
-from rqa_ray.settings import PicturesSettings
 from rqa_ray.stops import user_errors
 
 

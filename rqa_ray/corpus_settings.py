@@ -182,3 +182,12 @@ class MedquadSettings(ResultSettings):
 
     source: str = DATA.path("output/MedQuAD", "Clone of https://github.com/abachaa/MedQuAD.")
     output_dir: str = OUTPUT.path("output/medquad", "Folder of train, eval, test and documents.jsonl.")
+
+
+@dataclass(kw_only=True)
+class PicturesSettings(ResultSettings):
+    """The settings of jobs/pictures.py."""
+
+    run: str | None = DATA.path(None, "Output folder of jobs/train.py, for recall.svg.", unset="no recall.svg")
+    search: str | None = DATA.path(None, "Output folder of jobs/tune.py, for search.svg.", unset="no search.svg")
+    output_dir: str = OUTPUT.path("output/pictures", "Folder of the pictures; record.svg is always drawn.")

@@ -296,12 +296,3 @@ class TrainSettings(
     run_project: str | None = LOGGING.setting(None, "Weights & Biases project, for --report_to wandb.", is_rare=True)
     run_group: str | None = LOGGING.setting(None, "Weights & Biases group.", is_rare=True)
     run_entity: str | None = LOGGING.setting(None, "Weights & Biases entity (a team or a user).", is_rare=True)
-
-
-@dataclass(kw_only=True)
-class PicturesSettings(ResultSettings):
-    """The settings of jobs/pictures.py."""
-
-    run: str | None = DATA.path(None, "Output folder of jobs/train.py, for recall.svg.", unset="no recall.svg")
-    search: str | None = DATA.path(None, "Output folder of jobs/tune.py, for search.svg.", unset="no search.svg")
-    output_dir: str = OUTPUT.path("output/pictures", "Folder of the pictures; record.svg is always drawn.")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rqa_ray.corpus_settings import PicturesSettings
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import INTERVALS
 from rqa_ray.evaluation.metrics import LABELS, greater_is_better
 from rqa_ray.places import ALL_ARGS_FILE, read_json, write_whole
 from rqa_ray.reports.svg import LEVELS, Drawing, level
 from rqa_ray.reports.trials import FINISHED, TRIALS_FILE
-from rqa_ray.settings import PicturesSettings
 from rqa_ray.texts import short
 
 SHOWN = ("recall@1", "recall@4", "recall@10", "recall@100", "nDCG@10")

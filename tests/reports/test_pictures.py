@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import rqa_ray
+from rqa_ray.corpus_settings import PicturesSettings
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.metrics import LABELS
 from rqa_ray.places import write_json
 from rqa_ray.reports.pictures import pictures, record_picture
 from rqa_ray.reports.trials import FINISHED, STOPPED, Trial, write_trials
-from rqa_ray.settings import PicturesSettings
 
 ROOT = Path(rqa_ray.__file__).parents[1]
 RECALL = "eval_retr/document_recall/recall4"
