@@ -72,7 +72,7 @@ class TrainBenchmark(SpeedSettings):
 
     def workload(self) -> dict[str, Any]:
         """The arguments of `read_workload`."""
-        others = ("output", "rounds", "steps", "threads", "through_ray", "peer")
+        others = ("output", "rounds", "steps", "threads", "through_ray", "peer", "json")
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 

@@ -35,6 +35,12 @@ def test_the_texts_are_those_of_the_training_file_cut_at_the_length(workload, fi
     assert max(map(len, workload.passage_tokens)) == 32
 
 
+def test_every_setting_is_of_the_workload_or_of_the_measurement(workload, files, tiny_model) -> None:
+    names = {"train_file": [files["train_file"]], "model_name_or_path": tiny_model, "output": "o.json"}
+    settings = train.TrainBenchmark(**names, batch_size=8, max_seq_length=32)
+    assert read_workload(**settings.workload()).questions == workload.questions
+
+
 @pytest.mark.parametrize("name", EVERYONE)
 def test_a_contender_computes_on_all_tokens_of_the_timed_batches_and_its_padding(workload, name, monkeypatch) -> None:
     monkeypatch.setitem(contenders.LIMIT_TOKENS_PER_BATCH, "cpu", 64)
