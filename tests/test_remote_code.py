@@ -26,8 +26,12 @@ SOURCES = (Path(__file__).parents[1] / "rqa_ray").rglob("*.py")
 CODE = """
 from pathlib import Path
 Path({canary!r}).touch()
-from transformers import BertConfig as Config, BertModel as Model, BertForSequenceClassification as Scorer
-from transformers import BertTokenizerFast as Tokenizer
+import transformers
+# Classes of this file: transformers marks the classes that it loads from a folder, for the whole process.
+class Config(transformers.BertConfig): pass
+class Model(transformers.BertModel): pass
+class Scorer(transformers.BertForSequenceClassification): pass
+class Tokenizer(transformers.BertTokenizerFast): pass
 from torch.nn import Identity as Transformer, Identity as Head
 """
 AUTO_MAP = {

@@ -12,7 +12,7 @@ def small(tmp_path, monkeypatch, *more: str) -> tuple[str, dict]:
     monkeypatch.setitem(random_model.SIZES, "tiny", (2, 64))
     path = tmp_path / "gpu.json"
     said = benchmark(parse_benchmark(["gpu", *SMALL.split(), "--steps", "1", "--output", str(path), *more]))
-    return said, json.loads(path.read_text())["summary"]
+    return said.table, json.loads(path.read_text())["summary"]
 
 
 def test_each_measurement_has_a_rate_and_kernels_add_up_to_a_step(tmp_path, monkeypatch) -> None:

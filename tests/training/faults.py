@@ -68,6 +68,7 @@ def train_worker(spec, log: str, what: str):
     from rqa_ray.retriever.encoder import Encoder
     from rqa_ray.training import trainer as trainer_module
     from rqa_ray.training import uploads, worker
+    from rqa_ray.training.checkpoint_files import StepNote
     from rqa_ray.training.trainer import ContrastiveTrainer
 
     fault = Fault(log, what)
@@ -108,7 +109,7 @@ def train_worker(spec, log: str, what: str):
     )  # model, optimizer are there
 
     def upload(self, checkpoint, name: str):  # in a thread, while training goes on
-        step = int(checkpoint.path.rpartition("-")[2])
+        step = StepNote.load(Path(checkpoint.path)).step
         if fault.phase == "while uploading" and step == fault.step and not fault.log.exists():
             target = Path(self.storage.experiment_fs_path) / name / "model"
             target.mkdir(parents=True)
