@@ -132,13 +132,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives all tests that use Ray to one process, which has the one cluster; other tests go by file.
+    """Gives all files with tests that use Ray to one process, which has the one cluster; other files go to both.
 
     Tests that use `nodes` come last, because an idle cluster takes time from all other tests.
     """
     items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
+    with_ray = {item.path for item in items if not USE_RAY.isdisjoint(getattr(item, "fixturenames", ()))}
     for item in items:
-        uses_ray = item.path.name in OWN_CLUSTERS or not USE_RAY.isdisjoint(getattr(item, "fixturenames", ()))
+        uses_ray = item.path in with_ray or item.path.name in OWN_CLUSTERS
         item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
 
 
