@@ -288,7 +288,10 @@ def stored_steps(folder: Path) -> list[int]:
     """Returns the steps of the complete checkpoints."""
     from rqa_ray.training.checkpoints import read_checkpoint
 
-    found = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]
+    try:
+        found = [read_checkpoint(str(path.parent)) for path in folder.glob("checkpoints/*/*/manifest.json")]
+    except FileNotFoundError:  # the run has just deleted a folder, such as that of its probe of the storage
+        return []
     return [checkpoint.step for checkpoint in found if checkpoint]
 
 
