@@ -30,7 +30,7 @@ def help_text(about: str, settings: Sequence[Row], rest: Sequence[argparse.Actio
     parts = [f"{about.strip()}\n{HOW_TO_READ}" if about else HOW_TO_READ]
     for group in GROUPS:
         rows = [row for row in settings if row[0].metadata.get("group") is group]
-        rows.sort(key=lambda row: shown_default(row[0]) != "required")
+        rows.sort(key=lambda row: not shown_default(row[0]).startswith("required"))
         parts += _section(group.heading, [_setting(*row) for row in rows])
     others = [_setting(*row) for row in settings if "group" not in row[0].metadata]
     others += [_wrapped(action.option_strings[0], action.help or "") for action in rest]

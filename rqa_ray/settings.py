@@ -124,7 +124,9 @@ class DataSettings:
     train_file: list[str] | None = DATA.path(
         None, "Questions with their golds: JSONL, Parquet, CSV, BEIR.", unset="required"
     )
-    eval_file: list[str] | None = DATA.path(None, "Questions that choose the best model.", unset="required")
+    eval_file: list[str] | None = DATA.path(
+        None, "Questions that choose the model.", unset="required, or --eval_share"
+    )
     eval_share: float | None = DATA.setting(
         None,
         "Hold out this share of the training questions, by source document, in place of --eval_file.",

@@ -185,8 +185,9 @@ def _metric(name: str | None) -> str:
 
 def training_parser(about: str | None, *more: type) -> Parser:
     """Returns the parser of all training flags, and of those of `more` dataclasses; `about` comes first in `-h`."""
-    more_flags = "jobs/train.py, which work here too" if more else "LoRA, Matryoshka and prompts"
-    last = f"-h all adds the flags of {more_flags}, and transformers' TrainingArguments."
+    rare = "--eval_share, --homogeneous_batches, --json, LoRA, Matryoshka, and TrainingArguments"
+    of_train = "the flags of jobs/train.py, which work here too, and transformers' TrainingArguments"
+    last = f"-h all adds {of_train if more else rare}."
     parser = Parser(about, *more, RetrieverTrainingArguments, TrainSettings, short=more, last=last)
     for said, reasons in (("refused", REFUSED), ("no effect", NO_EFFECT)):
         for name, reason in reasons.items():

@@ -16,6 +16,7 @@ from rqa_ray.reports.report_page import Phase, ReportPage
 from rqa_ray.reports.split_part import SplitPart
 from rqa_ray.reports.suspects_page import PAGE_FILE, SuspectsPart
 from rqa_ray.texts import short
+from rqa_ray.training.batch_sizes import batch_of
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.finish import Choice
 from rqa_ray.training.job import Job
@@ -83,7 +84,7 @@ def _facts(setup: Setup, job: Job, choice: Choice, state: Mapping[str, Any], not
         "training pairs": f"{pairs:,}",
         "steps": f"{steps:,}",
         "passes over the questions": short(float(state["epoch"] or 0)),
-        "questions of a step": f"{job.settings.global_batch_size or 0:,}",
+        "questions of a step": f"{batch_of(job, pairs) * job.accumulation_steps:,}",
         "batches": f"{steps * job.accumulation_steps:,}",
     }
     if tokens:

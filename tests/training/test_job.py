@@ -205,7 +205,7 @@ def test_a_short_help_has_own_settings_and_the_usual_ones_of_transformers():
     of_trainer = set(RetrieverTrainingArguments.__annotations__) | set(UsualArguments.__annotations__)
     assert ({field.name for field in fields} | of_trainer) - rare == shown
     assert text.splitlines()[-1] == (
-        "-h all adds the flags of LoRA, Matryoshka and prompts, and transformers' TrainingArguments."
+        "-h all adds --eval_share, --homogeneous_batches, --json, LoRA, Matryoshka, and TrainingArguments."
     )
     assert help_of("--help") == text
 

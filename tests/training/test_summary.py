@@ -51,7 +51,10 @@ def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
         "eval, 3 questions:",
         "  recall@4 0.000 -> 1.000, +100.0 points, 95% interval +100.0 to +100.0, p = 0.5: not beyond noise",
     ]
-    assert lines[2].startswith("  nDCG@10  ") and len(lines) == 3
+    assert lines[2].startswith("  nDCG@10  ")
+    assert lines[3:] == [
+        "the eval questions chose the model, so this gain may be too large; --test_file measures a fair one"
+    ]
     assert intervals["eval"]["retr/document_recall/recall4"] == (1.0, 1.0)
 
 
@@ -62,7 +65,7 @@ def test_the_comparison_has_a_line_for_each_number_of_dimensions():
 
     states = measured(BEFORE, 0.25), measured(BEST, 0.5)
     lines, _ = compare(compared(*states), *states, dimensions=[64, 32])
-    assert lines[3:] == [
+    assert lines[3:-1] == [
         "  cut to 64 dimensions: recall@4 0.250 -> 0.500, nDCG@10 0.250 -> 0.500",
         "  cut to 32 dimensions: recall@4 unknown -> unknown, nDCG@10 unknown -> unknown",
     ]
