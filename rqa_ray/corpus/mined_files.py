@@ -143,9 +143,12 @@ def write_train(
 def write_negatives(path: Path, pairs: TrainingPairs, negatives: Candidates) -> None:
     """Writes a row for each question and negative; a rank is null where that ranking does not have the passage."""
     questions = pa.array(negatives.questions.astype(np.int32))
+    # A question with two instructions has its text twice. In a dictionary, Parquet would write bytes that it has not
+    # set for the second one, so the files of two equal runs could differ.
+    texts = pa.array(pairs.questions, pa.string()).dictionary_encode()
     columns = {
         "question_key": pa.array(pairs.wordings.keys[negatives.questions]),
-        "question": pa.DictionaryArray.from_arrays(questions, pa.array(pairs.questions, pa.string())),
+        "question": pa.DictionaryArray.from_arrays(texts.indices.take(questions), texts.dictionary),
         "passage_id": pa.array(pairs.ids[negatives.positions]),
         "score": pa.array(negatives.scores),
         "dense_rank": pa.array(negatives.dense_ranks, mask=negatives.dense_ranks == 0),
