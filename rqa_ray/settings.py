@@ -174,7 +174,7 @@ class BatchSettings:
         unset="2,000 on a CPU, 32,768 on a GPU, fewer in little memory",
     )
     homogeneous_batches: bool = BATCHES.setting(
-        False, "Each batch has questions of one of the names of --train_file.", is_rare=True
+        False, "Each batch has questions of one source: one name in --train_file.", is_rare=True
     )
     gradient_cache: str = BATCHES.setting(
         "auto",

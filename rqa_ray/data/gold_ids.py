@@ -18,6 +18,7 @@ import pyarrow as pa
 from rqa_ray.data.schema import Document, QARecord, text_hash
 from rqa_ray.data.values import RecordError
 from rqa_ray.errors import InputError
+from rqa_ray.places import shown
 
 PASSAGES_AT_ONCE = 10_000
 
@@ -67,7 +68,7 @@ class PassagesById:
 
     def describe(self) -> str:
         """Returns a line for the user."""
-        return f"gold_ids: looked up among the ids of {len(self.ids):,} passages in {self.source}"
+        return f"gold_ids: looked up among the ids of {len(self.ids):,} passages in {shown(self.source)}"
 
     def resolve(self, record: QARecord) -> QARecord:
         """Returns a record with the passages that its ids name.

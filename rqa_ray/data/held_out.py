@@ -1,9 +1,9 @@
 """Holds out a share of the training questions, which become the eval questions (`--eval_share`).
 
 Questions stay together if golds of theirs are of one source document, or if they have the same wording. So no source
-document, no gold and no wording of an eval question is met in training. Such groups of questions are drawn one after
-the other, in the order of a hash of their source and the seed, until they have about the share of the questions. All
-readers of the files agree about the result, because it is a set of source documents.
+document, gold or wording of an eval question is that of a training question; hard negatives may be. Such groups of
+questions are drawn one after the other, in the order of a hash of their source and the seed, until they have about the
+share of the questions. All readers of the files agree about the result, because it is a set of source documents.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _read_links(batch: dict[str, np.ndarray], skip_bad: bool, labels: list[ray.O
         if isinstance(record, QARecord):
             rows += [{**place, **links_of(record)}] if record.questions else []
         elif skip_bad and line:
-            skipped.add(str(record), path)
+            skipped.add(str(record), shown(path))
     rows += [{**place, "skipped": json.dumps(vars(skipped))}] if skipped.first else []
     return pa.Table.from_pylist(rows, LINKS)
 

@@ -31,7 +31,7 @@ class Mailbox:
 
     def gave_up(self, run: str, rank: int) -> None:
         """Notes that a rank has waited in a collective until the time limit."""
-        self.waited[run].add(rank)
+        self.waited.setdefault(run, set()).add(rank)
 
     def missing(self, run: str, world_size: int, hanging: list[int]) -> list[str]:
         """Returns the ranks that hang, as Ray says, or else those for which others have waited."""
