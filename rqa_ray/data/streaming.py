@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,7 @@ from rqa_ray.data import instructions
 from rqa_ray.data.columns import inner
 from rqa_ray.data.counts import Counts, Sample, record_bytes
 from rqa_ray.data.files import has_suffix, text_bytes
+from rqa_ray.data.held_out import ALL_RECORDS
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.readers import RANGE_BYTES, RECORDS_AT_ONCE
 from rqa_ray.data.records import read_records, record_ranges
@@ -90,7 +91,8 @@ class Stream:
 
 def is_too_large(files: list[str], spec: ModelSpec, labels: Labels = NO_LABELS) -> bool:
     """Returns whether the tokenized rows of training files would take too much of the object store."""
-    sample = Sample.of(files, labels)
+    # Of all records: those of the first file may all be held out, and a sample of none would bound nothing.
+    sample = Sample.of(files, replace(labels, side=ALL_RECORDS))
     tokenized = expansion(sample, spec) * record_bytes(files, sample)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return tokenized > RESIDENT_SHARE * min(stores)
@@ -113,7 +115,8 @@ def open_stream(
         InputError: a bad line; passages that clash (in files larger than 1 GB, only a share of them is checked); a
             file without records; or a file that has to be read at once and is too large for it.
     """
-    sample = Sample.of(files, labels)
+    # Of all records: those of the first file may all be held out, and a sample of none would bound nothing.
+    sample = Sample.of(files, replace(labels, side=ALL_RECORDS))
     times = max(1.0, expansion(sample, spec))
     part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))
     sizes_of_files = [int(record_bytes([path], sample)) for path in files]
