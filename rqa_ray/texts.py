@@ -9,15 +9,18 @@ from typing import Any
 
 from rqa_ray.credentials import masked
 
-# Control characters, marks that turn the direction of the text around them, other invisible marks, lone surrogates.
-_HIDDEN = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+# Control characters but tab and line ends, marks that turn the direction of the text around them (Trojan Source,
+# CVE-2021-42574), other invisible marks, lone surrogates.
+INVISIBLE = (
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
+    "\U000e0000-\U000e007f"
 )
+_NOT_IN_A_LINE = re.compile(f"[\t\n\r{INVISIBLE}]")
 
 
 def printable(text: str) -> str:
     """Returns one line with escapes such as `\\x1b` for characters that would command a terminal, or hide from it."""
-    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _NOT_IN_A_LINE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def as_utf8(text: str) -> str:

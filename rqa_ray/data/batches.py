@@ -110,6 +110,10 @@ class GlobalBatches(Dataset):
         """Returns rows, and which of them (G,) are in a global batch."""
         return self.rows.take(batch * self.global_batch_size, self.global_batch_size)
 
+    def to_plan_from(self) -> list[int]:
+        """Returns the batches whose sizes stand for all: the first one, or the first one of each source."""
+        return self.rows.first_of_each() if isinstance(self.rows, RowsBySource) else [0]
+
     def set_negatives(self, negatives: Negatives) -> None:
         """Replaces the hard negatives of all pairs, from the next batch on.
 

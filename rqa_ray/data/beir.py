@@ -1,7 +1,8 @@
 """Reads BEIR's folders: `corpus.jsonl`, `queries.jsonl`, and judgments in `qrels/train.tsv`, `dev.tsv` and `test.tsv`.
 
 A file of judgments is a file of questions: its queries and passages are looked up in the two files of the folder. A
-passage with a grade above 0 is a gold of this grade; a passage with grade 0 is a hard negative. (Thakur et al. 2021)
+passage with a grade above 0 is a gold of this grade; a passage with a grade of 0 or less is a hard
+negative. (Thakur et al. 2021)
 """
 
 from __future__ import annotations

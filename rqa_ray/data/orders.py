@@ -75,6 +75,10 @@ class RowsBySource(ShuffledRows):
         counts = self._filled(epoch + 1) - self._filled(epoch)
         return np.random.default_rng([self.seed, epoch, 6]).permutation(np.repeat(np.arange(len(counts)), counts))
 
+    def first_of_each(self) -> list[int]:
+        """Returns the first batch of each source."""
+        return np.unique(self._batches(0), return_index=True)[1].tolist()
+
     def take(self, first: int, count: int) -> tuple[TrainingRows, np.ndarray]:
         """Returns rows, and which of them (G,) are in a batch, which begins at place `first` of the order."""
         batch, rest = divmod(first, self._batch_size)

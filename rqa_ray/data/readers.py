@@ -25,7 +25,7 @@ import ray.data
 from rqa_ray.cluster.model_copies import bring_model
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import column, inner
-from rqa_ray.data.held_out import LINKS, NOTHING, HeldOut, links_of
+from rqa_ray.data.held_out import LINKS, NOTHING, HeldOut, Side, links_of
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import read_records, record_ranges
 from rqa_ray.data.schema import QARecord
@@ -83,7 +83,8 @@ def read_inputs(
     """
     with ThreadPoolExecutor(len(inputs)) as pool:
         sides = [replace(labels, side=held_out.side(name)) for name in inputs]
-        read = functools.partial(_read, spec=spec, skip_bad=skip_bad)
+        # one copy for all inputs, because labels may hold the whole corpus
+        read = functools.partial(_read, shared=ray.put(labels), spec=spec, skip_bad=skip_bad)
         blocks = dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values(), sides), strict=True))
     if held_out.sources and "eval" in blocks:
         blocks["eval"].skipped = Skipped()  # the bad records of the same files are counted with train
@@ -99,18 +100,23 @@ def hold_out(
     are counted, or reported, when the files are read for training.
 
     Raises:
-        InputError: no questions can be held out, or a file has none.
+        InputError: no questions can be held out, a file has none, or a record is bad. With `skip_bad`, a bad record is
+            an error only if its file has no good one.
     """
     items = [{"part": part, **place} for part, place in enumerate(_parts(files))]
-    given = {"skip_bad": skip_bad, "labels": [ray.put(labels)]}
+    given = {"labels": [ray.put(labels)]}
     read = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _read_links, batch_size=1, fn_kwargs=given
     )
     table = pa.concat_tables(fetch_tables(read.materialize().to_arrow_refs()) or [LINKS.empty_table()])
     links, bad = table.filter(pc.is_null(table["skipped"])), table.filter(pc.is_valid(table["skipped"]))
+    bad = bad.sort_by("part")
     without = set(range(len(files))) - set(links["file"].to_pylist())
+    for file, text in zip(bad["file"].to_pylist(), bad["skipped"].to_pylist(), strict=True):
+        if not skip_bad or file in without:
+            raise InputError(Skipped(**json.loads(text)).first[0])
     if without:
-        raise InputError(f"{shown(files[min(without)])}: it has no good record with a question")
+        raise InputError(f"{shown(files[min(without)])}: it has no record with a question")
     found = HeldOut.of([links], share, seed)
     of_train = ~np.isin(column([links], "source_key"), list(found.sources))
     counted = set(column([links], "part")[of_train].tolist())
@@ -127,24 +133,26 @@ def _parts(files: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_links(batch: dict[str, np.ndarray], skip_bad: bool, labels: list[ray.ObjectRef]) -> pa.Table:
+def _read_links(batch: dict[str, np.ndarray], labels: list[ray.ObjectRef]) -> pa.Table:
     path, start, end = str(batch["path"][0]), int(batch["start"][0]), int(batch["end"][0])
     place = {"part": int(batch["part"][0]), "file": int(batch["file"][0])}
     rows: list[dict[str, Any]] = []
     skipped = Skipped()
-    for line, record in read_records(path, "questions", start, None if end < 0 else end, ray.get(labels[0])):
+    for _, record in read_records(path, "questions", start, None if end < 0 else end, ray.get(labels[0])):
         if isinstance(record, QARecord):
             rows += [{**place, **links_of(record)}] if record.questions else []
-        elif skip_bad and line:
+        else:
             skipped.add(str(record), shown(path))
     rows += [{**place, "skipped": json.dumps(vars(skipped))}] if skipped.first else []
     return pa.Table.from_pylist(rows, LINKS)
 
 
-def _read(name: str, files: list[str], labels: Labels, spec: ModelSpec, skip_bad: bool) -> Blocks:
+def _read(
+    name: str, files: list[str], labels: Labels, shared: ray.ObjectRef, spec: ModelSpec, skip_bad: bool
+) -> Blocks:
     kind = name if name in SCHEMAS else "questions"
     items = _parts(files)
-    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": [ray.put(labels)]}
+    given = {"kind": kind, "spec": spec, "skip_bad": skip_bad, "labels": [shared], "side": labels.side}
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(_read_file, batch_size=1, fn_kwargs=given)
@@ -172,7 +180,7 @@ def _read(name: str, files: list[str], labels: Labels, spec: ModelSpec, skip_bad
 
 
 def _read_file(
-    batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool, labels: list[ray.ObjectRef]
+    batch: dict[str, np.ndarray], kind: str, spec: ModelSpec, skip_bad: bool, labels: list[ray.ObjectRef], side: Side
 ) -> Iterator[pa.Table]:
     """Reads a file, or a range of it, into tables of one schema.
 
@@ -187,7 +195,7 @@ def _read_file(
     to_rows: Any = {"questions": question_rows, "corpus": document_rows}.get(kind)
     to_rows = to_rows or functools.partial(train_rows, named=set())
     records_are = "documents" if kind == "corpus" else "questions"
-    known: Labels = ray.get(labels[0])
+    known: Labels = replace(ray.get(labels[0]), side=side)
     records = read_records(path, records_are, start, None if end < 0 else end, known)
     problem, empty, num_empty, skipped = None, True, 0, Skipped()
     found: instructions.Found = {}

@@ -253,7 +253,7 @@ def _read_window(parts: list[Part], expected: int, spec: ModelSpec, labels: Labe
             tables.append(to_table([row | {"file": part.file} for row in rows], "train"))
     table = pa.concat_tables(tables).combine_chunks()
     if len(table) != expected:
-        paths = ", ".join(dict.fromkeys(part.path for part in parts))
+        paths = ", ".join(dict.fromkeys(shown(part.path) for part in parts))
         raise RuntimeError(f"{paths}: {len(table):,} rows where {expected:,} were counted; a file changed in training")
     return table
 

@@ -15,11 +15,10 @@ import jinja2
 from markupsafe import Markup
 
 from rqa_ray.places import REPORT_FILE, inside, shown, write_whole
-from rqa_ray.texts import as_utf8
+from rqa_ray.texts import INVISIBLE, as_utf8
 
 MOST_CHARACTERS = 2_000  # of a text on a page
-# control characters, and marks that change the direction of the text after them (Trojan Source, CVE-2021-42574)
-HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+HIDDEN = re.compile(f"[{INVISIBLE}]")
 
 
 def render(template: str, **values: Any) -> str:

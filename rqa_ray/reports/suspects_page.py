@@ -13,12 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rqa_ray.data.files import read_lines
 from rqa_ray.data.formats import parse_document, parse_label
 from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError
 from rqa_ray.places import write_whole
 from rqa_ray.reports.pages import cut, render
+from rqa_ray.texts import INVISIBLE
 
 SUSPECTS_FILE, PAGE_FILE = "suspects.jsonl", "suspects.html"
 MOST_SUSPECTS, MOST_BYTES = 2_000, 30_000_000  # on a page: more than a person reads, and as much as a browser reads
@@ -96,7 +99,7 @@ def page(name: str, suspects: list[dict[str, Any]], note: str = "") -> str:
     for suspect in suspects:
         rest = {key: value for key, value in suspect.items() if key != "accept"}
         lines.append([f'{json.dumps(rest)[:-1]}, "accept": ', suspect.get("accept")])
-    return render("suspects.html", name=name, suspects=lines, note=note)
+    return render("suspects.html", name=name, suspects=lines, note=note, invisible=Markup(json.dumps(INVISIBLE)))
 
 
 def _first(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:

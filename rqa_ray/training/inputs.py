@@ -62,8 +62,9 @@ def held_out_of(
         return NOTHING, Skipped()
     before = began_with.get("eval_share"), began_with.get("seed")
     if began_with and before != (share, seed):
+        began = "without --eval_share" if before[0] is None else f"with --eval_share {before[0]:g}"
         raise InputError(
-            f"--eval_share {share:g}, --seed {seed}: the run began with --eval_share {before[0]} and --seed "
-            f"{before[1]}, so it has trained on some of these eval questions; give the same values, or start a new run"
+            f"--eval_share {share:g}, --seed {seed}: the run began {began} and with --seed {before[1]}, so it has "
+            "trained on some of these eval questions; give the same values, or start a new run"
         )
     return hold_out(train_files, share, seed, job.settings.on_bad_record == "skip", labels)

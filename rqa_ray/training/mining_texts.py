@@ -28,6 +28,7 @@ from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, question_key
 from rqa_ray.data.share import ALL, Share
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
+from rqa_ray.places import shown
 from rqa_ray.settings import HYBRID, MINED_FROM, MiningSettings
 from rqa_ray.training.mining_pass import MiningTexts
 
@@ -62,7 +63,7 @@ def read_mining_texts(
         missing = part[3] | missing
     wordings = Wordings.of(np.concatenate(keys), np.concatenate(ids))
     if len(wordings.of_pairs) != num_pairs:
-        raise RuntimeError(f"{train_files[0]}: it, or a file behind it, changed while it was read")
+        raise RuntimeError(f"{shown(train_files[0])}: it, or a file behind it, changed while it was read")
     depth = settings.mine_depth if "bm25" in (settings.mine_from or MINED_FROM) else 0
     of_eval = AskedQuestions(blocks["eval"].tables()).questions if settings.teacher == HYBRID else None
     return MiningTexts.of(wordings, passage_ids, texts, missing, corpus, depth, of_eval)

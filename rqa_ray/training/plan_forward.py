@@ -30,7 +30,7 @@ def plan_forward(
     before: ForwardPlan | None = None,
     memory_sharers: int = 1,
 ) -> ForwardPlan:
-    """Chooses the plan that suits the encoder, the device and the first batch; moves the encoder to the device.
+    """Chooses the plan that suits the encoder, the device and the batches; moves the encoder to the device.
 
     Args:
         before: the plan of the run that is resumed. It is kept if the number of ranks is the same; the user's settings
@@ -71,7 +71,9 @@ def plan_forward(
     if cached is None and before:
         cached = before.gradient_cache
     elif cached is None:
-        token_batches = batches.with_plan(ForwardPlan(max_tokens, packed)).make(0).token_batches[::-1]
+        planned = batches.with_plan(ForwardPlan(max_tokens, packed))
+        made = [planned.make(number).token_batches for number in batches.to_plan_from()]
+        token_batches = max(made, key=lambda some: sum(part.num_tokens for part in some))[::-1]
         # token batches from the shortest texts to the longest
         lengths = [token_batch.lengths[-1] for token_batch in token_batches]
         # Linear in the length: what attention keeps for each token grows with the length, the rest is constant.

@@ -43,6 +43,9 @@ class StepClock(TrainerCallback):
         self._began = 0.0
         self._logged = (0.0, 0.0)  # waiting and steps when the share was last asked for
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._logged = self.spent.waiting, self.spent.steps  # a resumed run goes on with the times of the run before
+
     def on_step_begin(self, args, state, control, **kwargs):
         self._began = time.perf_counter()
 

@@ -66,8 +66,8 @@ def train(job: Job) -> TrainResult:
     setup.write_bad_records()
     print(f"checkpoints in {shown(record.storage_path)}")
     windows = serve_windows(setup.stream, job, workers) if setup.stream else None
-    began = time.monotonic()
     mining = setup.read_mining_texts() if job.settings.mine_negatives else None
+    began = time.monotonic()
     spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, mining=mining, spare=spare)
     while True:
         try:

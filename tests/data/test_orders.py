@@ -65,3 +65,13 @@ def test_the_batches_of_one_worker_are_those_of_several(world):
 def test_a_source_that_cannot_fill_a_batch_is_refused():
     with pytest.raises(ValueError, match="^a source has 3 rows, fewer than the 4 of a batch"):
         orders(sources_of(9, 3), 4)
+
+
+def test_the_first_batch_of_each_source_is_known_because_memory_is_planned_for_the_largest():
+    sources = np.repeat([0, 1, 2], [60, 40, 20])
+    batches = GlobalBatches(ROWS, 8, 0.0, 1, pad_id=0, sources=sources)
+    numbers = batches.to_plan_from()
+    assert [int(sources[batches.take(number)[1][0]]) for number in numbers] == [0, 1, 2]
+    earlier = [int(sources[batches.take(number)[1][0]]) for number in range(max(numbers))]
+    assert all(earlier.index(source) == number for source, number in enumerate(numbers) if source in earlier)
+    assert GlobalBatches(ROWS, 8, 0.0, 1, pad_id=0).to_plan_from() == [0]

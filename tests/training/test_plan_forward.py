@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -75,6 +76,21 @@ def test_gradients_are_cached_where_the_graph_of_a_batch_does_not_fit(encoder, a
     for share, least, most in ((1.25, 0, 0), (0.8, 0.1, 0.35), (0.4, 0.5, 0.75), (0.001, 1, 1)):
         free(monkeypatch, optimizer + share * graph)
         assert least <= plan_forward(settings, args, encoder, batches()).gradient_cache <= most
+
+
+@pytest.mark.parametrize("seed", range(4))  # which decides if the first batch is of the source of short or long texts
+def test_batches_of_one_source_each_are_planned_by_the_source_with_the_longest_texts(
+    encoder, args, monkeypatch, seed
+) -> None:
+    lengths = np.array([len(ROWS.questions[row]) + len(ROWS.passages[row]) for row in range(len(ROWS))])
+    is_long = (np.argsort(np.argsort(lengths)) >= 100).astype(int)
+    made = GlobalBatches(ROWS, 64, 0.0, seed, pad_id=0, sources=is_long)
+    settings = TrainSettings(max_tokens_per_chunk=200)
+    planned = made.with_plan(plan_forward(settings, args, encoder, made))
+    short, long = (graph_bytes_of_a_batch(encoder, planned.make(number)) for number in made.to_plan_from())
+    assert short < 0.8 * long
+    free(monkeypatch, optimizer_bytes(encoder) + (short + long) / 2)
+    assert plan_forward(settings, args, encoder, made).gradient_cache > 0
 
 
 def test_frozen_weights_need_no_memory_for_gradients_and_moments(encoder, args, monkeypatch) -> None:

@@ -73,3 +73,7 @@ def test_an_eval_share_is_held_out_of_the_training_files(
     assert not golds[True] & golds[False] and 2 * len(sides[True]) == number
     assert setup.num_rows == sum(2 * len(line["gold_docs"]) for line in sides[False])
     assert sum(setup.skipped.kinds.values()) == 1
+    if mode == "resident":
+        flags[flags.index("skip")] = "error"
+        with pytest.raises(InputError, match=f"^{given[0]}:[0-9]+: not JSON"):
+            set_up(parse_job(flags), "all_args.json")

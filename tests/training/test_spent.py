@@ -27,3 +27,11 @@ def test_a_checkpoint_keeps_the_times_and_one_of_an_earlier_version_has_none(tmp
     note.save(tmp_path)
     assert StepNote.load(tmp_path) == note
     assert StepNote.of({"step": 3}) == StepNote(3)
+
+
+def test_the_first_share_of_a_resumed_run_leaves_out_the_run_before():
+    clock = StepClock(Spent())
+    vars(clock.spent).update(vars(Spent(waiting=10.0, steps=11.0)))  # from a checkpoint
+    clock.on_train_begin(None, None, None)
+    clock.spent.steps += 2.0
+    assert clock.wait_share() == 0
