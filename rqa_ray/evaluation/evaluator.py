@@ -14,6 +14,7 @@ import torch
 
 from rqa_ray.corpus.corpus_loss import CorpusLoss
 from rqa_ray.corpus.topk import EMPTY, RunningTopK, search_block
+from rqa_ray.data.distinct import places_of
 from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.evaluation.hybrid_scores import HybridScores
 from rqa_ray.evaluation.metrics import (
@@ -69,9 +70,10 @@ class RetrievalEvaluator:
         self.found_by_bm25 = np.concatenate(found) if found else None
         # called with the number of texts that this rank has encoded, and of all
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
-        by_id = np.argsort(corpus.passage_ids)
         self.gold_positions = [
-            positions_of(golds, corpus.passage_ids, by_id) for part in questions.values() for golds in part.golds
+            places[places >= 0]  # those that the corpus has
+            for golds in (part.golds for part in questions.values())
+            for places in np.split(places_of(golds.ids, corpus.passage_ids), golds.offsets[1:-1])
         ]
         self._by_text = np.argsort(corpus.text_of, kind="stable")  # passages, sorted by their text
         self._first_of_text = np.searchsorted(corpus.text_of[self._by_text], np.arange(len(corpus.tokens) + 1))
@@ -209,13 +211,6 @@ class _Ranking:
             asked = self.evaluator.asked[split]
             results[split] = SplitResult(metrics, scores[rows], positions[rows], of_bm25, asked)
         return Evaluation(results)
-
-
-def positions_of(golds: np.ndarray, passage_ids: np.ndarray, by_id: np.ndarray) -> np.ndarray:
-    """Returns the corpus positions of the golds that are in the corpus."""
-    places = np.searchsorted(passage_ids, golds, sorter=by_id)
-    places = by_id[np.minimum(places, len(by_id) - 1)]
-    return places[passage_ids[places] == golds]
 
 
 def _now(device: torch.device) -> float:

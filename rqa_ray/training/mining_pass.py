@@ -22,7 +22,8 @@ from rqa_ray.corpus.mining import Candidates, Mined, MiningRules, PairScores, Sc
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.batches import GlobalBatches
-from rqa_ray.evaluation.evaluator import TOP_K, RetrievalEvaluator, merge_topk, positions_of
+from rqa_ray.data.distinct import places_of
+from rqa_ray.evaluation.evaluator import TOP_K, RetrievalEvaluator, merge_topk
 from rqa_ray.evaluation.hybrid_scores import merge_pairs
 from rqa_ray.evaluation.hybrid_weight import weigh
 
@@ -143,7 +144,7 @@ class MiningPass:
         self.texts, self.batches, self.evaluator = texts, batches, evaluator
         corpus, golds = evaluator.corpus, texts.wordings.golds
         ids = np.concatenate([corpus.passage_ids, texts.missing])
-        places = positions_of(golds.ids, ids, np.argsort(ids))
+        places = places_of(golds.ids, ids)
         device = evaluator.device
         self.asked = _Search(texts.bm25, places, golds.offsets, min(depth, len(corpus)), device)
         self.of_eval: _Search | None = None
