@@ -189,8 +189,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     began = time.monotonic()
     job, files, labels = checked.job, checked.files, checked.labels
     spec = replace(checked.model, copy=share_model(checked.model.folder))
-    job = with_data_mode(job, files["train"], spec, args_file, labels)
     began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
+    job = with_data_mode(job, files["train"], spec, began_with.get("data_mode"), labels)
     skip_bad = job.settings.on_bad_record == "skip"
     streamed = job.settings.data_mode == "streaming"
     held_out, skipped = held_out_of(job, files["train"], labels, began_with)
@@ -270,11 +270,14 @@ def serve_windows(stream: Stream, job: Job, workers: Workers, runs_at_once: int 
     return stream.serve(seed, runs_at_once * workers.num_workers * workers.cpus)
 
 
-def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, args_file: str, labels: Labels) -> Job:
-    """Returns the job with its data mode: that of the run that is resumed, else chosen by the size of the data."""
+def with_data_mode(job: Job, train_files: list[str], spec: ModelSpec, resumed: str | None, labels: Labels) -> Job:
+    """Returns the job with its data mode filled in, if the user gives none: by the size of the data.
+
+    `resumed` is the data mode of the run that is resumed.
+    """
     mode: Any = job.settings.data_mode
-    if mode == "auto" and job.resume:
-        mode = (read_json(Path(job.output_dir) / args_file) or {}).get("data_mode", "auto")
+    if mode == "auto":
+        mode = resumed or "auto"
     if mode == "auto":
         mode = "streaming" if is_too_large(train_files, spec, labels) else "resident"
     if mode == "streaming" and job.settings.homogeneous_batches:
