@@ -14,7 +14,7 @@ from rqa_ray.cluster.workers import Workers
 from rqa_ray.corpus.encoded import Encoded
 from rqa_ray.corpus.hybrid_pairs import HybridWeight, ZScores, z_scores
 from rqa_ray.corpus.mining import Candidates, PairScores
-from rqa_ray.corpus.mining_inputs import HeldOut
+from rqa_ray.corpus.mining_inputs import EvalSplit
 from rqa_ray.corpus.text_tasks import bm25_rankings, word_z_scores
 from rqa_ray.data.golds import GoldIds
 
@@ -34,7 +34,7 @@ class HybridTeacher:
         self.moments = encoded.moments()
         self.weight = EVEN
 
-    def choose_weight(self, asked: HeldOut, shards: Sequence[str], passage_ids: np.ndarray, weigh: Weigh) -> str:
+    def choose_weight(self, asked: EvalSplit, shards: Sequence[str], passage_ids: np.ndarray, weigh: Weigh) -> str:
         """Chooses the weight on questions whose embeddings are in some shards; returns words for the user."""
         bm25 = bm25_rankings(self.index, asked.questions, DEPTH, self.workers)
         rows, columns = np.nonzero(bm25 >= 0)

@@ -30,7 +30,7 @@ from rqa_ray.corpus.mined_files import (
     write_train,
 )
 from rqa_ray.corpus.miner import Miner, mined_from
-from rqa_ray.corpus.mining_inputs import HeldOut, TrainingPairs
+from rqa_ray.corpus.mining_inputs import EvalSplit, TrainingPairs
 from rqa_ray.corpus.model import find_model
 from rqa_ray.corpus.teacher import find_teacher
 from rqa_ray.corpus_settings import MineSettings
@@ -127,17 +127,17 @@ def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
     plan = plan_corpus(inputs["corpus"])
     blocks = read_inputs({"asked": inputs["asked"]}, model.spec, labels=labels)["asked"]
     pairs = TrainingPairs(blocks.tables(), plan.passage_ids)
-    held_out = {split: HeldOut(inputs[split], labels) for split in ("eval", "test") if split in inputs}
+    splits = {split: EvalSplit(inputs[split], labels) for split in ("eval", "test") if split in inputs}
     print(f"data: {len(pairs.questions):,} questions in {pairs.num_pairs:,} training pairs; {plan.describe()}")
-    asked = set(pairs.wordings.keys.tolist()).union(*(part.labelled for part in held_out.values()))
+    asked = set(pairs.wordings.keys.tolist()).union(*(part.labelled for part in splits.values()))
     for line in labels.describe(asked):
         print(line)
     for number, what in ((pairs.num_empty, "empty questions, left out"), (len(pairs.beside), LACKING)):
         if number:
             print(f"note: {what}: {number:,}")
-    miner = Miner(settings, model, teacher, workers, plan, pairs, held_out.get("eval"), weigh)
+    miner = Miner(settings, model, teacher, workers, plan, pairs, splits.get("eval"), weigh)
     identity = miner.identity()
-    identity["held_out"] = {split: part.digest for split, part in held_out.items()}
+    identity["held_out"] = {split: part.digest for split, part in splits.items()}
     if earlier and not settings.overwrite_output_dir:
         differ = [what for name, what in IDENTITY.items() if earlier.identity.get(name) != identity[name]]
         if differ:
@@ -168,7 +168,7 @@ def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
         "questions_with_fewer": int((np.diff(negatives.offsets) < settings.num_negatives).sum()),
         "suspects_written": written,
     }
-    leaks: dict[str, dict[str, int]] = {split: part.leaks(negatives, pairs.ids) for split, part in held_out.items()}
+    leaks: dict[str, dict[str, int]] = {split: part.leaks(negatives, pairs.ids) for split, part in splits.items()}
     weight = miner.hybrid.weight if miner.hybrid else None
     report = MiningReport(identity, counts, found.levels(), leaks, weight)
     report.save(output)

@@ -22,7 +22,7 @@ from rqa_ray.corpus.encoded import Encoded, embedding_folder
 from rqa_ray.corpus.hybrid_teacher import HybridTeacher, Weigh
 from rqa_ray.corpus.mined_files import MinedQuestions
 from rqa_ray.corpus.mining import Candidates, MiningRules, PairScores, ScoredGolds, choose
-from rqa_ray.corpus.mining_inputs import HeldOut, Passages, TrainingPairs
+from rqa_ray.corpus.mining_inputs import EvalSplit, Passages, TrainingPairs
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.plan import CorpusPlan, rows_per_shard
 from rqa_ray.corpus.shards import EMBEDDINGS_FOLDER, QUESTIONS_FOLDER, EmbeddingFolder, fingerprint
@@ -59,7 +59,7 @@ class Miner:
         workers: Workers,
         plan: CorpusPlan,
         pairs: TrainingPairs,
-        of_eval: HeldOut | None,
+        of_eval: EvalSplit | None,
         weigh: Weigh,
     ) -> None:
         """Takes the questions that choose the weight of a hybrid, if there are any, and the function that chooses."""

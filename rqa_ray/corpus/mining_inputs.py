@@ -1,4 +1,4 @@
-"""Holds what mining knows beside embeddings: training pairs, documents, and the golds of held-out questions.
+"""Holds what mining knows beside embeddings: training pairs, documents, and the golds of eval and test questions.
 
 Shapes: N pairs of a question and a gold, Q questions (distinct wordings), P passages of the corpus.
 """
@@ -73,8 +73,8 @@ class Passages:
         return documents | {int(place): self.beside[place - self.number] for place in wanted[wanted >= self.number]}
 
 
-class HeldOut:
-    """The questions that are kept for evaluation, and their golds."""
+class EvalSplit:
+    """The questions of the eval files or of the test files, and their golds."""
 
     def __init__(self, files: list[str], labels: Labels) -> None:
         records = [record for record in good_records(files, "questions", labels=labels) if record.questions]

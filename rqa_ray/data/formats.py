@@ -139,6 +139,7 @@ def _qa_record(questions: Any, value: dict[str, Any]) -> QARecord:
         raise RecordError("`questions` is empty")
     if len(questions) > MAX_QUESTIONS:
         raise RecordError(f"`questions` has {len(questions):,} questions, the limit is {MAX_QUESTIONS:,}")
+    # earlier versions of jobs/prepare.py wrote passage ids as `gold_ids` beside the documents
     has_ids = not value.get("gold_docs") and value.get("gold_ids") is not None
     key, item = ("gold_ids", "id") if has_ids else ("gold_docs", "document")
     if key not in value:

@@ -1,9 +1,9 @@
 """Writes documents and question files as checked Parquet without duplicates, for `jobs/train.py --prepared_path`.
 
 Each input becomes one file. `train`, `eval` and `test` have one row for each record: questions, instruction,
-gold_docs, gold_ids, hard_neg_docs, hard_negative_ids, hard_neg_scores, gold_scores, gold_grades. `corpus` has one row
-for each distinct passage: passage_id, page_content, fmt_content, metadata as JSON. Order and records are those of the
-input, so training makes the same global batches.
+gold_docs, gold_passage_ids, hard_neg_docs, hard_negative_ids, hard_neg_scores, gold_scores, gold_grades. `corpus` has
+one row for each distinct passage: passage_id, page_content, fmt_content, metadata as JSON. Order and records are those
+of the input, so training makes the same global batches.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SCHEMAS = {
             ("questions", pa.list_(pa.string())),
             ("instruction", pa.string()),
             ("gold_docs", _DOCUMENTS),
-            ("gold_ids", _IDS),
+            ("gold_passage_ids", _IDS),
             ("hard_neg_docs", _DOCUMENTS),
             ("hard_negative_ids", _IDS),
             ("hard_neg_scores", pa.list_(pa.float64())),
@@ -169,7 +169,7 @@ def _records(files: list[str], skip_bad: bool, labels: Labels) -> Iterator[dict[
                 "questions": [as_utf8(question) for question in record.questions],
                 "instruction": record.instruction,
                 "gold_docs": [_columns(document) for document in record.gold_docs],
-                "gold_ids": [document.passage_id for document in record.gold_docs],
+                "gold_passage_ids": [document.passage_id for document in record.gold_docs],
                 "hard_neg_docs": [_columns(document) for document in record.hard_neg_docs],
                 "hard_negative_ids": [document.passage_id for document in record.hard_neg_docs],
                 "hard_neg_scores": record.hard_neg_scores,

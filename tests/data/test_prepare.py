@@ -64,7 +64,7 @@ def test_the_parquet_holds_the_records_of_the_files(prepared, inputs) -> None:
         assert [record for _, record in read_records(str(folder / f"{name}.parquet"), kind)] == expected
     row = pq.read_table(folder / "train.parquet").to_pylist()[0]
     record = next(read_records(inputs["train"][0], "questions"))[1]
-    assert row["gold_ids"] == [gold.passage_id for gold in record.gold_docs]
+    assert row["gold_passage_ids"] == [gold.passage_id for gold in record.gold_docs]
     assert row["hard_negative_ids"] == [negative.passage_id for negative in record.hard_neg_docs]
 
 
