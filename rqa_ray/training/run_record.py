@@ -44,10 +44,12 @@ from rqa_ray.training.output_folder import (
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
 from rqa_ray.training.summary import BAD_RECORDS_FILE
 
+PLACES = ("storage_path", "resume_from", "began_from")  # those that a record names
 RECORDED: dict[str, Any] = {  # types of what `RUN_FILE` keeps, beside the location
     "storage_path": str,
     "run_names": list,
     "resume_from": (str, type(None)),
+    "began_from": (str, type(None)),
     "files": list,
 }
 
@@ -65,6 +67,7 @@ class RunRecord:
     storage_path: str
     run_names: list[str]
     resume_from: str | None = None  # the checkpoint from which the newest run starts
+    began_from: str | None = None  # the checkpoint of another run from which the first run started
     files: list[str] = field(default_factory=list)  # files of the finished run, relative to output_dir
     copy_of: str | None = None  # if output_dir is a copy: the folder to which the storage belongs
 
@@ -79,13 +82,14 @@ class RunRecord:
         if kept is None:
             return None
         here, home = absolute(job.location), kept.pop("location", "another folder")
+        kept.setdefault("began_from", kept.get("resume_from"))  # which earlier versions did not tell apart
         wrong = _unreadable(kept)
         if wrong:
             raise InputError(
                 f"--output_dir {shown(job.location)}: this version cannot read {', '.join(wrong)} of its {RUN_FILE}; "
                 "choose another folder, or delete this one"
             )
-        for name in ("storage_path", "resume_from"):
+        for name in PLACES:
             if kept.get(name) and kept[name] != absolute(kept[name]):
                 kept[name] = inside(here, kept[name])
             kept[name] = kept.get(name) and unmasked(kept[name], (storage_of(job), here, absolute(job.resume or "")))
@@ -100,9 +104,20 @@ class RunRecord:
     def save(self, output_dir: str) -> None:
         kept = {name: value for name, value in vars(self).items() if name != "copy_of"}
         kept["location"] = shown(self.location)
-        for name in ("storage_path", "resume_from"):
+        for name in PLACES:
             kept[name] = kept[name] and (within(kept[name], self.location) or kept[name])
         write_json(Path(output_dir) / RUN_FILE, kept)
+
+    def checkpoints(self) -> list[stored.StoredCheckpoint]:
+        """Returns the complete checkpoints of all runs by step, and before them the one from which they began."""
+        own = stored.list_checkpoints(self.storage_path, self.run_names)
+        if not self.began_from or any(checkpoint.location == self.began_from for checkpoint in own):
+            return own
+        if is_masked(self.began_from):
+            print(f"note: {self.began_from}, where the run began, is no candidate: its credentials are not stored")
+            return own
+        outside = stored.read_checkpoint(self.began_from)
+        return [outside, *own] if outside else own
 
     def refuse_storage_of_others(self, job: Job) -> None:
         """Raises InputError if output_dir is a copy, and the checkpoints belong to the original."""
@@ -199,8 +214,7 @@ def open_run(job: Job) -> RunRecord:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = checkpoint_to_resume(job)
     if job.resume == "true" and previous:
-        names = [*previous.run_names, name]
-        record = replace(record, storage_path=previous.storage_path, run_names=names, files=previous.files)
+        record = replace(previous, run_names=[*previous.run_names, name], resume_from=None, copy_of=None)
         changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job.to_config())
         if changed:
             print(f"warning: the run goes on with other settings than it began with: {changed}")
@@ -208,6 +222,7 @@ def open_run(job: Job) -> RunRecord:
         delete_run(job, previous)
     if checkpoint:
         record.resume_from = checkpoint.location
+        record.began_from = record.began_from if job.resume == "true" else checkpoint.location
         print(f"resuming from step {checkpoint.step} in {shown(record.resume_from)}")
     elif job.resume:
         print("note: no checkpoint to resume from; starting anew")

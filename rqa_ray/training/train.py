@@ -80,10 +80,7 @@ def train(job: Job) -> TrainResult:
             record = open_run(replace(job, resume="true"))
     if outcome.stopped_by:
         stop_message(job, outcome.result.step, outcome.stopped_by)
-    whole = stored.list_checkpoints(record.storage_path, record.run_names)
-    if record.resume_from and not any(checkpoint.location == record.resume_from for checkpoint in whole):
-        outside = stored.read_checkpoint(record.resume_from)
-        whole = [*([outside] if outside else []), *whole]
+    whole = record.checkpoints()
     evaluations = stored.list_evaluations(record.storage_path, record.run_names)
     place = place_of(record.storage_path, record.run_names[0])
     metrics = outcome.result.metrics

@@ -55,6 +55,21 @@ def test_a_copy_goes_on_from_its_own_checkpoints_and_writes_into_its_own_folder(
     assert record.resume_from and Path(record.resume_from).parents[2] == tmp_path / "b"
 
 
+def test_the_checkpoint_of_another_run_where_a_run_began_stays_a_candidate(tmp_path):
+    of_a, folder = store(open_run(job(tmp_path / "a")), 3), tmp_path / "b"
+    record = open_run(job(folder, "--resume_from_checkpoint", str(of_a)))
+    of_b = store(record, 5)
+    for again in (record, resume(folder), resume(folder)):
+        assert [one.location for one in again.checkpoints()] == [str(of_a), str(of_b)]
+    assert resume(folder).resume_from == str(of_b)
+    kept = json.loads((folder / "run.json").read_text())
+    del kept["began_from"]  # as earlier versions wrote the record
+    (folder / "run.json").write_text(json.dumps(kept | {"resume_from": str(of_a)}))
+    assert resume(folder).began_from == str(of_a)
+    shutil.rmtree(tmp_path / "a")
+    assert [one.location for one in resume(folder).checkpoints()] == [str(of_b)]
+
+
 def test_a_folder_that_was_moved_goes_on_where_it_is(tmp_path, capsys):
     store(open_run(job(tmp_path / "a")), 3)
     (tmp_path / "a").rename(tmp_path / "b")
