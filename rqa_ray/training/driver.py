@@ -99,6 +99,7 @@ class Outcome:
 
     result: WorkerResult
     stopped_by: signal.Signals | None  # the signal that stopped the run, if any
+    starting: float  # how long the workers took to start the last time (seconds)
 
 
 def fit(
@@ -172,7 +173,8 @@ def fit(
         print(f"error: {result.failure}", file=sys.stderr)
         raise SystemExit(1)
     # A signal that came after the end of the run did not stop it.
-    return Outcome(result, signals[0] if signals and result.stopped else None)
+    stopped_by = signals[0] if signals and result.stopped else None
+    return Outcome(result, stopped_by, ray.get(mailbox.starting.remote(name)))
 
 
 def _raise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
@@ -20,12 +21,17 @@ class Mailbox:
         self.starts: dict[str, int] = {}  # how often the workers of a run have started
         self.ranks: dict[str, dict[int, str]] = {}  # where each rank of a run is, in words
         self.waited: dict[str, set[int]] = {}  # ranks that gave up waiting in a collective
+        self._created = time.monotonic()
+        self._signs: dict[str, float] = {}  # time of the last progress record, by run
+        self._loaded: set[str] = set()  # runs whose rank 0 has begun, and has not put in a progress record since
+        self._starting: dict[str, float] = {}  # seconds of the last start, by run
 
     def begin(self, run: str, rank: int, where: str) -> int:
         """Notes that a rank has started, and where (in words); returns how often its run has started."""
         if rank == 0:
             self.starts[run] = self.starts.get(run, 0) + 1
             self.waited[run] = set()
+            self._loaded.add(run)
         self.ranks.setdefault(run, {})[rank] = where
         return self.starts.get(run, 0)
 
@@ -54,9 +60,20 @@ class Mailbox:
     def put(self, run: str, record: dict[str, Any] | None, note: str | None = None) -> None:
         """Keeps the newest progress record of a run, and a note for its user."""
         if record:
-            self.records[run] = record
+            now = time.monotonic()
+            if run in self._loaded:
+                self._loaded.remove(run)
+                self._starting[run] = now - self._signs.get(run, self._created)
+            self.records[run], self._signs[run] = record, now
         if note:
             self.notes.append(note)
+
+    def starting(self, run: str) -> float:
+        """Returns how long the last start of a run took (seconds); 0 if the run has not reported progress since.
+
+        The first start begins with this mailbox, a restart with the last sign of life of the workers before.
+        """
+        return self._starting.get(run, 0.0)
 
     def is_stopping(self) -> bool:
         """Returns whether a stop was asked for."""

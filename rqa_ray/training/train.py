@@ -67,7 +67,6 @@ def train(job: Job) -> TrainResult:
     print(f"checkpoints in {shown(record.storage_path)}")
     windows = serve_windows(setup.stream, job, workers) if setup.stream else None
     mining = setup.read_mining_texts() if job.settings.mine_negatives else None
-    began = time.monotonic()
     spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, mining=mining, spare=spare)
     while True:
         try:
@@ -83,9 +82,8 @@ def train(job: Job) -> TrainResult:
     whole = record.checkpoints()
     evaluations = stored.list_evaluations(record.storage_path, record.run_names)
     place = place_of(record.storage_path, record.run_names[0])
-    metrics = outcome.result.metrics
-    starting = time.monotonic() - began - metrics["train_runtime"] if "train_runtime" in metrics else 0.0
-    return finish(setup, job, record, setup.model, whole, place, evaluations, metrics, starting=starting)
+    about = setup.model, whole, place, evaluations, outcome.result.metrics
+    return finish(setup, job, record, *about, starting=outcome.starting)
 
 
 def finish(

@@ -483,6 +483,20 @@ def test_a_model_that_a_worker_refuses_is_one_line_without_advice_to_go_on(capsy
     assert capsys.readouterr().err == "error: /model: the weights x are not finite; pass another\n"
 
 
+def test_the_start_of_a_restarted_run_leaves_out_the_attempt_before(monkeypatch) -> None:
+    from rqa_ray.training import mailbox as module
+
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    mailbox = module.Mailbox.__ray_metadata__.modified_class()
+    for what, now in (("begin", 7.0), ("record", 9.0), ("record", 60.0), ("begin", 70.0), ("note", 71.0)):
+        mailbox.begin("run", 0, "here") if what == "begin" else mailbox.put("run", {} if what == "note" else {"a": 1})
+        assert mailbox.starting("run") == (0.0 if now == 7 else 9.0)
+    now = 72.0
+    mailbox.put("run", {"a": 1})
+    assert mailbox.starting("run") == 12.0 and mailbox.starting("other") == 0.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(flags, tmp_path, number, code) -> None:
