@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.evaluation.results import Evaluation
-from rqa_ray.places import inside
+from rqa_ray.places import inside, shown
 from rqa_ray.retriever.adapters import mix_adapters
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.folder import load_encoder, save_encoder, save_prompts
@@ -22,7 +25,7 @@ from rqa_ray.training.checkpoints import (
     evaluation_folder,
     write_evaluation_to,
 )
-from rqa_ray.training.driver import fit
+from rqa_ray.training.driver import fit, how_to_go_on
 from rqa_ray.training.finish import Choice, EvalQuestions, Finish, most_steps
 from rqa_ray.training.finish_results import FinishResults
 from rqa_ray.training.job import Job
@@ -30,6 +33,10 @@ from rqa_ray.training.loops import finish_worker
 from rqa_ray.training.setup import Setup
 from rqa_ray.training.spec import FinishSpec
 from rqa_ray.training.uploads import StorageAway
+
+MOST_TRIES = 3  # how often the workers are asked for the same evaluations, if storage was away
+
+T = TypeVar("T")
 
 
 class _NotScored(LookupError):
@@ -48,34 +55,47 @@ class Finisher:
     questions: EvalQuestions
     asked: dict[str, str]  # `rows.fingerprint` of eval, and of test if there is one
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def finish(self) -> Finish:
+        """The candidates, and how one of them is chosen."""
         metric = self.job.training["metric_for_best_model"]
-        self.made_up = self._make_up_evaluations()
+        return Finish(self.job.settings.finish, metric, self.questions)
+
+    @cached_property
+    def told(self) -> FinishSpec:
+        """The best checkpoints, as far as they are evaluated when this is first asked for."""
         tuned = [checkpoint for checkpoint in self.whole if checkpoint.step > 0]
-        number = most_steps(self.job.settings.finish, self.job.training.get("save_total_limit"))
-        self.told = self._told(best_checkpoints(tuned, metric, number))
-        self.results = FinishResults(self.told)
-        self.finish = Finish(self.job.settings.finish, metric, self.questions)
+        number = most_steps(self.finish.kind, self.job.training.get("save_total_limit"))
+        return self._told(best_checkpoints(tuned, self.finish.metric, number))
+
+    @cached_property
+    def results(self) -> FinishResults:
+        """What the candidates of `told` have scored."""
+        return FinishResults(self.told)
 
     def _told(self, checkpoints: list[StoredCheckpoint]) -> FinishSpec:
         locations = {one.step: one.location for one in checkpoints}
         return FinishSpec(self.place, locations, self.whole[-1].before(), self.questions.clusters, self.asked)
 
-    def _make_up_evaluations(self) -> list[tuple[int, dict[str, float]]]:
+    def make_up_evaluations(self) -> list[tuple[int, dict[str, float]]]:
         """Lets the workers make the evaluations beside training that were cut off, and stores them as that task would.
 
-        A crash of the driver ends the evaluations that wait or run. Without them, the finish would not know how good
+        A crash of the driver ends the evaluations that wait or run. Without them, `choose` would not know how good
         the checkpoints of these steps are. Returns their steps and metrics.
         """
         done = {checkpoint.step for checkpoint in self.whole if checkpoint.metrics}
         cut_off = [one for one in self.whole if one.step not in done and one.note.evaluated_beside]
         told = self._told(cut_off)
-        while lacking := [one for one in cut_off if FinishResults(told).get(Candidate((one.step,))) is None]:
-            print(f"evaluating step {', '.join(str(one.step) for one in lacking)}, whose evaluation was cut off")
-            self._score_on_workers(told, "none")
-        for checkpoint in cut_off:
-            found = FinishResults(told).get(Candidate((checkpoint.step,)))
-            assert found is not None
+        results = FinishResults(told)
+
+        def made_up() -> list[Evaluation] | None:
+            found = [results.get(Candidate((checkpoint.step,))) for checkpoint in cut_off]
+            lacking = [str(one.step) for one, of_one in zip(cut_off, found, strict=True) if of_one is None]
+            if lacking:
+                print(f"evaluating step {', '.join(lacking)}, whose evaluation was cut off")
+            return None if lacking else [of_one for of_one in found if of_one]
+
+        for checkpoint, found in zip(cut_off, self._scored(made_up, told, "none"), strict=True):
             folder = evaluation_folder(checkpoint.path, checkpoint.step)
             write_evaluation_to(folder, checkpoint.filesystem, found)
             checkpoint.metrics = found.metrics_of("eval")
@@ -87,15 +107,17 @@ class Finisher:
         Raises:
             Stopped: a signal came; what was scored is kept.
         """
-        while True:
+
+        def choice() -> Choice | None:
             try:
-                choice = self.finish.choose(self.told.checkpoints, self._score)
-                ranked = [choice.evaluation.splits, self.before().splits]
-                if "test" not in self.setup.blocks or all("test" in splits for splits in ranked):
-                    return choice
+                found = self.finish.choose(self.told.checkpoints, self._score)
+                ranked = [found.evaluation.splits, self.before().splits]
             except _NotScored:
-                pass
-            self._score_on_workers(self.told, self.job.settings.finish)
+                return None
+            lacks_test = "test" in self.setup.blocks and not all("test" in splits for splits in ranked)
+            return None if lacks_test else found
+
+        return self._scored(choice, self.told, self.finish.kind)
 
     def before(self) -> Evaluation:
         """Returns the evaluation of the pretrained model."""
@@ -110,6 +132,24 @@ class Finisher:
         found = self.results.get(candidate)
         if found is None:
             raise _NotScored(str(candidate))
+        return found
+
+    def _scored(self, read: Callable[[], T | None], told: FinishSpec, kind: Literal["best", "merge", "none"]) -> T:
+        """Returns what `read` finds in the results; lets the workers score what lacks until nothing does.
+
+        Raises:
+            SystemExit: the workers were asked MOST_TRIES times, and something lacks still; the code is 1.
+        """
+        for _ in range(MOST_TRIES):
+            found = read()
+            if found is not None:
+                return found
+            self._score_on_workers(told, kind)
+        found = read()
+        if found is None:
+            lacking = f"some candidates have no evaluation in {shown(self.place)} after {MOST_TRIES} tries"
+            print(f"error: {lacking}\n{how_to_go_on(self.job)}", file=sys.stderr)
+            raise SystemExit(1)
         return found
 
     def _score_on_workers(self, told: FinishSpec, kind: Literal["best", "merge", "none"]) -> None:

@@ -109,6 +109,7 @@ def finish(
     asked = splits["eval"]
     questions = EvalQuestions(asked.gold_ids, documents.passage_ids, asked.clusters.labels)
     finisher = Finisher(setup, job, model, whole, place, questions, setup.fingerprints())
+    made_up = finisher.make_up_evaluations()
     choice = finisher.choose()
     before = summary.ModelState(0, finisher.before())
     best = summary.ModelState(choice.candidate.step, choice.evaluation, finisher.learned_temperature(choice.candidate))
@@ -126,7 +127,7 @@ def finish(
         if job.settings.lora_r and job.settings.save_adapter:
             lines.append(finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         whole[-1].download(TRAINER_STATE_FILE, staging / TRAINER_STATE_FILE)
-        summary.add_evaluations(staging / TRAINER_STATE_FILE, [*evaluations, *finisher.made_up])
+        summary.add_evaluations(staging / TRAINER_STATE_FILE, [*evaluations, *made_up])
         sources = setup.by_source.counts(job.share)
         summary.write_files(staging, job, best, train_metrics, intervals, choice, sources)
         model_card(job, model, before, best, choice, rivals, worse, not_compared).save(staging / CARD_FILE)

@@ -61,22 +61,35 @@ def test_evaluations_beside_training_that_a_crash_has_cut_off_are_made_before_th
         asked.append(spec)
         FinishResults(spec.finish)[Candidate((8,))] = stored[1][1].evaluation()
 
-    def finisher() -> Finisher:
+    def finisher() -> tuple[Finisher, list]:
         (of_8 / MANIFEST_FILE).unlink()
         write_manifest(of_8, 8)
         whole = [read_checkpoint(str(tmp_path / f"run/checkpoint-{step}")) for step in (4, 8)]
-        return finisher_of((tmp_path / "run", whole), "best", place)
+        found = finisher_of((tmp_path / "run", whole), "best", place)
+        return found, found.make_up_evaluations()
 
     monkeypatch.setattr(module, "fit", fit)
     StepNote(8).save(of_8)  # such as after a stop or a notice that a node goes away: nothing was to be evaluated
-    assert not finisher().made_up and list(finisher().told.checkpoints) == [4] and not asked
+    untouched, made_up = finisher()
+    assert not made_up and list(untouched.told.checkpoints) == [4] and not asked
     StepNote(8, evaluated_beside=True).save(of_8)
-    made = finisher()
+    made, made_up = finisher()
     assert [spec.finish.checkpoints for spec in asked] == [{8: str(of_8)}] and asked[0].settings.finish == "none"
-    assert made.made_up == [(8, stored[1][1].metrics)]
+    assert made_up == [(8, stored[1][1].metrics)]
     monkeypatch.setattr(module, "fit", no_workers)
     assert [score.candidate for score in made.choose().scores] == [BASE, Candidate((4,)), Candidate((8,))]
-    assert not finisher().made_up and set(finisher().told.checkpoints) == {4, 8}
+    again, made_up = finisher()
+    assert not made_up and set(again.told.checkpoints) == {4, 8}
+
+
+def test_workers_that_bring_no_evaluation_are_asked_three_times(stored, tmp_path, monkeypatch, capsys) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "fit", lambda *given, **options: asked.append(given[-1]))
+    with pytest.raises(SystemExit) as end:
+        finisher_of(stored, "merge", tmp_path / "place").choose()
+    assert end.value.code == 1 and len(set(asked)) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: some candidates have no evaluation in {tmp_path}/place after 3 tries\ngo on in")
 
 
 def no_workers(*args, **options) -> None:
