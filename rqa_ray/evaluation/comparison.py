@@ -5,7 +5,7 @@ Q questions, K ranked passages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,7 @@ class Comparison:
     asked: AskedQuestions
     positions: tuple[np.ndarray, np.ndarray]  # (Q, K) places in the corpus, best first
     values: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # (Q,) by metric, from `question_metrics`
+    _tested: dict[str, Difference] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, asked: AskedQuestions, documents: Documents, before: np.ndarray, after: np.ndarray) -> Comparison:
@@ -32,9 +33,14 @@ class Comparison:
     @cached_property
     def changes(self) -> dict[str, Difference]:
         """What each of the metrics `HEADLINES` has gained, by label."""
-        old, new = self.values
-        clusters = self.asked.clusters.labels
-        return {label: paired_difference(old[LABELS[label]], new[LABELS[label]], clusters) for label in HEADLINES}
+        return {label: self.change(label) for label in HEADLINES}
+
+    def change(self, label: str) -> Difference:
+        """Returns what a metric of `LABELS` has gained; tests once, because a test takes long."""
+        if label not in self._tested:
+            old, new = (of[LABELS[label]] for of in self.values)
+            self._tested[label] = paired_difference(old, new, self.asked.clusters.labels)
+        return self._tested[label]
 
     @cached_property
     def intervals(self) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -74,8 +75,9 @@ class LearningCurve:
         label = next(label for label, name in LABELS.items() if name == by_question_name(metric))
         return cls(label, points, clusters) if len(points) > 1 else None
 
-    def describe(self) -> list[str]:
-        """Returns sentences about what more labels did, first from the largest share but one to the largest."""
+    @cached_property
+    def sentences(self) -> list[str]:
+        """What more labels did, first from the largest share but one to the largest."""
         points = self.points
         lines = [self._compare(points[-2], points[-1])]
         if len(points) > 2:

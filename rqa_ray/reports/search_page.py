@@ -39,7 +39,7 @@ def write_report(
         )
     text = page(folder.name, trials, list(space), metric, winner, picture, curve)
     write_whole(folder / PAGE_FILE, text.encode())
-    return [*lines, *(curve.describe() if curve else []), f"report: {folder / PAGE_FILE}"]
+    return [*lines, *(curve.sentences if curve else []), f"report: {folder / PAGE_FILE}"]
 
 
 def page(

@@ -55,8 +55,7 @@ def weaknesses(rivals: Mapping[str, Mapping[str, Comparison]]) -> list[Weakness]
     tests = 0
     for rival, compared in rivals.items():
         for split, comparison in compared.items():
-            every = np.arange(len(comparison.asked.questions))
-            of_all += _losses(rival, split, "all", every, comparison, tuple(LABELS))
+            of_all += _losses(rival, split, "all", None, comparison, tuple(LABELS))
             for grouping, _, groups in kinds_of_questions(comparison.asked):
                 for name, rows in groups.items():
                     tests += len(HEADLINES)
@@ -70,13 +69,17 @@ def weaknesses(rivals: Mapping[str, Mapping[str, Comparison]]) -> list[Weakness]
 
 
 def _losses(
-    rival: str, split: str, questions: str, rows: np.ndarray, compared: Comparison, labels: tuple[str, ...]
+    rival: str, split: str, questions: str, rows: np.ndarray | None, compared: Comparison, labels: tuple[str, ...]
 ) -> Iterator[Weakness]:
-    """Yields the metrics whose mean over the questions at some places is lower than that of the rival, tested."""
-    clusters = np.unique(compared.asked.clusters.labels[rows], return_inverse=True)[1]
+    """Yields the metrics whose mean over the questions at some places, or over all, is below the rival's, tested."""
     for label in labels:
-        before, after = (of[LABELS[label]][rows] for of in compared.values)
+        before, after = (of[LABELS[label]] if rows is None else of[LABELS[label]][rows] for of in compared.values)
         if after.mean() < before.mean():  # the test takes long
-            change = paired_difference(before, after, clusters)
+            change = compared.change(label) if rows is None else _change(before, after, rows, compared)
             means = float(before.mean()), float(after.mean())
-            yield Weakness(rival, split, questions, len(rows), label, *means, change)
+            yield Weakness(rival, split, questions, len(before), label, *means, change)
+
+
+def _change(before: np.ndarray, after: np.ndarray, rows: np.ndarray, compared: Comparison) -> Difference:
+    clusters = np.unique(compared.asked.clusters.labels[rows], return_inverse=True)[1]
+    return paired_difference(before, after, clusters)

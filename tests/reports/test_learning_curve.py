@@ -35,7 +35,7 @@ def curve(*trials: Trial) -> LearningCurve:
 
 
 def test_a_gain_beyond_chance_is_said_with_its_interval():
-    first, second, *_ = curve(trial(1, 60), trial(0.25, 20), trial(0.5, 40)).describe()
+    first, second, *_ = curve(trial(1, 60), trial(0.25, 20), trial(0.5, 40)).sentences
     said = "2 times the labels, from 280 to 560 training pairs (train_share 0.5 to 1), gained recall@4: +25.0 points"
     assert first.startswith(said) and first.endswith("more labels may help.")
     assert second.startswith(
@@ -45,14 +45,14 @@ def test_a_gain_beyond_chance_is_said_with_its_interval():
 
 @pytest.mark.parametrize("hits", [40, 41, 42, 43, 38])
 def test_noise_is_never_called_a_gain(hits):
-    lines = curve(trial(0.5, 40), trial(1, hits, first=40 - hits // 2)).describe()
+    lines = curve(trial(0.5, 40), trial(1, hits, first=40 - hits // 2)).sentences
     points = 100 * (hits - 40) / NUMBER
     assert f"no gain of recall@4 is visible with 80 eval questions: {points:+.1f} points, 95% interval" in lines[0]
     assert "may help" not in "".join(lines)
 
 
 def test_a_loss_beyond_chance_is_said_too():
-    assert "lost recall@4: -25.0 points" in curve(trial(0.5, 40), trial(1, 20)).describe()[0]
+    assert "lost recall@4: -25.0 points" in curve(trial(0.5, 40), trial(1, 20)).sentences[0]
 
 
 def test_runs_that_differ_in_their_seed_are_averaged_and_other_arguments_take_their_best():
@@ -68,9 +68,9 @@ def test_runs_that_differ_in_their_seed_are_averaged_and_other_arguments_take_th
     assert [(point.share, point.pairs, point.runs) for point in points] == [(0.5, 280, 2), (1, 560, 1)]
     assert [point.values.mean() for point in points] == [30 / NUMBER, 60 / NUMBER]
     assert all(point.low < point.values.mean() < point.high for point in points)
-    assert "leave out the noise of training" in curve(*trials).describe()[-1]
+    assert "leave out the noise of training" in curve(*trials).sentences[-1]
     averaged = curve(*trials[:2], trials[3], trial(1, 50, 7, seed=2, learning_rate=1e-4))
-    assert "leave out" not in "".join(averaged.describe())
+    assert "leave out" not in "".join(averaged.sentences)
 
 
 def test_one_share_is_no_curve():
