@@ -94,7 +94,9 @@ def with_teacher_temperature(job: Job, are_cosines: bool, resumed: float | None 
     if job.settings.teacher_temperature:
         return job
     found = resumed or (OF_COSINES if are_cosines and job.settings.teacher != HYBRID else OF_WIDE_SCORES)
-    return replace(job, settings=replace(job.settings, teacher_temperature=found))
+    from_data = {} if resumed else {"teacher_temperature": found}
+    settings = replace(job.settings, teacher_temperature=found)
+    return replace(job, settings=settings, from_data=job.from_data | from_data)
 
 
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:

@@ -42,6 +42,7 @@ class Job:
     resume_flag: str = "--resume_from_checkpoint true"  # the flag with which the user resumes the run
     command: list[str] = field(default_factory=list, compare=False)  # the words of the command; empty in a notebook
     chose_steps: bool = False  # whether the number of steps follows from the number of pairs
+    from_data: dict[str, Any] = field(default_factory=dict)  # values of settings that follow from the data
     location: str = ""  # where the user finds the output; `output_dir` is always a local folder
 
     def __post_init__(self) -> None:
@@ -75,8 +76,12 @@ class Job:
         return self.training.get("gradient_accumulation_steps", 1)
 
     def to_config(self) -> dict[str, Any]:
-        """Returns flat names and values: a JSON config that repeats the run."""
-        own = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
+        """Returns flat names and values: a JSON config that repeats the run.
+
+        What follows from the data is left out, because it would bind a run with other data.
+        """
+        given = {key: value for key, value in dataclasses.asdict(self.settings).items() if value is not None}
+        own = {key: value for key, value in given.items() if self.from_data.get(key) != value}
         for name in ("overwrite_output_dir", "json"):  # which change no result
             del own[name]
         return own | self.training | {"output_dir": self.location}

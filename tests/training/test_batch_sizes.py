@@ -87,7 +87,10 @@ def test_a_teacher_who_has_scored_nothing_is_refused():
 
 def test_a_teachers_scores_are_divided_by_what_suits_their_range_unless_the_user_says_by_what():
     def found(*words: str, are_cosines: bool = True, resumed: float | None = None) -> float | None:
-        return with_teacher_temperature(parse_job([*WORDS, *words]), are_cosines, resumed).settings.teacher_temperature
+        job = with_teacher_temperature(parse_job([*WORDS, *words]), are_cosines, resumed)
+        kept = job.to_config().get("teacher_temperature")  # what was derived would bind a run with other data
+        assert kept == (job.settings.teacher_temperature if "--teacher_temperature" in words or resumed else None)
+        return job.settings.teacher_temperature
 
     assert found() == 0.05 and found(are_cosines=False) == 1
     assert found("--teacher", "hybrid") == 1  # z-scores, whatever the training files have
