@@ -94,10 +94,9 @@ class EvalSplit:
 
     def leaks(self, negatives: Candidates, ids: np.ndarray) -> dict[str, int]:
         """Counts the questions with a gold among mined negatives, and these golds."""
-        is_mined = np.isin(self.golds.ids, ids[np.unique(negatives.positions)])
-        questions = np.repeat(np.arange(len(self.golds)), np.diff(self.golds.offsets))
+        mined = ids[np.unique(negatives.positions)]
         return {
             "questions": len(self.golds),
-            "with_a_mined_gold": len(np.unique(questions[is_mined])),
-            "mined_golds": len(np.unique(self.golds.ids[is_mined])),
+            "with_a_mined_gold": self.golds.num_with(mined),
+            "mined_golds": len(np.intersect1d(self.golds.ids, mined)),
         }

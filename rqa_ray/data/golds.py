@@ -58,6 +58,11 @@ class Golds(Sequence):
         grades = [1.0] * len(ids) if self.grades is None else self.grades[self.offsets[row] : self.offsets[row + 1]]
         return dict(zip(ids, map(float, grades), strict=True))
 
+    def num_with(self, passage_ids: np.ndarray) -> int:
+        """Returns how many questions have a gold among the passages."""
+        questions = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return len(np.unique(questions[np.isin(self.ids, passage_ids)]))
+
     def select(self, rows: np.ndarray) -> Golds:
         """Returns the golds of some questions, in their order."""
         places, offsets = runs(self.offsets[rows], np.diff(self.offsets)[rows])

@@ -74,12 +74,28 @@ def _known(survey: Survey) -> list[str]:
 
     A model can find such a gold by heart. Streamed training files are not looked through.
     """
-    known = []
+    known = survey.splits["train"].golds if "train" in survey.splits else np.zeros(0, np.int64)
+    return _questions_with(survey, known, "a gold of train")
+
+
+def hard_negatives_that_answer(survey: Survey) -> list[str]:
+    """Returns a line about the questions of eval and test with a gold that is a hard negative of train, if any.
+
+    Such a passage may be a right negative of its training question, so it stays. Streamed training files are not
+    looked through.
+    """
+    negatives = survey.splits["train"].negatives if "train" in survey.splits else np.zeros(0, np.int64)
+    return _questions_with(survey, negatives, "a hard negative of train")
+
+
+def _questions_with(survey: Survey, passage_ids: np.ndarray, what: str) -> list[str]:
+    """Returns a line about the questions of eval and test with a gold among some passages, if there are any."""
+    found = []
     for name, split in survey.splits.items():
-        number = split.num_questions_with(survey.splits["train"].golds) if "train" in survey.splits else 0
-        if name != "train" and number:
-            known.append(f"{name} {number:,} ({number / split.counts.num_questions:.0%})")
-    return [f"note: questions with a gold that is also a gold of train: {', '.join(known)}"] if known else []
+        number = split.num_questions_with(passage_ids) if name != "train" else 0
+        if number:
+            found.append(f"{name} {number:,} ({number / split.counts.num_questions:.0%})")
+    return [f"note: questions with a gold that is also {what}: {', '.join(found)}"] if found else []
 
 
 def describe_corpus(num_passages: int, num_duplicates: int) -> str:
@@ -121,11 +137,7 @@ def full(survey: Survey, max_seq_length: int) -> list[str]:
         f"corpus: {len(survey.passage_ids):,} passages, {survey.num_documents - len(survey.passage_ids):,} duplicates "
         f"left out; {len(np.unique(train.negatives)):,} hard negatives in train"
     )
-    lines += _known(survey)
-    for name, split in survey.splits.items():
-        if name != "train":
-            hard = split.num_questions_with(train.negatives)
-            lines.append(f"{name}: {hard:,} questions have a gold that is a hard negative in train")
+    lines += _known(survey) + hard_negatives_that_answer(survey)
     shares = [f"{train.false_negative_share(size):.0%} in batches of {size:,}" for size in BATCH_SIZES]
     lines.append("train questions that would meet their own passage as a negative, which training masks:")
     lines.append(f"  {', '.join(shares)}")

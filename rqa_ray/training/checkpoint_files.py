@@ -31,6 +31,7 @@ class StepNote:
     of_loss: list[str] = field(default_factory=list)  # names of the loss's own parameters
     spent: Spent = field(default_factory=Spent)  # time and tokens of the run up to this step
     num_suspects: int = 0  # that the round of mining in use has left out
+    leaks: dict[str, int] = field(default_factory=dict)  # `Rounds.leaks`
     evaluated_beside: bool = False  # whether the evaluation of this step was left to a task beside training
 
     def save(self, folder: Path) -> None:

@@ -111,9 +111,12 @@ class Rounds:
         self.done, mined = number, choice.mined
         self._use(Round.of(choice, self.evaluator.corpus.passage_ids, number, quality))
         counts, seconds = mined.counts(), time.monotonic() - found.began
+        leaks = " and ".join(f"{leaked:,} {split}" for split, leaked in self.leaks.items())
         self.tell(
             f"mined round {number} at step {step}: {len(mined.lowest):,} questions, {counts['negative']:,} negatives, "
-            f"{counts['suspect']:,} suspects left out; {duration(seconds)}"
+            f"{counts['suspect']:,} suspects left out; "
+            + (f"golds of {leaks} questions are among the negatives; " if leaks else "")
+            + duration(seconds)
         )
         if choice.weight:
             self.tell(f"teacher of round {number}: {choice.weight.describe()}")
@@ -139,6 +142,13 @@ class Rounds:
     def num_suspects(self) -> int:
         """Number of suspects that the round in use has left out."""
         return self.round.num_suspects if self.round else 0
+
+    @property
+    def leaks(self) -> dict[str, int]:
+        """How many questions of eval and test have a gold among the negatives in use, by split; those above 0."""
+        negatives = self.round.ids if self.round else np.zeros(0, np.int64)
+        found = {split: asked.golds.num_with(negatives) for split, asked in self.evaluator.questions.items()}
+        return {split: number for split, number in found.items() if number}
 
     def save(self, folder: Path) -> None:
         """Writes the round in use into a checkpoint folder."""

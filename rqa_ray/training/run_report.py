@@ -61,7 +61,7 @@ def page_of_run(
         verdict=verdict,
         splits=[SplitPart.of_run(name, of, documents, len(compared)) for name, of in compared.items()],
         facts=_facts(setup, job, choice, state, note),
-        data=setup.about_data + problems,
+        data=setup.about_data + _leaks(note) + problems,
         sources=setup.by_source.counts(job.share),
         candidates=[(str(one.candidate), one.value, one.against or one.unproven) for one in choice.scores],
         metric=choice.metric,
@@ -101,6 +101,12 @@ def _facts(setup: Setup, job: Job, choice: Choice, state: Mapping[str, Any], not
     if note.num_suspects:
         facts["suspects that mining left out"] = f"{note.num_suspects:,}; jobs/mine.py lists them on a page"
     return facts
+
+
+def _leaks(note: StepNote) -> list[str]:
+    """Returns a line about the eval and test questions with a gold among the mined hard negatives, if any."""
+    leaks = ", ".join(f"{split} {number:,}" for split, number in note.leaks.items())
+    return [f"note: questions with a gold among the mined hard negatives: {leaks}"] if leaks else []
 
 
 def _phases(spent: Spent) -> list[Phase]:

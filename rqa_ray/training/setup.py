@@ -20,7 +20,7 @@ from rqa_ray.data.columns import column
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks, read_inputs
 from rqa_ray.data.records import find_labels
-from rqa_ray.data.report import brief, check_golds
+from rqa_ray.data.report import brief, check_golds, hard_negatives_that_answer
 from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.skipped import Skipped
@@ -212,7 +212,8 @@ def set_up(job: Job, args_file: str) -> Setup:
     job = with_steps(job, shared.num_pairs, began_with.get("max_steps"))
     train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
     has_negatives = train.num_negatives > 0 or mined > 0
-    check_golds(survey, files, has_negatives and num_drawn(job, batch_of(job, shared.num_pairs)) > 0)
+    draws_negatives = has_negatives and num_drawn(job, batch_of(job, shared.num_pairs)) > 0
+    check_golds(survey, files, draws_negatives)
     check_negatives(own, has_negatives)
     has_scores = bool(job.settings.teacher) if mined else train.num_scored > 0
     check_teacher(job.settings.distill_weight, has_scores)
@@ -221,6 +222,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     lines = [held_out.describe()] if held_out.sources else []
     lines += [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
     lines += labels.describe(key for keys in (survey.question_keys, stream.labeled if stream else ()) for key in keys)
+    lines += hard_negatives_that_answer(survey) if draws_negatives and not mined else []
     if mined and train.num_negatives:
         lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
     if train.num_negatives and not mined and not own and not job.settings.hard_neg_ratio:

@@ -234,8 +234,9 @@ class ContrastiveTrainer(Trainer):
         if self.rounds:
             self.rounds.save(folder)
         of_loss = losses.temperature_of(self.loss), list(self.loss.state_dict())
-        suspects, beside = self.rounds.num_suspects if self.rounds else 0, self.schedule.beside_step == step
-        StepNote(step, self.schedule.pending_step == step, *of_loss, self.spent, suspects, beside).save(folder)
+        of_round = (self.rounds.num_suspects, self.rounds.leaks) if self.rounds else (0, {})
+        pending, beside = self.schedule.pending_step == step, self.schedule.beside_step == step
+        StepNote(step, pending, *of_loss, self.spent, *of_round, beside).save(folder)
 
     def save_interrupted(self) -> None:
         """Saves the state after the last finished step, when the next one was given up."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rqa_ray.data.counts import Counts
-from rqa_ray.data.report import brief, check_golds
+from rqa_ray.data.report import brief, check_golds, hard_negatives_that_answer
 from rqa_ray.data.schema import Document
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
@@ -129,3 +129,11 @@ def test_questions_with_a_gold_that_training_knows_are_counted_by_split():
     assert said in lines(train=ids(1, 2), eval=ids(1, 3, 3), test=ids(2, 1))
     assert len(lines(train=ids(1, 2), eval=ids(3))) == 1
     assert len(lines(eval=ids(3))) == 1  # the training files are streamed
+
+
+def test_questions_whose_gold_is_a_hard_negative_of_training_are_counted_by_split():
+    train = [{"passage_id": 1, "hard_negative_ids": [2, 3]}, {"passage_id": 2, "hard_negative_ids": [3]}]
+    said = "note: questions with a gold that is also a hard negative of train: eval 2 (67%), test 1 (100%)"
+    assert hard_negatives_that_answer(survey(train=train, eval=ids(1, 3, 3), test=ids(2))) == [said]
+    assert hard_negatives_that_answer(survey(train=train, eval=ids(1))) == []
+    assert hard_negatives_that_answer(survey(eval=ids(1))) == []  # the training files are streamed

@@ -132,6 +132,8 @@ def test_a_share_of_the_pairs_mines_for_its_questions_what_all_pairs_mine(folder
     of_share, of_all = by_question(rounds.texts, rounds.round), by_question(texts, whole)
     assert 0 < len(of_share) < len(of_all)
     assert of_share.items() <= of_all.items()
+    golds, negatives = evaluator.questions["eval"].golds, set(rounds.round.ids.tolist())
+    assert rounds.leaks == {"eval": sum(not negatives.isdisjoint(of_one.tolist()) for of_one in golds)}
 
 
 @pytest.mark.parametrize(("sources", "teacher"), [(None, None), (["dense"], None), (["bm25"], None), (None, "hybrid")])

@@ -40,7 +40,8 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     settings = replace(asked.settings, global_batch_size=48, train_share=0.5)
     training = {"learning_rate": 3e-4, "output_dir": str(tmp_path / "out"), "gradient_accumulation_steps": 2}
     winner = replace(asked, settings=settings, training=asked.training | training)
-    note = StepNote(8, spent=Spent(reading=10.0, waiting=5.0, steps=15.0, tokens=8_000), num_suspects=1_234)
+    spent = Spent(reading=10.0, waiting=5.0, steps=15.0, tokens=8_000)
+    note = StepNote(8, spent=spent, num_suspects=1_234, leaks={"eval": 2, "test": 1_000})
     compared = {"eval": Comparison.of(asked_questions(), documents(), BEFORE, AFTER)}
     page = page_of_run(tmp_path, setup, winner, CHOSEN, ["chosen"], compared, documents(), note)
     facts = page.facts
@@ -52,6 +53,8 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     assert facts["batches"] == "16" and facts["tokens of all batches"] == "8,000; 1,000 a step, 400 a second"
     assert facts["texts longer than max_seq_length, cut"] == "train 1.2%"
     assert facts["suspects that mining left out"] == "1,234; jobs/mine.py lists them on a page"
+    said = "note: questions with a gold among the mined hard negatives: eval 2, test 1,000"
+    assert page.data == ["data: 3 questions", said]
     assert [(one.name, one.seconds, one.share) for one in page.phases] == [
         ("reading and tokenizing", 10, 1 / 3),
         ("steps: waiting for data", 5, 1 / 6),
