@@ -120,15 +120,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: the file contains something else.
     """
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); a program or a person has changed the file") from None
-    if not isinstance(found, dict):
+    found = read_any_json(path, None)
+    if path.is_file() and not isinstance(found, dict):
         raise InputError(f"{path}: has to be a JSON object; a program or a person has changed the file")
     return found
+
+
+def read_any_json(path: Path, default: Any) -> Any:
+    """Reads a JSON file; returns the default if there is no file, raises InputError if the file is no JSON."""
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); a program or a person has changed the file") from None
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:

@@ -22,9 +22,9 @@ from rqa_ray.corpus.mining_inputs import Passages
 from rqa_ray.corpus.model import Model
 from rqa_ray.corpus.shards import fingerprint
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import write_whole
+from rqa_ray.places import read_any_json, write_whole
 from rqa_ray.progress import Progress, ProgressLine
-from rqa_ray.retriever.encoder_settings import ModelSpec, read_json_file, read_settings
+from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model
 from rqa_ray.retriever.weights import check_weights
@@ -47,7 +47,7 @@ def find_teacher(name: str) -> Model | CrossEncoderFolder:
         InputError: there is no such model, or it cannot score pairs.
     """
     folder = find_model_folder(name)
-    config = read_json_file(Path(folder) / "config.json", {})
+    config = read_any_json(Path(folder) / "config.json", {})
     if any(kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or []):
         labels = len(config.get("id2label") or [0, 1])  # as transformers counts them
         if labels != 1:

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from rqa_ray.corpus_settings import RUNTIME_NAMES
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.retriever.embedder import MOST_BATCHES_AT_A_TIME
 from rqa_ray.retriever.encoder import Encoder
@@ -165,19 +166,23 @@ def threads_of_one_run() -> int:
     return torch.get_num_threads() // runs_at_a_time()
 
 
+ONNX, OPENVINO = RUNTIME_NAMES
 RUNTIMES = {
-    "onnx": Runtime(
-        "onnx",
-        {"onnx": ONNX_FILE, "onnx int8": ONNX_INT8_FILE},
-        ("onnx", "onnxscript", "onnxruntime"),
-        quantize_onnx,
-        open_onnx,
-    ),
-    "openvino": Runtime(
-        "openvino",
-        {"openvino": OPENVINO_FILE, "openvino int8": OPENVINO_INT8_FILE},
-        ("onnx", "onnxscript", "openvino", "nncf"),
-        write_openvino,
-        open_openvino,
-    ),
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            ONNX,
+            {"onnx": ONNX_FILE, "onnx int8": ONNX_INT8_FILE},
+            ("onnx", "onnxscript", "onnxruntime"),
+            quantize_onnx,
+            open_onnx,
+        ),
+        Runtime(
+            OPENVINO,
+            {"openvino": OPENVINO_FILE, "openvino int8": OPENVINO_INT8_FILE},
+            ("onnx", "onnxscript", "openvino", "nncf"),
+            write_openvino,
+            open_openvino,
+        ),
+    )
 }

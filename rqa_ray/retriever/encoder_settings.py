@@ -5,13 +5,13 @@ The files are read as plain JSON. So a process that only tokenizes needs neither
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError
+from rqa_ray.places import read_any_json
 from rqa_ray.retriever.model_types import model_type
 from rqa_ray.texts import is_none_of
 
@@ -106,18 +106,16 @@ def read_settings(
             cannot take the length, or the model has no prompt of a given name.
     """
     root, config = Path(folder), model_config(folder)
-    modules = read_json_file(root / "modules.json", [])
-    general = read_json_file(root / "config_sentence_transformers.json", {})
-    transformer: dict[str, Any] = next((read_json_file(path, {}) for path in _transformer_settings(folder)), {})
+    modules = read_any_json(root / "modules.json", [])
+    general = read_any_json(root / "config_sentence_transformers.json", {})
+    transformer: dict[str, Any] = next((read_any_json(path, {}) for path in _transformer_settings(folder)), {})
     kinds = [_kind(module) for module in modules]
     _refuse_what_is_not_honored(folder, kinds, general, transformer)
     own_similarity = general.get("similarity_fn_name") or "cosine"
     if similarity is None and own_similarity not in SIMILARITIES:
         raise InputError(f"{folder}: compares by {own_similarity}; choose --similarity cosine or dot")
     similarity = similarity or own_similarity
-    poolings = [
-        read_json_file(root / part["path"] / "config.json", {}) for part in modules if _kind(part) == "Pooling"
-    ]
+    poolings = [read_any_json(root / part["path"] / "config.json", {}) for part in modules if _kind(part) == "Pooling"]
     pooling_config: dict[str, Any] = poolings[0] if poolings else {}
     limit, positions = _max_seq_length(folder, config, transformer, max_seq_length), _positions(config)
     lengths = {name: transformer.get(name) for name in ("query_length", "document_length")}
@@ -142,7 +140,7 @@ def read_settings(
 
 def stored_prompts(folder: str) -> dict[str, str]:
     """Returns the texts of the prompts that a model folder has, by name."""
-    prompts = read_json_file(Path(folder) / "config_sentence_transformers.json", {}).get("prompts") or {}
+    prompts = read_any_json(Path(folder) / "config_sentence_transformers.json", {}).get("prompts") or {}
     return {name: text or "" for name, text in prompts.items()}
 
 
@@ -167,7 +165,7 @@ def _prefix(folder: str, kind: str, given: str | None, name: str | None, default
 
 def model_config(folder: str) -> dict[str, Any]:
     """Reads the transformer's `config.json`; raises InputError if there is none."""
-    config = read_json_file(transformer_folder(folder) / "config.json", None)
+    config = read_any_json(transformer_folder(folder) / "config.json", None)
     if not isinstance(config, dict) or not config.get("model_type"):
         raise InputError(f"{folder}: not a model folder, it has no config.json with a model_type; pass one that has")
     return config
@@ -185,7 +183,7 @@ def module_folders(folder: str) -> list[Path]:
 
 def modules_of(folder: str) -> list[tuple[str, Path]]:
     """Returns the kind and the folder of each module of a model, the transformer's first."""
-    modules = read_json_file(Path(folder) / "modules.json", [])
+    modules = read_any_json(Path(folder) / "modules.json", [])
     found = [(_kind(module), Path(folder) / (module.get("path") or "")) for module in modules]
     return found or [("Transformer", Path(folder))]
 
@@ -269,20 +267,10 @@ def _max_seq_length(folder: str, config: dict, transformer: dict, asked: int | N
     own = transformer.get("max_seq_length")
     # sentence-transformers 6 keeps the limit in the tokenizer
     if own is None and (Path(folder) / "modules.json").exists():
-        own = read_json_file(transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
+        own = read_any_json(transformer_folder(folder) / "tokenizer_config.json", {}).get("model_max_length")
     if not own or own > _NO_LIMIT:
         own = _DEFAULT_MAX_SEQ_LENGTH
     return int(min(own, positions or own))
-
-
-def read_json_file(path: Path, default: Any) -> Any:
-    """Reads a JSON file of a model; returns the default if there is no file, raises InputError if it is no JSON."""
-    if not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
 
 
 def encoder_settings(folder: str, flags: Any) -> EncoderSettings:

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from rqa_ray.errors import InputError
-from rqa_ray.places import ALL_ARGS_FILE
-from rqa_ray.retriever.encoder_settings import ModelSpec, modules_of, read_json_file, transformer_folder
+from rqa_ray.places import ALL_ARGS_FILE, read_any_json
+from rqa_ray.retriever.encoder_settings import ModelSpec, modules_of, transformer_folder
 
 
 def cut(embeddings: torch.Tensor, dimensions: int, similarity: str) -> torch.Tensor:
@@ -24,7 +24,7 @@ def cut(embeddings: torch.Tensor, dimensions: int, similarity: str) -> torch.Ten
 
 def trained_dimensions(folder: str) -> list[int]:
     """Returns the dimensions to which a model was trained to be cut, if `jobs/train.py` has written its folder."""
-    arguments = read_json_file(Path(folder) / ALL_ARGS_FILE, {})
+    arguments = read_any_json(Path(folder) / ALL_ARGS_FILE, {})
     return (isinstance(arguments, dict) and arguments.get("matryoshka_dims")) or []
 
 
@@ -43,6 +43,6 @@ def check_dimensions(spec: ModelSpec, wanted: Sequence[int]) -> None:
     hidden = getattr(config.get_text_config(), "hidden_size", None)
     pooled = hidden and hidden * len(spec.settings.pooling.split("+"))
     dense = [path for kind, path in modules_of(spec.folder) if kind == "Dense"]
-    found = read_json_file(dense[-1] / "config.json", {}).get("out_features") if dense else pooled
+    found = read_any_json(dense[-1] / "config.json", {}).get("out_features") if dense else pooled
     if found:
         refuse_more_than(min(found, spec.settings.truncate_dim or found), wanted)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rqa_ray.errors import InputError
-from rqa_ray.retriever.encoder_settings import HEADS, ModelSpec, modules_of, read_json_file
+from rqa_ray.places import read_any_json
+from rqa_ray.retriever.encoder_settings import HEADS, ModelSpec, modules_of
 
 LARGEST_READ = 4 * 2**30  # bytes of weights whose values are looked at: half a second, or as long as the disk takes
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for them; .index.json lists several files
@@ -49,7 +50,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if index.is_file():
-            listed = read_json_file(index, {}).get("weight_map", {})
+            listed = read_any_json(index, {}).get("weight_map", {})
             paths = [folder / part for part in sorted(set(listed.values()))]
             missing = [path for path in paths if not path.is_file()]
             if missing:

@@ -21,9 +21,9 @@ from transformers.utils import CONFIG_NAME
 
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
-from rqa_ray.places import inside, open_location
+from rqa_ray.places import inside, open_location, read_any_json
 from rqa_ray.retriever.adapters import CONFIG_FILE
-from rqa_ray.retriever.encoder_settings import heads, model_config, read_json_file
+from rqa_ray.retriever.encoder_settings import heads, model_config
 from rqa_ray.settings import LoraSettings
 from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER, STEP_FILE, StepNote
 from rqa_ray.training.finish import score
@@ -89,7 +89,7 @@ class StoredCheckpoint:
         names = [name for name in ["model_type", *sizes] if name in own and name in other]
         differ = [f"{name} {own[name]}, not {other[name]}" for name in names if own[name] != other[name]]
         own_heads = heads(lambda name: _read_json(self.filesystem, f"{self.path}/{MODEL_FOLDER}/{name}"))
-        other_heads = heads(lambda name: read_json_file(Path(model_folder) / name, None))
+        other_heads = heads(lambda name: read_any_json(Path(model_folder) / name, None))
         if own_heads != other_heads:
             differ.append(f"{', '.join(own_heads) or 'no head'}, not {', '.join(other_heads) or 'none'}")
         return ", ".join(differ)
