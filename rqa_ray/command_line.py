@@ -80,7 +80,7 @@ class Parser(HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-        """Adds a flag for a field that a Group declared, as transformers does."""
+        """Adds a flag for a field that a Group declared, as transformers does; transformers has no public hook."""
         plain: Any = copy.copy(field)
         plain.metadata = {name: value for name, value in field.metadata.items() if name not in OWN_METADATA}
         aliases = [f"--{name}" for name in field.metadata.get("more_names", ()) if name != field.name]

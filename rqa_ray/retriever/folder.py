@@ -124,6 +124,7 @@ def _open(folder: str, settings: EncoderSettings, options: dict[str, Any]) -> An
         kind = modules[0]["type"]
         # If the folder brings its own code, that code loads the weights.
         strict = {kind: StrictTransformer} if kind.startswith("sentence_transformers.") else {}
+        # private: the constructor takes no other class for a module of the folder
         model = SentenceTransformer._load_with_module_classes(folder, strict, device="cpu", **options)
     else:
         shared = {name: options[name] for name in ("local_files_only", "trust_remote_code")}

@@ -13,6 +13,7 @@ from rqa_ray.retriever.weights import refuse_loading_info
 class StrictTransformer(Transformer):
     """sentence-transformers' Transformer, but missing weights raise an error: transformers would draw random ones."""
 
+    # sentence-transformers has no public hook between loading the weights and using them
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """Loads the transformers model.
 

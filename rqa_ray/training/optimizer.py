@@ -46,6 +46,7 @@ def check_optimizer(training: dict[str, Any]) -> None:
 
 def _options(given: str | dict[str, Any] | None) -> dict[str, Any] | None:
     """Returns `--lr_scheduler_kwargs` as transformers reads them."""
+    # private: only the real TrainingArguments convert texts in JSON, and none are made here (`check_optimizer`)
     from transformers.training_args import _convert_str_dict
 
     try:

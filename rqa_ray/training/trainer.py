@@ -52,6 +52,9 @@ class ContrastiveTrainer(Trainer):
     because batches and dropout masks are functions of (seed, batch, rank, place).
     """
 
+    # Methods of the Trainer whose names begin with `_` are replaced where the Trainer has no public hook: for what a
+    # checkpoint contains, and for an evaluation at step 0 that may be the best. pyproject.toml limits the versions.
+
     control: TrainerControl
 
     # The loss of a micro-batch is a mean, so it has to be divided by the number of accumulation steps.
