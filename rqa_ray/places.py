@@ -23,6 +23,7 @@ from rqa_ray.texts import printable
 
 HUB = "hf://"  # Hugging Face's hub; its addresses are not percent-encoded
 ALL_ARGS_FILE = "all_args.json"  # name of the file with the arguments of a run, beside its results
+STAGING = ".staging"  # folder inside an output folder: its files are moved there when all are complete
 REPORT_FILE = "report.html"  # name of the page about a run or an evaluation, beside its results
 
 
@@ -72,8 +73,11 @@ def check_writable(output_dir: str) -> None:
 
 
 def refuse_files_of_others(output: Path, names: Iterable[str]) -> None:
-    """Raises InputError if a folder without a record of an earlier run has files that the job would replace."""
-    for name in names:
+    """Raises InputError if a folder without a record of an earlier run has files that the job would replace.
+
+    Files beside `STAGING` are those of a run of the job that was killed while it moved them there.
+    """
+    for name in names if not (output / STAGING).exists() else ():
         if (output / name).exists():
             raise InputError(
                 f"--output_dir {output}: has {name}, which no finished run of this job wrote; choose another folder, "
@@ -82,14 +86,17 @@ def refuse_files_of_others(output: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Yields a folder to write into; its contents are moved into `folder` if the block succeeds, else deleted."""
-    staging = folder / ".staging"
+def staged(folder: Path, last: str = "") -> Iterator[Path]:
+    """Yields a folder to write into; its contents are moved into `folder` if the block succeeds, else deleted.
+
+    The file `last` is moved after all others: where it is, all are.
+    """
+    staging = folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         yield staging
-        for path in sorted(staging.rglob("*")):
+        for path in sorted(staging.rglob("*"), key=lambda path: (path == staging / last, path)):
             target = folder / path.relative_to(staging)
             if path.is_dir():
                 target.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """Files are complete or absent, whatever happens while they are written."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rqa_ray.places import (
     inside,
     read_json,
     refuse_among_inputs,
+    refuse_files_of_others,
     refuse_temporary,
     staged,
     with_suffix,
@@ -59,6 +61,30 @@ def test_what_a_killed_run_had_staged_is_not_moved_by_the_next(tmp_path):
     with staged(tmp_path) as staging:
         (staging / "new.json").write_text("1")
     assert [path.name for path in tmp_path.iterdir()] == ["new.json"]
+
+
+def test_the_last_staged_file_is_moved_after_all_others_and_a_kill_in_between_blocks_no_later_run(
+    tmp_path, monkeypatch
+):
+    moved, replace = [], os.replace
+
+    def killed(source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *given, **options: None)  # a killed process does not tidy up
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path, last="a.json") as staging:
+        for name in ("a.json", "b.json", "c.json"):
+            (staging / name).write_text("new")
+    assert moved == ["b.json", "c.json"]
+    refuse_files_of_others(tmp_path, moved)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / ".staging")
+    with pytest.raises(InputError, match=r"has b\.json, which no finished run of this job wrote"):
+        refuse_files_of_others(tmp_path, moved)
 
 
 def test_json_is_written_and_read_again_with_nothing_beside_it(tmp_path):

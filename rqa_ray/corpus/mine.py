@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from rqa_ray.corpus.mined_files import (
     NEGATIVES_FILE,
     SUSPECTS_FILE,
     TRAIN_FILE,
+    MinedQuestions,
     MiningReport,
     write_negatives,
     write_suspects,
@@ -36,6 +39,7 @@ from rqa_ray.corpus.teacher import find_teacher
 from rqa_ray.corpus_settings import MineSettings
 from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels, good_records
+from rqa_ray.data.schema import QARecord
 from rqa_ray.errors import InputError, need_extra
 from rqa_ray.places import check_local_folder, refuse_among_inputs, refuse_files_of_others, staged
 from rqa_ray.settings import HYBRID
@@ -46,7 +50,7 @@ LACKING = "golds that the corpus lacks, encoded beside it and no candidates"
 IDENTITY = {
     "model": "model, or other settings of it",
     "corpus": "corpus",
-    "questions": "training questions or golds",
+    "questions": "training questions, golds or refused suspects",
     "teacher": "--teacher",
     "precision": "precision of the embeddings",
     "bf16": "--bf16",
@@ -126,8 +130,9 @@ def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
     print(f"Ray: {cluster}; {workers.describe()}\n{model.describe()}")
     plan = plan_corpus(inputs["corpus"])
     blocks = read_inputs({"asked": inputs["asked"]}, model.spec, labels=labels)["asked"]
-    pairs = TrainingPairs(blocks.tables(), plan.passage_ids)
-    splits = {split: EvalSplit(inputs[split], labels) for split in ("eval", "test") if split in inputs}
+    pairs = TrainingPairs(blocks.tables(), plan.passage_ids, labels.refused)
+    splits: dict[str, EvalSplit] = {}
+    splits |= {split: EvalSplit(inputs[split], labels) for split in ("eval", "test") if split in inputs}
     print(f"data: {len(pairs.questions):,} questions in {pairs.num_pairs:,} training pairs; {plan.describe()}")
     asked = set(pairs.wordings.keys.tolist()).union(*(part.labelled for part in splits.values()))
     for line in labels.describe(asked):
@@ -151,25 +156,37 @@ def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
     miner.encode(inputs["corpus"])
     encoding = time.perf_counter() - encoding
     found = miner.mined()
-    (output / MINING_FILE).unlink(missing_ok=True)  # the old report does not fit new files
-    with staged(output) as staging:
-        negatives = found.negatives()
-        records = good_records(inputs["asked"], "questions", labels=labels)
-        replaced = write_train(staging / TRAIN_FILE, records, pairs, found, miner.passages)
+    records = good_records(inputs["asked"], "questions", labels=labels)
+    report = _write(output, records, miner, found, splits, identity)
+    return MineResult(settings.output_dir, report, time.perf_counter() - started, encoding)
+
+
+def _write(
+    output: Path,
+    records: Iterable[QARecord],
+    miner: Miner,
+    found: MinedQuestions,
+    splits: Mapping[str, EvalSplit],
+    identity: dict[str, Any],
+) -> MiningReport:
+    """Writes all files into the output folder, whole or not at all; the report comes last, and is returned."""
+    pairs, passages, negatives = miner.pairs, miner.passages, found.negatives()
+    with staged(output, last=MINING_FILE) as staging:
+        replaced = write_train(staging / TRAIN_FILE, records, pairs, found, passages)
         write_negatives(staging / NEGATIVES_FILE, pairs, negatives)
-        written = write_suspects(staging / SUSPECTS_FILE, pairs, found, miner.passages)
+        counts = {
+            "pairs": pairs.num_pairs,
+            "questions": len(pairs.questions),
+            "golds_beside_the_corpus": len(pairs.beside),
+            **found.counts,
+            "questions_with_fewer": int((np.diff(negatives.offsets) < miner.rules.num_negatives).sum()),
+            "suspects_written": write_suspects(staging / SUSPECTS_FILE, pairs, found, passages),
+        }
+        leaks = {split: part.leaks(negatives, pairs.ids) for split, part in splits.items()}
+        weight = miner.hybrid.weight if miner.hybrid else None
+        report = MiningReport(identity, counts, found.levels(), leaks, weight)
+        report.save(staging)
+        (output / MINING_FILE).unlink(missing_ok=True)  # an earlier report does not fit the new files
     if replaced:
         print(f"note: hard negatives of the input, replaced by those that were mined: {replaced:,}")
-    counts = {
-        "pairs": pairs.num_pairs,
-        "questions": len(pairs.questions),
-        "golds_beside_the_corpus": len(pairs.beside),
-        **found.counts,
-        "questions_with_fewer": int((np.diff(negatives.offsets) < settings.num_negatives).sum()),
-        "suspects_written": written,
-    }
-    leaks: dict[str, dict[str, int]] = {split: part.leaks(negatives, pairs.ids) for split, part in splits.items()}
-    weight = miner.hybrid.weight if miner.hybrid else None
-    report = MiningReport(identity, counts, found.levels(), leaks, weight)
-    report.save(output)
-    return MineResult(settings.output_dir, report, time.perf_counter() - started, encoding)
+    return report

@@ -130,7 +130,7 @@ class Miner:
         for part in self._parts():
             candidates, golds = self._candidates(part, index)
             keys = self.pairs.wordings.keys[part.rows]
-            found.add(choose(self.rules, keys, candidates, golds, texts), golds)
+            found.add(choose(self.rules, keys, candidates, golds, texts, self.pairs.refused), golds)
         return found
 
     def _choose_weight(self, hybrid: HybridTeacher) -> str:

@@ -12,7 +12,8 @@ position is a passage's place in the corpus. A gold that the corpus lacks has a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,7 +23,7 @@ import torch
 from rqa_ray.corpus.near_duplicates import LIMIT, Signatures
 from rqa_ray.corpus.topk import pair_scores
 from rqa_ray.data.columns import concat, runs
-from rqa_ray.data.distinct import first_places
+from rqa_ray.data.distinct import first_places, places_of
 from rqa_ray.data.golds import Golds
 
 POOL = 4  # negatives are drawn from POOL times as many candidates
@@ -77,7 +78,7 @@ class Verdict(IntEnum):
     GOLD = 0  # it is a gold of the question, in some line of the input
     SAME_TEXT = 1  # it has the same text as a gold
     NEAR_DUPLICATE = 2  # it is nearly a gold
-    SUSPECT = 3  # its score is too close to that of the lowest gold
+    SUSPECT = 3  # its score is too close to that of the lowest gold, and no person has said that it is no answer
     SPARE = 4  # it may be a negative, but was not drawn
     NEGATIVE = 5
 
@@ -216,21 +217,42 @@ class Mined:
         return np.bincount(places, minlength=len(edges) + 1)
 
 
+Refused = AbstractSet[tuple[int, int]]  # a question's key and the position of a passage that is no answer to it
+
+
+def refused_at(refused: Iterable[tuple[int, int]], passage_ids: np.ndarray) -> Refused:
+    """Returns `Labels.refused` with the positions of the passages, whose ids stand at all positions in an array."""
+    pairs = list(refused)
+    places = places_of(np.array([one for _, one in pairs], np.int64), passage_ids).tolist()
+    return {(key, place) for (key, _), place in zip(pairs, places, strict=True) if place >= 0}
+
+
 def choose(
-    rules: MiningRules, keys: np.ndarray, candidates: Candidates, golds: ScoredGolds, texts: Signatures
+    rules: MiningRules,
+    keys: np.ndarray,
+    candidates: Candidates,
+    golds: ScoredGolds,
+    texts: Signatures,
+    refused: Refused = frozenset(),
 ) -> Mined:
     """Filters the candidates of questions, and draws their negatives.
 
     keys: (Q,) `schema.question_key`, which seeds the draw. So a question has the same negatives whichever other
-    questions are mined with it. texts: signatures of the texts at all positions.
+    questions are mined with it. texts: signatures of the texts at all positions. refused: no suspects, whatever their
+    scores.
     """
     lowest = golds.lowest()
     verdicts = np.full(len(candidates.positions), Verdict.SPARE, np.int8)
     for part in _slices(len(keys)):
         offsets = candidates.offsets[part.start : part.stop + 1]
         verdicts[offsets[0] : offsets[-1]] = _filtered(candidates, golds, texts, part)
-    close = candidates.scores >= rules.limits(lowest)[candidates.questions]
-    verdicts[close & (verdicts == Verdict.SPARE)] = Verdict.SUSPECT
+    questions = candidates.questions
+    close = candidates.scores >= rules.limits(lowest)[questions]
+    suspects = np.flatnonzero(close & (verdicts == Verdict.SPARE))
+    if refused:
+        found = zip(keys[questions[suspects]].tolist(), candidates.positions[suspects].tolist(), strict=True)
+        suspects = suspects[[pair not in refused for pair in found]]
+    verdicts[suspects] = Verdict.SUSPECT
     verdicts[_drawn(rules, keys, candidates.offsets, verdicts)] = Verdict.NEGATIVE
     return Mined(candidates, verdicts, lowest)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.corpus.mining import Candidates, Wordings
+from rqa_ray.corpus.mining import Candidates, Wordings, refused_at
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import column, input_order
 from rqa_ray.data.distinct import first_places, places_of
@@ -27,8 +28,13 @@ from rqa_ray.data.schema import Document
 class TrainingPairs:
     """The pairs of the training files: their questions, their golds, and the golds that the corpus lacks."""
 
-    def __init__(self, tables: Sequence[pa.Table], corpus_ids: np.ndarray) -> None:
-        """Takes blocks of `token_tables.SCHEMAS["questions"]`, and the passage ids (P,) in document order."""
+    def __init__(
+        self, tables: Sequence[pa.Table], corpus_ids: np.ndarray, refused: AbstractSet[tuple[int, int]] = frozenset()
+    ) -> None:
+        """Takes blocks of `token_tables.SCHEMAS["questions"]`, the passage ids (P,) in document order, and labels.
+
+        refused: `Labels.refused`.
+        """
         order = input_order(tables)
         ids = column(tables, "passage_id")[order]
         self.wordings = Wordings.of(column(tables, "question_key")[order], ids)
@@ -41,9 +47,14 @@ class TrainingPairs:
         self.beside = [Document(**json.loads(text)) for text in _texts(tables, "gold_doc", order[lacking])]
         self.ids = np.concatenate([corpus_ids, ids[lacking]]) if len(lacking) else corpus_ids  # by position
         self.gold_positions = places_of(self.wordings.golds.ids, self.ids)  # as golds.ids
+        asked = set(self.wordings.keys.tolist())
+        self.refused = refused_at((pair for pair in refused if pair[0] in asked), self.ids)
         parts = [ids.tobytes(), column(tables, "question_key")[order].tobytes(), *map(_utf8, self.questions)]
         parts += [_utf8(text) for text in self.instructions if text is not None]
         parts += [_utf8(document.fmt_content) for document in self.beside]
+        parts += (
+            [repr(sorted(self.refused)).encode()] if self.refused else []
+        )  # else as in earlier versions
         self.digest = hashlib.blake2b(b"|".join(parts), digest_size=16).hexdigest()
 
 

@@ -21,12 +21,13 @@ SHOWN_CHARS = 60
 class Labels:
     """What is known about golds beside their own files.
 
-    This is the decisions of a person: the accepted passages of each question, and how many were refused or left open.
+    This is the decisions of a person: the accepted and the refused passages of each question, and how many were left
+    open.
     """
 
     golds: dict[int, list[Document]] = field(default_factory=dict)  # accepted passages by question_key
     wordings: dict[int, str] = field(default_factory=dict)  # one wording of each question_key in `golds`
-    num_refused: int = 0
+    refused: frozenset[tuple[int, int]] = frozenset()  # (question_key, passage id) of passages that are no answers
     num_undecided: int = 0
     # the passages of the corpus, where question files name golds by their ids
     passages: PassagesById = field(default=NO_PASSAGES, compare=False, repr=False)
@@ -55,7 +56,8 @@ class Labels:
             if label.accept:
                 golds.setdefault(key, []).append(label.passage)
                 wordings[key] = label.question
-        return cls(golds, wordings, sum(not label.accept for label in decided.values()), undecided)
+        refused = frozenset(place for place, label in decided.items() if not label.accept)
+        return cls(golds, wordings, refused, undecided)
 
     def apply(self, record: QARecord) -> Iterator[QARecord]:
         """Yields the record with its accepted golds; in several records if its questions then have different golds.
@@ -99,12 +101,12 @@ class Labels:
         `asked` are the question keys of all files that are read.
         """
         lines = [self.passages.describe()] if self.passages.source else []
-        if not (self.golds or self.num_refused or self.num_undecided):
+        if not (self.golds or self.refused or self.num_undecided):
             return lines
         found = self.golds.keys() & asked
         passages = {gold.passage_id for key in found for gold in self.golds[key]}
         line = f"accepted labels: {len(passages):,} passages are golds of {len(found):,} questions now"
-        others = [f"{self.num_refused:,} refused"] * (self.num_refused > 0)
+        others = [f"{len(self.refused):,} refused"] * bool(self.refused)
         others += [f"{self.num_undecided:,} undecided"] * (self.num_undecided > 0)
         line += f" ({', '.join(others)})" if others else ""
         unknown = sorted(self.golds.keys() - found, key=self.wordings.__getitem__)

@@ -18,7 +18,7 @@ import torch
 
 from rqa_ray.corpus.bm25 import Bm25
 from rqa_ray.corpus.hybrid_pairs import HybridWeight, PassageMoments, WordScores, ZScores, z_scores
-from rqa_ray.corpus.mining import Candidates, Mined, MiningRules, PairScores, ScoredGolds, Wordings, choose
+from rqa_ray.corpus.mining import Candidates, Mined, MiningRules, PairScores, ScoredGolds, Wordings, choose, refused_at
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.batches import GlobalBatches
@@ -84,6 +84,7 @@ class MiningTexts:
     bm25: np.ndarray  # (Q, K) positions, best first, -1 after the last; K is 0 if BM25 gives no candidates
     signatures: Signatures  # (P + E,)
     hybrid: HybridTexts | None = None  # if the hybrid scores the candidates
+    refused: frozenset[tuple[int, int]] = frozenset()  # `Labels.refused`
 
     @classmethod
     def of(
@@ -145,6 +146,7 @@ class MiningPass:
         corpus, golds = evaluator.corpus, texts.wordings.golds
         ids = np.concatenate([corpus.passage_ids, texts.missing])
         places = places_of(golds.ids, ids)
+        self.refused = refused_at(texts.refused, ids)
         device = evaluator.device
         self.asked = _Search(texts.bm25, places, golds.offsets, min(depth, len(corpus)), device)
         self.of_eval: _Search | None = None
@@ -208,7 +210,8 @@ class MiningPass:
                 self._z_scores(self.asked, hybrid.asked, rows, part).mixed(weight.weight)
                 for rows, part in ((candidates.questions, candidates), (asked, golds))
             )
-        return Choice(choose(rules, self.texts.wordings.keys, candidates, golds, self.texts.signatures), golds, weight)
+        given = self.texts.wordings.keys, candidates, golds, self.texts.signatures, self.refused
+        return Choice(choose(rules, *given), golds, weight)
 
     def _z_scores(
         self, search: _Search, words: WordScores, rows: np.ndarray, part: Candidates | ScoredGolds

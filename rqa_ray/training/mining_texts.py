@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,11 +52,11 @@ def read_mining_texts(
     """
     passage_ids = Documents(blocks["corpus"].tables()).passage_ids
     given = (ray.put(labels), share, passage_ids)
-    found = [_read_pairs.remote(ranges, *given) for ranges in group_ranges(train_files)]
+    parts = [_read_pairs.remote(ranges, *given) for ranges in group_ranges(train_files)]
     keys, ids = [], []
     texts: dict[int, str] = {}
     missing: dict[int, str] = {}
-    for part in ray.get(found):
+    for part in ray.get(parts):
         keys.append(part[0])
         ids.append(part[1])
         texts = part[2] | texts
@@ -66,7 +66,8 @@ def read_mining_texts(
         raise RuntimeError(f"{shown(train_files[0])}: it, or a file behind it, changed while it was read")
     depth = settings.mine_depth if "bm25" in (settings.mine_from or MINED_FROM) else 0
     of_eval = AskedQuestions(blocks["eval"].tables()).questions if settings.teacher == HYBRID else None
-    return MiningTexts.of(wordings, passage_ids, texts, missing, corpus, depth, of_eval)
+    found = MiningTexts.of(wordings, passage_ids, texts, missing, corpus, depth, of_eval)
+    return replace(found, refused=labels.refused)
 
 
 @dataclass

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqa_ray.corpus.hybrid_pairs import HybridWeight
-from rqa_ray.corpus.mining import Candidates, MiningRules, PairScores, ScoredGolds, Verdict, Wordings, choose
+from rqa_ray.corpus.mining import (
+    Candidates,
+    MiningRules,
+    PairScores,
+    ScoredGolds,
+    Verdict,
+    Wordings,
+    choose,
+    refused_at,
+)
 from rqa_ray.corpus.near_duplicates import Signatures
 from rqa_ray.corpus.topk import RunningTopK, search_block
 from rqa_ray.data.columns import Ragged
@@ -27,12 +36,12 @@ def ranking(*positions: int):
     return row, (1 / (row + 2)).astype(np.float32)
 
 
-def of_one(candidates: Candidates, golds: dict[int, float], texts: list[str] | None = None, **rules):
+def of_one(candidates: Candidates, golds: dict[int, float], texts: list[str] | None = None, refused=(), **rules):
     """What is chosen for one question, with golds and their scores by position."""
     positions, scores = np.array([*golds]), np.array([*golds.values()], np.float32)
     texts = texts or [f"alone {number}" for number in range(100)]
     scored = ScoredGolds(positions, scores, np.array([0, len(golds)]))
-    return choose(MiningRules(**rules), np.array([-7]), candidates, scored, Signatures.of(texts))
+    return choose(MiningRules(**rules), np.array([-7]), candidates, scored, Signatures.of(texts), set(refused))
 
 
 def test_the_two_rankings_are_interleaved_and_a_passage_of_both_keeps_its_better_rank():
@@ -62,6 +71,15 @@ def test_each_filter_drops_and_counts_what_it_should():
     assert mined.of(Verdict.SUSPECT).positions.tolist() == [5, 3]
     assert mined.levels(mined.of(Verdict.SUSPECT)) == pytest.approx([0.95, 0.86 / 0.9], abs=1e-6)
     assert mined.histogram()[[4, 5, 19, 20]].tolist() == [0, 1, 0, 2] and mined.histogram().sum() == 3
+
+
+def test_a_passage_that_a_person_has_refused_is_no_suspect_of_its_question():
+    ids = np.array([50, 51, 52, 53])
+    refused = refused_at([(-7, 52), (8, 51), (-7, 99)], ids)
+    assert refused == {(-7, 2), (8, 1)}
+    dense = np.array([[1, 2]]), np.array([[0.99, 0.98]], np.float32)
+    mined = of_one(Candidates.united(dense, NONE), {0: 1.0}, refused=refused)
+    assert mined.verdicts.tolist() == [Verdict.SUSPECT, Verdict.NEGATIVE]
 
 
 @pytest.mark.parametrize(("gold", "suspect", "right"), [(0.8, 0.761, 0.759), (-2.0, -2.09, -2.11), (0.0, 0.0, -1e-6)])

@@ -45,6 +45,7 @@ def test_only_the_questions_of_that_wording_get_the_gold_and_all_stay_in_their_o
     ]
     assert [part.gold_scores for part in parts] == [[2.0], [2.0, None], [2.0]]
     assert [part.gold_grades for part in parts] == [[3.0], [3.0, 1.0], [3.0]]
+    assert labels.refused == {(question_key("ONE"), OTHER.passage_id)}
     assert [part.first_question for part in parts] == [0, 1, 3]
     assert sum(part.num_empty_questions for part in parts) == 1
     counts = Counts()
