@@ -1,21 +1,22 @@
-"""Counts what is in training files, record by record: in all files, or in a sample of the first records."""
+"""Counts what is in training files, record by record: in all files, or in a sample of their first records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
 from rqa_ray.data.beir import is_judgments, num_judgments
-from rqa_ray.data.files import text_bytes
+from rqa_ray.data.files import LINES, has_suffix, read_lines, text_bytes
 from rqa_ray.data.labels import NO_LABELS, Labels
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import QARecord, instruction_entry
 from rqa_ray.data.share import ALL, Share
 
-SAMPLE_RECORDS, SAMPLE_ROWS = 500, 2_000
+SAMPLE_FILES, SAMPLE_RECORDS, SAMPLE_ROWS = 8, 500, 2_000
 LARGEST_ID = 2**63 - 1
 NUMBERS = (
     "num_rows",
@@ -82,19 +83,19 @@ class Counts:
 
 
 @dataclass
-class Sample:
-    """The first good records of training files."""
+class FileSample:
+    """The first good records of a training file, and how much of the file they take."""
 
     records: list[tuple[int, QARecord]] = field(default_factory=list)  # line and record
     counts: Counts = field(default_factory=Counts)
-    num_bytes: int = 0  # bytes of their text as JSON
-    growth: float = 1.0  # bytes of their text by byte of the file, which may name passages by ids alone
+    num_bytes: int = 0  # bytes of their text as JSON, also of passages that the file names by ids alone
+    size: float = 0.0  # what they take of `size_of` the file
 
     @classmethod
-    def of(cls, files: list[str], labels: Labels = NO_LABELS) -> Sample:
-        """Reads the sample from the first file."""
-        sample, stored = cls(), 0
-        for line, record in read_records(files[0], "questions", labels=labels):
+    def of(cls, path: str, share: float, labels: Labels) -> FileSample:
+        """Reads a share of the records of a whole sample."""
+        sample, as_json, ended = cls(), 0, True
+        for line, record in read_records(path, "questions", labels=labels):
             if isinstance(record, QARecord):
                 sample.records.append((line, record))
                 sample.counts.add(record)
@@ -103,25 +104,70 @@ class Sample:
                 num_bytes = sum(len(json.dumps(text)) for text in texts)
                 sample.num_bytes += num_bytes
                 ids = record.gold_ids and [*record.gold_ids, *record.hard_neg_ids]
-                stored += len(json.dumps({"questions": asked, "gold_ids": ids})) if ids else num_bytes
-            if len(sample.records) >= SAMPLE_RECORDS or sample.counts.num_rows >= SAMPLE_ROWS:
+                as_json += len(json.dumps({"questions": asked, "gold_ids": ids})) if ids else num_bytes
+            if len(sample.records) >= share * SAMPLE_RECORDS or sample.counts.num_rows >= share * SAMPLE_ROWS:
+                ended = False
                 break
-        sample.growth = sample.num_bytes / max(stored, 1)
+        if ended:
+            sample.size = size_of(path)
+        elif is_judgments(path):
+            sample.size = sample.counts.num_rows + sample.counts.num_negatives
+        elif has_suffix(path, *LINES):
+            numbered = takewhile(lambda numbered: numbered[0] <= line, read_lines(path))
+            sample.size = sum(len(text) for _, text in numbered)
+        else:
+            sample.size = as_json
         return sample
 
 
-def record_bytes(files: list[str], sample: Sample) -> float:
-    """Estimates how many bytes the records of files have.
+@dataclass
+class Sample:
+    """The first good records of some training files, which are spread over all files."""
 
-    The size of a file of BEIR's judgments says nothing about the texts that the judgments name.
-    """
-    of_judgment = sample.num_bytes / max(sample.counts.num_rows, 1)
-    sizes = (num_judgments(path) * of_judgment if is_judgments(path) else text_bytes(path) for path in files)
-    return sample.growth * sum(sizes)
+    of_files: dict[str, FileSample] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: list[str], labels: Labels = NO_LABELS) -> Sample:
+        """Reads the sample."""
+        number = min(len(files), SAMPLE_FILES)
+        chosen = (files[int(place)] for place in np.linspace(0, len(files) - 1, number))
+        return cls({path: FileSample.of(path, 1 / number, labels) for path in chosen})
+
+    @property
+    def records(self) -> list[tuple[int, QARecord]]:
+        """The records of all files, each with its line."""
+        return [numbered for part in self.of_files.values() for numbered in part.records]
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the records' text as JSON."""
+        return sum(part.num_bytes for part in self.of_files.values())
+
+    def sum_over(self, files: Iterable[str], number_of: Callable[[FileSample], float]) -> float:
+        """Estimates the sum of a number over whole files: of each file from its own sample, else from all samples."""
+        total = 0.0
+        for path in files:
+            alike = [part for other, part in self.of_files.items() if is_judgments(other) == is_judgments(path)]
+            known = [self.of_files[path]] if path in self.of_files else alike
+            rates = [number_of(part) / part.size for part in known if part.records and part.size]
+            total += size_of(path) * sum(rates) / max(len(rates), 1)
+        return total
+
+
+def size_of(path: str) -> int:
+    """Estimates the bytes of a file's text; of BEIR's judgments, whose texts are elsewhere, counts the judgments."""
+    return num_judgments(path) if is_judgments(path) else text_bytes(path)
+
+
+def record_bytes(files: list[str], sample: Sample) -> float:
+    """Estimates how many bytes the records of files have, also those that a file names by their ids alone."""
+    return sample.sum_over(files, lambda part: part.num_bytes)
 
 
 def estimate(files: list[str], labels: Labels = NO_LABELS) -> Counts:
     """Estimates from a sample how many rows there are, and whether there are hard negatives."""
     sample = Sample.of(files, labels)
-    times = record_bytes(files, sample) / max(sample.num_bytes, 1)
-    return Counts(num_rows=round(sample.counts.num_rows * times), num_negatives=sample.counts.num_negatives)
+    num_negatives = sum(part.counts.num_negatives for part in sample.of_files.values())
+    return Counts(
+        num_rows=round(sample.sum_over(files, lambda part: part.counts.num_rows)), num_negatives=num_negatives
+    )

@@ -91,7 +91,7 @@ class Stream:
 
 def is_too_large(files: list[str], spec: ModelSpec, labels: Labels = NO_LABELS) -> bool:
     """Returns whether the tokenized rows of training files would take too much of the object store."""
-    # Of all records: those of the first file may all be held out, and a sample of none would bound nothing.
+    # Of all records: those of the sample may all be held out, and a sample of none would bound nothing.
     sample = Sample.of(files, replace(labels, side=ALL_RECORDS))
     tokenized = expansion(sample, spec) * record_bytes(files, sample)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
@@ -115,7 +115,7 @@ def open_stream(
         InputError: a bad line; passages that clash (in files larger than 1 GB, only a share of them is checked); a
             file without records; or a file that has to be read at once and is too large for it.
     """
-    # Of all records: those of the first file may all be held out, and a sample of none would bound nothing.
+    # Of all records: those of the sample may all be held out, and a sample of none would bound nothing.
     sample = Sample.of(files, replace(labels, side=ALL_RECORDS))
     times = max(1.0, expansion(sample, spec))
     part_bytes = max(SMALLEST_PART, int(PART_BYTES / times))

@@ -1,6 +1,7 @@
 """Training files are counted record by record."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -33,10 +34,28 @@ def test_scores_of_a_teacher_are_counted_and_those_that_are_no_cosines():
     assert (counts.num_scored, counts.num_no_cosines) == (4, 2)
 
 
+def lines(path: Path, number: int, num_questions: int = 2, words: int = 50) -> str:
+    record = {"questions": ["why"] * num_questions, "gold_docs": [{"text": "word " * words}]}
+    record["hard_neg_docs"] = [{"text": "x"}]
+    path.write_text((json.dumps(record) + "\n") * number)
+    return str(path)
+
+
 def test_a_sample_of_the_first_records_tells_about_how_many_rows_there_are(tmp_path):
-    record = {"questions": ["one", "two"], "gold_docs": [{"text": "word " * 50}], "hard_neg_docs": [{"text": "x"}]}
-    (tmp_path / "t.jsonl").write_text((json.dumps(record) + "\n") * 3_000)
-    sample = Sample.of([str(tmp_path / "t.jsonl")])
-    assert len(sample.records) == 500 and sample.counts.num_rows == 1_000
-    found = estimate([str(tmp_path / "t.jsonl")])
-    assert 0.8 < found.num_rows / 6_000 < 1.3 and found.num_negatives
+    path = lines(tmp_path / "t.jsonl", 3_000)
+    sample = Sample.of([path])
+    assert len(sample.records) == 500 and sample.of_files[path].counts.num_rows == 1_000
+    found = estimate([path])
+    assert found.num_rows == 6_000 and found.num_negatives
+
+
+def test_a_file_that_is_read_to_its_end_has_as_many_rows_as_it_says(tmp_path):
+    assert estimate([lines(tmp_path / "t.jsonl", 400)]).num_rows == 800
+
+
+def test_files_whose_records_differ_are_each_estimated_by_their_own_records(tmp_path):
+    paths = [lines(tmp_path / f"{place}.jsonl", 500, 1 + place, 400 // (1 + place)) for place in range(3)]
+    assert estimate(paths).num_rows == 500 * (1 + 2 + 3)
+    alike = [lines(tmp_path / f"alike-{place}.jsonl", 100 + place) for place in range(20)]
+    assert len(Sample.of(alike).of_files) == 8 and Sample.of(alike).of_files.keys() >= {alike[0], alike[-1]}
+    assert abs(estimate(alike).num_rows - 2 * sum(range(100, 120))) < 5
