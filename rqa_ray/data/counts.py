@@ -167,7 +167,5 @@ def record_bytes(files: list[str], sample: Sample) -> float:
 def estimate(files: list[str], labels: Labels = NO_LABELS) -> Counts:
     """Estimates from a sample how many rows there are, and whether there are hard negatives."""
     sample = Sample.of(files, labels)
-    num_negatives = sum(part.counts.num_negatives for part in sample.of_files.values())
-    return Counts(
-        num_rows=round(sample.sum_over(files, lambda part: part.counts.num_rows)), num_negatives=num_negatives
-    )
+    num_rows = round(sample.sum_over(files, lambda part: part.counts.num_rows))
+    return Counts(num_rows, num_negatives=sum(part.counts.num_negatives for part in sample.of_files.values()))

@@ -176,24 +176,39 @@ def check_beginnings(files: list[str], kind: str, skip_bad: bool = False) -> Non
             raise InputError(first or problem)
 
 
-def find_inputs(
-    given: Mapping[str, tuple[str, list[str] | None]], skip_bad: bool, outputs: Mapping[str, str | None] | None = None
-) -> dict[str, list[str]]:
-    """Finds the files of each input from the flag and its value, and checks how they begin.
+Given = Mapping[str, tuple[str, list[str] | None]]  # by input, such as train: the flag and its value
+ByLocation = dict[str, dict[str, list[str]]]  # by input, and by each location of its value: the files found there
 
-    Prints a line about queries of BEIR that are left out.
 
-    A value may be a BEIR folder, which has a file for each input. `outputs` are the folders that the job writes to,
-    by flag.
+def find_inputs(given: Given, skip_bad: bool, outputs: Mapping[str, str | None] | None = None) -> dict[str, list[str]]:
+    """Finds the files of each input, and does `check_inputs`."""
+    return check_inputs(given, find_by_location(given), skip_bad, outputs)
+
+
+def find_by_location(given: Given) -> ByLocation:
+    """Finds the files of each location; a location may be a BEIR folder, which has a file for each input.
 
     Raises:
-        InputError: there is no such file, it begins wrong, or it is where the job writes.
+        InputError: there is no such file.
     """
-    files = {
-        name: find_files([in_beir_folder(name, flag, location) for location in value], flag)
+    return {
+        name: {location: find_files([in_beir_folder(name, flag, location)], flag) for location in value}
         for name, (flag, value) in given.items()
         if value
     }
+
+
+def check_inputs(
+    given: Given, found: ByLocation, skip_bad: bool, outputs: Mapping[str, str | None] | None = None
+) -> dict[str, list[str]]:
+    """Returns the files of each input, each file once, and checks how they begin.
+
+    Prints a line about queries of BEIR that are left out. `outputs` are the folders that the job writes to, by flag.
+
+    Raises:
+        InputError: a file begins wrong, or it is where the job writes.
+    """
+    files = {name: [*dict.fromkeys(itertools.chain(*of.values()))] for name, of in found.items()}
     names = [name for _, value in given.values() for name in value or []]
     for flag, output in (outputs or {}).items():
         if output:

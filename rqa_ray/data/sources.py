@@ -7,15 +7,13 @@ N is the number of pairs, S the number of sources.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from rqa_ray.data.beir import in_beir_folder
 from rqa_ray.data.columns import column, input_order
-from rqa_ray.data.files import find_files
 from rqa_ray.data.rows import first_of_question
 from rqa_ray.data.share import Share
 from rqa_ray.errors import InputError
@@ -41,15 +39,13 @@ class Sources:
     of_files: tuple[int, ...]  # the source of each file, in the order in which the files are read
 
     @classmethod
-    def of(cls, given: Sequence[str], files: Sequence[str]) -> Sources:
-        """Finds the sources of files that were found by the names given; a file with several names has the first."""
-        if len(given) < 2:
-            return cls(tuple(map(shown, files)), tuple(range(len(files))))
+    def of(cls, found: Mapping[str, Sequence[str]]) -> Sources:
+        """Makes the sources of the files that were found by each name; a file with several names has the first."""
         of_file: dict[str, int] = {}
-        for source, name in enumerate(given):
-            for path in find_files([in_beir_folder("train", "train_file", name)], "train_file"):
-                of_file.setdefault(path, source)
-        return cls(tuple(map(shown, given)), tuple(of_file[path] for path in files))
+        for source, files in enumerate(found.values()):
+            for path in files:
+                of_file.setdefault(path, source if len(found) > 1 else len(of_file))
+        return cls(tuple(map(shown, found if len(found) > 1 else of_file)), tuple(of_file.values()))
 
     def of_pairs(self, tables: Sequence[pa.Table]) -> np.ndarray:
         """Returns (N,) the source of each pair of `token_tables.SCHEMAS["train"]`, in the order of the tables."""

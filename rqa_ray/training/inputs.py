@@ -10,8 +10,9 @@ from rqa_ray.data.demo import write_demo
 from rqa_ray.data.held_out import NOTHING, HeldOut
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import hold_out
-from rqa_ray.data.records import find_inputs
+from rqa_ray.data.records import check_inputs, find_by_location
 from rqa_ray.data.skipped import Skipped
+from rqa_ray.data.sources import Sources
 from rqa_ray.errors import InputError, first_line
 from rqa_ray.places import exists, inside, push_folder
 from rqa_ray.settings import INPUTS
@@ -21,8 +22,11 @@ from rqa_ray.training.output_folder import DEMO_FOLDER
 DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS = 200, 520, 450
 
 
-def input_files(job: Job) -> dict[str, list[str]]:
-    """Returns files by input name: train, eval, test, corpus."""
+Files = dict[str, list[str]]  # by input name: train, eval, test, corpus
+
+
+def input_files(job: Job) -> tuple[Files, Sources]:
+    """Returns the files that the user names, and the sources of the training files."""
     if job.settings.prepared_path:
         paths = {name: inside(job.settings.prepared_path, f"{name}.parquet") for name in INPUTS}
         try:
@@ -34,10 +38,11 @@ def input_files(job: Job) -> dict[str, list[str]]:
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
     outputs = {} if job.resume else {"output_dir": job.location}  # a run that goes on deletes nothing
-    return find_inputs(given, job.settings.on_bad_record == "skip", outputs)
+    found = find_by_location(given)
+    return check_inputs(given, found, job.settings.on_bad_record == "skip", outputs), Sources.of(found["train"])
 
 
-def demo_files(job: Job) -> dict[str, list[str]]:
+def demo_files(job: Job) -> Files:
     """Writes the built-in data under output_dir."""
     folder = Path(job.output_dir) / DEMO_FOLDER
     paths = write_demo(folder, job.settings.demo_size or 0, DEMO_EVAL_SIZE, DEMO_TEST_SIZE, DEMO_MAX_CHARS)

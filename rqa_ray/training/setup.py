@@ -50,7 +50,7 @@ from rqa_ray.training.batch_sizes import (
     with_teacher_temperature,
 )
 from rqa_ray.training.fsdp import check_num_workers
-from rqa_ray.training.inputs import demo_files, held_out_of, input_files
+from rqa_ray.training.inputs import Files, demo_files, held_out_of, input_files
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
@@ -136,7 +136,8 @@ class Checked:
     job: Job  # with its global batch size filled in
     workers: Workers
     model: ModelSpec
-    files: dict[str, list[str]]  # files by input name
+    files: Files
+    sources: Sources  # of the training files
     labels: Labels
 
 
@@ -146,7 +147,7 @@ def check(job: Job) -> Checked:
     Raises:
         InputError: the user's input or arguments are wrong; nothing was written but demo data.
     """
-    files = None if job.settings.demo_size else input_files(job)
+    files, sources = (None, None) if job.settings.demo_size else input_files(job)
     labels = find_labels(job.settings.accepted_labels, files, job.settings.on_bad_record == "skip")
     model_folder = find_model_folder(job.settings.model_name_or_path or "", job.settings.model_revision)
     encoder = encoder_settings(model_folder, job.settings)
@@ -166,15 +167,16 @@ def check(job: Job) -> Checked:
         raise InputError("--fp16: needs a GPU; on CPUs choose --bf16 or neither")
     check_num_workers(job.training, workers.min_workers or workers.num_workers)
     seen = check_nodes({INPUTS[name]: paths for name, paths in (files or {}).items()}, storage_of(job))
-    if files is None:
+    if files is None or sources is None:
         files = demo_files(job)
+        sources = Sources.of({"demo": files["train"]})
     print(f"Ray: {cluster}; {workers.describe()}; {seen}")
     print(
         f"model: {job.settings.model_name_or_path}, {encoder.describe()}{lora and f'; {lora}'}", *job.notes, sep="\n"
     )
     if job.training.get("bf16") and not workers.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
-    return Checked(job, workers, model, files, labels)
+    return Checked(job, workers, model, files, sources, labels)
 
 
 def set_up(job: Job, args_file: str) -> Setup:
@@ -203,7 +205,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     all_skipped = [stream.skipped if stream else skipped, *(part.skipped for part in blocks.values())]
     survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
     shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
-    sources = Sources.of(job.settings.train_file or [], files["train"])
+    sources = checked.sources
     by_source = stream.by_source(sources) if stream else PairsBySource.of(sources, blocks["train"].small)
     found = stream.instructions if stream else instructions.parts_of(blocks["train"].small)
     spec, about_instructions = instructions.with_prompts(spec, found, files["train"])

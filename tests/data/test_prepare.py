@@ -86,7 +86,7 @@ def test_training_on_it_makes_the_global_batches_of_the_files(prepared, inputs, 
     from rqa_ray.data.readers import read_inputs
 
     words = "--model_name_or_path m --output_dir o --prepared_path".split()
-    paths = input_files(parse_job([*words, str(prepared[0])]))
+    paths, _ = input_files(parse_job([*words, str(prepared[0])]))
     assert list(paths) == list(inputs)
     made = []
     for found in (inputs, paths):

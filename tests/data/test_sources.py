@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from rqa_ray.data.records import find_by_location
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.share import ALL, Share
 from rqa_ray.data.sources import PairsBySource, SourceCount, Sources, describe_sources
@@ -17,8 +18,9 @@ def test_a_name_is_a_source_and_the_files_of_a_single_name_are_sources(tmp_path)
     (tmp_path / "nq").mkdir()
     files = [write_lines(tmp_path / name, []) for name in ("nq/1.jsonl", "nq/2.jsonl", "faq.jsonl")]
     given = [str(tmp_path / "nq"), files[2], files[0]]
-    assert Sources.of(given, files) == Sources(tuple(given), (0, 0, 1)), "a file with two names has the first"
-    assert Sources.of(given[:1], files[:2]) == Sources(tuple(files[:2]), (0, 1))
+    found = find_by_location({"train": ("train_file", given)})["train"]
+    assert Sources.of(found) == Sources(tuple(given), (0, 0, 1)), "a file with two names has the first"
+    assert Sources.of({given[0]: found[given[0]]}) == Sources(tuple(files[:2]), (0, 1))
 
 
 def rows() -> list[dict]:
