@@ -22,7 +22,7 @@ from rqa_ray.training.loops import evaluate_worker
 from rqa_ray.training.result import TrainResult
 from rqa_ray.training.run_record import RunRecord
 from rqa_ray.training.setup import Setup
-from rqa_ray.training.train import finish
+from rqa_ray.training.train import Ran, finish
 from rqa_ray.tuning.space import combinations, with_values
 from rqa_ray.tuning.trial import Shared, encoder_key
 
@@ -65,8 +65,8 @@ def leave_winner(setup: Setup, record: RunRecord, shared: Shared, winner: Trial)
     write_json(folder / BEST_CONFIG_FILE, job.to_config() | {"output_dir": with_suffix(job.location, "-best")})
     record.files = sorted({*record.files, BEST_CONFIG_FILE})
     again = command("jobs/train.py", inside(job.location, BEST_CONFIG_FILE))
-    place = place_of(shared.root, f"winner-{winner.name}")
-    return finish(setup, job, record, model_of(setup, job), whole, place, [], winner.train_metrics, again)
+    ran = Ran(whole, place_of(shared.root, f"winner-{winner.name}"), winner.train_metrics)
+    return finish(setup, job, record, model_of(setup, job), ran, again)
 
 
 def model_of(setup: Setup, job: Job) -> ModelSpec:
