@@ -15,18 +15,15 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import Workers, plan_workers
-from rqa_ray.data import instructions
-from rqa_ray.data.columns import column
 from rqa_ray.data.labels import Labels
-from rqa_ray.data.readers import Blocks, read_inputs
+from rqa_ray.data.readers import Blocks
 from rqa_ray.data.records import find_labels
-from rqa_ray.data.report import brief, check_golds, hard_negatives_that_answer
+from rqa_ray.data.report import check_golds
 from rqa_ray.data.rows import Corpus, Questions, fingerprint
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.skipped import Skipped
-from rqa_ray.data.sources import PairsBySource, Sources, describe_sources
-from rqa_ray.data.streaming import Stream, is_too_large, open_stream
-from rqa_ray.data.survey import Survey
+from rqa_ray.data.sources import PairsBySource, Sources
+from rqa_ray.data.streaming import Stream, is_too_large
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.hybrid_report import found_by_bm25, why_not
 from rqa_ray.evaluation.predictions import AskedQuestions, Documents
@@ -50,11 +47,12 @@ from rqa_ray.training.batch_sizes import (
     with_teacher_temperature,
 )
 from rqa_ray.training.fsdp import check_num_workers
-from rqa_ray.training.inputs import Files, demo_files, held_out_of, input_files
+from rqa_ray.training.inputs import Files, demo_files, input_files
 from rqa_ray.training.job import Job
 from rqa_ray.training.mining_texts import ClusterTexts, read_mining_texts
 from rqa_ray.training.optimizer import check_optimizer
 from rqa_ray.training.output_folder import storage_of
+from rqa_ray.training.run_data import read_data
 from rqa_ray.training.run_record import check_output_dir
 from rqa_ray.training.spec import WorkerSpec
 from rqa_ray.training.summary import write_bad_records
@@ -189,72 +187,43 @@ def set_up(job: Job, args_file: str) -> Setup:
     """
     checked = check(job)
     began = time.monotonic()
-    job, files, labels = checked.job, checked.files, checked.labels
+    job, workers = checked.job, checked.workers
     spec = replace(checked.model, copy=share_model(checked.model.folder))
     began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
-    job = with_data_mode(job, files["train"], spec, began_with.get("data_mode"), labels)
-    skip_bad = job.settings.on_bad_record == "skip"
-    streamed = job.settings.data_mode == "streaming"
-    held_out, skipped = held_out_of(job, files["train"], labels, began_with)
-    if held_out.sources:
-        files = files | {"eval": files["train"]}
-    of_train = replace(labels, side=held_out.side("train"))
-    stream = open_stream(files["train"], spec, skip_bad, of_train, job.share) if streamed else None
-    read = {name: paths for name, paths in files.items() if not (streamed and name == "train")}
-    blocks = read_inputs(read, spec, skip_bad, labels, held_out)
-    all_skipped = [stream.skipped if stream else skipped, *(part.skipped for part in blocks.values())]
-    survey = Survey.of({name: part.small for name, part in blocks.items()}, stream.counts if stream else None)
-    shared = stream.shared if stream else PairsInShare.of(job.share, column(blocks["train"].small, "source_key"))
-    sources = checked.sources
-    by_source = stream.by_source(sources) if stream else PairsBySource.of(sources, blocks["train"].small)
-    found = stream.instructions if stream else instructions.parts_of(blocks["train"].small)
-    spec, about_instructions = instructions.with_prompts(spec, found, files["train"])
-    for part in blocks.values():
-        part.small.clear()  # else it would stay in the object store until the end of the run
-    job = with_steps(job, shared.num_pairs, began_with.get("max_steps"))
-    train, own, mined = survey.train, job.settings.negatives_per_question, job.settings.mine_negatives
+    job = with_data_mode(job, checked.files["train"], spec, began_with.get("data_mode"), checked.labels)
+    data = read_data(job, checked.files, checked.sources, spec, checked.labels, began_with)
+    train, num_pairs, mined = data.survey.train, data.shared.num_pairs, job.settings.mine_negatives
+    job = with_steps(job, num_pairs, began_with.get("max_steps"))
     has_negatives = train.num_negatives > 0 or mined > 0
-    draws_negatives = has_negatives and num_drawn(job, batch_of(job, shared.num_pairs)) > 0
-    check_golds(survey, files, draws_negatives)
-    check_negatives(own, has_negatives)
+    draws_negatives = has_negatives and num_drawn(job, batch_of(job, num_pairs)) > 0
+    check_golds(data.survey, data.files, draws_negatives)
+    check_negatives(job.settings.negatives_per_question, has_negatives)
     has_scores = bool(job.settings.teacher) if mined else train.num_scored > 0
     check_teacher(job.settings.distill_weight, has_scores)
+    lines = data.describe(job, draws_negatives)
     if has_scores:
         job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
-    lines = [held_out.describe()] if held_out.sources else []
-    lines += [*([stream.report()] if stream else []), *brief(survey, files), *about_instructions]
-    lines += labels.describe(key for keys in (survey.question_keys, stream.labeled if stream else ()) for key in keys)
-    lines += hard_negatives_that_answer(survey) if draws_negatives and not mined else []
-    if mined and train.num_negatives:
-        lines.append("note: hard_neg_docs of the training files are not used; --mine_negatives takes their place")
-    if train.num_negatives and not mined and not own and not job.settings.hard_neg_ratio:
-        lines.append(
-            "note: hard_neg_docs of the training files are not used; --negatives_per_question 1 would use them"
-        )
     if job.settings.distill_weight and has_scores:
         lines.append(f"teacher: scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
-    if not job.share.is_all:
-        lines.append(f"training on {shared.describe()} (--train_share {job.share.share:g})")
-    lines += describe_sources(by_source.counts(job.share))
     print("\n".join(lines))
-    splits, documents = asked_of(blocks)
-    texts = ClusterTexts(blocks["corpus"].refs, len(documents.passage_ids), checked.workers)
+    splits, documents = asked_of(data.blocks)
+    texts = ClusterTexts(data.blocks["corpus"].refs, len(documents.passage_ids), workers)
     return Setup(
         job=job,
-        workers=checked.workers,
-        model=spec,
-        blocks=blocks,
-        stream=stream,
-        train_files=files["train"],
-        labels=of_train,
-        sources=sources,
-        by_source=by_source,
-        shared=shared,
+        workers=workers,
+        model=data.model,
+        blocks=data.blocks,
+        stream=data.stream,
+        train_files=data.files["train"],
+        labels=data.train_labels,
+        sources=checked.sources,
+        by_source=data.by_source,
+        shared=data.shared,
         has_negatives=has_negatives,
         has_scores=has_scores,
-        skipped=Skipped.of(all_skipped),
+        skipped=data.skipped,
         about_data=lines,
-        cut=survey.shares_cut,
+        cut=data.survey.shares_cut,
         seconds=time.monotonic() - began,
         texts=texts,
         bm25=ray.put(None if why_not(texts.number) else found_by_bm25(splits, texts.read_index())),
