@@ -29,9 +29,8 @@ class CorpusLoss:
         counts = np.array([len(row) for row in golds], dtype=np.int64)
         flat = np.concatenate([np.empty(0, dtype=np.int64), *golds])
         self.temperature = temperature
-        self.offsets = np.concatenate(
-            [[0], np.cumsum(counts)]
-        )  # the pairs of question i: offsets[i] to offsets[i + 1]
+        # the pairs of question i: offsets[i] to offsets[i + 1]
+        self.offsets = np.concatenate([[0], np.cumsum(counts)])
         self.positions = torch.from_numpy(flat).to(device)
         self.questions = torch.from_numpy(np.repeat(np.arange(len(golds)), counts)).to(device)
         self.lse = torch.full((len(golds),), -torch.inf, dtype=torch.float64, device=device)
@@ -64,9 +63,7 @@ class CorpusLoss:
         self.gold_scores = torch.maximum(self.gold_scores, gold_scores)
 
     def result(self, rows: slice = slice(None)) -> float | None:
-        """Returns the mean over the questions `rows` of the mean over their golds.
-
-        None if none of the golds was added.
+        """Returns the mean over the questions `rows` of the mean over their golds; None if no gold was added.
 
         A gold that was never added does not count.
         """

@@ -69,9 +69,8 @@ def encode_missing(
         )
     if differ:
         folder.clear()
-    if not earlier or differ:
-        folder.start(manifest)
-    elif earlier.get("documents") != manifest["documents"]:  # the same texts, in files that were written again
+    # The documents may be the same texts, in files that were written again.
+    if not earlier or differ or earlier.get("documents") != manifest["documents"]:
         folder.start(manifest)
     meter = _Meter(plan, folder.done())
     if meter.found:

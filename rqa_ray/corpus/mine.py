@@ -50,7 +50,8 @@ LACKING = "golds that the corpus lacks, encoded beside it and no candidates"
 IDENTITY = {
     "model": "model, or other settings of it",
     "corpus": "corpus",
-    "questions": "training questions, golds or refused suspects",
+    "questions": "training questions or golds",
+    "refused": "refused suspects",
     "teacher": "--teacher",
     "precision": "precision of the embeddings",
     "bf16": "--bf16",

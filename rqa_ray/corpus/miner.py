@@ -9,6 +9,7 @@ Shapes: q questions of a slice, K candidates of a ranking, N pairs.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,10 +87,12 @@ class Miner:
         """Returns all that decides the result."""
         spec = self.encoded.model.spec
         names = ("bf16", "num_negatives", "mine_margin", "mine_depth", "seed")
+        refused = repr(sorted(self.pairs.refused)).encode()
         return {
             "model": fingerprint(spec.folder, spec.settings),
             "corpus": self.plan.digest,
             "questions": self.pairs.digest,
+            "refused": hashlib.blake2b(refused, digest_size=16).hexdigest() if self.pairs.refused else None,
             "teacher": teacher_fingerprint(self.teacher) if self.teacher else self.settings.teacher,
             "precision": (self.encoded.folder.manifest() or {}).get("precision", "fp32"),
             "mine_from": mined_from(self.settings),

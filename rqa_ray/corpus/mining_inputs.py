@@ -52,7 +52,6 @@ class TrainingPairs:
         parts = [ids.tobytes(), column(tables, "question_key")[order].tobytes(), *map(_utf8, self.questions)]
         parts += [_utf8(text) for text in self.instructions if text is not None]
         parts += [_utf8(document.fmt_content) for document in self.beside]
-        parts += [repr(sorted(self.refused)).encode()] if self.refused else []  # else as in earlier versions
         self.digest = hashlib.blake2b(b"|".join(parts), digest_size=16).hexdigest()
 
 

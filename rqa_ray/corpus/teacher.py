@@ -28,6 +28,7 @@ from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 from rqa_ray.retriever.find_model import find_model_folder
 from rqa_ray.retriever.tokenizer import check_model
 from rqa_ray.retriever.weights import check_weights
+from rqa_ray.texts import as_utf8
 
 PAIRS_PER_FILE = 4_096  # pairs whose scores are saved together; a kill loses at most one file for each worker
 
@@ -108,7 +109,7 @@ class CrossEncoderTeacher:
         return np.concatenate([np.zeros(0, np.float32), *(np.load(file) for file in files)])
 
     def _file(self, questions: Sequence[str], rows: np.ndarray, positions: np.ndarray) -> Path:
-        asked = [questions[row].encode() for row in np.unique(rows)]
+        asked = [questions[row].encode("utf-8", "surrogatepass") for row in np.unique(rows)]
         content = b"|".join([self.identity.encode(), *asked, rows.tobytes(), positions.tobytes()])
         return self.store / f"scores-{hashlib.blake2b(content, digest_size=8).hexdigest()}.npy"
 
@@ -133,6 +134,6 @@ class _Scorer:
         if self.problem:
             return path, self.problem
         found = self.passages.documents(positions)
-        texts = [found[place].fmt_content for place in positions.tolist()]
-        pairs = [*zip(questions, texts, strict=True)]
+        texts = [as_utf8(found[place].fmt_content) for place in positions.tolist()]
+        pairs = [*zip(map(as_utf8, questions), texts, strict=True)]
         return path, self.model.predict(pairs, show_progress_bar=False).astype(np.float32)
