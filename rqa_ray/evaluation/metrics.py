@@ -34,6 +34,11 @@ def metric_names(split: str) -> list[str]:
     return [f"{split}_{name}" for name in METRIC_NAMES]
 
 
+def short_name(metric: str) -> str:
+    """Returns the last part of a metric's full name, such as recall4."""
+    return metric.rsplit("/", 1)[-1]
+
+
 def name_at(label: str, dimensions: int) -> str:
     """Returns the name of one of `HEADLINES` for embeddings that are cut to some dimensions, without the split."""
     return f"{LABELS[label]}_dim{dimensions}"

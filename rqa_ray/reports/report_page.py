@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rqa_ray.data.sources import SourceCount
+from rqa_ray.evaluation.metrics import short_name
 from rqa_ray.reports.curves import curve
 from rqa_ray.reports.pages import render
 from rqa_ray.reports.split_part import SplitPart
@@ -79,4 +80,4 @@ class ReportPage:
     @property
     def short_metric(self) -> str:
         """The metric that chose, as people call it."""
-        return f"{self.metric.rsplit('/', 1)[-1]} of the eval questions"
+        return f"{short_name(self.metric)} of the eval questions"

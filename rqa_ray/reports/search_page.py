@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rqa_ray.evaluation.metrics import short_name
 from rqa_ray.places import write_whole
 from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.pages import render
@@ -56,16 +57,19 @@ def page(
     shown = [*order, *(trial for trial in trials if trial not in order)]
     best = winner.best(metric)
     assert best is not None
+    equals = [str(trial.number) for trial in order if trial.state == FINISHED and (trial.best(metric) or best)[1] == best[1]]
     chosen = ", ".join(f"{name} {short(value)}" for name, value in winner.values.items())
     verdict = (
         f"Trial {winner.number} is the best: {metric} {winner.curve[0][1]:.4f} of the pretrained model, {best[1]:.4f} "
         f"after {best[0]:,} questions, with {chosen}."
     )
+    if len(equals) > 1:
+        verdict += f" Trials {', '.join(equals)} are equally good; of equals, the first one wins."
     return render(
         "search.html",
         title=title,
         verdict=verdict,
-        head=["trial", "state", *names, metric.rsplit("/", 1)[-1], "at question", "questions", "time", "problem"],
+        head=["trial", "state", *names, short_name(metric), "at question", "questions", "time", "problem"],
         rows=[_row(trial, names, metric) for trial in shown],
         winner=shown.index(winner),
         picture=image("curves, map and parallel view of the trials", "png", picture) if picture else "",
@@ -103,7 +107,7 @@ def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metri
     shown = [trial for trial in trials if trial.best(metric)]
     bests = [trial.best(metric)[1] for trial in shown]  # type: ignore[index]
     colors = ScalarMappable(Normalize(min(bests), max(bests)), "viridis")
-    quality = metric.rsplit("/", 1)[-1]
+    quality = short_name(metric)
     figure = Figure(figsize=(12, 9), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic([["curves", "map"], ["parallel", "parallel"]])

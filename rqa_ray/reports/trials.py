@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rqa_ray.evaluation.metrics import greater_is_better
+from rqa_ray.evaluation.metrics import greater_is_better, short_name
 from rqa_ray.places import write_whole
 from rqa_ray.texts import duration, short
 
@@ -141,7 +141,7 @@ def table_lines(trials: list[Trial], names: list[str], metric: str, budget_pairs
     shown = [trial for trial in trials if trial.state == RUNNING]
     others = [*order, *(trial for trial in trials if trial.state in (FAILED, DIVERGED) and trial not in order)]
     shown += [trial for trial in others if trial not in shown][: max(0, most - len(shown))]
-    quality = metric.rsplit("/", 1)[-1]
+    quality = short_name(metric)
     rows = [["trial", *(LABELS.get(name, name) for name in names), quality, "seen", "state"]]
     for trial in shown:
         best = trial.best(metric)
@@ -165,7 +165,7 @@ def headline(trials: list[Trial], total: int, metric: str, seconds_left: float |
     bests = [best[1] for trial in trials if (best := trial.best(metric))]
     if bests:
         value = max(bests) if greater_is_better(metric) else min(bests)
-        parts.append(f"best {metric.rsplit('/', 1)[-1]} {value:.4f}")
+        parts.append(f"best {short_name(metric)} {value:.4f}")
     if seconds_left is not None:
         parts.append(f"at most {duration(seconds_left)} left")
     return ", ".join(parts)

@@ -21,7 +21,7 @@ import numpy as np
 from rqa_ray.data.golds import GoldIds
 from rqa_ray.evaluation.confidence import SIGNIFICANCE, gold_clusters, paired_difference
 from rqa_ray.evaluation.evaluator import RetrievalEvaluator
-from rqa_ray.evaluation.metrics import HEADLINES, LABELS, greater_is_better, question_metrics
+from rqa_ray.evaluation.metrics import HEADLINES, LABELS, greater_is_better, question_metrics, short_name
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.retriever import distributed
 from rqa_ray.training.candidate import BASE, Candidate, Weights
@@ -76,12 +76,13 @@ class Choice:
     scores: list[Score]  # of all candidates, the least moved first
 
     def describe(self) -> list[str]:
-        """Returns at most two lines that say why this candidate was chosen, and which better ones were refused."""
-        metric = self.metric.rsplit("/", 1)[-1]
+        """Returns at most three lines that say why this candidate was chosen, and which better ones were refused."""
+        metric = short_name(self.metric)
         by = {one.candidate: one for one in self.scores}
         own, others = by[self.candidate], [one for one in self.scores if one.candidate != self.candidate]
         better = [one for one in others if one.rank(self.metric) > own.rank(self.metric)]
         refused = [one for one in better if one.against or one.unproven]
+        equals = [one for one in others if one.value == own.value and not (one.against or one.unproven)]
         lines = []
         if self.candidate == BASE and not any(one.against for one in refused):
             lines = ["no evaluated step was better than the pretrained model: its weights are kept"]
@@ -90,10 +91,26 @@ class Choice:
         elif len(others) > 1:
             best = f"chosen from {len(self.scores)} candidates: {own.candidate}, {metric} {own.value:.3f} on eval"
             lines = [f"{best}; pretrained {by[BASE].value:.3f}"]
+        if equals and self.candidate != BASE:
+            top = max(equals, key=lambda one: one.rank(self.metric))
+            lines.append(f"{metric} of {top.candidate} is {top.value:.3f} too; {self.why_not(top)}")
         if refused:
             top = max(refused, key=lambda one: one.rank(self.metric))
             lines.append(f"not chosen: {top.candidate}, {metric} {top.value:.3f}, but {top.against or top.unproven}")
         return lines
+
+    def why_not(self, one: Score) -> str:
+        """Returns why a candidate was not chosen; an empty text for the one that was."""
+        if one.candidate == self.candidate:
+            return ""
+        own = next(score for score in self.scores if score.candidate == self.candidate)
+        if one.against or one.unproven:
+            return one.against or one.unproven
+        if one.value != own.value:
+            return f"{short_name(self.metric)} decides: {one.value:.4f} against {own.value:.4f}"
+        if one.ndcg != own.ndcg:
+            return f"nDCG@10 decides between equals: {one.ndcg:.4f} against {own.ndcg:.4f}"
+        return "between equals, the candidate that has moved least from the pretrained weights is taken"
 
 
 def score(metrics: Mapping[str, float], metric: str, step: int = 0) -> float:

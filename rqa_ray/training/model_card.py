@@ -92,7 +92,7 @@ The saved model is {{ choice.candidate }}, chosen on the eval questions. {{ reas
 | candidate | {{ chosen_by }} | nDCG@10 | why not |
 |---|---|---|---|
 {% for score in choice.scores %}| {{ score.candidate }} | {{ "%.4f" | format(score.value) }} \
-| {{ "%.4f" | format(score.ndcg) }} | {{ score.against or score.unproven }} |
+| {{ "%.4f" | format(score.ndcg) }} | {{ choice.why_not(score) }} |
 {% endfor %}
 Trained by `jobs/train.py` of rqa_ray.
 """

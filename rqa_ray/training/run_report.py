@@ -63,7 +63,7 @@ def page_of_run(
         facts=_facts(setup, job, choice, state, note),
         data=setup.about_data + _leaks(note) + problems,
         sources=setup.by_source.counts(job.share),
-        candidates=[(str(one.candidate), one.value, one.against or one.unproven) for one in choice.scores],
+        candidates=[(str(one.candidate), one.value, choice.why_not(one)) for one in choice.scores],
         metric=choice.metric,
         history=state["log_history"],
         chosen_step=choice.candidate.step,

@@ -1,6 +1,7 @@
 """The report of a search opens without network, and its picture can be drawn for any trials."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -43,7 +44,9 @@ def test_the_page_needs_no_network_marks_the_winner_and_has_every_trial():
     assert "http:" not in text and "https:" not in text and "data:image/png;base64," in text
     assert "<script" not in text
     assert len(re.findall("<tr", text)) == 4 and len(re.findall("class=winner", text)) == 1
-    assert "0.5000 of the pretrained model, 0.7000 after" in text
+    assert "0.5000 of the pretrained model, 0.7000 after" in text and "equally good" not in text
+    equal = page("search", [*TRIALS, replace(BEST, number=4)], list(SPACE), RECALL, BEST, b"picture")
+    assert "Trials 1, 4 are equally good; of equals, the first one wins." in equal
 
 
 def test_without_matplotlib_the_report_has_no_pictures_and_says_how_to_get_them(tmp_path, monkeypatch):

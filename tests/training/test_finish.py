@@ -56,8 +56,19 @@ def test_a_merge_tries_the_mean_of_the_steps_and_mixtures_with_the_best_of_steps
 
 def test_the_best_by_the_metric_is_chosen_then_by_ndcg_then_the_one_that_has_moved_least() -> None:
     assert choose("best", {0: found(5), 10: found(0), 20: found(0, 6)}).candidate == Candidate((10,))
-    assert choose("best", {0: found(2), 10: found(1), 20: found(0)}).candidate == Candidate((20,))
     assert choose("best", {0: found(1), 10: found(1), 20: found(1)}).candidate == BASE
+    by_ndcg = choose("best", {0: found(2), 10: found(1), 20: found(0)})
+    assert by_ndcg.candidate == Candidate((20,))
+    assert by_ndcg.describe() == [
+        "chosen from 3 candidates: step 20, recall4 1.000 on eval; pretrained 1.000",
+        "recall4 of step 10 is 1.000 too; nDCG@10 decides between equals: 0.6309 against 1.0000",
+    ]
+    by_recall = choose("best", {0: found(5), 10: found(0), 20: found(0)})
+    assert [by_recall.why_not(one) for one in by_recall.scores] == [
+        "recall4 decides: 0.0000 against 1.0000",
+        "",
+        "between equals, the candidate that has moved least from the pretrained weights is taken",
+    ]
     least = choose("merge", {0: found(5), 10: found(0, 5), 20: found(0, 5)}, mixed=found(0)).candidate
     assert least == Candidate((10, 20), 0.3)
 

@@ -114,7 +114,7 @@ def test_the_card_says_what_each_candidate_scored_and_why_one_was_chosen(tmp_pat
     )
     assert " Not chosen: step 8, recall4 0.800, but nDCG@10 is -10.0 points.\n" in text
     assert "\n| candidate | retr/document_recall/recall4 | nDCG@10 | why not |\n|---" in text
-    assert "\n| step 0 (pretrained) | 0.2500 | 0.2000 |  |\n| mixture" in text
+    assert "\n| step 0 (pretrained) | 0.2500 | 0.2000 | recall4 decides: 0.2500 against 0.7500 |\n| mixture" in text
     assert "\n| step 8 | 0.8000 | 0.1000 | nDCG@10 is -10.0 points |\n\nTrained by" in text
 
 
