@@ -7,6 +7,7 @@ example: python jobs/mine.py --model output/run --full_dataset_file_path documen
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rqa_ray.corpus_settings import AuditSettings, MineSettings
@@ -32,7 +33,7 @@ def main() -> None:
             with result_output(settings.json) as show:
                 result = mine(settings, weigh)
                 page = write_suspects_page(Path(settings.output_dir))
-                show(result)
+                show(replace(result, files=result.files + page.files, report=page.report))
                 print(page.describe())
 
 

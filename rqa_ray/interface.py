@@ -100,7 +100,7 @@ def mine(**flags: Any) -> MineResult:
     ...     num_negatives=2,
     ...     output_dir=folder / "mined",
     ... )
-    >>> mined.report.counts["negative"] <= 2 * mined.report.counts["questions"]
+    >>> mined.mining.counts["negative"] <= 2 * mined.mining.counts["questions"]
     True
 
     Raises:

@@ -8,21 +8,26 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import fields, is_dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 from rqa_ray.credentials import masked
 
 
-class Result(Protocol):
-    """The typed result of a job: a dataclass, whose fields are what a program gets."""
+@dataclass(kw_only=True)
+class JobResult:
+    """The typed result of a job, whose fields are what a program gets."""
+
+    files: list[str] = field(default_factory=list)  # paths and URIs of all that the job has written
+    report: str | None = None  # path or URI of the page for a person, if the job makes one
 
     def describe(self) -> str:
         """Returns lines for a person."""
+        raise NotImplementedError
 
 
 @contextmanager
-def result_output(as_json: bool) -> Iterator[Callable[[Result], None]]:
+def result_output(as_json: bool) -> Iterator[Callable[[JobResult], None]]:
     """Yields the function by which a job prints its result at the end.
 
     For JSON, whatever else this process, its libraries and its children print goes to stderr. This lasts until the
@@ -34,7 +39,12 @@ def result_output(as_json: bool) -> Iterator[Callable[[Result], None]]:
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w") as stdout, redirect_stdout(sys.stderr):
         os.dup2(2, 1)
-        yield lambda result: print(json.dumps(plain(result)), file=stdout, flush=True)
+        yield lambda result: print(json.dumps(_of_job(result)), file=stdout, flush=True)
+
+
+def _of_job(result: JobResult) -> dict[str, Any]:
+    """Returns the JSON object of a result; every one has the files and the report."""
+    return plain(result) | {"files": plain(result.files), "report": plain(result.report)}
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rqa_ray.job_output import plain, result_output
+from rqa_ray.job_output import JobResult, plain, result_output
 
 JOB = """
 import atexit, os, subprocess, sys
@@ -22,14 +22,14 @@ with user_errors():
         subprocess.run(["echo", "a line of a child"])
         if "wrong" in sys.argv:
             raise InputError("d.jsonl:1: wrong")
-        show(Found("gold", {"loss": float("nan")}))
+        show(Found("gold", {"loss": float("nan")}, files=["out/a"]))
     print("a late line")
     atexit.register(print, "a line at the end")
 """
 
 
 @dataclass
-class Found:
+class Found(JobResult):
     """A result of a job."""
 
     chosen: str
@@ -47,7 +47,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
 def test_the_result_is_alone_on_stdout_whoever_else_prints_and_whenever():
     done = run()
     assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stdout + done.stderr
-    assert json.loads(done.stdout) == {"chosen": "gold", "metrics": {"loss": None}}
+    assert json.loads(done.stdout) == {"files": ["out/a"], "report": None, "chosen": "gold", "metrics": {"loss": None}}
     for line in ("of progress", "of a library", "of a child", "at the end"):
         assert f"a line {line}\n" in done.stderr
     assert "a late line\n" in done.stderr
@@ -70,4 +70,5 @@ def test_a_result_may_say_itself_what_a_program_gets():
         def for_json(self) -> dict:
             return {"best": Found(self.chosen, self.metrics), 1: [(2, float("inf"))]}
 
-    assert plain(Answer("a", {})) == {"best": {"chosen": "a", "metrics": {}}, "1": [[2, None]]}
+    one = {"chosen": "a", "metrics": {}, "files": [], "report": None}
+    assert plain(Answer("a", {})) == {"best": one, "1": [[2, None]]}

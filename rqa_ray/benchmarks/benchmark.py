@@ -13,6 +13,7 @@ from rqa_ray.benchmarks import data, evaluate, gpu, mine, quality, train
 from rqa_ray.benchmarks.settings import BenchmarkSettings
 from rqa_ray.command_line import parse
 from rqa_ray.errors import InputError
+from rqa_ray.job_output import JobResult
 from rqa_ray.texts import is_none_of
 
 BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
@@ -26,7 +27,7 @@ BENCHMARKS: dict[str, tuple[type[BenchmarkSettings], Callable[[Any], str]]] = {
 
 
 @dataclass
-class BenchmarkResult:
+class BenchmarkResult(JobResult):
     """The result of a benchmark."""
 
     output: str  # JSON file with all figures
@@ -62,4 +63,5 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
         InputError: a file or the model is wrong, or a peer is not installed.
     """
     table = next(run for kind, run in BENCHMARKS.values() if isinstance(settings, kind))(settings)
-    return BenchmarkResult(settings.output, json.loads(Path(settings.output).read_text(encoding="utf-8")), table)
+    figures = json.loads(Path(settings.output).read_text(encoding="utf-8"))
+    return BenchmarkResult(settings.output, figures, table, files=[settings.output])

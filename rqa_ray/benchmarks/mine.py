@@ -85,7 +85,7 @@ def mine_own(settings: MineBenchmark) -> Figures:
             ),
             weigh,
         )
-    return _figures(result.report.counts["questions"], result.seconds, result.encoding_seconds, peak.bytes)
+    return _figures(result.mining.counts["questions"], result.seconds, result.encoding_seconds, peak.bytes)
 
 
 def mine_peer(settings: MineBenchmark) -> Figures:

@@ -13,13 +13,15 @@ import pyarrow as pa
 from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.workers import Workers, plan_workers
 from rqa_ray.corpus.encode import encode_corpus, plan_corpus
+from rqa_ray.corpus.manifest import MANIFEST_FILE
 from rqa_ray.corpus.model import Model, find_model
 from rqa_ray.corpus.plan import CorpusPlan
 from rqa_ray.corpus.shards import INDEX_FILE, EmbeddingFolder, fingerprint
 from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.data.records import find_inputs
 from rqa_ray.errors import InputError, need_extra
-from rqa_ray.places import check_local_folder, file_content, shown
+from rqa_ray.job_output import JobResult
+from rqa_ray.places import check_local_folder, file_content, inside, shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.texts import command
 
@@ -134,19 +136,19 @@ def write_index(folder: EmbeddingFolder) -> str:
 
 
 @dataclass
-class EmbedResult:
+class EmbedResult(JobResult):
     """The embeddings of a corpus; the files are in output_dir."""
 
     output_dir: str
     model: str
     passages: int
-    files: int  # of embeddings, in Parquet
+    shards: int  # Parquet files of embeddings
     precision: str
     index: str | None = None  # the file of the FAISS index
 
     def describe(self) -> str:
         """Returns lines for a person."""
-        written = [f"{self.passages:,} embeddings in {shown(self.output_dir)}, {self.files:,} Parquet files"]
+        written = [f"{self.passages:,} embeddings in {shown(self.output_dir)}, {self.shards:,} Parquet files"]
         words = ["--model", self.model, "--embeddings_path", self.output_dir, "a question"]
         lines = [f"written: {line}" for line in [*written, *([self.index] if self.index else [])]]
         return "\n".join([*lines, f"next:\n  {command('jobs/search.py', *words)}"])
@@ -175,4 +177,13 @@ def embed(settings: EmbedSettings) -> EmbedResult:
     manifest = manifest_of(model, files, plan, settings.precision, settings.bf16)
     encode_missing(folder, manifest, model, plan, workers, overwrite=settings.overwrite_output_dir)
     index = write_index(folder) if settings.index else None
-    return EmbedResult(folder.location, model.name, len(plan.passage_ids), len(plan.shards), settings.precision, index)
+    names = [MANIFEST_FILE, *(f"{shard.name}.parquet" for shard in folder.shards)]
+    return EmbedResult(
+        folder.location,
+        model.name,
+        len(plan.passage_ids),
+        len(plan.shards),
+        settings.precision,
+        index,
+        files=[*(inside(folder.location, name) for name in names), *([index] if index else [])],
+    )

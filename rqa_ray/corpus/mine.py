@@ -41,6 +41,7 @@ from rqa_ray.data.readers import read_inputs
 from rqa_ray.data.records import find_inputs, find_labels, good_records
 from rqa_ray.data.schema import QARecord
 from rqa_ray.errors import InputError, need_extra
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import check_local_folder, refuse_among_inputs, refuse_files_of_others, staged
 from rqa_ray.settings import HYBRID
 from rqa_ray.texts import duration, html_table
@@ -65,17 +66,17 @@ IDENTITY = {
 
 
 @dataclass
-class MineResult:
+class MineResult(JobResult):
     """What `mine` found; the files are in output_dir."""
 
     output_dir: str
-    report: MiningReport
+    mining: MiningReport
     seconds: float = 0.0  # 0 where an earlier run has mined it
     encoding_seconds: float = 0.0
 
     def describe(self) -> str:
         """Returns the summary that the job prints."""
-        counts, settings = self.report.counts, self.report.identity
+        counts, settings = self.mining.counts, self.mining.identity
         lines = [
             f"{counts['questions']:,} questions, {counts['candidates']:,} candidates: "
             f"{counts['negative']:,} negatives",
@@ -85,7 +86,7 @@ class MineResult:
         ]
         few = counts["questions_with_fewer"]
         lines += [f"questions with fewer than {settings['num_negatives']} negatives: {few:,}"] if few else []
-        for split, leaks in self.report.leaks.items():
+        for split, leaks in self.mining.leaks.items():
             met = f"{leaks['with_a_mined_gold']:,} of {leaks['questions']:,} {split} questions"
             lines.append(f"leaks: the golds of {met} are among the negatives")
         if self.seconds:
@@ -96,7 +97,7 @@ class MineResult:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return html_table(["mined", "number"], [*self.report.counts.items()], self.output_dir)
+        return html_table(["mined", "number"], [*self.mining.counts.items()], self.output_dir)
 
 
 def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
@@ -152,14 +153,15 @@ def mine(settings: MineSettings, weigh: Weigh) -> MineResult:
                 "or replace it with --overwrite_output_dir"
             )
         print("mined already; nothing to do")
-        return MineResult(settings.output_dir, earlier)
+        return MineResult(settings.output_dir, earlier, files=_files(output))
     encoding = time.perf_counter()
     miner.encode(inputs["corpus"])
     encoding = time.perf_counter() - encoding
     found = miner.mined()
     records = good_records(inputs["asked"], "questions", labels=labels)
     report = _write(output, records, miner, found, splits, identity)
-    return MineResult(settings.output_dir, report, time.perf_counter() - started, encoding)
+    seconds = time.perf_counter() - started
+    return MineResult(settings.output_dir, report, seconds, encoding, files=_files(output))
 
 
 def _write(
@@ -191,3 +193,8 @@ def _write(
     if replaced:
         print(f"note: hard negatives of the input, replaced by those that were mined: {replaced:,}")
     return report
+
+
+def _files(output: Path) -> list[str]:
+    """Returns the paths of the files in output_dir."""
+    return [str(output / name) for name in (TRAIN_FILE, NEGATIVES_FILE, SUSPECTS_FILE, MINING_FILE)]

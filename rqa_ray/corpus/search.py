@@ -23,6 +23,7 @@ from rqa_ray.data.distinct import read_distinct
 from rqa_ray.data.records import find_inputs
 from rqa_ray.data.schema import Document, is_given
 from rqa_ray.errors import InputError, need_extra
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import file_content, shown
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
@@ -147,7 +148,7 @@ class Searcher:
 
 
 @dataclass
-class Answer:
+class Answer(JobResult):
     """The passages that were found for a question, best first."""
 
     question: str

@@ -25,6 +25,7 @@ from rqa_ray.corpus_settings import MedquadSettings
 from rqa_ray.data.schema import Document
 from rqa_ray.data.splits import folded, split_groups, write_together
 from rqa_ray.errors import InputError
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import check_local_folder
 
 REPOSITORY = "https://github.com/abachaa/MedQuAD"
@@ -53,8 +54,8 @@ class Question:
 
 
 @dataclass
-class MedquadResult:
-    """What was found in MedQuAD; the files are in output_dir."""
+class MedquadResult(JobResult):
+    """What was found in MedQuAD."""
 
     output_dir: str
     pairs: int
@@ -99,7 +100,10 @@ def medquad(settings: MedquadSettings) -> MedquadResult:
             raise InputError(f"--output_dir {output}: has {name} already; choose another folder or delete the file")
     write_together(output, files)
     counts = {name: len(splits[name]) for name in ("train", "eval", "test")}
-    return MedquadResult(settings.output_dir, len(pairs), len(answered), len(passages), counts, problems)
+    written = [str(output / name) for name in files]
+    return MedquadResult(
+        settings.output_dir, len(pairs), len(answered), len(passages), counts, problems, files=written
+    )
 
 
 def read_pairs(folder: Path) -> tuple[list[Pair], list[str]]:

@@ -32,6 +32,7 @@ from rqa_ray.data.schema import Document
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import check_local_folder
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
 from rqa_ray.retriever.find_model import find_model_folder
@@ -63,8 +64,8 @@ SCHEMAS = {
 
 
 @dataclass
-class PrepareResult:
-    """What is in the files of a training run; the Parquet files are in output_dir."""
+class PrepareResult(JobResult):
+    """What is in the files of a training run."""
 
     output_dir: str
     questions: dict[str, int]  # by split
@@ -145,7 +146,9 @@ def write_prepared(
         shutil.rmtree(staging, ignore_errors=True)
     questions = {name: split.counts.num_questions for name, split in survey.splits.items()}
     missing = {name: len(ids) for name, ids in survey.missing.items()}
-    return PrepareResult(str(folder), questions, len(survey.passage_ids), missing, skipped.kinds, lines)
+    written = [str(folder / f"{name}.parquet") for name in inputs]
+    counts = questions, len(survey.passage_ids), missing, skipped.kinds
+    return PrepareResult(str(folder), *counts, lines, files=written)
 
 
 def write(files: list[str], kind: str, path: Path, skip_bad: bool, labels: Labels = NO_LABELS) -> None:

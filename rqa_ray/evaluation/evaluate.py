@@ -34,6 +34,7 @@ from rqa_ray.evaluation.predictions import (
     write_predictions,
 )
 from rqa_ray.evaluation.retrievers import Retrievers
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import (
     ALL_ARGS_FILE,
     REPORT_FILE,
@@ -50,31 +51,28 @@ from rqa_ray.texts import html_table
 
 SCORE_FILE = "score.json"
 PREDICTIONS_FILE = predictions_file(SPLIT)
+FILES = (SCORE_FILE, PREDICTIONS_FILE, PASSAGES_FILE, ALL_ARGS_FILE)
 NO_CHANGE = ("overwrite_output_dir", "json")  # settings that change no result
 INPUTS = {"corpus": "document_path", "test": "eval_data_path", "weight": "weight_data_path"}
 
 
 @dataclass
-class EvaluateResult:
-    """The result of `evaluate`: metrics by retriever, first the one that was asked for.
-
-    The files are in output_dir.
-    """
+class EvaluateResult(JobResult):
+    """The result of `evaluate`: metrics by retriever, first the one that was asked for."""
 
     output_dir: str
     num_questions: int
     metrics: dict[str, dict[str, Any]]  # metrics by full name, with intervals
     differences: list[str]  # lines about what the other retrievers gain over the first
     note: str = ""  # about the clusters of the questions
-    report: str = ""  # the line about report.html
+    about_report: str = ""  # a line that says where report.html is, or why there is none
 
     def describe(self) -> str:
         """Returns lines for a person."""
-        files = ", ".join([SCORE_FILE, PREDICTIONS_FILE, PASSAGES_FILE, ALL_ARGS_FILE])
-        written = f"written: {Path(self.output_dir) / files}"
+        written = f"written: {Path(self.output_dir) / ', '.join(FILES)}"
         note = [f"{self.num_questions:,} questions{self.note}"] if self.note else []
         lines = [*table(self.metrics, self.num_questions), *of_cut(self.metrics), *self.differences]
-        return "\n".join(["", *lines, *note, written, *([self.report] if self.report else [])])
+        return "\n".join(["", *lines, *note, written, *([self.about_report] if self.about_report else [])])
 
     def _repr_html_(self) -> str:
         names = {name: f"{SPLIT}_{metric}" for name, metric in LABELS.items()}
@@ -158,7 +156,7 @@ def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None
     facts = _facts(settings, model, plan, results, num_lost)
     found = Evaluated(test, plan.passage_ids, documents, results, facts)
     scores = found.scores
-    report = ""
+    about_report = ""
     with staged(output) as staging:
         head = {
             "retriever": settings.retriever_type,
@@ -171,11 +169,22 @@ def evaluate(settings: EvaluateSettings, write_report: WriteReport | None = None
         ranked = Ranked(test, *asked_for.ranking, asked_for.values)
         write_predictions(staging, {SPLIT: ranked}, documents, settings.predictions_top_k)
         if write_report:
-            report = write_report(staging, settings.output_dir, found)
-        if not (staging / REPORT_FILE).exists():
+            about_report = write_report(staging, settings.output_dir, found)
+        has_report = (staging / REPORT_FILE).exists()
+        if not has_report:
             (output / REPORT_FILE).unlink(missing_ok=True)  # it would be about an earlier evaluation
     lines = found.describe()
-    return EvaluateResult(settings.output_dir, len(test.questions), scores, lines, test.clusters.note, report)
+    report = str(output / REPORT_FILE) if has_report else None
+    return EvaluateResult(
+        settings.output_dir,
+        len(test.questions),
+        scores,
+        lines,
+        test.clusters.note,
+        about_report,
+        files=[*(str(output / name) for name in FILES), *([report] if report else [])],
+        report=report,
+    )
 
 
 def check_output(output: Path, config: dict[str, Any], overwrite: bool) -> None:

@@ -32,6 +32,7 @@ from rqa_ray.evaluation.predictions import AskedQuestions
 from rqa_ray.export.compact import KINDS
 from rqa_ray.export.hub import Upload
 from rqa_ray.export.runtimes import ONNX_FILE, RUNTIMES, Exported, Runtime, write_onnx
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import check_local_folder, staged, write_json
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
@@ -80,7 +81,7 @@ class Form:
 
 
 @dataclass
-class ExportResult:
+class ExportResult(JobResult):
     """The result of an export: what was written, and how good it is."""
 
     output_dir: str
@@ -96,8 +97,8 @@ class ExportResult:
         rows = [[head, *HEADINGS[1:]], *(form.cells() for form in self.forms)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-        files = [REPORT_FILE, *(form.file for form in self.forms if form.file)]
-        written = [f"written: {Path(self.output_dir) / files[0]}, {', '.join(files[1:]) or 'no other runtime'}"]
+        others = ", ".join(form.file for form in self.forms if form.file)
+        written = [f"written: {Path(self.output_dir) / REPORT_FILE}, {others or 'no other runtime'}"]
         return "\n".join([*lines, *self.notes, *written, *([f"uploaded: {self.address}"] if self.address else [])])
 
 
@@ -217,9 +218,11 @@ def export(settings: ExportSettings) -> ExportResult:
         name = Path(model.name).name if Path(model.name).is_dir() else model.name  # the report may be uploaded
         about = {"model": name, "questions": num_questions, "passages": num_passages}
         write_json(staging / REPORT_FILE, {**about, "forms": [asdict(form) for form in forms]})
+        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
     notes += [line for form in forms for line in form.warnings()]
     address = upload.push(output) if upload else None
-    return ExportResult(settings.output_dir, num_questions, num_passages, forms, notes, address)
+    files = [str(output / name) for name in names]
+    return ExportResult(settings.output_dir, num_questions, num_passages, forms, notes, address, files=files)
 
 
 def _in_runtime(runtime: Runtime, encoder: Encoder, check: Check, staging: Path) -> list[Form]:

@@ -12,6 +12,7 @@ from rqa_ray.corpus_settings import PicturesSettings
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.confidence import INTERVALS
 from rqa_ray.evaluation.metrics import LABELS, greater_is_better
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import ALL_ARGS_FILE, read_json, write_whole
 from rqa_ray.reports.svg import LEVELS, Drawing, level
 from rqa_ray.reports.trials import FINISHED, TRIALS_FILE
@@ -62,10 +63,8 @@ class Place:
 
 
 @dataclass
-class PicturesResult:
+class PicturesResult(JobResult):
     """The pictures that were drawn."""
-
-    files: list[str]
 
     def describe(self) -> str:
         """Returns lines for a person."""
@@ -87,7 +86,7 @@ def pictures(settings: PicturesSettings) -> PicturesResult:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
-    return PicturesResult([str(folder / name) for name in files])
+    return PicturesResult(files=[str(folder / name) for name in files])
 
 
 def recall_picture(run: Path) -> bytes:

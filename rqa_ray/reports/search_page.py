@@ -57,11 +57,12 @@ def page(
     shown = [*order, *(trial for trial in trials if trial not in order)]
     best = winner.best(metric)
     assert best is not None
-    equals = [str(trial.number) for trial in order if trial.state == FINISHED and (trial.best(metric) or best)[1] == best[1]]
+    finished = [trial for trial in order if trial.state == FINISHED]
+    equals = [str(trial.number) for trial in finished if (trial.best(metric) or best)[1] == best[1]]
     chosen = ", ".join(f"{name} {short(value)}" for name, value in winner.values.items())
     verdict = (
         f"Trial {winner.number} is the best: {metric} {winner.curve[0][1]:.4f} of the pretrained model, {best[1]:.4f} "
-        f"after {best[0]:,} questions, with {chosen}."
+        f"after {best[0]:,} pairs, with {chosen}."
     )
     if len(equals) > 1:
         verdict += f" Trials {', '.join(equals)} are equally good; of equals, the first one wins."
@@ -69,7 +70,7 @@ def page(
         "search.html",
         title=title,
         verdict=verdict,
-        head=["trial", "state", *names, short_name(metric), "at question", "questions", "time", "problem"],
+        head=["trial", "state", *names, short_name(metric), "at pair", "pairs", "time", "problem"],
         rows=[_row(trial, names, metric) for trial in shown],
         winner=shown.index(winner),
         picture=image("curves, map and parallel view of the trials", "png", picture) if picture else "",
@@ -95,7 +96,7 @@ def _row(trial: Trial, names: list[str], metric: str) -> list[str]:
 
 
 def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metric: str, winner: Trial) -> bytes:
-    """Draws a PNG: the metric over questions seen, two arguments as a map, all arguments side by side.
+    """Draws a PNG: the metric over training pairs seen, two arguments as a map, all arguments side by side.
 
     The winner is red.
     """
@@ -130,7 +131,7 @@ def _draw_curves(axes: Any, shown: list[Trial], winner: Trial, bests: list[float
         ended = "" if trial.state == FINISHED else " ×"
         _write(axes, f"{trial.number}{ended}", (places[-1], values[-1]), (5, 0))
     axes.axhline(winner.curve[0][1], color=BASE_COLOR, linestyle=":", label="pretrained model")
-    axes.set(xlabel="questions seen", ylabel=quality, title="Each trial (× ended before its budget)")
+    axes.set(xlabel="training pairs seen", ylabel=quality, title="Each trial (× ended before its budget)")
     axes.margins(x=0.08)
     axes.legend(loc="best", fontsize=9)
 

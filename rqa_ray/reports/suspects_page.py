@@ -19,6 +19,7 @@ from rqa_ray.data.files import read_lines
 from rqa_ray.data.formats import parse_document, parse_label
 from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import write_whole
 from rqa_ray.reports.pages import cut, render
 from rqa_ray.texts import INVISIBLE
@@ -63,17 +64,16 @@ class SuspectsPart:
 
 
 @dataclass
-class SuspectsPage:
+class SuspectsPage(JobResult):
     """The page of suspects that was written."""
 
-    page: str  # its path
     suspects: int
     shown: int
 
     def describe(self) -> str:
         """Returns a line for a person."""
         of_all = f" of {self.suspects:,}" if self.shown < self.suspects else ""
-        return f"audit: {self.shown:,}{of_all} suspects in {self.page}; open it in a browser"
+        return f"audit: {self.shown:,}{of_all} suspects in {self.report}; open it in a browser"
 
 
 def write_suspects_page(folder: Path) -> SuspectsPage:
@@ -90,7 +90,8 @@ def write_suspects_page(folder: Path) -> SuspectsPage:
     more = sum(1 for _ in read_lines(str(path))) - len(suspects)
     note = f"The first {MOST_SUSPECTS:,} of {MOST_SUSPECTS + more:,} suspects." if more else ""
     write_whole(folder / PAGE_FILE, page(folder.absolute().name, suspects, note).encode())
-    return SuspectsPage(str(folder / PAGE_FILE), len(suspects) + more, len(suspects))
+    written = str(folder / PAGE_FILE)
+    return SuspectsPage(len(suspects) + more, len(suspects), files=[written], report=written)
 
 
 def page(name: str, suspects: list[dict[str, Any]], note: str = "") -> str:

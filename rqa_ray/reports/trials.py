@@ -60,10 +60,10 @@ class Trial:
     name: str  # name of its run, its TensorBoard folder and its checkpoints
     values: dict[str, Any]  # values of the arguments that are searched
     state: str
-    pairs: int = 0  # questions seen at its last report
+    pairs: int = 0  # training pairs seen at its last report
     curve: list[tuple[int, float]] = field(
         default_factory=list
-    )  # (questions seen, metric) pairs, the pretrained model first
+    )  # (training pairs seen, metric), the pretrained model first
     steps: int = 0
     seconds: float = 0.0
     problem: str = ""
@@ -72,7 +72,7 @@ class Trial:
     by_question: list[float] = field(default_factory=list)  # metric of each eval question, if the share is searched
 
     def best(self, metric: str) -> tuple[int, float] | None:
-        """Returns (questions seen, metric) at the best metric, the earliest of equals.
+        """Returns (training pairs seen, metric) at the best metric, the earliest of equals.
 
         None before the first report.
         """

@@ -49,19 +49,25 @@ def with_steps(job: Job, num_rows: int, resumed: int | None = None) -> Job:
     return replace(job, training=job.training | {"max_steps": steps}, chose_steps=True)
 
 
-def describe_steps(job: Job, questions_per_step: int, num_rows: int) -> str:
+def describe_steps(job: Job, pairs_per_step: int, num_rows: int) -> str:
     """Returns a line about the length of a run."""
     steps = job.training["max_steps"]
     if steps < 0:
-        steps = math.ceil(max(1, num_rows // questions_per_step) * job.training.get("num_train_epochs", 3.0))
-    questions = steps * questions_per_step
+        steps = math.ceil(max(1, num_rows // pairs_per_step) * job.training.get("num_train_epochs", 3.0))
     chosen = "; neither --max_steps nor --num_train_epochs is given" if job.chose_steps else ""
-    epochs = f"{questions / num_rows:.1f} epochs of {num_rows:,}{chosen}"
-    return f"steps: {steps:,}, which are {questions:,} questions, {epochs}"
+    return f"steps: {steps:,}, which are {describe_pairs(steps * pairs_per_step, num_rows)}{chosen}"
+
+
+def describe_pairs(seen: int, num_rows: int) -> str:
+    """Says how many training pairs are seen, counted each time, and how many epochs these are.
+
+    The Trainer counts epochs by whole batches, and so finds more of them.
+    """
+    return f"{seen:,} pairs, {seen / num_rows:.1f} epochs of {num_rows:,}"
 
 
 def batch_of(job: Job, num_rows: int) -> int:
-    """Returns how many questions meet in one loss."""
+    """Returns how many pairs of a question and its gold meet in one loss."""
     return min((job.settings.global_batch_size or 0) // job.accumulation_steps, num_rows)
 
 
@@ -100,31 +106,31 @@ def with_teacher_temperature(job: Job, are_cosines: bool, resumed: float | None 
 
 
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
-    """Returns how many questions meet in one loss, and lines about the candidates of a question.
+    """Returns how many pairs of a question and its gold meet in one loss, and lines about the candidates of a question.
 
     Raises:
-        InputError: there are fewer questions than workers, or a question has no negatives.
+        InputError: there are fewer pairs than workers, or a question has no negatives.
     """
     lines = []
     batch, asked = batch_of(job, num_rows), (job.settings.global_batch_size or 0) // job.accumulation_steps
     if batch < asked:
-        lines.append(f"warning: batches of {batch} questions, as many as there are, not {asked}")
+        lines.append(f"warning: batches of {batch} pairs, as many as there are, not {asked}")
     if num_workers > batch:
-        raise InputError(f"--num_workers {num_workers}: more workers than the {batch} questions of a batch")
+        raise InputError(f"--num_workers {num_workers}: more workers than the {batch} pairs of a batch")
     ratio, own = job.settings.hard_neg_ratio, job.settings.negatives_per_question
     negatives = num_drawn(job, batch) if has_negatives else 0
     if batch == 1 and not negatives:
         raise InputError(
-            "--per_device_train_batch_size: a batch of one question and no hard negatives has nothing to learn from; "
+            "--per_device_train_batch_size: a batch of one pair and no hard negatives has nothing to learn from; "
             "raise the batch size, or add hard_neg_docs with --negatives_per_question 1"
         )
     workers = f"{num_workers} worker{'s' * (num_workers > 1)}"
     share = f" x {batch // num_workers} =" if batch % num_workers == 0 else ","
     some = f", up to {negatives} hard negatives" if negatives else ""
-    lines.append(f"batch: {workers}{share} {batch} questions{some}, {batch + negatives} candidates each")
+    lines.append(f"batch: {workers}{share} {batch} pairs{some}, {batch + negatives} candidates for each question")
     lines.append(describe_steps(job, batch * job.accumulation_steps, num_rows))
     if job.accumulation_steps > 1:
         lines.append(f"warning: accumulating {job.accumulation_steps} batches adds no negatives; a larger batch does")
     if has_negatives and ratio > 0 and int(ratio * batch) == 0 and not own:
-        lines.append(f"warning: --hard_neg_ratio {ratio:g} of {batch} questions is no hard negative")
+        lines.append(f"warning: --hard_neg_ratio {ratio:g} of {batch} pairs is no hard negative")
     return batch, lines

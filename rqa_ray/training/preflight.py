@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rqa_ray.data.counts import estimate
+from rqa_ray.job_output import JobResult
 from rqa_ray.texts import command
 from rqa_ray.training.batch_sizes import micro_batch_size, with_steps
 from rqa_ray.training.job import Job
@@ -13,7 +14,7 @@ from rqa_ray.training.setup import check
 
 
 @dataclass
-class PreflightResult:
+class PreflightResult(JobResult):
     """What a training job would do; all checks have passed."""
 
     training_rows: int  # about; one for each question and gold passage
@@ -24,7 +25,7 @@ class PreflightResult:
 
     def describe(self) -> str:
         """Returns lines for a person."""
-        rows = f"about {self.training_rows:,} training rows, one for each question and gold passage"
+        rows = f"about {self.training_rows:,} training pairs, one for each question and gold passage"
         return "\n".join([rows, *self.lines, f"all checks passed; next:\n  {command('jobs/train.py', *self.words)}"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rqa_ray.evaluation.metrics import LABELS
+from rqa_ray.job_output import JobResult
 from rqa_ray.places import shown
 from rqa_ray.reports.weaknesses import Weakness
 from rqa_ray.texts import html_table, short
@@ -12,8 +13,8 @@ from rqa_ray.texts import html_table, short
 SPLITS = ("eval", "test")
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass
+class TrainResult(JobResult):
     """The result of a training run: its metrics, and the place of its model.
 
     Metrics and their 95% intervals go by full name, such as eval_retr/document_recall/recall4.
@@ -27,7 +28,6 @@ class TrainResult:
     before_intervals: dict[str, tuple[float, float]]
     intervals: dict[str, tuple[float, float]]
     weaknesses: list[Weakness]  # where the model is worse than the pretrained model or BM25
-    files: list[str]  # in output_dir
     summary: list[str]  # lines for a person
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ from rqa_ray.reports.report_page import Phase, ReportPage
 from rqa_ray.reports.split_part import SplitPart
 from rqa_ray.reports.suspects_page import PAGE_FILE, SuspectsPart
 from rqa_ray.texts import short
-from rqa_ray.training.batch_sizes import batch_of
+from rqa_ray.training.batch_sizes import batch_of, describe_pairs
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.finish import Choice
 from rqa_ray.training.job import Job
@@ -78,13 +78,14 @@ def _facts(setup: Setup, job: Job, choice: Choice, state: Mapping[str, Any], not
     sources = setup.shared.source_keys  # None if the files are streamed; then all runs have the pairs of the setup
     pairs = setup.num_rows if sources is None else PairsInShare.of(job.share, sources).num_pairs
     steps, tokens = state["global_step"], note.spent.tokens
+    in_step = batch_of(job, pairs) * job.accumulation_steps
     facts = {
         "pretrained model": str(job.settings.model_name_or_path),
         "model of this run": str(choice.candidate),
         "training pairs": f"{pairs:,}",
         "steps": f"{steps:,}",
-        "passes over the questions": short(float(state["epoch"] or 0)),
-        "questions of a step": f"{batch_of(job, pairs) * job.accumulation_steps:,}",
+        "pairs of a step": f"{in_step:,}",
+        "pairs seen": describe_pairs(steps * in_step, pairs),
         "batches": f"{steps * job.accumulation_steps:,}",
     }
     if tokens:

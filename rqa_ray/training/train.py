@@ -26,7 +26,7 @@ from rqa_ray.evaluation.predictions import (
     Ranked,
     write_predictions,
 )
-from rqa_ray.places import ALL_ARGS_FILE, REPORT_FILE, shown, staged
+from rqa_ray.places import ALL_ARGS_FILE, REPORT_FILE, inside, shown, staged
 from rqa_ray.reports.pages import write_report
 from rqa_ray.reports.weaknesses import Weakness, against_bm25, weaknesses
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -173,7 +173,7 @@ def finish(
     folder = Path(job.output_dir)
     with staged(folder) as staging:
         finisher.write_model(choice.candidate, staging)
-        lines, report = _write_results(staging, setup, job, model, ran, found, began)
+        lines, about_report = _write_results(staging, setup, job, model, ran, found, began)
         if job.settings.lora_r and job.settings.save_adapter:
             lines.insert(-1, finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
@@ -191,8 +191,9 @@ def finish(
         before_intervals=found.intervals(0),
         intervals=found.intervals(1),
         weaknesses=found.weaknesses,
-        files=[name for name in record.files if (folder / name).exists()],
-        summary=summary.last_lines(job, lines, choice, report, next_command),
+        summary=summary.last_lines(job, lines, choice, about_report, next_command),
+        files=[inside(job.location, name) for name in record.files if (folder / name).exists()],
+        report=inside(job.location, REPORT_FILE) if REPORT_FILE in written else None,
     )
 
 

@@ -56,7 +56,7 @@ class SearchPlan:
         number = f"{self.budget.evaluations} time{'s' * (self.budget.evaluations > 1)}"
         return [
             f"search: {space}",
-            f"{self.total} trials, {at_once} at a time, of about {self.budget.pairs:,} questions, evaluated {number} "
+            f"{self.total} trials, {at_once} at a time, of about {self.budget.pairs:,} pairs, evaluated {number} "
             f"each; search_alg {search.settings.search_alg}, scheduler {search.settings.scheduler}",
         ]
 
@@ -79,7 +79,7 @@ class SearchPlan:
             job = self.budget.job_of(self.job, {"global_batch_size": size})
             micro_batch_size(job, num_workers, self.budget.num_rows, has_negatives)
             batch, steps = self.budget.batch_of(job), job.training["max_steps"]
-            parts.append(f"{size}: {steps} step{'s' * (steps > 1)}, {steps * batch:,} questions")
+            parts.append(f"{size}: {steps} step{'s' * (steps > 1)}, {steps * batch:,} pairs")
         return [f"batch size {'; '.join(parts)}", *self._describe_shares(num_workers, has_negatives)]
 
     def check_sources(self, by_source: PairsBySource) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rqa_ray.job_output import JobResult
 from rqa_ray.reports.trials import Trial
 from rqa_ray.texts import html_table
 from rqa_ray.training.result import TrainResult
 
 
-@dataclass(frozen=True)
-class TuneResult:
+@dataclass
+class TuneResult(JobResult):
     """The result of a search, and the model that its winner has left in output_dir."""
 
     model: TrainResult

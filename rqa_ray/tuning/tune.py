@@ -120,7 +120,8 @@ def tune(asked: Search) -> TuneResult:
     curve = LearningCurve.of(trials, metric, clusters) if "train_share" in plan.space else None
     for line in write_report(folder, trials, plan.space, metric, order[0], curve):
         print(line)
-    return TuneResult(leave_winner(setup, record, shared, order[0]), metric, order[0], trials)
+    model = leave_winner(setup, record, shared, order[0])
+    return TuneResult(model, metric, order[0], trials, files=model.files, report=inside(job.location, PAGE_FILE))
 
 
 def trials_at_once(asked: str, workers: Workers) -> int:

@@ -34,7 +34,7 @@ def test_a_job_that_can_run_is_told_what_it_will_do(ray_cluster, words, capsys, 
     run("preflight", *words, "--per_device_train_batch_size", "8", "--hard_neg_ratio", "0.25")
     said = capsys.readouterr().out
     assert "storage can be written" in said
-    assert "batch: 2 workers x 8 = 16 questions, up to 4 hard negatives, 20 candidates each" in said
+    assert "batch: 2 workers x 8 = 16 pairs, up to 4 hard negatives, 20 candidates for each" in said
     assert "steps: 20, which are 320 questions" in said and "all checks passed" in said
     assert not os.listdir(tmp_path / "shared")
 

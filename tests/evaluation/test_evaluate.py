@@ -124,7 +124,10 @@ def test_the_same_command_again_encodes_nothing_and_finds_the_same(evaluated, fl
     run("evaluate", folder / "all_args.json", "--json")
     said = capfd.readouterr()
     assert "embeddings of 60 passages are there already" in said.err
-    of_dense = json.loads(said.out)["metrics"]["dense"]
+    result = json.loads(said.out)
+    assert result["report"] == str(folder / "report.html") and result["report"] in result["files"]
+    assert {Path(file) for file in result["files"]} == {path for path in folder.iterdir() if path.is_file()}
+    of_dense = result["metrics"]["dense"]
     assert of_dense["test_retr/document_ndcg/ndcg10"] == score(folder)["test_retr/document_ndcg/ndcg10"]
     assert (folder / "embeddings" / "shards.jsonl").read_text() == log
     first, second = score(evaluated), score(folder)

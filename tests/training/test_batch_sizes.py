@@ -25,9 +25,9 @@ WORDS = ["--model_name_or_path", "m", "--output_dir", "out", "--demo_size", "900
 @pytest.mark.parametrize(
     ("words", "has_negatives", "said"),
     [
-        ([], True, "40 questions, up to 2 hard negatives, 42 candidates"),
-        (["--negatives_per_question", "3"], True, "40 questions, up to 122 hard negatives, 162 candidates"),
-        (["--hard_neg_ratio", "0.5"], False, "40 questions, 40 candidates"),
+        ([], True, "40 pairs, up to 2 hard negatives, 42 candidates"),
+        (["--negatives_per_question", "3"], True, "40 pairs, up to 122 hard negatives, 162 candidates"),
+        (["--hard_neg_ratio", "0.5"], False, "40 pairs, 40 candidates"),
     ],
 )
 def test_the_candidates_of_a_question_are_those_that_its_batch_may_bring(words, has_negatives, said):
@@ -62,7 +62,7 @@ def test_a_batch_of_one_question_without_hard_negatives_is_refused(words, num_ro
 @pytest.mark.parametrize("words", [["--hard_neg_ratio", "1"], ["--negatives_per_question", "2"]])
 def test_a_batch_of_one_question_with_hard_negatives_is_not_refused(words):
     size, lines = micro_batch_size(one_question_a_batch(*words), 1, 900, True)
-    assert size == 1 and "1 questions, up to" in lines[0]
+    assert size == 1 and "1 pairs, up to" in lines[0]
 
 
 def test_a_batch_brings_a_share_of_hard_negatives_and_those_of_each_question():
@@ -141,7 +141,7 @@ def test_the_number_of_steps_follows_from_the_pairs_unless_the_user_gives_steps_
     for words, steps, said in (
         ([], 36, "; neither --max_steps nor --num_train_epochs is given"),
         (["--max_steps", "200"], 200, "epochs of 574"),
-        (["--num_train_epochs", "2"], -1, "steps: 16, which are 1,024 questions, 1.8 epochs of 574"),
+        (["--num_train_epochs", "2"], -1, "steps: 16, which are 1,024 pairs, 1.8 epochs of 574"),
         (["--gradient_accumulation_steps", "4"], 36, "is given"),
     ):
         job = with_steps(parse_job([*WORDS, "--global_batch_size", "64", *words]), 574)

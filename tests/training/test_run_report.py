@@ -9,6 +9,7 @@ import numpy as np
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.data.sources import PairsBySource
 from rqa_ray.evaluation.comparison import Comparison
+from rqa_ray.training.batch_sizes import describe_pairs
 from rqa_ray.training.checkpoint_files import StepNote
 from rqa_ray.training.job import parse_job
 from rqa_ray.training.run_report import page_of_run
@@ -45,11 +46,13 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     compared = {"eval": Comparison.of(asked_questions(), documents(), BEFORE, AFTER)}
     page = page_of_run(tmp_path, setup, winner, CHOSEN, ["chosen"], compared, documents(), note)
     facts = page.facts
-    assert (facts["peak learning rate"], facts["questions of a step"]) == ("0.0003", "48")
+    assert (facts["peak learning rate"], facts["pairs of a step"]) == ("0.0003", "48")
     assert facts["training pairs"] == f"{PairsInShare.of(winner.share, sources).num_pairs:,}" != "1,000"
     assert f"{sum(source.pairs for source in page.sources):,}" == facts["training pairs"]
     assert [source.name for source in page.sources] == ["a", "b"]
     assert (facts["steps"], facts["workers"]) == ("8", "2 workers")
+    pairs = PairsInShare.of(winner.share, sources).num_pairs
+    assert facts["pairs seen"] == describe_pairs(8 * 48, pairs), "not the 0.5 epochs that the Trainer counts"
     assert facts["batches"] == "16" and facts["tokens of all batches"] == "8,000; 1,000 a step, 400 a second"
     assert facts["texts longer than max_seq_length, cut"] == "train 1.2%"
     assert facts["suspects that mining left out"] == "1,234; jobs/mine.py lists them on a page"

@@ -17,8 +17,8 @@ MODEL = TrainResult(
     before_intervals={METRIC: (0.4, 0.6)},
     intervals={METRIC: (0.65, 0.85)},
     weaknesses=[],
-    files=["model.safetensors"],
     summary=["a line"],
+    files=["out/model.safetensors"],
 )
 TRIALS = [
     Trial(1, "a", {"learning_rate": 1e-4}, FINISHED, 32, [(0, 0.5), (32, 0.75)], 4),
