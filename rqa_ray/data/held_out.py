@@ -8,6 +8,7 @@ share of the questions. All readers of the files agree about the result, because
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,12 @@ class HeldOut:
             )
         sources = np.unique(keys[chosen[group_of]]).tolist()
         return cls(frozenset(sources), share, (held, total), len(np.unique(keys)))
+
+    @property
+    def digest(self) -> str:
+        """A short text that is another one if other sources are held out; empty if none are."""
+        keys = np.array(sorted(self.sources), np.int64)
+        return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest() if len(keys) else ""
 
     def side(self, name: str) -> Side:
         """Returns which records of the files of an input count, by the name of the input."""

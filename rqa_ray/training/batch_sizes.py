@@ -106,7 +106,7 @@ def with_teacher_temperature(job: Job, are_cosines: bool, resumed: float | None 
 
 
 def micro_batch_size(job: Job, num_workers: int, num_rows: int, has_negatives: bool) -> tuple[int, list[str]]:
-    """Returns how many pairs of a question and its gold meet in one loss, and lines about the candidates of a question.
+    """Returns how many pairs of a question and its gold meet in one loss, and lines about the candidates.
 
     Raises:
         InputError: there are fewer pairs than workers, or a question has no negatives.

@@ -33,6 +33,7 @@ class StepNote:
     num_suspects: int = 0  # that the round of mining in use has left out
     leaks: dict[str, int] = field(default_factory=dict)  # `Rounds.leaks`
     evaluated_beside: bool = False  # whether the evaluation of this step was left to a task beside training
+    held_out: str = ""  # `HeldOut.digest` of the eval questions that were kept out of training
 
     def save(self, folder: Path) -> None:
         """Writes the note into a checkpoint."""

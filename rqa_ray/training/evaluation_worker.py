@@ -104,7 +104,7 @@ def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
                 save_encoder(encoder, f"{scratch}/{MODEL_FOLDER}")
         if distributed.rank() == 0:
             save_evaluations(Path(scratch), found, found)
-            StepNote(0).save(Path(scratch))
+            StepNote(0, held_out=spec.held_out).save(Path(scratch))
             write_manifest(Path(scratch), 0)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ray.train.report({SCORE: 0.0}, checkpoint=checkpoint)

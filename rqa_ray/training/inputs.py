@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rqa_ray.data.demo import write_demo
 from rqa_ray.data.held_out import NOTHING, HeldOut
@@ -14,8 +12,9 @@ from rqa_ray.data.records import check_inputs, find_by_location
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.sources import Sources
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import exists, inside, push_folder
+from rqa_ray.places import exists, inside, push_folder, shown
 from rqa_ray.settings import INPUTS
+from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.job import Job
 from rqa_ray.training.output_folder import DEMO_FOLDER
 
@@ -53,23 +52,24 @@ def demo_files(job: Job) -> Files:
 
 
 def held_out_of(
-    job: Job, train_files: list[str], labels: Labels, began_with: Mapping[str, Any]
+    job: Job, train_files: list[str], labels: Labels, resumed: StoredCheckpoint | None
 ) -> tuple[HeldOut, Skipped]:
     """Holds out the eval questions that `--eval_share` asks for; see `readers.hold_out`.
 
-    `began_with` are the arguments of the run that is resumed.
+    `resumed` is the checkpoint from which the run goes on.
 
     Raises:
-        InputError: no questions can be held out, or the run that is resumed has trained on other questions.
+        InputError: no questions can be held out, or the checkpoint was trained on some of them.
     """
     share, seed = job.settings.eval_share, job.training["seed"]
     if share is None:
         return NOTHING, Skipped()
-    before = began_with.get("eval_share"), began_with.get("seed")
-    if began_with and before != (share, seed):
-        began = "without --eval_share" if before[0] is None else f"with --eval_share {before[0]:g}"
+    held_out, skipped = hold_out(train_files, share, seed, job.settings.on_bad_record == "skip", labels)
+    if resumed and resumed.note.held_out != held_out.digest:
+        other = "other questions held out" if resumed.note.held_out else "no questions held out"
         raise InputError(
-            f"--eval_share {share:g}, --seed {seed}: the run began {began} and with --seed {before[1]}, so it has "
-            "trained on some of these eval questions; give the same values, or start a new run"
+            f"--eval_share {share:g}, --seed {seed}: the checkpoint in {shown(resumed.location)} was trained with "
+            f"{other}, so it has met some of these eval questions; give the --eval_share, --seed and training files "
+            "of its run, or start a new run"
         )
-    return hold_out(train_files, share, seed, job.settings.on_bad_record == "skip", labels)
+    return held_out, skipped

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rqa_ray.data import instructions
 from rqa_ray.data.columns import column
@@ -18,6 +16,7 @@ from rqa_ray.data.sources import PairsBySource, Sources, describe_sources
 from rqa_ray.data.streaming import Stream, open_stream
 from rqa_ray.data.survey import Survey
 from rqa_ray.retriever.encoder_settings import ModelSpec
+from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.inputs import Files, held_out_of
 from rqa_ray.training.job import Job
 
@@ -63,17 +62,17 @@ class RunData:
 
 
 def read_data(
-    job: Job, files: Files, sources: Sources, spec: ModelSpec, labels: Labels, began_with: Mapping[str, Any]
+    job: Job, files: Files, sources: Sources, spec: ModelSpec, labels: Labels, resumed: StoredCheckpoint | None
 ) -> RunData:
     """Reads the files of a job, whose data mode is filled in; holds out the eval questions that it asks for.
 
-    `began_with` are the arguments of the run that is resumed.
+    `resumed` is the checkpoint from which the run goes on.
 
     Raises:
-        InputError: the files are wrong, or no questions can be held out.
+        InputError: the files are wrong, no questions can be held out, or the checkpoint was trained on some of them.
     """
     skip_bad, streamed = job.settings.on_bad_record == "skip", job.settings.data_mode == "streaming"
-    held_out, skipped = held_out_of(job, files["train"], labels, began_with)
+    held_out, skipped = held_out_of(job, files["train"], labels, resumed)
     if held_out.sources:
         files = files | {"eval": files["train"]}
     of_train = replace(labels, side=held_out.side("train"))

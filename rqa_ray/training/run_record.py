@@ -136,8 +136,8 @@ def _unreadable(kept: dict[str, Any]) -> list[str]:
     return unknown or [name for name, kind in RECORDED.items() if not isinstance(given.get(name), kind)]
 
 
-def check_output_dir(job: Job, model_folder: str) -> None:
-    """Refuses a folder in use, unless the user has said what to do with it.
+def check_output_dir(job: Job, model_folder: str) -> stored.StoredCheckpoint | None:
+    """Refuses a folder in use, unless the user has said what to do with it; returns the checkpoint to resume from.
 
     Also refuses a checkpoint of another model, of another adapter, or of a loss with other parameters.
     """
@@ -180,6 +180,7 @@ def check_output_dir(job: Job, model_folder: str) -> None:
             f"--output_dir {shown(job.location)}: is not empty; choose another folder, resume its run with "
             f"{job.resume_flag}, or delete it with --overwrite_output_dir"
         )
+    return checkpoint
 
 
 def checkpoint_to_resume(job: Job) -> stored.StoredCheckpoint | None:

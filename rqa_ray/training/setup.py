@@ -15,6 +15,7 @@ from rqa_ray.cluster.connection import connect
 from rqa_ray.cluster.model_copies import share_model
 from rqa_ray.cluster.probe import check_nodes
 from rqa_ray.cluster.workers import Workers, plan_workers
+from rqa_ray.data.held_out import HeldOut
 from rqa_ray.data.labels import Labels
 from rqa_ray.data.readers import Blocks
 from rqa_ray.data.records import find_labels
@@ -46,6 +47,7 @@ from rqa_ray.training.batch_sizes import (
     with_steps,
     with_teacher_temperature,
 )
+from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.fsdp import check_num_workers
 from rqa_ray.training.inputs import Files, demo_files, input_files
 from rqa_ray.training.job import Job
@@ -69,6 +71,7 @@ class Setup:
     stream: Stream | None  # the training files, if they are streamed
     train_files: list[str]
     labels: Labels  # of the training files
+    held_out: HeldOut
     sources: Sources
     by_source: PairsBySource
     shared: PairsInShare  # the training pairs, of which `num_rows` are trained on
@@ -98,6 +101,7 @@ class Setup:
             num_cpus=self.workers.cpus,
             use_gpu=self.workers.use_gpu,
             bm25=self.bm25,
+            held_out=self.held_out.digest,
             sources=self.sources if self.job.settings.homogeneous_batches else None,
             **more,
         )
@@ -117,9 +121,7 @@ class Setup:
 
     def fingerprints(self) -> dict[str, str]:
         """Returns `rows.fingerprint` of the eval and test questions, by split."""
-        corpus = Corpus.from_tables(self.blocks["corpus"].tables())
-        splits = [split for split in ("eval", "test") if split in self.blocks]
-        return {split: fingerprint(Questions.from_tables(self.blocks[split].tables()), corpus) for split in splits}
+        return fingerprints_of(self.blocks)
 
     def write_bad_records(self) -> None:
         """Lists the records that were left out in output_dir, and prints a line about them."""
@@ -137,6 +139,7 @@ class Checked:
     files: Files
     sources: Sources  # of the training files
     labels: Labels
+    resumed: StoredCheckpoint | None  # the checkpoint from which the run goes on
 
 
 def check(job: Job) -> Checked:
@@ -151,7 +154,7 @@ def check(job: Job) -> Checked:
     encoder = encoder_settings(model_folder, job.settings)
     model = ModelSpec(model_folder, encoder, job.settings.trust_remote_code)
     job.notes.extend(filter(None, [prefix_note(job.settings.model_name_or_path or "", model)]))
-    check_output_dir(job, model_folder)
+    resumed = check_output_dir(job, model_folder)
     check_report_to(job.training)
     check_optimizer(job.training)
     check_model(model)
@@ -174,7 +177,7 @@ def check(job: Job) -> Checked:
     )
     if job.training.get("bf16") and not workers.use_gpu and "512" not in torch.backends.cpu.get_cpu_capability():
         print("warning: --bf16 is emulated on this CPU, and slower than fp32")
-    return Checked(job, workers, model, files, sources, labels)
+    return Checked(job, workers, model, files, sources, labels, resumed)
 
 
 def set_up(job: Job, args_file: str) -> Setup:
@@ -191,7 +194,7 @@ def set_up(job: Job, args_file: str) -> Setup:
     spec = replace(checked.model, copy=share_model(checked.model.folder))
     began_with = (read_json(Path(job.output_dir) / args_file) or {}) if job.resume else {}
     job = with_data_mode(job, checked.files["train"], spec, began_with.get("data_mode"), checked.labels)
-    data = read_data(job, checked.files, checked.sources, spec, checked.labels, began_with)
+    data = read_data(job, checked.files, checked.sources, spec, checked.labels, checked.resumed)
     train, num_pairs, mined = data.survey.train, data.shared.num_pairs, job.settings.mine_negatives
     job = with_steps(job, num_pairs, began_with.get("max_steps"))
     has_negatives = train.num_negatives > 0 or mined > 0
@@ -205,6 +208,9 @@ def set_up(job: Job, args_file: str) -> Setup:
         job = with_teacher_temperature(job, not train.num_no_cosines, began_with.get("teacher_temperature"))
     if job.settings.distill_weight and has_scores:
         lines.append(f"teacher: scores are divided by {job.settings.teacher_temperature:g} (--teacher_temperature)")
+    if checked.resumed and not checked.resumed.before().of(fingerprints_of(data.blocks)):
+        begun = "warning: the run began with other eval questions or passages"
+        lines.append(f"{begun}; until the end, its earlier steps are compared by their metrics on those")
     print("\n".join(lines))
     splits, documents = asked_of(data.blocks)
     texts = ClusterTexts(data.blocks["corpus"].refs, len(documents.passage_ids), workers)
@@ -216,6 +222,7 @@ def set_up(job: Job, args_file: str) -> Setup:
         stream=data.stream,
         train_files=data.files["train"],
         labels=data.train_labels,
+        held_out=data.held_out,
         sources=checked.sources,
         by_source=data.by_source,
         shared=data.shared,
@@ -228,6 +235,13 @@ def set_up(job: Job, args_file: str) -> Setup:
         texts=texts,
         bm25=ray.put(None if why_not(texts.number) else found_by_bm25(splits, texts.read_index())),
     )
+
+
+def fingerprints_of(blocks: dict[str, Blocks]) -> dict[str, str]:
+    """Returns `rows.fingerprint` of the eval and test questions, by split."""
+    corpus = Corpus.from_tables(blocks["corpus"].tables())
+    splits = [split for split in ("eval", "test") if split in blocks]
+    return {split: fingerprint(Questions.from_tables(blocks[split].tables()), corpus) for split in splits}
 
 
 def asked_of(blocks: dict[str, Blocks]) -> tuple[dict[str, AskedQuestions], Documents]:

@@ -43,6 +43,7 @@ class WorkerSpec:
     blocks: dict[str, list]  # references to the tokenized tables by input: corpus, eval, perhaps test and train
     micro_batch: int = 0  # questions of all ranks that meet in one loss
     sources: Sources | None = None  # of the training files, if each batch has rows of one source
+    held_out: str = ""  # `HeldOut.digest` of the eval questions that are kept out of training
     windows: Any = None  # plan and store of streamed training files, which replace the train blocks
     mining: Any = None  # reference of the MiningTexts (`rounds.py`), if hard negatives are mined
 

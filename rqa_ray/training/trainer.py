@@ -82,6 +82,7 @@ class ContrastiveTrainer(Trainer):
         self.batches = batches
         self.evaluator = evaluator
         self.trust_remote_code = trust_remote_code
+        self.held_out = ""  # for the note of a checkpoint
         self.found, self.found_step = Evaluation(), -1  # result of the last evaluation, and its step
         self.interrupts: Interrupts = encoder.interrupts
         self.schedule = Schedule(evaluates_beside, patience)
@@ -239,7 +240,7 @@ class ContrastiveTrainer(Trainer):
         of_loss = losses.temperature_of(self.loss), list(self.loss.state_dict())
         of_round = (self.rounds.num_suspects, self.rounds.leaks) if self.rounds else (0, {})
         pending, beside = self.schedule.pending_step == step, self.schedule.beside_step == step
-        StepNote(step, pending, *of_loss, self.spent, *of_round, beside).save(folder)
+        StepNote(step, pending, *of_loss, self.spent, *of_round, beside, self.held_out).save(folder)
 
     def save_interrupted(self) -> None:
         """Saves the state after the last finished step, when the next one was given up."""

@@ -135,7 +135,7 @@ def build_trainer(spec: WorkerSpec, scratch: str, checkpoint: str | None) -> Con
         evaluates_beside=spec.spare is not None,
         fsdp=spec.fsdp,
     )
-    trainer.schedule.before = spec.before
+    trainer.schedule.before, trainer.held_out = spec.before, spec.held_out
     if args.process_index == 0:
         asked = {split: AskedQuestions(tables[split]) for split in splits}
         merged = num_merged(settings.finish)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from rqa_ray.errors import InputError
 from rqa_ray.places import inside, with_suffix, write_json
 from rqa_ray.reports.trials import Choices, Space, Trial
 from rqa_ray.retriever.encoder_settings import ModelSpec, encoder_settings
@@ -30,7 +31,11 @@ BEST_CONFIG_FILE = "best_config.json"
 
 
 def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, StoredCheckpoint]:
-    """Stores the pretrained model as a checkpoint of step 0, once for each setting that changes its evaluation."""
+    """Stores the pretrained model as a checkpoint of step 0, once for each setting that changes its evaluation.
+
+    Raises:
+        InputError: the search that is resumed has evaluated the model on other questions or passages.
+    """
     changing: Space = {
         name: dimension
         for name, dimension in space.items()
@@ -45,6 +50,11 @@ def evaluate_pretrained(setup: Setup, space: Space, root: str) -> dict[str, Stor
         if not whole:
             evaluate(setup, job, root, f"{key}.{len(names)}")
             whole = stored.list_checkpoints(root, [f"{key}.{len(names)}"])
+        elif not whole[-1].evaluation().of(setup.fingerprints()):
+            raise InputError(
+                "--resume: the search began with other eval questions or passages, so its trials cannot be compared; "
+                "give the files that it began with, or start a new search"
+            )
         found[key] = whole[-1]
     return found
 

@@ -55,7 +55,7 @@ def one_question_a_batch(*words: str) -> Job:
     ],
 )
 def test_a_batch_of_one_question_without_hard_negatives_is_refused(words, num_rows, has_negatives):
-    with pytest.raises(InputError, match="one question and no hard negatives has nothing to learn from; raise"):
+    with pytest.raises(InputError, match="one pair and no hard negatives has nothing to learn from; raise"):
         micro_batch_size(one_question_a_batch(*words), 1, num_rows, has_negatives)
 
 
