@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,12 @@ def with_suffix(location: str, suffix: str) -> str:
 def shown(location: str) -> str:
     """Returns a path or URI as every message shows it: without credentials, query and control characters."""
     return printable(masked(location.partition("?")[0]) if "://" in location else location)
+
+
+def shown_files(files: Sequence[str]) -> str:
+    """Returns the first of some files as messages show it, and how many more there are."""
+    more = f" and {len(files) - 1:,} more file{'s' * (len(files) > 2)}" if len(files) > 1 else ""
+    return shown(files[0]) + more
 
 
 def storage_for_ray(location: str) -> dict[str, Any]:

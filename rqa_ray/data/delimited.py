@@ -1,4 +1,8 @@
-"""Reads CSV and TSV files with a header, as Python's `csv` does: a quoted cell may hold line breaks."""
+"""Reads CSV and TSV files with a header, as Python's `csv` does: a quoted cell may hold line breaks.
+
+Many programs write TSV without quoting, where a quote is a character like others. So the cells of a TSV file are read
+without quoting if the quotes in the file enclose no cells.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +57,38 @@ def filled_cells(row: dict[Any, Any]) -> dict[str, str]:
     return {name: cell for name, cell in row.items() if cell or name == "text"}
 
 
-def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
+def is_plain(path: str) -> bool:
+    """Returns whether a TSV file is read without quoting, because its quotes enclose no cells: a pass over the file.
+
+    They enclose none if they are not balanced, or if cells with line breaks would make rows of lines that are each as
+    wide as the header.
+    """
+    if not _is_tsv(path):
+        return False
+    try:
+        with_breaks = any("\n" in cell for _, row in _rows(path, csv.QUOTE_MINIMAL) for cell in row)
+    except _NotDelimited:
+        return True
+    widths = {len(row) for _, row in _rows(path, csv.QUOTE_NONE)} if with_breaks else set()
+    return len(widths) == 1 and widths != {1}
+
+
+class _NotDelimited(InputError):
+    """The quotes of a file are not those of CSV."""
+
+
+def _is_tsv(path: str) -> bool:
+    return has_suffix(path, ".tsv", ".tsv.gz", ".tsv.zst")
+
+
+def _rows(path: str, quoting: int | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, cells) of the header, without blanks around its names, and of the rows with a filled cell."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    delimiter = "\t" if has_suffix(path, ".tsv", ".tsv.gz", ".tsv.zst") else ","
+    if quoting is None:
+        quoting = csv.QUOTE_NONE if is_plain(path) else csv.QUOTE_MINIMAL
+    delimiter = "\t" if _is_tsv(path) else ","
     held = [0]  # bytes of the lines of a row
-    rows = csv.reader(_lines(path, held), strict=True, delimiter=delimiter)
+    rows = csv.reader(_lines(path, held), strict=True, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
     is_header = True
     try:
         for row in rows:
@@ -68,7 +98,7 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
             yield rows.line_num, _header(path, row, delimiter) if is_header else row
             is_header = False
     except csv.Error as error:
-        raise InputError(f"{shown(path)}:{rows.line_num}: not CSV ({error})") from None
+        raise _NotDelimited(f"{shown(path)}:{rows.line_num}: not CSV ({error})") from None
 
 
 def _header(path: str, row: list[str], delimiter: str) -> list[str]:
@@ -96,7 +126,7 @@ def _lines(path: str, held: list[int]) -> Iterator[str]:
             held[0] += len(line)
             if held[0] > MAX_LINE_BYTES:
                 what = f"a row of more than {MAX_LINE_BYTES:,} bytes, which is no record; is a quote missing?"
-                raise InputError(f"{shown(path)}:{number}: {what}")
+                raise _NotDelimited(f"{shown(path)}:{number}: {what}")
             if not line:
                 return
             try:

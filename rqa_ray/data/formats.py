@@ -188,7 +188,7 @@ def _columns(question: str, value: dict[str, Any]) -> QARecord:
     negatives = [text for one in columns for text in (one if isinstance(one, list) else [one]) if text is not None]
     golds = _from_texts("positive", [value["positive"]])
     passages = {"gold_docs": golds, "hard_neg_docs": _from_texts("negative", negatives)}
-    others = {name: value.get(name) for name in ("instruction", "gold_scores", "hard_neg_scores")}
+    others = {name: value.get(name) for name in ("instruction", "gold_scores", "gold_grades", "hard_neg_scores")}
     return _qa_record(texts_of(question, [value[question]]), passages | others)
 
 
@@ -204,6 +204,7 @@ def _flag_embedding(value: dict[str, Any]) -> QARecord:
             "gold_docs": golds,
             "hard_neg_docs": negatives,
             "gold_scores": scores_of(value, "pos_scores", golds, "pos", NoneType),
+            "gold_grades": value.get("gold_grades"),
             "hard_neg_scores": scores_of(value, "neg_scores", negatives, "neg"),
             "instruction": instruction_of(value, "prompt" if "prompt" in value else "instruction"),
         },
@@ -214,8 +215,9 @@ def _tevatron(value: dict[str, Any]) -> QARecord:
     """Reads Tevatron's form: `positive_passages` and `negative_passages` of `{"docid", "title", "text"}`."""
     golds, negatives = _golds(value, "positive_passages"), value.get("negative_passages") or []
     if isinstance(negatives, list):
-        passages = {"gold_docs": golds, "hard_neg_docs": negatives, "instruction": value.get("instruction")}
-        return _qa_record(texts_of("query", [value["query"]]), passages)
+        others = {name: value.get(name) for name in ("instruction", "gold_grades")}
+        passages = {"gold_docs": golds, "hard_neg_docs": negatives}
+        return _qa_record(texts_of("query", [value["query"]]), passages | others)
     raise RecordError(f"`negative_passages` has to be a list, found {kind_of(negatives)}")
 
 

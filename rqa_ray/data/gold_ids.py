@@ -18,7 +18,6 @@ import pyarrow as pa
 from rqa_ray.data.schema import Document, QARecord, text_hash
 from rqa_ray.data.values import RecordError
 from rqa_ray.errors import InputError
-from rqa_ray.places import shown
 
 PASSAGES_AT_ONCE = 10_000
 
@@ -36,7 +35,7 @@ class NamedPassage(NamedTuple):
 class PassagesById:
     """The passages of a corpus that have an id, in arrays, which the processes of a node share without a copy."""
 
-    source: str  # the first file of the corpus
+    source: str  # the files of the corpus, as messages show them
     ids: np.ndarray  # (P,) sorted hashes of the ids
     places: np.ndarray  # (P,) the place of each passage in `documents`
     documents: pa.ChunkedArray  # (P,) as JSON
@@ -68,7 +67,7 @@ class PassagesById:
 
     def describe(self) -> str:
         """Returns a line for the user."""
-        return f"gold_ids: looked up among the ids of {len(self.ids):,} passages in {shown(self.source)}"
+        return f"gold_ids: looked up among the ids of {len(self.ids):,} passages in {self.source}"
 
     def resolve(self, record: QARecord) -> QARecord:
         """Returns a record with the passages that its ids name.

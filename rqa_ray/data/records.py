@@ -15,7 +15,7 @@ from rqa_ray.data.beir import (
     read_judgments,
     refuse_other_part,
 )
-from rqa_ray.data.delimited import filled_cells, read_delimited
+from rqa_ray.data.delimited import filled_cells, is_plain, read_delimited
 from rqa_ray.data.files import (
     DELIMITED,
     MAX_LINE_BYTES,
@@ -33,7 +33,7 @@ from rqa_ray.data.pickles import load_documents
 from rqa_ray.data.schema import Document, Label, QARecord
 from rqa_ray.data.values import RecordError, parse_json
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import hub_errors, open_file, refuse_among_inputs, shown
+from rqa_ray.places import hub_errors, open_file, refuse_among_inputs, shown, shown_files
 from rqa_ray.texts import printable
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -203,7 +203,8 @@ def check_inputs(
 ) -> dict[str, list[str]]:
     """Returns the files of each input, each file once, and checks how they begin.
 
-    Prints a line about queries of BEIR that are left out. `outputs` are the folders that the job writes to, by flag.
+    Prints lines about queries of BEIR that are left out, and about TSV files without quoting. `outputs` are the
+    folders that the job writes to, by flag.
 
     Raises:
         InputError: a file begins wrong, or it is where the job writes.
@@ -217,6 +218,8 @@ def check_inputs(
         for path in paths:
             refuse_other_part(name, given[name][0], path)
         check_beginnings(paths, "documents" if name == "corpus" else "questions", skip_bad)
+        for path in filter(is_plain, paths):
+            print(f"note: {shown(path)}: read without quoting, because its quotes enclose no cells")
         for path in paths if name != "corpus" else []:
             if is_judgments(path) and (line := left_out(path)):
                 print(line)
@@ -239,7 +242,7 @@ def find_labels(
     naming = next(filter(_has_gold_ids, asked), None)
     if naming is None or not inputs:
         return labels
-    passages = PassagesById.of(inputs["corpus"][0], _named_passages(inputs["corpus"], skip_bad))
+    passages = PassagesById.of(shown_files(inputs["corpus"]), _named_passages(inputs["corpus"], skip_bad))
     if not len(passages.ids):
         keys = ", ".join(f"`{key}`" for key in ID_KEYS)
         raise InputError(f"{passages.source}: no passage has an id ({keys}), but {naming} has `gold_ids`")

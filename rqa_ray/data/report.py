@@ -10,7 +10,7 @@ from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord
 from rqa_ray.data.survey import Survey
 from rqa_ray.errors import InputError
-from rqa_ray.places import shown
+from rqa_ray.places import shown, shown_files
 
 LENGTHS = (32, 64, 128, 256, 512, 1024)  # upper ends of the columns of the histogram (tokens)
 BATCH_SIZES = (64, 256, 1024)
@@ -27,13 +27,13 @@ def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bo
     evaluated = survey.splits.get("eval")
     if evaluated and len(survey.missing["eval"]) == len(np.unique(evaluated.golds)):
         raise InputError(
-            "--eval_file: none of its gold passages is in full_dataset_file_path; do the files belong together?"
-            + _missing_one(survey, files, "eval")
+            f"{shown_files(files['eval'])}: none of the gold passages of the eval questions is in the corpus, "
+            f"{shown_files(files['corpus'])}; do the files belong together?" + _missing_one(survey, files, "eval")
         )
     if survey.has_equal_golds and not draws_negatives:
         raise InputError(
-            f"--train_file: all {survey.train.num_questions:,} questions have the same gold passages, and a batch "
-            "brings no hard negatives, so there is nothing to learn; add questions of other passages, or "
+            f"{shown_files(files['train'])}: all {survey.train.num_questions:,} questions have the same gold "
+            "passages, and a batch brings no hard negatives, so there is nothing to learn; add questions of other passages, or "
             "hard_neg_docs with --negatives_per_question 1"
         )
 

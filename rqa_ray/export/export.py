@@ -33,7 +33,7 @@ from rqa_ray.export.compact import KINDS
 from rqa_ray.export.hub import Upload
 from rqa_ray.export.runtimes import ONNX_FILE, RUNTIMES, Exported, Runtime, write_onnx
 from rqa_ray.job_output import JobResult
-from rqa_ray.places import check_local_folder, staged, write_json
+from rqa_ray.places import check_local_folder, shown_files, staged, write_json
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder import Encoder
@@ -121,7 +121,8 @@ class Check:
         self.num_lost = sum(not known.issuperset(golds) for golds in self.asked.gold_ids)
         if all(known.isdisjoint(golds) for golds in self.asked.gold_ids):
             raise InputError(
-                f"{questions[0]}: none of its gold passages is in {documents[0]}; do they belong together?"
+                f"{shown_files(questions)}: none of its gold passages is in {shown_files(documents)}; "
+                "do they belong together?"
             )
         self._base: dict[str, np.ndarray] = {}  # (Q,) of the original, by the names of HEADLINES
         self._original = torch.empty(0)  # (N, D) of the original

@@ -33,11 +33,12 @@ def written(path, delimiter: str, encoding: str = "utf-8") -> str:
     ("name", "delimiter", "encoding"),
     [("a.csv", ",", "utf-8"), ("a.csv", ",", "utf-8-sig"), ("a.csv.gz", ",", "utf-8"), ("a.tsv", "\t", "utf-8")],
 )
-def test_rows_are_the_records_that_jsonl_has(tmp_path, name, delimiter, encoding):
+def test_rows_are_the_records_that_jsonl_has(tmp_path, capsys, name, delimiter, encoding):
     lines = tmp_path / "a.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     path = written(tmp_path / name, delimiter, encoding)
     assert find_inputs({"train": ("train_file", [path])}, skip_bad=False) == {"train": [path]}
+    assert "without quoting" not in capsys.readouterr().out
     assert list(good_records([path], "questions")) == list(good_records([str(lines)], "questions"))
 
 
@@ -93,6 +94,25 @@ def test_a_passage_may_have_a_title_only(tmp_path):
     path = tmp_path / "documents.csv"
     path.write_text("title,text\nIce,\n")
     assert list(good_records([str(path)], "documents")) == [Document("", "", {"title": "Ice"})]
+
+
+@pytest.mark.parametrize(
+    ("lines", "passages"),
+    [
+        (['"Ice" melts.\ta', 'It is 5" long.\tb'], ['"Ice" melts.', 'It is 5" long.']),
+        (['"It boils.\ta', "It melts.\tb"], ['"It boils.', "It melts."]),
+        (['a\t"It boils', 'b\tIt melts"'], ["a", "b"]),  # as CSV, one row whose last cell has two lines
+    ],
+)
+def test_a_tsv_file_whose_quotes_enclose_no_cells_is_read_without_quoting_and_this_is_said(
+    tmp_path, capsys, lines, passages
+):
+    path = tmp_path / "documents.tsv"
+    path.write_text("text\ttitle\n" + "".join(f"{line}\n" for line in lines))
+    find_inputs({"corpus": ("document_path", [str(path)])}, skip_bad=False)
+    said = "documents.tsv: read without quoting, because its quotes enclose no cells\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert [found.page_content for found in good_records([str(path)], "documents")] == passages
 
 
 def test_an_empty_file_has_no_records(tmp_path):

@@ -203,8 +203,9 @@ def test_scores_and_the_prompt_of_flag_embedding_are_a_teachers_scores_and_an_in
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_each_form_reads_an_instruction(name):
-    assert parse_qa_record(OTHERS[name] | {"instruction": "Find: "}).instruction == "Find: "
+def test_each_form_reads_an_instruction_and_grades(name):
+    record = parse_qa_record(OTHERS[name] | {"instruction": "Find: ", "gold_grades": [2]})
+    assert (record.instruction, record.gold_grades) == ("Find: ", [2])
 
 
 def test_a_row_of_sentence_transformers_may_have_a_list_of_negatives_and_scores_of_a_teacher():

@@ -97,6 +97,8 @@ def test_an_id_of_no_passage_is_named_by_file_and_line_and_may_be_skipped(tmp_pa
         read(questions, corpus)
     assert str(caught.value) == f"{questions}:2: `gold_ids` has '8', which is the id of no passage in {corpus}"
     assert len(read(questions, corpus, skip_bad=True)) == 2
+    labels = find_labels(None, {"train": [questions], "corpus": [corpus, corpus]})
+    assert labels.describe([]) == [f"gold_ids: looked up among the ids of 10 passages in {corpus} and 1 more file"]
 
 
 def test_one_id_of_two_passages_is_refused_and_of_one_passage_twice_is_not(tmp_path):

@@ -29,6 +29,9 @@ def survey(streamed: Counts | None = None, **inputs: list[dict]) -> Survey:
     return Survey.of({name: part(kinds.get(name, "questions"), rows) for name, rows in inputs.items()}, streamed)
 
 
+FILES = {"train": ["t.jsonl"], "eval": ["dev.jsonl", "more.jsonl"], "corpus": ["all/d.jsonl"]}
+
+
 def lines(**inputs: list[dict]) -> list[str]:
     return brief(survey(**inputs), {})
 
@@ -55,9 +58,9 @@ def test_golds_that_are_missing_from_the_corpus_are_warned_of_by_split():
 
 
 def test_an_evaluation_without_any_gold_in_the_corpus_is_refused():
-    with pytest.raises(InputError, match="^--eval_file: no.* gold passage.* in full_dataset_file_path"):
-        check_golds(survey(train=ids(1, 2), eval=ids(7, 8)), {}, True)
-    check_golds(survey(train=ids(1, 2), eval=ids(7, 1)), {}, True)
+    with pytest.raises(InputError, match="^dev.jsonl and 1 more file: none of .* in the corpus, all/d.jsonl; "):
+        check_golds(survey(train=ids(1, 2), eval=ids(7, 8)), FILES, True)
+    check_golds(survey(train=ids(1, 2), eval=ids(7, 1)), FILES, True)
 
 
 def test_a_missing_gold_is_shown_beside_the_passage_that_has_its_text(tmp_path):
@@ -84,9 +87,9 @@ def test_a_missing_gold_is_shown_beside_the_passage_that_has_its_text(tmp_path):
 def test_training_questions_that_share_one_gold_have_nothing_to_learn_from(streamed):
     def check(golds: tuple[int, ...], draws_negatives: bool) -> None:
         whole = survey(train=ids(*golds), eval=ids(1))
-        check_golds(survey(whole.train, eval=ids(1)) if streamed else whole, {}, draws_negatives)
+        check_golds(survey(whole.train, eval=ids(1)) if streamed else whole, FILES, draws_negatives)
 
-    with pytest.raises(InputError, match="^--train_file: all 3 questions have the same gold .* nothing to"):
+    with pytest.raises(InputError, match="^t.jsonl: all 3 questions have the same gold .* nothing to"):
         check((2, 2, 2), draws_negatives=False)
     check((2, 2, 2), draws_negatives=True)
     check((2, 2, 1), draws_negatives=False)
@@ -97,9 +100,9 @@ def test_training_questions_that_all_have_every_gold_have_nothing_to_learn_from(
         return [{"line": line, "question_key": key, "passage_id": gold} for line, (key, gold) in enumerate(pairs)]
 
     for pairs in ([(7, 1), (7, 2), (7, 3)], [(7, 1), (7, 2), (8, 1), (8, 2)]):
-        with pytest.raises(InputError, match=f"^--train_file: all {len(pairs)} questions have the same gold passages"):
-            check_golds(survey(train=rows(*pairs)), {}, False)
-    check_golds(survey(train=rows((7, 1), (7, 2), (8, 1))), {}, False)
+        with pytest.raises(InputError, match=f"^t.jsonl: all {len(pairs)} questions have the same gold passages"):
+            check_golds(survey(train=rows(*pairs)), FILES, False)
+    check_golds(survey(train=rows((7, 1), (7, 2), (8, 1))), FILES, False)
 
 
 def test_cut_texts_empty_questions_and_chats_are_said_once_each():
