@@ -28,6 +28,7 @@ from rqa_ray.corpus.mined_files import (
     TRAIN_FILE,
     MinedQuestions,
     MiningReport,
+    suspects_of,
     write_negatives,
     write_suspects,
     write_train,
@@ -183,7 +184,7 @@ def _write(
             "golds_beside_the_corpus": len(pairs.beside),
             **found.counts,
             "questions_with_fewer": int((np.diff(negatives.offsets) < miner.rules.num_negatives).sum()),
-            "suspects_written": write_suspects(staging / SUSPECTS_FILE, pairs, found, passages),
+            "suspects_written": write_suspects(staging / SUSPECTS_FILE, suspects_of(pairs, found, passages)),
         }
         leaks = {split: part.leaks(negatives, pairs.ids) for split, part in splits.items()}
         weight = miner.hybrid.weight if miner.hybrid else None

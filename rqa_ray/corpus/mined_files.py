@@ -6,7 +6,7 @@ Shapes: Q questions (distinct wordings), G golds of all questions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rqa_ray.corpus.mining import HIGHEST_LEVEL, LEVEL_STEP, Candidates, Mined, ScoredGolds, Verdict
 from rqa_ray.corpus.mining_inputs import Passages, TrainingPairs
 from rqa_ray.data.columns import runs
-from rqa_ray.data.schema import QARecord, grades_entry, instruction_entry, question_key
+from rqa_ray.data.schema import Document, QARecord, grades_entry, instruction_entry, question_key
 from rqa_ray.errors import InputError
 from rqa_ray.places import read_json, write_json
 
@@ -74,13 +74,9 @@ class MinedQuestions:
 
     def add(self, mined: Mined, golds: ScoredGolds) -> None:
         """Adds the next slice of questions."""
-        suspects = mined.of(Verdict.SUSPECT)
-        levels = mined.levels(suspects)
-        rank = np.empty(len(levels), np.int64)  # rank of a suspect in its question
-        rank[np.lexsort([-levels, suspects.questions])] = np.arange(len(levels)) - suspects.offsets[suspects.questions]
-        kept = rank < SUSPECTS_PER_QUESTION
-        self._suspects.append(suspects.where(kept))
-        self._levels.append(levels[kept])
+        suspects, levels = mined.closest_suspects(SUSPECTS_PER_QUESTION)
+        self._suspects.append(suspects)
+        self._levels.append(levels)
         self._negatives.append(mined.of(Verdict.NEGATIVE))
         self._gold_scores.append(golds.scores)
         for name, number in {"candidates": len(mined.verdicts), **mined.counts()}.items():
@@ -157,28 +153,62 @@ def write_negatives(path: Path, pairs: TrainingPairs, negatives: Candidates) -> 
     pq.write_table(pa.table(columns), path)
 
 
-def write_suspects(path: Path, pairs: TrainingPairs, found: MinedQuestions, passages: Passages) -> int:
-    """Writes a line for each suspect, the closest to its gold first; returns the number of lines."""
+@dataclass(frozen=True)
+class Suspect:
+    """A passage that may be an answer of a question, although no file says so."""
+
+    key: int  # `schema.question_key`
+    question: str
+    instruction: str | None
+    golds: list[Document]
+    gold_score: float  # of the lowest gold
+    rival: Document
+    score: float
+    dense_rank: int  # from 1; 0 if the dense model does not find the passage
+    bm25_rank: int
+
+    def line(self) -> dict[str, Any]:
+        """Returns the object of a line of suspects.jsonl, in which a person sets `accept`."""
+        return {
+            "id": f"{self.key % 2**64:016x}-{self.rival.passage_id % 2**64:016x}",
+            "question": self.question,
+            **instruction_entry(self.instruction),
+            "gold_docs": [vars(gold) for gold in self.golds],
+            "gold_score": self.gold_score,
+            "rival": vars(self.rival),
+            "score": self.score,
+            "dense_rank": self.dense_rank or None,
+            "bm25_rank": self.bm25_rank or None,
+            "accept": None,
+        }
+
+
+def suspects_of(pairs: TrainingPairs, found: MinedQuestions, passages: Passages) -> Iterator[Suspect]:
+    """Yields the suspects that are written, the closest to its gold first."""
     (suspects, levels), gold_scores = found.suspects(), found.gold_scores()
     golds, questions = pairs.wordings.golds, suspects.questions
     order = np.argsort(-levels, kind="stable")[:MOST_SUSPECTS]
     of_golds, ends = runs(golds.offsets[questions[order]], np.diff(golds.offsets)[questions[order]])
     documents = passages.documents(np.concatenate([suspects.positions[order], pairs.gold_positions[of_golds]]))
+    for number, place in enumerate(order.tolist()):
+        own, question = of_golds[ends[number] : ends[number + 1]], questions[place]
+        yield Suspect(
+            int(pairs.wordings.keys[question]),
+            pairs.questions[question],
+            pairs.instructions[question],
+            [documents[gold] for gold in pairs.gold_positions[own].tolist()],
+            float(gold_scores[own].min()),
+            documents[int(suspects.positions[place])],
+            float(suspects.scores[place]),
+            int(suspects.dense_ranks[place]),
+            int(suspects.bm25_ranks[place]),
+        )
+
+
+def write_suspects(path: Path, suspects: Iterable[Suspect]) -> int:
+    """Writes a line for each suspect; returns the number of lines."""
+    number = 0
     with path.open("w", encoding="utf-8") as file:
-        for number, place in enumerate(order.tolist()):
-            own, question = of_golds[ends[number] : ends[number + 1]], questions[place]
-            rival, key = int(suspects.positions[place]), int(pairs.wordings.keys[question])
-            line = {
-                "id": f"{key % 2**64:016x}-{int(pairs.ids[rival]) % 2**64:016x}",
-                "question": pairs.questions[question],
-                **instruction_entry(pairs.instructions[question]),
-                "gold_docs": [vars(documents[gold]) for gold in pairs.gold_positions[own].tolist()],
-                "gold_score": float(gold_scores[own].min()),
-                "rival": vars(documents[rival]),
-                "score": float(suspects.scores[place]),
-                "dense_rank": int(suspects.dense_ranks[place]) or None,
-                "bm25_rank": int(suspects.bm25_ranks[place]) or None,
-                "accept": None,
-            }
-            file.write(json.dumps(line) + "\n")
-    return len(order)
+        for number, suspect in enumerate(suspects, start=1):
+            file.write(json.dumps(suspect.line()) + "\n")
+    return number

@@ -33,8 +33,8 @@ def check_golds(survey: Survey, files: dict[str, list[str]], draws_negatives: bo
     if survey.has_equal_golds and not draws_negatives:
         raise InputError(
             f"{shown_files(files['train'])}: all {survey.train.num_questions:,} questions have the same gold "
-            "passages, and a batch brings no hard negatives, so there is nothing to learn; add questions of other passages, or "
-            "hard_neg_docs with --negatives_per_question 1"
+            "passages, and a batch brings no hard negatives, so there is nothing to learn; add questions of other "
+            "passages, or hard_neg_docs with --negatives_per_question 1"
         )
 
 

@@ -20,6 +20,13 @@ LABELS = {  # names for people, and full names
     f"MRR@{TOP_CUTOFF}": f"retr/document_mrr/mrr{TOP_CUTOFF}",
     f"accuracy@{ACCURACY_CUTOFF}": "retr/document_accuracy/accuracy",
 }
+MEANINGS = (  # for people, in the order of LABELS
+    "recall@k: the share of the questions whose golds (the right passages) are all among the first k passages.",
+    f"nDCG@{TOP_CUTOFF}: how high the golds are among the first {TOP_CUTOFF} passages; 1 if they come first.",
+    f"MRR@{TOP_CUTOFF}: 1 divided by the rank of the first gold, or 0 if no gold is among the first {TOP_CUTOFF}.",
+    f"accuracy@{ACCURACY_CUTOFF}: the share of the first {ACCURACY_CUTOFF} passages that are golds; with one gold, at "
+    f"most {1 / ACCURACY_CUTOFF:g}.",
+)
 HEADLINES = ("recall@4", "nDCG@10")  # the metrics by which runs are compared
 METRIC_NAMES = (
     *LABELS.values(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rqa_ray.data.sources import SourceCount
-from rqa_ray.evaluation.metrics import short_name
+from rqa_ray.evaluation.metrics import MEANINGS, short_name
 from rqa_ray.reports.curves import curve
 from rqa_ray.reports.pages import render
 from rqa_ray.reports.split_part import SplitPart
@@ -54,7 +54,7 @@ class ReportPage:
 
     def html(self) -> str:
         """Returns the page as one HTML file."""
-        return render("report.html", page=self, curves=self._curves())
+        return render("report.html", page=self, curves=self._curves(), meanings=MEANINGS)
 
     def candidate_rows(self) -> list[tuple[str, str, str]]:
         """Returns the rows of the table of candidates."""

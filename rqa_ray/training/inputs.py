@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rqa_ray.corpus.mined_files import SUSPECTS_FILE
 from rqa_ray.data.demo import write_demo
 from rqa_ray.data.held_out import NOTHING, HeldOut
 from rqa_ray.data.labels import Labels
@@ -12,7 +13,7 @@ from rqa_ray.data.records import check_inputs, find_by_location
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.sources import Sources
 from rqa_ray.errors import InputError, first_line
-from rqa_ray.places import exists, inside, push_folder, shown
+from rqa_ray.places import exists, inside, push_folder, refuse_among_inputs, shown
 from rqa_ray.settings import INPUTS
 from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.job import Job
@@ -36,6 +37,8 @@ def input_files(job: Job) -> tuple[Files, Sources]:
         given = {name: ("prepared_path", [path]) for name, path in paths.items() if name != "test" or has_test}
     else:
         given = {name: (flag, getattr(job.settings, flag)) for name, flag in INPUTS.items()}
+    suspects = inside(job.location, SUSPECTS_FILE)  # a person's decisions in it would be replaced
+    refuse_among_inputs("output_dir", suspects, [], job.settings.accepted_labels or [])
     outputs = {} if job.resume else {"output_dir": job.location}  # a run that goes on deletes nothing
     found = find_by_location(given)
     return check_inputs(given, found, job.settings.on_bad_record == "skip", outputs), Sources.of(found["train"])

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from rqa_ray.corpus.mined_files import MOST_SUSPECTS, SUSPECTS_PER_QUESTION
 from rqa_ray.corpus.mining import MiningRules, Verdict, Wordings
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.columns import runs
@@ -31,6 +32,16 @@ from rqa_ray.training.mining_pass import Choice, MiningPass, MiningTexts
 from rqa_ray.training.schedule import rounds_due
 
 NEGATIVES_FILE = "negatives.npz"
+SUSPECT = np.dtype(  # what a round keeps of a suspect
+    [
+        ("question", np.int64),  # `schema.question_key`
+        ("passage", np.int64),  # its id
+        ("score", np.float32),
+        ("gold_score", np.float32),  # of the lowest gold
+        ("dense_rank", np.int32),  # from 1; 0 if that ranking does not have the passage
+        ("bm25_rank", np.int32),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -45,15 +56,16 @@ class Round:
     gold_scores: np.ndarray  # (G,) scores of the golds, in the order of `Wordings.golds`
     weight: float  # of the model in the hybrid that gave the scores; NaN if the model alone did
     num_suspects: int = 0  # passages that were left out because they may be answers
+    suspects: np.ndarray = field(default_factory=lambda: np.zeros(0, SUSPECT))  # of them the closest to a gold
 
     @classmethod
-    def of(cls, choice: Choice, passage_ids: np.ndarray, number: int, quality: float) -> Round:
-        """Returns the round of the negatives that were drawn; `passage_ids` (P,) are in corpus order."""
+    def of(cls, choice: Choice, keys: np.ndarray, passage_ids: np.ndarray, number: int, quality: float) -> Round:
+        """Returns the round of the negatives that were drawn; `keys` (Q,), and `passage_ids` (P,) in corpus order."""
         drawn = choice.mined.of(Verdict.NEGATIVE)
         weight = choice.weight.weight if choice.weight else math.nan
         ids = passage_ids[drawn.positions]
-        suspects = choice.mined.counts()["suspect"]
-        return cls(number, ids, drawn.scores, drawn.offsets, quality, choice.golds.scores, weight, suspects)
+        count, suspects = choice.mined.counts()["suspect"], closest_suspects(choice, keys, passage_ids)
+        return cls(number, ids, drawn.scores, drawn.offsets, quality, choice.golds.scores, weight, count, suspects)
 
     def negatives(self, table: PassageTable, wordings: Wordings) -> Negatives:
         """Returns the negatives of all pairs, with the scores of the hybrid where it is the teacher."""
@@ -109,7 +121,7 @@ class Rounds:
         if bool(choice.weight) != bool(self.settings.teacher):
             raise ValueError(f"--teacher {self.settings.teacher}: the pass was begun with another teacher")
         self.done, mined = number, choice.mined
-        self._use(Round.of(choice, self.evaluator.corpus.passage_ids, number, quality))
+        self._use(Round.of(choice, self.texts.wordings.keys, self.evaluator.corpus.passage_ids, number, quality))
         counts, seconds = mined.counts(), time.monotonic() - found.began
         leaks = " and ".join(f"{leaked:,} {split}" for split, leaked in self.leaks.items())
         self.tell(
@@ -186,6 +198,18 @@ class Rounds:
     def _use(self, new: Round) -> None:
         self.round = new
         self.batches.set_negatives(new.negatives(self.table, self.texts.wordings))
+
+
+def closest_suspects(choice: Choice, keys: np.ndarray, passage_ids: np.ndarray) -> np.ndarray:
+    """Returns those suspects that a person should look at, the closest to its gold first: an array of SUSPECT."""
+    found, levels = choice.mined.closest_suspects(SUSPECTS_PER_QUESTION)
+    order = np.argsort(-levels, kind="stable")[:MOST_SUSPECTS]
+    questions = found.questions[order]
+    made = np.zeros(len(order), SUSPECT)
+    made["question"], made["passage"] = keys[questions], passage_ids[found.positions[order]]
+    made["score"], made["gold_score"] = found.scores[order], choice.mined.lowest[questions]
+    made["dense_rank"], made["bm25_rank"] = found.dense_ranks[order], found.bm25_ranks[order]
+    return made
 
 
 def stand_ins(passages: PassageTable, num_pairs: int, number: int) -> Negatives:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rqa_ray.corpus.mined_files import SUSPECTS_PER_QUESTION
 from rqa_ray.data.share import PairsInShare
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.comparison import Comparison
@@ -53,7 +54,7 @@ def page_of_run(
     """
     state = json.loads((folder / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
     try:
-        suspects, problems = _suspects(setup, job.output_dir), []
+        suspects, problems = SuspectsPart.of(folder, PAGE_FILE) or _suspects(setup, job.output_dir), []
     except InputError as error:  # a person may have edited the file
         suspects, problems = None, [f"suspects are not shown: {error}"]
     return ReportPage(
@@ -100,7 +101,9 @@ def _facts(setup: Setup, job: Job, choice: Choice, state: Mapping[str, Any], not
     if waits:
         facts["share of the time that steps waited for data"] = f"{sum(waits) / len(waits):.1%}"
     if note.num_suspects:
-        facts["suspects that mining left out"] = f"{note.num_suspects:,}; jobs/mine.py lists them on a page"
+        facts["suspects that mining left out"] = (
+            f"{note.num_suspects:,}, at most {SUSPECTS_PER_QUESTION} of a question are written"
+        )
     return facts
 
 

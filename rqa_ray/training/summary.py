@@ -20,6 +20,7 @@ from rqa_ray.evaluation.metrics import HEADLINES, LABELS, name_at
 from rqa_ray.evaluation.results import Evaluation
 from rqa_ray.places import ALL_ARGS_FILE, inside, shown, with_suffix, write_json, write_whole
 from rqa_ray.texts import command
+from rqa_ray.training.candidate import BASE
 from rqa_ray.training.finish import Choice
 from rqa_ray.training.job import Job
 from rqa_ray.training.spec import TENSORBOARD_FOLDER
@@ -93,6 +94,19 @@ def compare(
             "the eval questions chose the model, so this gain may be too large; --test_file measures a fair one"
         )
     return lines, {split: comparison.intervals[1] for split, comparison in compared.items()}
+
+
+def achieved(choice: Choice, compared: Mapping[str, Comparison]) -> str:
+    """Returns a sentence about what the chosen model finds, against the pretrained model; on test, if there is one."""
+    split = "test" if "test" in compared else "eval"
+    of = compared[split]
+    asked = f"the {len(of.asked.questions):,} {split} questions" + ", which also chose it" * (split == "eval")
+    before, after = ({label: values[LABELS[label]].mean() for label in of.changes} for values in of.values)
+    if choice.candidate == BASE:
+        found = " and ".join(f"{label} {value:.3f}" for label, value in before.items())
+        return f"The run leaves the pretrained model, which has {found} on {asked}."
+    gains = [f"{name} {before[name]:.3f} -> {after[name]:.3f}, {of.changes[name].describe()}" for name in of.changes]
+    return f"The model of this run, {choice.candidate}, against the pretrained model on {asked}: {'; '.join(gains)}."
 
 
 def _gains_at(dimensions: int, split: str, before: ModelState, best: ModelState) -> str:

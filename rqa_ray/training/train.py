@@ -28,6 +28,7 @@ from rqa_ray.evaluation.predictions import (
 )
 from rqa_ray.places import ALL_ARGS_FILE, REPORT_FILE, inside, shown, staged
 from rqa_ray.reports.pages import write_report
+from rqa_ray.reports.suspects_page import PAGE_FILE, SUSPECTS_FILE
 from rqa_ray.reports.weaknesses import Weakness, against_bm25, weaknesses
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.training import checkpoints as stored
@@ -44,6 +45,7 @@ from rqa_ray.training.output_folder import delete_files, push, with_local_output
 from rqa_ray.training.result import TrainResult
 from rqa_ray.training.run_record import RunRecord, open_run
 from rqa_ray.training.run_report import page_of_run
+from rqa_ray.training.run_suspects import write_run_suspects
 from rqa_ray.training.setup import Setup, asked_of, serve_windows, set_up
 from rqa_ray.training.summary import ModelState
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
@@ -51,7 +53,7 @@ from rqa_ray.training.uploads import StorageAway
 
 # files and folders that not every finish writes; those of an earlier finish describe another model
 PREDICTIONS = ("eval-predictions.jsonl", "test-predictions.jsonl", PASSAGES_FILE)
-NOT_ALWAYS = (HYBRID_FILE, REPORT_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
+NOT_ALWAYS = (HYBRID_FILE, REPORT_FILE, SUSPECTS_FILE, PAGE_FILE, "test_results.json", *PREDICTIONS, ADAPTER_FOLDER)
 
 
 def train(job: Job) -> TrainResult:
@@ -221,7 +223,9 @@ def _write_results(
         found.write_predictions(folder, job.settings.predictions_top_k)
     finishing = time.monotonic() - began
     spent = replace(newest.note.spent, reading=setup.seconds, starting=ran.starting, finishing=finishing)
-    verdict = [*choice.describe(), hybrid]  # the page shows the metrics itself
+    if job.settings.mine_negatives:
+        lines += write_run_suspects(folder, job.location, newest, setup.train_files, setup.labels, documents)
+    verdict = [summary.achieved(choice, found.with_base), *choice.describe(), hybrid]
     of_page = choice, verdict, found.with_base, documents, replace(newest.note, spent=spent)
     report = write_report(folder, job.location, lambda: page_of_run(folder, setup, job, *of_page).html())
     return [*lines, hybrid], report

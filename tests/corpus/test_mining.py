@@ -107,7 +107,7 @@ def test_pairs_share_the_negatives_of_their_question():
     table = PassageTable(np.arange(10, 15), Ragged([], np.zeros(0, np.int64)))
     wordings = Wordings.of(np.array([5, 6, 6]), np.array([10, 10, 10]))
     alone, taught = (
-        Round.of(Choice(mined, golds, weight), np.arange(10, 15), 3, 0.5).negatives(table, wordings)
+        Round.of(Choice(mined, golds, weight), np.array([5, 6]), np.arange(10, 15), 3, 0.5).negatives(table, wordings)
         for weight in (None, HybridWeight(0.5, 0.0, 0.0, 0.0))
     )
     assert alone.ids.tolist() == [11, 12, 13, 14, 13, 14] and alone.offsets.tolist() == [0, 2, 4, 6]
@@ -199,7 +199,8 @@ def test_the_choice_is_that_of_brute_force_and_has_no_gold_by_id_text_or_other_w
 
     ids = np.arange(len(texts))
     table = PassageTable(ids, Ragged([], np.zeros(0, np.int64)))
-    negatives = Round.of(Choice(mined, ScoredGolds(ids, ids, ids), None), ids, 1, 0.5).negatives(table, wordings)
+    found = Choice(mined, ScoredGolds(ids, ids, ids), None)
+    negatives = Round.of(found, wordings.keys, ids, 1, 0.5).negatives(table, wordings)
     for pair, (question, _) in enumerate(pairs):
         here = {*negatives.ids[negatives.offsets[pair] : negatives.offsets[pair + 1]].tolist()}
         golds = {other for asked, other in pairs if question_key(asked) == question_key(question)}

@@ -44,6 +44,7 @@ def run_page(name: str = "my run") -> ReportPage:
 def test_the_page_says_what_was_gained_and_shows_three_curves():
     text = run_page().html()
     assert "+100.0 points, 95% interval +100.0 to +100.0, p = 0.5: not beyond noise" in text
+    assert all(f"{label}: " in text for label in ("recall@k", "nDCG@10", "MRR@10", "accuracy@4"))
     assert text.count("<img ") == 3 and "no proven gain" in text and "cut: 1%" in text
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", text), "the page needs a network"
 

@@ -55,7 +55,7 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     assert facts["pairs seen"] == describe_pairs(8 * 48, pairs), "not the 0.5 epochs that the Trainer counts"
     assert facts["batches"] == "16" and facts["tokens of all batches"] == "8,000; 1,000 a step, 400 a second"
     assert facts["texts longer than max_seq_length, cut"] == "train 1.2%"
-    assert facts["suspects that mining left out"] == "1,234; jobs/mine.py lists them on a page"
+    assert facts["suspects that mining left out"] == "1,234, at most 3 of a question are written"
     said = "note: questions with a gold among the mined hard negatives: eval 2, test 1,000"
     assert page.data == ["data: 3 questions", said]
     assert [(one.name, one.seconds, one.share) for one in page.phases] == [

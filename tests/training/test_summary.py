@@ -12,7 +12,7 @@ from rqa_ray.places import read_json
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.finish import Choice, Score
 from rqa_ray.training.job import parse_job
-from rqa_ray.training.summary import ModelState, compare, last_lines, write_bad_records, write_files
+from rqa_ray.training.summary import ModelState, achieved, compare, last_lines, write_bad_records, write_files
 from tests.builders import asked_questions, documents
 
 JOB = parse_job("--model_name_or_path m --output_dir out --demo_size 9".split())
@@ -41,6 +41,16 @@ SCORES = [
     Score(Candidate((8,)), 0.8, 0.1, "nDCG@10 is -10.0 points"),
 ]
 KEPT, CHOSEN = Choice(BASE, BEFORE.evaluation, METRIC, SCORES[:1]), Choice(MIXTURE, BEST.evaluation, METRIC, SCORES)
+
+
+def test_the_first_sentence_of_a_report_says_what_the_model_finds_against_the_pretrained_one():
+    said = achieved(CHOSEN, compared(BEFORE, BEST))
+    start = (
+        "The model of this run, mixture of 0.7 x step 8 and 0.3 x step 0, against the pretrained model on the 3 eval "
+    )
+    assert said.startswith(f"{start}questions, which also chose it: recall@4 0.000 -> 1.000, +100.0 points, 95% ")
+    kept = achieved(KEPT, compared(BEFORE, BEFORE))
+    assert kept.startswith("The run leaves the pretrained model, which has recall@4 0.000 and nDCG@10 0.")
 
 
 def test_the_comparison_says_before_after_and_whether_it_is_more_than_chance():
