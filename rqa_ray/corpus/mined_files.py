@@ -209,6 +209,7 @@ def write_suspects(path: Path, suspects: Iterable[Suspect]) -> int:
     """Writes a line for each suspect; returns the number of lines."""
     number = 0
     with path.open("w", encoding="utf-8") as file:
-        for number, suspect in enumerate(suspects, start=1):
+        for suspect in suspects:
             file.write(json.dumps(suspect.line()) + "\n")
+            number += 1
     return number

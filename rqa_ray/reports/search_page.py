@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rqa_ray.evaluation.metrics import short_name
 from rqa_ray.places import write_whole
 from rqa_ray.reports.learning_curve import LearningCurve
@@ -18,7 +20,15 @@ from rqa_ray.reports.trials import FINISHED, Choices, Range, Trial, ranked
 from rqa_ray.texts import duration, short
 
 PAGE_FILE, PICTURE_FILE = "tune_report.html", "tune_report.png"
-WINNER_COLOR, BASE_COLOR = "#d62728", "#777777"
+WINNER_COLOR, BASE_COLOR = "#d62728", "#7d838c"
+COLORS = 0.25, 0.85  # ends of the part of matplotlib's viridis that shows on white and on black
+# The pictures have no background. So that they are readable on light and dark pages, all else has one medium gray.
+THEME: Any = {  # by the names of matplotlib, a type of its own
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], BASE_COLOR),
+    **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"], "none"),
+    "grid.color": BASE_COLOR,
+    "legend.edgecolor": BASE_COLOR,
+}
 
 
 def write_report(
@@ -100,24 +110,27 @@ def draw_search(trials: list[Trial], space: Mapping[str, Choices | Range], metri
 
     The winner is red.
     """
+    from matplotlib import colormaps, rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
 
     shown = [trial for trial in trials if trial.best(metric)]
     bests = [trial.best(metric)[1] for trial in shown]  # type: ignore[index]
-    colors = ScalarMappable(Normalize(min(bests), max(bests)), "viridis")
+    shades = ListedColormap(colormaps["viridis"](np.linspace(*COLORS, 256)))
+    colors = ScalarMappable(Normalize(min(bests), max(bests)), shades)
     quality = short_name(metric)
-    figure = Figure(figsize=(12, 9), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    panels = figure.subplot_mosaic([["curves", "map"], ["parallel", "parallel"]])
-    _draw_curves(panels["curves"], shown, winner, bests, quality, colors)
-    _draw_map(panels["map"], shown, winner, space, bests, colors)
-    _draw_parallel(panels["parallel"], shown, winner, space, bests, quality, colors)
-    figure.colorbar(colors, ax=list(panels.values()), label=f"best {quality}", shrink=0.6)
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    with rc_context(THEME):
+        figure = Figure(figsize=(12, 9), layout="constrained", dpi=110)
+        FigureCanvasAgg(figure)
+        panels = figure.subplot_mosaic([["curves", "map"], ["parallel", "parallel"]])
+        _draw_curves(panels["curves"], shown, winner, bests, quality, colors)
+        _draw_map(panels["map"], shown, winner, space, bests, colors)
+        _draw_parallel(panels["parallel"], shown, winner, space, bests, quality, colors)
+        figure.colorbar(colors, ax=list(panels.values()), label=f"best {quality}", shrink=0.6)
+        figure.savefig(content, format="png")
     return content.getvalue()
 
 
@@ -151,7 +164,7 @@ def _draw_map(
     y = _Scale(space[down]) if down else None
     for trial, best in zip(shown, bests, strict=True):
         place = x.place(trial.values[across]), y.place(trial.values[down]) if y and down else best
-        edge = {"edgecolor": WINNER_COLOR, "linewidth": 3} if trial is winner else {"edgecolor": "white"}
+        edge = {"edgecolor": WINNER_COLOR, "linewidth": 3} if trial is winner else {"edgecolor": "none"}
         axes.scatter(*place, s=220, color=[colors.to_rgba(best)], zorder=2, **edge)
         _write(axes, str(trial.number), place, (11, 9))
     x.label(axes.xaxis)

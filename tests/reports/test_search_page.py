@@ -1,5 +1,6 @@
 """The report of a search opens without network, and its picture can be drawn for any trials."""
 
+import io
 import re
 from dataclasses import replace
 
@@ -37,6 +38,12 @@ def test_a_picture_is_drawn_of_any_space(names):
     space = {name: SPACE[name] for name in names}
     assert size(draw_search(TRIALS, space, RECALL, BEST)) == (1320, 990)
     assert size(draw_search([BEST], space, RECALL, BEST)) == (1320, 990), "of one trial too"
+
+
+def test_the_background_of_a_picture_is_that_of_the_page():
+    image = pytest.importorskip("matplotlib.image")
+    corner = image.imread(io.BytesIO(draw_search(TRIALS, SPACE, RECALL, BEST)))[0, 0]
+    assert len(corner) == 4 and corner[3] == 0
 
 
 def test_the_page_needs_no_network_marks_the_winner_and_has_every_trial():

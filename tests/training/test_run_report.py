@@ -23,7 +23,9 @@ from tests.training.test_summary import CHOSEN
 
 def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_path):
     state = {"global_step": 8, "epoch": 0.5, "log_history": [{"step": 8, "loss": 1.0, "data_wait_share": 0.25}]}
-    (tmp_path / TRAINER_STATE_FILE).write_text(json.dumps(state))
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    (staging / TRAINER_STATE_FILE).write_text(json.dumps(state))
     asked = parse_job("--model_name_or_path m --output_dir out --demo_size 9 --learning_rate 1e-5".split())
     sources = np.arange(1_000)
     write(tmp_path, [suspect(number) for number in range(5)])
@@ -44,7 +46,7 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     spent = Spent(reading=10.0, waiting=5.0, steps=15.0, tokens=8_000)
     note = StepNote(8, spent=spent, num_suspects=1_234, leaks={"eval": 2, "test": 1_000})
     compared = {"eval": Comparison.of(asked_questions(), documents(), BEFORE, AFTER)}
-    page = page_of_run(tmp_path, setup, winner, CHOSEN, ["chosen"], compared, documents(), note)
+    page = page_of_run(staging, setup, winner, CHOSEN, ["chosen"], compared, documents(), note)
     facts = page.facts
     assert (facts["peak learning rate"], facts["pairs of a step"]) == ("0.0003", "48")
     assert facts["training pairs"] == f"{PairsInShare.of(winner.share, sources).num_pairs:,}" != "1,000"
@@ -68,3 +70,6 @@ def test_the_facts_are_those_of_the_run_also_where_a_search_has_set_it_up(tmp_pa
     assert "0:15, 50%" in text and '<a href="../suspects.html">' in text and "How do I cancel order 2?" in text
     assert facts["share of the time that steps waited for data"] == "25.0%"
     assert page.chosen_step == CHOSEN.candidate.step and [split.name for split in page.splits] == ["eval"]
+    write(staging, [suspect(0)])
+    mined = page_of_run(staging, setup, winner, CHOSEN, ["chosen"], compared, documents(), note).suspects
+    assert (mined.number, mined.link) == (1, ""), "those that the run itself has mined"
