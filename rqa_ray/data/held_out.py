@@ -110,6 +110,12 @@ class HeldOut:
         keys = np.array(sorted(self.sources), np.int64)
         return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest() if len(keys) else ""
 
+    @property
+    def kept(self) -> float:
+        """The share of the questions that train keeps."""
+        held, total = self.questions
+        return 1 - held / max(total, 1)
+
     def side(self, name: str) -> Side:
         """Returns which records of the files of an input count, by the name of the input."""
         return Side(self.sources, name == "eval") if name in ("train", "eval") else ALL_RECORDS

@@ -84,23 +84,23 @@ class PairsBySource:
         ]
         return [SourceCount(*found) for found in zip(self.names, *sums, strict=True)]
 
-    def check(self, share: Share, batch_size: int) -> None:
-        """Refuses sources that cannot fill a batch alone.
 
-        Raises:
-            InputError: there is only one source, or a source has fewer pairs than a batch.
-        """
-        counts = self.counts(share)
-        if len(counts) < 2:
-            raise InputError(
-                f"--homogeneous_batches: needs several training sources, and {self.names[0]} is the only one"
-            )
-        least = min(counts, key=lambda count: count.pairs)
-        if least.pairs < batch_size:
-            raise InputError(
-                f"--homogeneous_batches: {least.name} has {least.pairs:,} training pairs, fewer than a batch of "
-                f"{batch_size:,}; lower --global_batch_size, or put these pairs into another source"
-            )
+def check_sources(counts: Sequence[SourceCount], batch_size: int) -> None:
+    """Refuses sources that cannot fill a batch alone.
+
+    Raises:
+        InputError: there is only one source, or a source has fewer pairs than a batch.
+    """
+    if len(counts) < 2:
+        raise InputError(
+            f"--homogeneous_batches: needs several training sources, and {counts[0].name} is the only one"
+        )
+    least = min(counts, key=lambda count: count.pairs)
+    if least.pairs < batch_size:
+        raise InputError(
+            f"--homogeneous_batches: {least.name} has {least.pairs:,} training pairs, fewer than a batch of "
+            f"{batch_size:,}; lower --global_batch_size, or put these pairs into another source"
+        )
 
 
 def describe_sources(counts: Sequence[SourceCount]) -> list[str]:

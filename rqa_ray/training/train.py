@@ -17,6 +17,7 @@ from typing import Any
 from rqa_ray.cluster.probe import wait_for_storage
 from rqa_ray.cluster.workers import find_spare, where_evaluated
 from rqa_ray.corpus.bm25 import HYBRID_FILE
+from rqa_ray.data.sources import check_sources
 from rqa_ray.evaluation import hybrid_report
 from rqa_ray.evaluation.comparison import Comparison
 from rqa_ray.evaluation.predictions import (
@@ -67,7 +68,7 @@ def train(job: Job) -> TrainResult:
     job, workers = setup.job, setup.workers
     micro_batch, lines = micro_batch_size(job, workers.num_workers, setup.num_rows, setup.has_negatives)
     if job.settings.homogeneous_batches:
-        setup.by_source.check(job.share, micro_batch)
+        check_sources(setup.by_source.counts(job.share), micro_batch)
     print("\n".join(lines))
     spare = find_spare(workers) if job.settings.async_eval else None
     if job.settings.async_eval:

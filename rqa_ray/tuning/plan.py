@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rqa_ray.data.share import PairsInShare, Share
-from rqa_ray.data.sources import PairsBySource
+from rqa_ray.data.sources import PairsBySource, check_sources
 from rqa_ray.errors import InputError
 from rqa_ray.reports.trials import Choices, Range, Space
 from rqa_ray.training.batch_sizes import check_negatives, check_teacher, micro_batch_size
@@ -88,7 +88,7 @@ class SearchPlan:
         assert isinstance(sizes, Choices) and isinstance(shares, Choices)
         size = max(sizes.values or [self.job.settings.global_batch_size or 0]) // self.job.accumulation_steps
         for share in shares.values or (self.job.share.share,):
-            by_source.check(Share(share, self.job.training["seed"]), size)
+            check_sources(by_source.counts(Share(share, self.job.training["seed"])), size)
 
     def _describe_shares(self, num_workers: int, has_negatives: bool) -> list[str]:
         shares, shared = self.space.get("train_share"), self.budget.shared

@@ -8,7 +8,7 @@ import pytest
 from rqa_ray.data.records import find_by_location
 from rqa_ray.data.rows import TrainingRows
 from rqa_ray.data.share import ALL, Share
-from rqa_ray.data.sources import PairsBySource, SourceCount, Sources, describe_sources
+from rqa_ray.data.sources import PairsBySource, SourceCount, Sources, check_sources, describe_sources
 from rqa_ray.errors import InputError
 from tests.builders import table
 from tests.conftest import write_lines
@@ -46,11 +46,11 @@ def test_pairs_and_questions_are_counted_in_the_share_and_rows_know_their_source
 
 def test_sources_that_cannot_fill_a_batch_and_single_sources_are_refused():
     found = PairsBySource.of(Sources(("a", "b"), (0, 1)), [table("train", rows())])
-    found.check(ALL, 15)
+    check_sources(found.counts(ALL), 15)
     with pytest.raises(InputError, match="^--homogeneous_batches: b has 15 training pairs, fewer than a batch of 16;"):
-        found.check(ALL, 16)
+        check_sources(found.counts(ALL), 16)
     with pytest.raises(InputError, match="^--homogeneous_batches: needs several training sources, and a is the only"):
-        PairsBySource.of(Sources(("a",), (0, 0)), [table("train", rows())]).check(ALL, 2)
+        check_sources(PairsBySource.of(Sources(("a",), (0, 0)), [table("train", rows())]).counts(ALL), 2)
 
 
 def test_the_largest_sources_are_said_first_and_one_source_is_not_said():
