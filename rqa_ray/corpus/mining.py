@@ -13,7 +13,6 @@ position is a passage's place in the corpus. A gold that the corpus lacks has a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -225,14 +224,14 @@ class Mined:
         return np.bincount(places, minlength=len(edges) + 1)
 
 
-Refused = AbstractSet[tuple[int, int]]  # a question's key and the position of a passage that is no answer to it
+Refused = frozenset[tuple[int, int]]  # a question's key and the position of a passage that is no answer to it
 
 
 def refused_at(refused: Iterable[tuple[int, int]], passage_ids: np.ndarray) -> Refused:
     """Returns `Labels.refused` with the positions of the passages, whose ids stand at all positions in an array."""
     pairs = list(refused)
     places = places_of(np.array([one for _, one in pairs], np.int64), passage_ids).tolist()
-    return {(key, place) for (key, _), place in zip(pairs, places, strict=True) if place >= 0}
+    return frozenset((key, place) for (key, _), place in zip(pairs, places, strict=True) if place >= 0)
 
 
 def choose(
@@ -246,8 +245,7 @@ def choose(
     """Filters the candidates of questions, and draws their negatives.
 
     keys: (Q,) `schema.question_key`, which seeds the draw. So a question has the same negatives whichever other
-    questions are mined with it. texts: signatures of the texts at all positions. refused: no suspects, whatever their
-    scores.
+    questions are mined with it. texts: signatures of the texts at all positions. refused: these are no suspects.
     """
     lowest = golds.lowest()
     verdicts = np.full(len(candidates.positions), Verdict.SPARE, np.int8)
@@ -257,10 +255,8 @@ def choose(
     questions = candidates.questions
     close = candidates.scores >= rules.limits(lowest)[questions]
     suspects = np.flatnonzero(close & (verdicts == Verdict.SPARE))
-    if refused:
-        found = zip(keys[questions[suspects]].tolist(), candidates.positions[suspects].tolist(), strict=True)
-        suspects = suspects[[pair not in refused for pair in found]]
-    verdicts[suspects] = Verdict.SUSPECT
+    found = zip(keys[questions[suspects]].tolist(), candidates.positions[suspects].tolist(), strict=True)
+    verdicts[suspects[[pair not in refused for pair in found]] if refused else suspects] = Verdict.SUSPECT
     verdicts[_drawn(rules, keys, candidates.offsets, verdicts)] = Verdict.NEGATIVE
     return Mined(candidates, verdicts, lowest)
 
