@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from rqa_ray.training.arguments import RetrieverTrainingArguments
 
 # largest share of the free memory that graphs may take: of the token batches that are not cached, or of a cached one
 MEMORY_SHARE = 0.5
+GraphBytes = Callable[[TokenBatch], float]  # returns the memory of the graph per token (bytes)
 
 
 def plan_forward(
@@ -59,33 +61,42 @@ def plan_forward(
             return encoder.graph_bytes(token_batch.to(device)) / token_batch.num_tokens
 
     max_tokens = settings.max_tokens_per_chunk or (before.max_tokens if before else None)
-    if not max_tokens:
-        passages = batches.take(0)[0].passages
-        longest = passages[int(passages.lengths.argmax())]
-        fitting = free / graph_bytes(length_sorted_batches([longest], 1, batches.pad_id, packed)[0][0])
-        # A token batch has at least one text, so a limit below the longest text saves nothing.
-        max_tokens = min(TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), max(int(fitting), len(longest)))
-        max_tokens = int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
-
+    max_tokens = max_tokens or _fitting_tokens(batches, packed, device, free, graph_bytes)
     cached = cached_share(settings.gradient_cache)
     if cached is None and before:
         cached = before.gradient_cache
     elif cached is None:
-        planned = batches.with_plan(ForwardPlan(max_tokens, packed))
-        made = [planned.make(number).token_batches for number in batches.to_plan_from()]
-        token_batches = max(made, key=lambda some: sum(part.num_tokens for part in some))[::-1]
-        # token batches from the shortest texts to the longest
-        lengths = [token_batch.lengths[-1] for token_batch in token_batches]
-        # Linear in the length: what attention keeps for each token grows with the length, the rest is constant.
-        ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
-        a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
-        tokens = np.array([token_batch.num_tokens for token_batch in token_batches])
         # One backward pass of several token batches adds up whole gradients, which FSDP cuts at its end.
         for_graphs = free - 4 * num_trained * encoder.is_sharded
-        num_kept = int(np.searchsorted(np.cumsum(a_token * tokens), for_graphs, side="right"))
-        share = torch.tensor([tokens[num_kept:].sum() / tokens.sum()], dtype=torch.float64, device=device)
-        cached = float(distributed.gather(share).max())
+        cached = _share_to_cache(batches.with_plan(ForwardPlan(max_tokens, packed)), device, for_graphs, graph_bytes)
     return ForwardPlan(max_tokens, packed, cached, args.world_size)
+
+
+def _fitting_tokens(
+    batches: GlobalBatches, packed: bool, device: torch.device, free: float, graph_bytes: GraphBytes
+) -> int:
+    """Returns the most tokens of a token batch whose graph fits into `free` bytes on every rank."""
+    passages = batches.take(0)[0].passages
+    longest = passages[int(passages.lengths.argmax())]
+    fitting = free / graph_bytes(length_sorted_batches([longest], 1, batches.pad_id, packed)[0][0])
+    # A token batch has at least one text, so a limit below the longest text saves nothing.
+    max_tokens = min(TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]), max(int(fitting), len(longest)))
+    return int(distributed.gather(torch.tensor([max_tokens], device=device)).min())
+
+
+def _share_to_cache(batches: GlobalBatches, device: torch.device, free: float, graph_bytes: GraphBytes) -> float:
+    """Returns the share of the tokens of a large batch whose graphs do not fit into `free` bytes on some rank."""
+    made = [batches.make(number).token_batches for number in batches.to_plan_from()]
+    token_batches = max(made, key=lambda some: sum(part.num_tokens for part in some))[::-1]
+    # token batches from the shortest texts to the longest
+    lengths = [token_batch.lengths[-1] for token_batch in token_batches]
+    # Linear in the length: what attention keeps for each token grows with the length, the rest is constant.
+    ends = [graph_bytes(token_batch) for token_batch in (token_batches[0], token_batches[-1])]
+    a_token = np.interp(lengths, [lengths[0], lengths[-1]], ends)
+    tokens = np.array([token_batch.num_tokens for token_batch in token_batches])
+    num_kept = int(np.searchsorted(np.cumsum(a_token * tokens), free, side="right"))
+    share = torch.tensor([tokens[num_kept:].sum() / tokens.sum()], dtype=torch.float64, device=device)
+    return float(distributed.gather(share).max())
 
 
 def compile_transformer(encoder: Encoder, args: RetrieverTrainingArguments) -> RetrieverTrainingArguments:
