@@ -29,9 +29,8 @@ def connect() -> str:
         address = os.environ.get("RAY_ADDRESS")
         if not address:  # no node will be taken away here, and the watcher would be one more process
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # The dashboard stays on: Ray Train asks it which workers to free after a stopped run, and frees none without
-        # it.
-        local: dict[str, Any] = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        # Ray waits for its dashboard, which takes 10 processes, and nothing here asks the dashboard.
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
         try:
             if address:

@@ -42,7 +42,7 @@ from rqa_ray.corpus.plan import (
 from rqa_ray.corpus.shards import EmbeddingFolder
 from rqa_ray.data.columns import Ragged
 from rqa_ray.data.schema import text_hash
-from rqa_ray.data.token_tables import TOKENS, make_tokenizer
+from rqa_ray.data.token_tables import TOKENS, make_tokenizer, with_tokenizer
 from rqa_ray.errors import InputError
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.encoder_settings import ModelSpec
@@ -153,7 +153,7 @@ def encode_corpus(
     with _a_block_a_row():
         parts = [ray.data.from_arrow(questions)] if questions else []
         if items:
-            to_rows = {"spec": spec, "location": folder.location, "precision": precision}
+            to_rows = {"spec": with_tokenizer(spec), "location": folder.location, "precision": precision}
             corpus = ray.data.from_items(items, override_num_blocks=len(items))
             parts.append(corpus.map_batches(_read_shards, batch_size=1, num_cpus=READER_CPUS, fn_kwargs=to_rows))
         together = parts[0].union(*parts[1:]) if parts[1:] else parts[0]  # Ray cannot unite a single data set

@@ -37,6 +37,7 @@ from rqa_ray.data.token_tables import (
     question_rows,
     to_table,
     train_rows,
+    with_tokenizer,
 )
 from rqa_ray.errors import InputError
 from rqa_ray.places import shown
@@ -84,7 +85,7 @@ def read_inputs(
     with ThreadPoolExecutor(len(inputs)) as pool:
         sides = [replace(labels, side=held_out.side(name)) for name in inputs]
         # one copy for all inputs, because labels may hold the whole corpus
-        read = functools.partial(_read, shared=ray.put(labels), spec=spec, skip_bad=skip_bad)
+        read = functools.partial(_read, shared=ray.put(labels), spec=with_tokenizer(spec), skip_bad=skip_bad)
         blocks = dict(zip(inputs, pool.map(read, inputs.keys(), inputs.values(), sides), strict=True))
     if held_out.sources and "eval" in blocks:
         blocks["eval"].skipped = Skipped()  # the bad records of the same files are counted with train

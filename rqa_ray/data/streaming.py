@@ -33,7 +33,7 @@ from rqa_ray.data.schema import QARecord, text_hash
 from rqa_ray.data.share import ALL, PairsInShare, Share
 from rqa_ray.data.skipped import Skipped
 from rqa_ray.data.sources import PairsBySource, Sources
-from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows
+from rqa_ray.data.token_tables import Named, make_tokenizer, to_table, train_rows, with_tokenizer
 from rqa_ray.data.windows import PART_BYTES, WINDOW_BYTES, Part, WindowPlan
 from rqa_ray.errors import InputError
 from rqa_ray.places import shown
@@ -85,7 +85,7 @@ class Stream:
         free_cpus = ray.cluster_resources().get("CPU", 0) - busy_cpus
         plan = WindowPlan(self.parts, self.num_rows, seed, self.window_bytes)
         # A task that asks for a CPU would wait for ever if the workers hold all CPUs.
-        given = (plan, self.spec, [ray.put(self.labels)], self.share, int(free_cpus >= 1))
+        given = (plan, with_tokenizer(self.spec), [ray.put(self.labels)], self.share, int(free_cpus >= 1))
         return plan, WindowStore.remote(*given)  # type: ignore[attr-defined]
 
 

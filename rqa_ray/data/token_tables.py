@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -94,6 +95,14 @@ def _cached_tokenizer(spec: ModelSpec) -> TextTokenizer:
 def make_tokenizer(spec: ModelSpec) -> TextTokenizer:
     """Returns the tokenizer of a model; each process keeps the last one."""
     return _cached_tokenizer(replace(spec, copy=None))
+
+
+def with_tokenizer(spec: ModelSpec) -> ModelSpec:
+    """Returns the spec with its tokenizer: a process that unpickles it need not import torch, as one that loads it.
+
+    A tokenizer with code of its own is not added, because its code can only be imported where it was loaded.
+    """
+    return spec if spec.trust_remote_code else replace(spec, tokenizer=pickle.dumps(make_tokenizer(spec).tokenizer))
 
 
 Named = set[tuple[int, int]]  # passage ids and text hashes

@@ -80,6 +80,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     copy: Any = None  # copy of the folder for nodes without it, see `model_copies.bring_model`
     prompts: tuple[tuple[str, str], ...] = ()  # names and texts that the trained model gets beside its own prompts
+    tokenizer: bytes = b""  # pickled, see `token_tables.with_tokenizer`
 
 
 def read_settings(
@@ -274,10 +275,7 @@ def _max_seq_length(folder: str, config: dict, transformer: dict, asked: int | N
 
 
 def encoder_settings(folder: str, flags: Any) -> EncoderSettings:
-    """Reads the settings of a model folder.
-
-    The flags `pooling_type`, `similarity` and so on override them where given.
-    """
+    """Reads the settings of a model folder. The flags `pooling_type`, `similarity`... override them if given."""
     names = ("query_prefix", "passage_prefix", "query_prompt_name", "passage_prompt_name")
     return read_settings(
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,10 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, spec: ModelSpec) -> TextTokenizer:
-        """Loads the tokenizer of a model folder; imports neither torch nor sentence-transformers."""
-        from transformers import AutoTokenizer
+        """Loads the tokenizer of a model folder, or takes the one that the spec has."""
+        if spec.tokenizer:
+            return cls(pickle.loads(spec.tokenizer), spec.settings)
+        from transformers import AutoTokenizer  # imports torch
 
         tokenizer = AutoTokenizer.from_pretrained(
             str(transformer_folder(spec.folder)), trust_remote_code=spec.trust_remote_code

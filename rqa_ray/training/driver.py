@@ -18,7 +18,9 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from rqa_ray.cluster.workers import Workers
@@ -29,18 +31,29 @@ from rqa_ray.training import checkpoints as stored
 from rqa_ray.training.evaluation_worker import evaluate_beside
 from rqa_ray.training.finish import checkpoints_kept
 from rqa_ray.training.job import Job
-from rqa_ray.training.mailbox import new_mailbox
+from rqa_ray.training.mailbox import free_workers, new_mailbox
+from rqa_ray.training.process_group import ProcessGroup
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.uploads import StorageAway, is_full
 
 POLL_SECONDS = 0.5
 SHORTEST_HANG_SECONDS = 30  # a busy worker may answer late
 RESIZE_SECONDS = 20.0  # between two looks for new nodes that could hold more workers
+# Ray Train starts an actor for each. The first serves data sets to workers, which here read none. The second frees the
+# workers of a controller that was killed, if a dashboard is there; `mailbox.free_workers` needs none.
+UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
 STOP_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Stopped(SystemExit):
     """Raised after a signal stopped the run and its state was saved; `code` is the exit code of the process."""
+
+
+class LeanTrainer(TorchTrainer):
+    """Ray's TorchTrainer without the actors that no run here uses."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
 
 
 def torch_trainer(
@@ -57,7 +70,7 @@ def torch_trainer(
     timeout = spec.training.get("ddp_timeout", 1800)
     # Ray's controller asks each worker for its state, and by default waits 10 minutes for a worker that hangs.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(SHORTEST_HANG_SECONDS, min(timeout, 600)))
-    return TorchTrainer(
+    return LeanTrainer(
         _run_loop,
         train_loop_config={"loop": loop, "spec": spec},
         scaling_config=ray.train.ScalingConfig(
@@ -83,7 +96,7 @@ def torch_trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=callbacks,
         ),
-        torch_config=TorchConfig(timeout_s=timeout),
+        torch_config=ProcessGroup(timeout),  # type: ignore[arg-type]
         **options,
     )
 
@@ -166,6 +179,7 @@ def fit(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if errors:
+        free_workers(mailbox, name)
         code = STOP_EXIT_CODES[signals[0]] if signals else 1
         _raise(errors[0], code, job, workers, mailbox, name, storage_path)
     result = results[0]

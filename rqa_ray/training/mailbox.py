@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import ray
+import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
@@ -92,3 +93,10 @@ def new_mailbox(name: str | None = None) -> Any:
     """Starts a mailbox on the driver's node, so that it lives as long as the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Mailbox.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
+
+
+def free_workers(mailbox: Any, run: str) -> None:
+    """Removes the placement group of a run that has ended, and so the workers that its controller has left."""
+    group = ray.get(mailbox.take_group.remote(run))
+    if group:
+        ray.util.remove_placement_group(group)

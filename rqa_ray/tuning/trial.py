@@ -40,6 +40,7 @@ from rqa_ray.training.driver import torch_trainer
 from rqa_ray.training.finish import checkpoints_kept, score
 from rqa_ray.training.job import Job
 from rqa_ray.training.loops import train_worker
+from rqa_ray.training.mailbox import free_workers
 from rqa_ray.training.setup import serve_windows
 from rqa_ray.training.spec import TENSORBOARD_FOLDER, WorkerSpec
 from rqa_ray.training.trainer import TRAINER_STATE_FILE
@@ -113,6 +114,7 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
     if shared.trains_in_process:
         result = train_worker(replace(spec, report=reports))
     else:
+        free_workers(spec.mailbox, trial)  # those of an earlier attempt, whose process was killed
         callbacks = [ReportsOfWorkers(reports)]
         trainer = torch_trainer(train_worker, spec, workers, shared.root, reports.attempt, callbacks=callbacks)
         result = trainer.fit().return_value

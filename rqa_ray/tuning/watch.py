@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import ray.tune
-import ray.util
 from ray.exceptions import RayError
 
 from rqa_ray.errors import last_line
@@ -29,6 +28,7 @@ from rqa_ray.reports.trials import (
     write_trials,
 )
 from rqa_ray.training import checkpoints as stored
+from rqa_ray.training.mailbox import free_workers
 
 SECONDS_BETWEEN_DRAWINGS = 1.0
 STATES = {"PENDING": WAITING, "RUNNING": RUNNING, "ERROR": FAILED, "TERMINATED": FINISHED}
@@ -146,18 +146,9 @@ class Watch(ray.tune.Callback):
         return self.names, self.metric, self.budget_pairs
 
     def free_workers(self, runs: list[str]) -> None:
-        """Removes the placement groups of trials that have ended, and so their workers.
-
-        Ray Train's own cleaner finds the cluster by the machine's newest `ray start`. If that is another cluster, the
-        cleaner ends without freeing anything, and the next trial would wait for ever.
-        """
-        if not self.has_workers:
-            return
-        mailbox = ray.get_actor(self.mailbox)
-        for run in runs:
-            group = ray.get(mailbox.take_group.remote(run))
-            if group:
-                ray.util.remove_placement_group(group)
+        """Removes the workers of trials that have ended, for which the next trial would wait for ever."""
+        for run in runs if self.has_workers else ():
+            free_workers(ray.get_actor(self.mailbox), run)
 
     def delete_others(self, rows: list[Trial]) -> None:
         """Deletes what ended trials stored, except for the best trial so far: each has a model and an optimizer."""

@@ -136,15 +136,15 @@ def test_a_search_that_has_ended_can_be_asked_again_and_a_copy_of_it_leaves_it_a
 
 @pytest.mark.slow
 def test_a_stopped_trial_of_two_workers_leaves_nothing_behind(ray_cluster, flags, tmp_path, monkeypatch):
-    import ray
-    from ray.util.state import list_actors, list_placement_groups
+    from ray._private.state import actors
+    from ray.util import placement_group_table
 
     from rqa_ray.tuning import tune as module
 
     def alive() -> list:
-        address = ray.get_runtime_context().gcs_address  # else it takes any cluster of this machine
-        groups = [group for group in list_placement_groups(address) if group.state == "CREATED"]
-        return groups + list_actors(address, filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+        groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+        workers = [actor for actor in actors().values() if actor["ActorClassName"] == "RayTrainWorker"]
+        return groups + [actor for actor in workers if actor["State"] == "ALIVE"]
 
     left = []
     original = module.leave_winner
