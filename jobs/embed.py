@@ -9,15 +9,18 @@ import sys
 
 from rqa_ray.corpus_settings import EmbedSettings
 from rqa_ray.job_output import result_output
+from rqa_ray.quick_imports import quick_imports
 from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors("stopped; the same command goes on"):
-        from rqa_ray.command_line import parse
+        with quick_imports():
+            from rqa_ray.command_line import parse
 
         settings = parse(EmbedSettings, sys.argv[1:], __doc__)
-        from rqa_ray.corpus.embed import embed  # Ray is imported after the arguments are known to be right
+        with quick_imports():  # Ray is imported after the arguments are known to be right
+            from rqa_ray.corpus.embed import embed
 
         with result_output(settings.json) as show:
             show(embed(settings))

@@ -9,16 +9,19 @@ import sys
 
 from rqa_ray.corpus_settings import EvaluateSettings
 from rqa_ray.job_output import result_output
+from rqa_ray.quick_imports import quick_imports
 from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors("stopped; the same command goes on"):
-        from rqa_ray.command_line import parse
+        with quick_imports():
+            from rqa_ray.command_line import parse
 
         settings = parse(EvaluateSettings, sys.argv[1:], __doc__)
-        from rqa_ray.evaluation.evaluate import evaluate  # Ray is imported after the arguments are known to be right
-        from rqa_ray.reports.evaluation_page import write_evaluation_report
+        with quick_imports():  # Ray is imported after the arguments are known to be right
+            from rqa_ray.evaluation.evaluate import evaluate
+            from rqa_ray.reports.evaluation_page import write_evaluation_report
 
         with result_output(settings.json) as show:
             show(evaluate(settings, write_evaluation_report))

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from rqa_ray.corpus_settings import AuditSettings, MineSettings
 from rqa_ray.job_output import result_output
+from rqa_ray.quick_imports import quick_imports
 from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     words = sys.argv[1:]
     with user_errors("stopped; the same command goes on"):
-        from rqa_ray.command_line import parse
-        from rqa_ray.reports.suspects_page import write_suspects_page
+        with quick_imports():
+            from rqa_ray.command_line import parse
+            from rqa_ray.reports.suspects_page import write_suspects_page
 
         if any(word.partition("=")[0] == "--audit" for word in words):
             audit = parse(AuditSettings, words, __doc__)
@@ -27,8 +29,9 @@ def main() -> None:
                 show(write_suspects_page(Path(audit.audit)))
         else:
             settings = parse(MineSettings, words, __doc__)
-            from rqa_ray.corpus.mine import mine  # Ray is imported after the arguments are known to be right
-            from rqa_ray.evaluation.hybrid_weight import weigh
+            with quick_imports():  # Ray is imported after the arguments are known to be right
+                from rqa_ray.corpus.mine import mine
+                from rqa_ray.evaluation.hybrid_weight import weigh
 
             with result_output(settings.json) as show:
                 result = mine(settings, weigh)

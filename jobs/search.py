@@ -9,6 +9,7 @@ import sys
 
 from rqa_ray.corpus_settings import SearchSettings
 from rqa_ray.job_output import result_output
+from rqa_ray.quick_imports import quick_imports
 from rqa_ray.stops import user_errors
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -16,10 +17,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 def main() -> None:
     with user_errors():
-        from rqa_ray.command_line import parse
+        with quick_imports():
+            from rqa_ray.command_line import parse
 
         settings = parse(SearchSettings, sys.argv[1:], __doc__, free_word="question")
-        from rqa_ray.corpus.search import prompt, search
+        with quick_imports():
+            from rqa_ray.corpus.search import prompt, search
 
         if settings.question is None and not settings.json:
             prompt(settings)

@@ -7,15 +7,18 @@ example: python jobs/tune.py jobs/demo.json --output_dir output/search --tune_ba
 import sys
 
 from rqa_ray.job_output import result_output
+from rqa_ray.quick_imports import quick_imports
 from rqa_ray.stops import user_errors
 
 
 def main() -> None:
     with user_errors():
-        from rqa_ray.tuning.options import parse_search
+        with quick_imports():
+            from rqa_ray.tuning.options import parse_search
 
         search = parse_search(sys.argv[1:], __doc__)
-        from rqa_ray.tuning.tune import tune  # Ray is imported after the arguments are known to be right
+        with quick_imports():  # Ray is imported after the arguments are known to be right
+            from rqa_ray.tuning.tune import tune
 
         with result_output(search.job.settings.json) as show:
             show(tune(search))

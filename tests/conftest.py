@@ -12,7 +12,7 @@ SMALL_WINDOWS = {"PART_BYTES": 600, "SMALLEST_PART": 600, "WINDOW_BYTES": 3_000}
 # One CPU is left for an evaluation beside training; hard negatives are mined before step 1 and after step 6.
 STREAMED = "--data_mode streaming --cpus_per_worker 1 --mine_negatives 2 --mine_every 0.5".split()
 STREAMED += "--mine_margin 1000 --negatives_per_question 1 --teacher hybrid --distill_weight 0.5".split()
-USE_RAY = {"ray_cluster", "nodes"}  # fixtures
+USE_RUNS = {"one_worker", "two_workers", "nodes"}  # fixtures
 OWN_CLUSTERS = {"test_cluster_files.py", "test_submit.py", "test_survive.py"}
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
@@ -132,15 +132,26 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives all files with tests that use Ray to one process, which has the one cluster; other files go to both.
+    """Gives the files with Ray to two processes, because each has a cluster and makes the runs that its files share.
 
-    Tests that use `nodes` come last, because an idle cluster takes time from all other tests.
+    One process gets the files that use a training run or nodes, and the other one the other files that use Ray. A file
+    with a cluster of its own, or without Ray, goes to the process that is done first, so such files come last.
     """
-    items.sort(key=lambda item: "nodes" in getattr(item, "fixturenames", ()))
-    with_ray = {item.path for item in items if not USE_RAY.isdisjoint(getattr(item, "fixturenames", ()))}
+    fixtures: dict[Path, set[str]] = {}
     for item in items:
-        uses_ray = item.path in with_ray or item.path.name in OWN_CLUSTERS
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
+        fixtures.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+
+    def group(item: pytest.Item) -> tuple[int, str]:
+        if not USE_RUNS.isdisjoint(fixtures[item.path]):
+            return 0, "runs"
+        if "ray_cluster" in fixtures[item.path]:
+            return 1, "ray"
+        return (2 if item.path.name in OWN_CLUSTERS else 3), str(item.path)
+
+    # Inside a process, nodes come last, because an idle cluster takes time from all other tests.
+    items.sort(key=lambda item: (group(item)[0], "nodes" in getattr(item, "fixturenames", ())))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)[1]))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
+from rqa_ray.quick_imports import quick_imports
+
 
 @dataclass
 class ProcessGroup(BackendConfig):
@@ -55,7 +57,8 @@ class _Backend(Backend):
 
 
 def _join(rank: int, size: int, address: str, port: int, config: ProcessGroup) -> None:
-    from ray.train.torch import config as of_ray
+    with quick_imports():
+        from ray.train.torch import config as of_ray
 
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     of_ray._set_torch_distributed_env_vars()
