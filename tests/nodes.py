@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-# What cluster.yaml sets, faster: a lost node is noticed within a second.
+# What cluster.yaml and ray_environment.py set, faster: a lost node is noticed within a second.
 HEALTH = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "500",
     "RAY_health_check_failure_threshold": "2",
     "RAY_health_check_initial_delay_ms": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",  # a rank that waits for a lost one is waited for no longer
 }
 
 

@@ -6,12 +6,14 @@ P is the number of passages in a table, N the number of pairs, M the number of h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rqa_ray.data.columns import Ragged, runs
-from rqa_ray.retriever.distillation import TeacherScores
+
+if TYPE_CHECKING:
+    from rqa_ray.retriever.distillation import TeacherScores
 
 
 @dataclass
@@ -86,6 +88,10 @@ class Negatives:
         """Returns the teacher's scores of some pairs' golds (n,) and hard negatives; None if there is no teacher."""
         if self.scores is None:
             return None
+        import torch  # Ray's controller imports this file, and no worker starts before
+
+        from rqa_ray.retriever.distillation import TeacherScores
+
         counts = self.offsets[pairs + 1] - self.offsets[pairs]
         numbers, starts = runs(self.offsets[pairs], counts)
         # the gold stands first, and again behind the hard negatives of a short row

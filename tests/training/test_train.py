@@ -213,7 +213,7 @@ def test_a_finish_that_was_killed_goes_on_with_another_number_of_workers(two_wor
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
-def test_lora_on_two_workers_with_an_instruction_leaves_a_merged_model_that_scores_as_the_trained_one(
+def test_lora_with_an_instruction_leaves_a_merged_model_that_scores_as_the_trained_one(
     ray_cluster, train_flags, files, tiny_model, tmp_path
 ) -> None:
     peft = pytest.importorskip("peft", reason='needs peft: pip install -e ".[lora]"')
@@ -222,9 +222,7 @@ def test_lora_on_two_workers_with_an_instruction_leaves_a_merged_model_that_scor
     ]
     asked, folder = write_lines(tmp_path / "asked.jsonl", lines), tmp_path / "out"
     words = [*train_flags, "--train_file", asked, "--eval_file", asked, "--output_dir", str(folder), "--lora_r", "4"]
-    words += (
-        "--num_workers 2 --per_device_train_batch_size 4 --max_steps 4 --eval_steps 4 --learning_rate 0.02".split()
-    )
+    words += "--max_steps 4 --eval_steps 4 --learning_rate 0.02".split()
     run([*words, "--save_adapter", "true", "--metric_for_best_model", "eval_loss"])
     assert read_json(folder / "train_results.json")["best_step"] > 0
     opened = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_model), folder / "adapter")
