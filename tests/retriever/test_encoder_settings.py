@@ -57,17 +57,29 @@ def test_settings_default_to_the_folder_and_flags_override_them(tiny_model, mini
     assert read_settings(tiny_model, **flags) == EncoderSettings("lasttoken", "dot", False, 60, "", "x ")
 
 
-def test_processes_that_only_read_settings_or_tokenize_import_no_sentence_transformers(tiny_model):
+def test_processes_that_only_read_settings_or_tokenize_import_no_sentence_transformers(tiny_model, tmp_path):
+    rows = f"{tmp_path}/rows"
     code = f"""
-import sys
+import pickle, sys
 from rqa_ray.retriever.encoder_settings import ModelSpec, read_settings
 spec = ModelSpec({tiny_model!r}, read_settings({tiny_model!r}))
 assert not {{"torch", "transformers", "sentence_transformers"}} & sys.modules.keys()
-from rqa_ray.retriever.tokenizer import TextTokenizer, check_model
+from rqa_ray.data.token_tables import make_tokenizer, with_tokenizer
+from rqa_ray.retriever.tokenizer import check_model
 check_model(spec)
-TextTokenizer.load(spec).questions(["a"])
-import rqa_ray.data.token_tables, rqa_ray.training.driver, rqa_ray.corpus.embed, rqa_ray.corpus.encode
+spec = with_tokenizer(spec)
+pickle.dump((spec, make_tokenizer(spec).questions(["alpha"])), open({rows!r}, "wb"))
+import rqa_ray.training.driver, rqa_ray.corpus.embed, rqa_ray.corpus.encode
 assert "sentence_transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = f"""
+import pickle, sys
+from rqa_ray.data.token_tables import make_tokenizer
+spec, (expected,) = pickle.load(open({rows!r}, "rb"))
+(found,) = make_tokenizer(spec).questions(["alpha"])
+assert found.tolist() == expected.tolist()
+assert "torch" not in sys.modules, "a task that gets the tokenizer need not import torch"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
