@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -179,7 +180,8 @@ def fit(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if errors:
-        free_workers(mailbox, name)
+        with suppress(RayError):
+            free_workers(mailbox, name)
         code = STOP_EXIT_CODES[signals[0]] if signals else 1
         _raise(errors[0], code, job, workers, mailbox, name, storage_path)
     result = results[0]
