@@ -35,7 +35,7 @@ def test_a_job_that_can_run_is_told_what_it_will_do(ray_cluster, words, capsys, 
     said = capsys.readouterr().out
     assert "storage can be written" in said
     assert "batch: 2 workers x 8 = 16 pairs, up to 4 hard negatives, 20 candidates for each" in said
-    assert "steps: 20, which are 320 questions" in said and "all checks passed" in said
+    assert "steps: 20, which are 320 pairs" in said and "all checks passed" in said
     assert not os.listdir(tmp_path / "shared")
 
 
