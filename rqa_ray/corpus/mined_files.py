@@ -61,6 +61,16 @@ class MiningReport:
             raise InputError(f"{folder / MINING_FILE}: {what}; choose another folder") from None
 
 
+def closest_suspects(mined: Mined) -> tuple[Candidates, np.ndarray]:
+    """Returns those suspects of each question that are closest to its golds, and their levels."""
+    suspects = mined.of(Verdict.SUSPECT)
+    levels = mined.levels(suspects)
+    rank = np.empty(len(levels), np.int64)  # rank of a suspect in its question
+    rank[np.lexsort([-levels, suspects.questions])] = np.arange(len(levels)) - suspects.offsets[suspects.questions]
+    kept = rank < SUSPECTS_PER_QUESTION
+    return suspects.where(kept), levels[kept]
+
+
 class MinedQuestions:
     """Collects what is mined for all questions: keeps negatives and the best suspects, counts the other candidates."""
 
@@ -74,7 +84,7 @@ class MinedQuestions:
 
     def add(self, mined: Mined, golds: ScoredGolds) -> None:
         """Adds the next slice of questions."""
-        suspects, levels = mined.closest_suspects(SUSPECTS_PER_QUESTION)
+        suspects, levels = closest_suspects(mined)
         self._suspects.append(suspects)
         self._levels.append(levels)
         self._negatives.append(mined.of(Verdict.NEGATIVE))

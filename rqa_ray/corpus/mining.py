@@ -208,14 +208,6 @@ class Mined:
         lowest = self.lowest.astype(np.float64)[candidates.questions]
         return 1 + (candidates.scores - lowest) / np.maximum(np.abs(lowest), 1e-9)
 
-    def closest_suspects(self, most: int) -> tuple[Candidates, np.ndarray]:
-        """Returns those suspects of each question that are closest to its golds, and their levels."""
-        suspects = self.of(Verdict.SUSPECT)
-        levels = self.levels(suspects)
-        rank = np.empty(len(levels), np.int64)  # rank of a suspect in its question
-        rank[np.lexsort([-levels, suspects.questions])] = np.arange(len(levels)) - suspects.offsets[suspects.questions]
-        return suspects.where(rank < most), levels[rank < most]
-
     def histogram(self) -> np.ndarray:
         """Counts by level the candidates that pass all filters except the margin: below 0, each LEVEL_STEP, above."""
         passed = self.candidates.where(self.verdicts >= Verdict.SUSPECT)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rqa_ray.corpus.mined_files import MOST_SUSPECTS, SUSPECTS_PER_QUESTION
+from rqa_ray.corpus.mined_files import MOST_SUSPECTS, closest_suspects
 from rqa_ray.corpus.mining import MiningRules, Verdict, Wordings
 from rqa_ray.data.batches import GlobalBatches
 from rqa_ray.data.columns import runs
@@ -64,7 +64,7 @@ class Round:
         drawn = choice.mined.of(Verdict.NEGATIVE)
         weight = choice.weight.weight if choice.weight else math.nan
         ids = passage_ids[drawn.positions]
-        count, suspects = choice.mined.counts()["suspect"], closest_suspects(choice, keys, passage_ids)
+        count, suspects = choice.mined.counts()["suspect"], written_suspects(choice, keys, passage_ids)
         return cls(number, ids, drawn.scores, drawn.offsets, quality, choice.golds.scores, weight, count, suspects)
 
     def negatives(self, table: PassageTable, wordings: Wordings) -> Negatives:
@@ -200,9 +200,9 @@ class Rounds:
         self.batches.set_negatives(new.negatives(self.table, self.texts.wordings))
 
 
-def closest_suspects(choice: Choice, keys: np.ndarray, passage_ids: np.ndarray) -> np.ndarray:
+def written_suspects(choice: Choice, keys: np.ndarray, passage_ids: np.ndarray) -> np.ndarray:
     """Returns those suspects that a person should look at, the closest to its gold first: an array of SUSPECT."""
-    found, levels = choice.mined.closest_suspects(SUSPECTS_PER_QUESTION)
+    found, levels = closest_suspects(choice.mined)
     order = np.argsort(-levels, kind="stable")[:MOST_SUSPECTS]
     questions = found.questions[order]
     made = np.zeros(len(order), SUSPECT)
