@@ -1,7 +1,7 @@
-"""Gives every trial the same budget: the same number of questions for any batch size, reported at the same places.
+"""Gives every trial the same budget: the same number of pairs for any batch size, reported at the same places.
 
 Steps, warm-up, logging and evaluations follow from the batch size. So a scheduler compares trials that have seen the
-same number of questions, at the same place of their learning rate schedules. A trial on a share of the training pairs
+same number of pairs, at the same place of their learning rate schedules. A trial on a share of the training pairs
 sees the same number too, and so sees each question more often: with fewer steps, it would also show what less training
 does, and not only what fewer labels do.
 """

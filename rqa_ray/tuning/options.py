@@ -37,7 +37,7 @@ class TuneSettings:
     num_samples: int = TRIALS.setting(10, "Trials, at most; grid makes one of each combination.", at_least(1))
     time_budget_s: float | None = TRIALS.setting(None, "End trials that still run after so long (seconds).", ABOVE_0)
     scheduler: Literal["asha", "none"] = TRIALS.setting(
-        "asha", "asha ends a trial that is below the median of the others at the same number of questions."
+        "asha", "asha ends a trial that is below the median of the others at the same number of pairs."
     )
     search_alg: Literal["random", "optuna", "grid"] = TRIALS.setting("random", "How values are chosen.")
     max_concurrent_trials: str = TRIALS.setting(

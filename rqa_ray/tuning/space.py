@@ -26,7 +26,7 @@ SHARED = {
     ),
     **dict.fromkeys(
         ("max_steps", "num_train_epochs", "eval_steps", "eval_strategy"),
-        "every trial sees the same number of questions, so that they can be compared",
+        "every trial sees the same number of pairs, so that they can be compared",
     ),
     **dict.fromkeys(("mine_from", "mine_depth", "teacher"), "all trials share the candidates of BM25"),
     "recipe": "its flags are read before the search; search some of these flags",

@@ -1,4 +1,4 @@
-"""Every trial sees the same number of questions for any batch size, and reports at the same places."""
+"""Every trial sees the same number of pairs for any batch size, and reports at the same places."""
 
 import json
 

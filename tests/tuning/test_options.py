@@ -68,7 +68,7 @@ def test_a_search_is_repeated_by_its_config(tmp_path):
         (["--tune", "temperature=warm,cold"], "'warm' is no value of --temperature"),
         (["--tune", "pooling_type=mean,middle"], "middle: choose one of mean, cls,"),
         (["--tune", "pooling_type=mean:cls"], "a range is LOW:HIGH or LOW:HIGH:log, of numbers"),
-        (["--tune", "max_steps=10,20"], "every trial sees the same number of questions"),
+        (["--tune", "max_steps=10,20"], "every trial sees the same number of pairs"),
         (["--tune", "max_seq_length=128,256"], "it changes the tokenized data"),
         (["--tune", "batch_size=16,32"], "use --tune_batch_size"),
         (["--tune", "deepspeed=a,b"], "deepspeed cannot be searched: not supported"),
