@@ -14,10 +14,25 @@ import torch
 from torch import nn
 
 
-def keep_mask(shape: torch.Size, probability: float) -> torch.Tensor:
+def bit_generator() -> np.random.SFC64:
+    """Returns a generator of random bits that is seeded from torch's generator."""
+    return np.random.SFC64(int(torch.randint(2**62, ())))
+
+
+def keep_mask(shape: torch.Size, probability: float, generator: np.random.SFC64 | None = None) -> torch.Tensor:
     """Returns a random uint8 mask of a shape: 0 with the probability of dropout, else 1."""
-    bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-shape.numel() // 4)).view(np.uint16)
+    bits = (generator or bit_generator()).random_raw(-(-shape.numel() // 4)).view(np.uint16)
     return torch.from_numpy((bits[: shape.numel()] >= _threshold(probability)).view(np.uint8)).view(shape)
+
+
+def pack_mask(kept: torch.Tensor) -> torch.Tensor:
+    """Returns a mask with one bit for each of its elements."""
+    return torch.from_numpy(np.packbits(kept.numpy()))
+
+
+def unpack_mask(bits: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Returns the mask of a shape that `pack_mask` has packed."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel())).view(shape)
 
 
 def apply_mask(values: torch.Tensor, kept: torch.Tensor, probability: float) -> torch.Tensor:
@@ -52,13 +67,14 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, probability: float) -> torch.Tensor:
         kept = keep_mask(values.shape, probability)
-        ctx.save_for_backward(kept)
+        ctx.save_for_backward(pack_mask(kept))
         ctx.probability = probability
         return apply_mask(values, kept, probability)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        return apply_mask(gradient, ctx.saved_tensors[0], ctx.probability), None
+        kept = unpack_mask(ctx.saved_tensors[0], gradient.shape)
+        return apply_mask(gradient, kept, ctx.probability), None
 
 
 def replace_dropout(module: nn.Module) -> None:

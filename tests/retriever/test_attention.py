@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rqa_ray.retriever import attention
-from rqa_ray.retriever.attention import Reach, packed_arguments, packed_attention
-from rqa_ray.retriever.dropout import apply_mask, keep_mask
+from rqa_ray.retriever import attention, cpu_attention
+from rqa_ray.retriever.attention import packed_arguments, packed_attention
+from rqa_ray.retriever.cpu_attention import Reach
 from rqa_ray.retriever.token_batches import length_sorted_batches
 from tests.retriever.test_token_batches import token_rows
 
@@ -128,7 +128,7 @@ def test_in_bf16_every_text_attends_to_itself_alone_as_in_fp32(token_batch, reac
 @pytest.mark.parametrize("reach", REACHES)
 @pytest.mark.parametrize("amx", [False, True])
 def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(token_batch, amx, reach, monkeypatch):
-    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    monkeypatch.setattr(cpu_attention, "has_amx", lambda: amx)
     inputs = [part.detach() for part in heads()]
     with torch.inference_mode():
         found = packed(token_batch, [part.bfloat16() for part in inputs], reach)
@@ -137,59 +137,8 @@ def test_in_bf16_evaluation_attends_as_in_fp32_with_and_without_amx(token_batch,
     assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("score", [-300.0, -90.0, 0.0, 75.0, 90.0, 300.0])
-def test_in_bf16_scores_may_be_of_any_size(score):
-    length = 40
-    query, key = torch.zeros(2, 1, 1, length, DIMENSIONS, dtype=torch.bfloat16)
-    query[..., 0], key[..., 0] = score, 1
-    value = torch.randn(1, 1, length, DIMENSIONS).bfloat16().requires_grad_()
-    found = attention._Attention.apply(query, key, value, EVERYTHING, 0.0, 1.0)  # all scores are equal
-    expected = value.float().mean(2, keepdim=True).expand_as(found)
-    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.005)
-    (gradient,) = torch.autograd.grad(found.sum(), value)
-    torch.testing.assert_close(gradient, torch.ones_like(gradient), rtol=0.01, atol=0)
-
-
-@pytest.mark.parametrize("reach", REACHES)
-def test_with_dropout_the_probabilities_are_masked_and_the_gradient_is_autograds(reach):
-    query, key, value = (part[:, :, -40:].detach().requires_grad_() for part in heads())
-    torch.manual_seed(3)
-    found = attention._Attention.apply(query, key, value, reach, 0.25, 0.3)
-    torch.manual_seed(3)
-    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~mask(40, reach), -torch.inf)
-    shares = scores.softmax(3)
-    kept = keep_mask(shares.shape, 0.25)
-    expected = apply_mask_with_graph(shares, kept) @ value
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    towards = torch.randn_like(expected)
-    for one, other in zip(
-        *(torch.autograd.grad(result, (query, key, value), towards) for result in (found, expected)), strict=True
-    ):
-        assert other.norm() > 1
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
-
-
-def apply_mask_with_graph(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    return values * apply_mask(torch.ones_like(values), kept, 0.25)
-
-
 def test_dropout_in_attention_keeps_the_expectation(token_batch):
     inputs = [part.detach() for part in heads()]
     torch.manual_seed(0)
     mean = sum(packed(token_batch, inputs, dropout=0.2) for _ in range(400)) / 400
     assert (mean - one_by_one(*inputs)).abs().mean() < 0.02
-
-
-def test_the_gradient_of_a_run_of_texts_is_not_padded_to_all_texts(token_batch):
-    (query, key, value), sizes = heads(), []
-    found = packed(token_batch, [query, key, value], dropout=0.1)
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            sizes.append(result.numel() if torch.is_tensor(result) else 0)
-            return result
-
-    with Sizes():
-        found.sum().backward()
-    assert sum(size == query.numel() for size in sizes) < 3 * len(set(LENGTHS))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rqa_ray.retriever.dropout import FastDropout, apply_mask, keep_mask, replace_dropout
+from rqa_ray.retriever.dropout import FastDropout, apply_mask, keep_mask, pack_mask, replace_dropout, unpack_mask
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.9])
@@ -29,8 +29,10 @@ def test_neighbours_in_a_mask_are_independent():
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=3))
-def test_a_mask_has_any_shape(shape):
-    assert keep_mask(torch.Size(shape), 0.5).shape == torch.Size(shape)
+def test_a_mask_has_any_shape_and_comes_back_from_its_bits(shape):
+    kept = keep_mask(torch.Size(shape), 0.5)
+    assert kept.shape == torch.Size(shape)
+    assert torch.equal(unpack_mask(pack_mask(kept), kept.shape), kept)
 
 
 def test_torchs_random_state_decides_on_the_mask():
