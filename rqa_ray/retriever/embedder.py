@@ -24,6 +24,8 @@ OnBatch = Callable[[int], None]
 
 # More tokens make nothing faster: on CPUs the activations leave the cache, and GPUs are busy already.
 TOKENS_PER_BATCH = {"cpu": 2_000, "cuda": 32_768}
+# Texts that are tokenized at a time, where the device leaves the processor free for it: enough for many token batches.
+TEXTS_AT_A_TIME = {"cuda": 8_192}
 MOST_BATCHES_AT_A_TIME = 4  # on CPUs, where Python's part of the work (about 5%) runs in one thread at a time
 
 
@@ -93,11 +95,11 @@ class Embedder:
 
     def questions(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
         """Returns (n, D) embeddings of n questions, with the model's query prefix."""
-        return self.rows(self.tokenizer.questions(texts), on_batch)
+        return self._texts(self.tokenizer.questions, texts, on_batch)
 
     def passages(self, texts: Sequence[str], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
         """Returns (n, D) embeddings of n passages, with the model's passage prefix."""
-        return self.rows(self.tokenizer.passages(texts), on_batch)
+        return self._texts(self.tokenizer.passages, texts, on_batch)
 
     def rows(self, rows: Sequence[np.ndarray], on_batch: OnBatch = lambda num_rows: None) -> torch.Tensor:
         """Returns (n, D) embeddings of n token rows.
@@ -105,11 +107,40 @@ class Embedder:
         Calls `on_batch` with the number of rows of each finished token batch. If the encoder is sharded, all ranks
         have to call this method together, also a rank without rows.
         """
-        encoder, options = self.encoder, self.options
-        device = next(encoder.parameters()).device
-        token_batches, order = length_sorted_batches(
-            rows, options.max_tokens, options.pad_id, options.packed, options.max_rows
-        )
+        return self._embed(*self._cut(rows), on_batch)
+
+    def _texts(
+        self, tokenize: Callable[[Sequence[str]], list[np.ndarray]], texts: Sequence[str], on_batch: OnBatch
+    ) -> torch.Tensor:
+        """Tokenizes and embeds texts; a GPU embeds some texts while the next ones are tokenized."""
+        at_a_time = TEXTS_AT_A_TIME.get(self._device.type, len(texts))
+        if len(texts) <= at_a_time or self.encoder.is_sharded:
+            return self.rows(tokenize(texts), on_batch)
+
+        def cut(start: int) -> tuple[list[TokenBatch], torch.Tensor]:
+            return self._cut(tokenize(texts[start : start + at_a_time]))
+
+        parts = []
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(cut, 0)
+            for start in range(at_a_time, len(texts) + at_a_time, at_a_time):
+                token_batches, order = ahead.result()
+                if start < len(texts):
+                    ahead = pool.submit(cut, start)
+                parts.append(self._embed(token_batches, order, on_batch))
+        return torch.cat(parts)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    def _cut(self, rows: Sequence[np.ndarray]) -> tuple[list[TokenBatch], torch.Tensor]:
+        options = self.options
+        return length_sorted_batches(rows, options.max_tokens, options.pad_id, options.packed, options.max_rows)
+
+    def _embed(self, token_batches: list[TokenBatch], order: torch.Tensor, on_batch: OnBatch) -> torch.Tensor:
+        """Returns the embeddings of token batches in the order of the rows from which these were cut."""
+        encoder, options, device = self.encoder, self.options, self._device
         num_own = len(token_batches)
         if encoder.is_sharded:
             token_batches = in_step(token_batches, options.pad_id, options.packed, device)

@@ -37,10 +37,14 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """Returns the same token batch with its tensors on a device."""
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
-        }
+        moved = {name: _moved(value, device) for name, value in vars(self).items() if torch.is_tensor(value)}
         return TokenBatch(**(vars(self) | moved))
+
+
+def _moved(value: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    if torch.device(device).type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()  # else the copy waits until the GPU has done all that it was given before
+    return value.to(device, non_blocking=True)
 
 
 def length_sorted_batches(

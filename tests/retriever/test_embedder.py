@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rqa_ray.retriever import embedder as embedder_module
 from rqa_ray.retriever.embedder import Embedder, EmbedOptions
 from rqa_ray.retriever.encoder_settings import EncoderSettings, ModelSpec
 from rqa_ray.retriever.folder import load_encoder
@@ -49,6 +50,17 @@ def test_what_a_thread_raises_is_raised_and_no_further_token_batch_is_begun(enco
         Embedder(encoder, EmbedOptions(0, 1)).rows(ROWS)  # a token batch a text
     assert len(begun) <= 4 < len(ROWS)
     assert torch.get_num_threads() == 2
+
+
+def test_texts_that_are_tokenized_ahead_have_the_same_embeddings_in_order(encoder, monkeypatch):
+    texts = ["b" * length for length in (3, 40, 1, 17, 22, 9, 30, 2)]
+    embedder, rows_done = Embedder(encoder, OPTIONS), []
+    expected = embedder.passages(texts)
+    for at_a_time in (3, 4, 8, 100):  # the last part is smaller, or as large as the others
+        monkeypatch.setitem(embedder_module.TEXTS_AT_A_TIME, "cpu", at_a_time)
+        torch.testing.assert_close(embedder.passages(texts, rows_done.append), expected, rtol=0, atol=1e-5)
+    assert sum(rows_done) == 4 * len(texts)
+    assert embedder.passages([]).shape == (0, 32)
 
 
 def test_weights_in_bf16_change_embeddings_a_little(encoder, tiny_model):
