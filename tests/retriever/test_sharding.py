@@ -69,7 +69,9 @@ def compared(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_a_shared_encoder_gives_the_same_embeddings_and_gradients_and_keeps_what_needs_weights(compared, model_type) -> None:
+def test_a_shared_encoder_gives_the_same_embeddings_and_gradients_and_keeps_what_needs_weights(
+    compared, model_type
+) -> None:
     for rank, found in enumerate(compared[model_type]):
         (plain, gradient, kept), (shared, of_shared, kept_of_shared) = found["results"]
         assert len(shared) == [len(ROWS), 0][rank]
