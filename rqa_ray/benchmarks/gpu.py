@@ -237,4 +237,18 @@ def table(results: dict[str, Figures]) -> str:
         elif name != "matrix products":
             of_kernels += [f"| {kernel} | {seconds:.3f} |" for kernel, seconds in figures.items()]
     said = [f"matrix products: {most / 1e12:,.2f} TFLOP/s in bf16", ""] if most else []
-    return "\n".join([*said, *lines, "", *of_kernels])
+    return "\n".join([*said, *lines, "", *pairs_to_compile_for(results), *of_kernels])
+
+
+def pairs_to_compile_for(results: dict[str, Figures]) -> list[str]:
+    """Returns lines that say after how many pairs `--torch_compile` has paid for the time that it takes."""
+    lines = []
+    for name, compiled in results.items():
+        eager = results.get(name.replace(" compiled", ""), compiled)
+        if eager is compiled:
+            continue
+        more = compiled["seconds_to_second_step"] - eager["seconds_to_second_step"]
+        saved = 1 / eager["pairs_per_second"] - 1 / compiled["pairs_per_second"]
+        pays = f"it pays after {max(more, 0) / saved:,.0f} pairs" if saved > 0 else "no number of pairs pays for it"
+        lines += [f"{name}: to compile takes {more:.0f} s, and saves {1e3 * saved:.3f} ms a pair; {pays}", ""]
+    return lines
