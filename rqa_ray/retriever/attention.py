@@ -83,8 +83,8 @@ def packed_attention(
         sliding_window += 1
     reach = Reach(causal, sliding_window)
     if text_lengths is not None:
-        parts = (part[0].transpose(0, 1) for part in (query, key, value))
-        return attend(*parts, text_lengths, reach, dropout, scaling or query.shape[-1] ** -0.5)[None], None
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        return attend(q, k, v, text_lengths, reach, dropout, scaling or query.shape[-1] ** -0.5)[None], None
     return _at_once(query, key, value, text_offsets, longest_text, reach, use_flash, dropout, scaling), None
 
 
