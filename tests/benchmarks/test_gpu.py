@@ -43,7 +43,8 @@ def test_no_measurement_starts_when_the_time_is_over(tmp_path, monkeypatch, caps
 
 def test_the_table_says_after_how_many_pairs_compiling_pays() -> None:
     rates = {"rqa_ray, batch 8": (4.0, 10.0), "rqa_ray compiled, batch 8": (64.0, 12.5), "peer": (1.0, 1.0)}
-    results = {name: {"seconds_to_second_step": wait, "pairs_per_second": rate} for name, (wait, rate) in rates.items()}
+    names = "seconds_to_second_step", "pairs_per_second"
+    results = {name: dict(zip(names, figures, strict=True)) for name, figures in rates.items()}
     (line, _) = gpu.pairs_to_compile_for(results)
     assert line.endswith("to compile takes 60 s, and saves 20.000 ms a pair; it pays after 3,000 pairs")
     results["rqa_ray compiled, batch 8"]["pairs_per_second"] = 9.0
