@@ -1,17 +1,19 @@
 """Finds stored checkpoints: which are complete, which is the newest, which is the best, and their evaluations.
 
 Ray copies the files of a checkpoint one by one, and a kill may come in between. So a checkpoint counts as complete
-only if its manifest exists and every file in the manifest has its size. Ray decides which checkpoints of a run are
-kept. But Ray writes its own list of them late, and overwrites it in place. So a run that resumes is a new Ray run,
-which starts from the newest complete checkpoint.
+only if its manifest exists and every file in the manifest has its size. The manifest has checksums too, which are
+compared before a file is used. Ray decides which checkpoints of a run are kept. But Ray writes its own list of them
+late, and overwrites it in place. So a run that resumes is a new Ray run, which starts from the newest complete
+checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +23,77 @@ from transformers.utils import CONFIG_NAME
 
 from rqa_ray.errors import InputError
 from rqa_ray.evaluation.results import BEFORE, EVALUATION, Evaluation, flat_metrics, metrics_file
-from rqa_ray.places import inside, open_location, read_any_json
+from rqa_ray.places import inside, open_location, read_any_json, shown
 from rqa_ray.retriever.adapters import CONFIG_FILE
 from rqa_ray.retriever.encoder_settings import heads, model_config
 from rqa_ray.settings import LoraSettings
 from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER, STEP_FILE, StepNote
+from rqa_ray.training.damage import checksum, first_damaged
 from rqa_ray.training.finish import score
 
 MANIFEST_FILE = "manifest.json"
 SCORE = "checkpoint_score"  # Ray ranks checkpoints by this metric
 EVALUATION_FOLDER = "evaluation-"
+NOT_USED = "warning: the checkpoint {} is not used, because its file {} was damaged"
 NOT_EVALUATED = -1e30  # the score of a checkpoint without evaluation, such as after a stop: it is never the best
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Writes the names and sizes (bytes) of all files in a checkpoint folder."""
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / MANIFEST_FILE).write_text(json.dumps({"step": step, "files": files}, indent=2))
+    """Writes the names, sizes (bytes) and checksums of all files in a checkpoint folder."""
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: path.stat().st_size for name, path in paths.items()}
+    sums = {name: checksum(fs.LocalFileSystem(), str(path)) for name, path in paths.items()}
+    (folder / MANIFEST_FILE).write_text(json.dumps({"step": step, "files": files, "crc32": sums}, indent=2))
+
+
+def damaged_file(filesystem: fs.FileSystem, path: str, within: str = "") -> str | None:
+    """Returns the first file of a checkpoint whose content is not what was written; None if all files are right.
+
+    `within` begins the names of the files that are read. A checkpoint of an earlier version has no checksums, and
+    counts as right.
+    """
+    sums = (_read_json(filesystem, f"{path}/{MANIFEST_FILE}") or {}).get("crc32", {})
+    return first_damaged(filesystem, path, {name: of for name, of in sums.items() if name.startswith(within)})
 
 
 @contextmanager
-def local_checkpoint(resume_from: str | None, is_worker: bool = True) -> Iterator[str | None]:
-    """Yields a local folder of the checkpoint to resume from: the worker's latest, else that of the run's start."""
-    checkpoint = ray.train.get_checkpoint() if is_worker else None
-    if checkpoint is None and resume_from:
-        filesystem, path = open_location(resume_from)
-        checkpoint = ray.train.Checkpoint(path, filesystem)
-    if checkpoint is None:
+def local_checkpoint(
+    resume_from: str | None, is_worker: bool = True, tell: Callable[[str], None] = print
+) -> Iterator[str | None]:
+    """Yields a local folder of the checkpoint to resume from: the worker's latest, else that of the run's start.
+
+    A checkpoint that was damaged gives way to the one before. All ranks read the same files, so they choose alike.
+    """
+    with ExitStack() as stack:
+        for checkpoint in _to_resume_from(resume_from, is_worker):
+            folder = stack.enter_context(checkpoint.as_directory())
+            if not (damaged := damaged_file(fs.LocalFileSystem(), folder)):
+                yield folder
+                return
+            tell(NOT_USED.format(shown(checkpoint.path), damaged))
         yield None
-    else:
-        with checkpoint.as_directory() as folder:
-            yield folder
+
+
+def _to_resume_from(resume_from: str | None, is_worker: bool) -> Iterator[ray.train.Checkpoint]:
+    """Yields the checkpoints from which a worker may go on, the best choice first."""
+    latest = ray.train.get_checkpoint() if is_worker else None
+    if latest:
+        yield latest
+        for stored in reversed(_in_folder(latest.filesystem, latest.path.rstrip("/").rpartition("/")[0])):
+            if stored.path != latest.path:
+                yield ray.train.Checkpoint(stored.path, stored.filesystem)
+    if resume_from:
+        filesystem, path = open_location(resume_from)
+        yield ray.train.Checkpoint(path, filesystem)
+
+
+def newest_intact(checkpoints: list[StoredCheckpoint], tell: Callable[[str], None] = print) -> StoredCheckpoint | None:
+    """Returns the last of the checkpoints that was not damaged; tells of those that were."""
+    for checkpoint in reversed(checkpoints):
+        if not (damaged := damaged_file(checkpoint.filesystem, checkpoint.path)):
+            return checkpoint
+        tell(NOT_USED.format(shown(checkpoint.location or checkpoint.path), damaged))
+    return None
 
 
 @dataclass
@@ -100,7 +142,14 @@ class StoredCheckpoint:
         return LoraSettings(lora_r=config.get("r"), lora_alpha=config.get("lora_alpha"))
 
     def download(self, name: str, target: Path) -> None:
-        """Copies a file or folder of the checkpoint."""
+        """Copies a file or folder of the checkpoint.
+
+        Raises:
+            InputError: a file was damaged.
+        """
+        if damaged := damaged_file(self.filesystem, self.path, name):
+            where = f"{shown(self.location or self.path)}: its file {damaged} was damaged"
+            raise InputError(f"{where}; delete this checkpoint, and give the same command again to resume")
         source = f"{self.path}/{name}"
         if self.filesystem.get_file_info(source).type == fs.FileType.Directory:
             target.mkdir(parents=True, exist_ok=True)
@@ -161,13 +210,18 @@ def list_evaluations(storage_path: str, run_names: list[str]) -> list[tuple[int,
 def list_checkpoints(storage_path: str, run_names: list[str]) -> list[StoredCheckpoint]:
     """Returns the complete checkpoints of some runs, by step."""
     filesystem, root = open_location(storage_path)
+    found = [_in_folder(filesystem, f"{root}/{name}", inside(storage_path, name)) for name in run_names]
+    return sorted(chain.from_iterable(found), key=lambda checkpoint: checkpoint.step)
+
+
+def _in_folder(filesystem: fs.FileSystem, path: str, location: str = "") -> list[StoredCheckpoint]:
+    """Returns the complete checkpoints in the folder of a run, by step."""
     found = []
-    for name in run_names:
-        for folder in filesystem.get_file_info(fs.FileSelector(f"{root}/{name}", allow_not_found=True)):
-            if folder.type == fs.FileType.Directory:
-                location = inside(storage_path, f"{name}/{folder.base_name}")
-                checkpoint = read_checkpoint_at(folder.path, filesystem, location)
-                found += [checkpoint] if checkpoint else []
+    for folder in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        if folder.type == fs.FileType.Directory:
+            at = inside(location, folder.base_name) if location else ""
+            checkpoint = read_checkpoint_at(folder.path, filesystem, at)
+            found += [checkpoint] if checkpoint else []
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 

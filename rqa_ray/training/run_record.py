@@ -183,23 +183,29 @@ def check_output_dir(job: Job, model_folder: str) -> stored.StoredCheckpoint | N
     return checkpoint
 
 
-def checkpoint_to_resume(job: Job) -> stored.StoredCheckpoint | None:
+def checkpoint_to_resume(job: Job, checks_content: bool = False) -> stored.StoredCheckpoint | None:
     """Returns the checkpoint that was named, or the newest complete one of the run in output_dir.
 
-    None if there is none.
+    None if there is none. `checks_content` reads the files too, and passes over a checkpoint that was damaged.
 
     Raises:
-        InputError: output_dir is a copy, and the checkpoints belong to the original.
+        InputError: output_dir is a copy, and the checkpoints belong to the original; or the checkpoint that was named
+            was damaged.
     """
     if job.resume and job.resume != "true":
-        return stored.read_checkpoint(absolute(job.resume))
+        named = stored.read_checkpoint(absolute(job.resume))
+        damaged = named and checks_content and stored.damaged_file(named.filesystem, named.path)
+        if damaged:
+            raise InputError(f"{job.resume_flag}: the file {damaged} of this checkpoint was damaged; name another one")
+        return named
     record = RunRecord.read(job) if job.resume else None
     if record is None:
         return None
     record.refuse_storage_of_others(job)
     whole = stored.list_checkpoints(record.storage_path, record.run_names)
-    if whole or not record.resume_from:
-        return whole[-1] if whole else None
+    newest = stored.newest_intact(whole) if checks_content else (whole or [None])[-1]
+    if newest or not record.resume_from:
+        return newest
     if is_masked(record.resume_from):
         where = f"it began from the checkpoint {record.resume_from}, whose credentials are not stored"
         raise InputError(f"{job.resume_flag}: {where}; give --resume_from_checkpoint with this URI")
@@ -213,7 +219,7 @@ def open_run(job: Job) -> RunRecord:
     name = new_run_name(folder)
     record = RunRecord(absolute(job.location), storage_of(job), [name])
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = checkpoint_to_resume(job)
+    checkpoint = checkpoint_to_resume(job, checks_content=True)
     if job.resume == "true" and previous:
         record = replace(previous, run_names=[*previous.run_names, name], resume_from=None, copy_of=None)
         changed = changed_settings(read_json(folder / ALL_ARGS_FILE) or {}, job.to_config())

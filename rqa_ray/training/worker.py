@@ -50,9 +50,14 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
     spec.mailbox.keep_group.remote(spec.run, ray.util.get_current_placement_group())
     forget_accelerate()
     torch.set_num_threads(spec.num_cpus)
+
+    def tell_of_damage(text: str) -> None:
+        if distributed.rank() == 0:
+            spec.mailbox.put.remote(spec.run, None, text)
+
     with (
         tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch,
-        local_checkpoint(spec.resume_from, is_worker=spec.report is None) as checkpoint,
+        local_checkpoint(spec.resume_from, spec.report is None, tell_of_damage) as checkpoint,
     ):
         note = StepNote.load(Path(checkpoint)) if checkpoint else StepNote(0)
         trainer = build_trainer(spec, scratch, checkpoint)

@@ -87,7 +87,7 @@ def run_trial(values: dict[str, Any], shared: Shared) -> None:
     trial = ray.tune.get_context().get_trial_id()
     job, workers = shared.trial_job(values), shared.workers
     reports = Reports(shared.root, trial, shared.budget, shared.budget.batch_of(job), job)
-    earlier = reports.newest()
+    earlier = reports.newest_intact()
     if earlier:
         # Tune may have been killed before it got this report
         ray.tune.report(reports.of(earlier.path, earlier.filesystem))
@@ -151,13 +151,19 @@ class Reports:
 
     def newest(self) -> StoredCheckpoint | None:
         """Returns the newest complete checkpoint of all attempts."""
-        whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
+        whole = self._whole()
         return whole[-1] if whole else None
+
+    def newest_intact(self) -> StoredCheckpoint | None:
+        """Returns the newest complete checkpoint that was not damaged."""
+        return stored.newest_intact(self._whole())
+
+    def _whole(self) -> list[StoredCheckpoint]:
+        return stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
 
     def best(self, before: StoredCheckpoint) -> StoredCheckpoint:
         """Returns the best of the pretrained model and the checkpoints of all attempts."""
-        whole = stored.list_checkpoints(self.root, stored.list_run_names(self.root, f"{self.trial}."))
-        return stored.best_checkpoints([before, *whole], self.job.training["metric_for_best_model"], 1)[0]
+        return stored.best_checkpoints([before, *self._whole()], self.job.training["metric_for_best_model"], 1)[0]
 
     def __call__(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint, validation: bool = False) -> None:
         filesystem, root = open_location(self.root)

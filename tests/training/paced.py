@@ -2,7 +2,7 @@
 
 `python tests/training/paced.py FOLDER JOB WORDS...`; JOB is `train` or `tune`. Rank 0 appends every finished step to
 FOLDER/steps. While FOLDER/slow exists, each upload takes longer and says so in FOLDER/slowed. The seconds in
-FOLDER/jump are added to the clock of Python in the driver and in the workers.
+FOLDER/jump are added to the clock of Python in the workers.
 """
 
 import functools
@@ -60,8 +60,13 @@ def prepare(folder: str) -> None:
 
 
 def let_the_clock_jump(folder: str) -> None:
-    real, jump = time.time, Path(folder, "jump")
-    time.time = lambda: real() + (float(jump.read_text() or 0) if jump.exists() else 0.0)
+    clock, jump = time.time, Path(folder, "jump")
+
+    def jumping() -> float:
+        return clock() + (float(jump.read_text() or 0) if jump.exists() else 0.0)
+
+    jumping.__module__, jumping.__qualname__ = "time", "time"  # so that it can be pickled
+    time.time = jumping
 
 
 def main() -> None:
@@ -76,7 +81,6 @@ def main() -> None:
         return train_worker(spec)
 
     with user_errors():
-        let_the_clock_jump(folder)
         if job == "train":
             from rqa_ray.training import train
             from rqa_ray.training.job import parse_job

@@ -171,11 +171,13 @@ def jump(soak: Soak) -> Proof:
 
 @fault("checkpoint damaged")
 def damage_checkpoint(soak: Soak) -> Proof:
-    """The newest checkpoint is damaged while nothing runs: bytes are changed, or the end is lost."""
-    soak.job.kill()
-    soak.job.wait()
-    if not until(lambda: not soak.workers(), 60):
-        soak.leaks.append(f"workers 60 s after their driver was killed: {soak.workers()}")
+    """Bytes of the newest checkpoint are changed, or its end is lost. A worker or the driver is killed for it."""
+    victim = soak.random.choice(["driver", "worker"])
+    if victim == "driver":
+        soak.job.kill()
+        soak.job.wait()
+        if not until(lambda: not soak.workers(), 60):
+            soak.leaks.append(f"workers 60 s after their driver was killed: {soak.workers()}")
     found = soak.checkpoints()
     if not found:
         raise Missed("no checkpoint yet")
@@ -192,7 +194,9 @@ def damage_checkpoint(soak: Soak) -> Proof:
     path.write_bytes(content)
     after = hashlib.sha256(path.read_bytes()).hexdigest()
     assert before != after
-    return {"step": step, "file": file, "how": how, "hash": [before[:8], after[:8]]}
+    if victim == "worker":
+        kill(soak.a_worker())
+    return {"step": step, "file": file, "how": how, "hash": [before[:8], after[:8]], "killed": victim}
 
 
 def of_json(path: Path) -> Any:

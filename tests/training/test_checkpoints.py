@@ -16,6 +16,8 @@ from rqa_ray.training.checkpoints import (
     best_checkpoints,
     list_checkpoints,
     list_evaluations,
+    local_checkpoint,
+    newest_intact,
     read_checkpoint,
     read_evaluation_from,
     write_evaluation,
@@ -98,3 +100,22 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(tmp_path) -> 
     write_manifest(folder, 4)
     with pytest.raises(InputError, match="checkpoint-4: a checkpoint of an earlier version of rqa_ray"):
         read_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1] + bytes([content[-1] ^ 1]), lambda content: b""])
+def test_a_run_does_not_go_on_from_a_checkpoint_that_was_damaged(tmp_path, monkeypatch, capsys, damage) -> None:
+    for step in (2, 4):
+        write(tmp_path, step, found(0.5))
+    whole = list_checkpoints(str(tmp_path), ["run"])
+    file = tmp_path / "run/checkpoint-4/before.npz"
+    file.write_bytes(damage(file.read_bytes()))
+    assert newest_intact(whole).step == 2
+    said = capsys.readouterr().out
+    assert "checkpoint-4 is not used, because its file before.npz was damaged" in said
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint(whole[1].path))
+    notes: list[str] = []
+    with local_checkpoint(None, tell=notes.append) as folder:
+        assert folder == whole[0].path and notes == said.splitlines()
+    with pytest.raises(InputError, match="before.npz was damaged; delete this checkpoint"):
+        whole[1].download("before.npz", tmp_path / "copy.npz")
+    assert not (tmp_path / "copy.npz").exists()
