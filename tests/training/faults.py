@@ -1,7 +1,8 @@
 """A training worker that kills its node's Ray process, or itself, at one moment of the run, and writes that to a log.
 
 `python tests/training/faults.py EVENT_LOG FAULT WORDS...` is `jobs/train.py WORDS...` with such workers. FAULT is
-`phase@step@rank@victim`; the victim is `raylet` or `worker`.
+`phase@step@rank@victim`; the victim is `raylet` or `worker`. With `notice` as the victim, the node gets notice that it
+will be taken away, steps and evaluations are slow (`paced.py`), and somebody else has to take the node away.
 """
 
 import json
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from transformers import TrainerCallback
 
@@ -26,7 +28,9 @@ PHASES = {
     "while uploading": "uploading",
     "between upload and report": "uploaded",
     "after the last step": "train_end",
+    "during the finish": "finishing",
 }
+NOTICE_SECONDS = 25.0
 
 
 class Fault:
@@ -49,11 +53,29 @@ class Fault:
         victim = os.getppid() if self.victim == "raylet" else os.getpid()
         name = Path(f"/proc/{victim}/comm").read_text().strip()
         event = {"phase": self.phase, "step": self.step, "rank": self.rank, "pid": os.getpid(), "killed": victim}
+        if self.victim == "notice":
+            event |= {"deadline": give_notice()}
         with self.log.open("x") as file:
             file.write(json.dumps(event | {"name": name}))
             os.fsync(file.fileno())
+        if self.victim == "notice":
+            return
         os.kill(victim, signal.SIGKILL)
         time.sleep(60)  # the phase goes on until Ray ends this process
+
+
+def give_notice() -> float:
+    """Tells Ray that this node will be taken away, as `ray drain-node` does; returns when (Unix time)."""
+    import ray
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    context, deadline = ray.get_runtime_context(), time.time() + NOTICE_SECONDS
+    client = GcsClient(address=context.gcs_address)
+    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    accepted, why_not = client.drain_node(context.get_node_id(), reason, "spot", int(deadline * 1000))
+    assert accepted, why_not
+    return deadline
 
 
 class AtSteps(TrainerCallback):
@@ -72,6 +94,10 @@ def train_worker(spec, log: str, what: str):
     from rqa_ray.training.trainer import ContrastiveTrainer
 
     fault = Fault(log, what)
+    if fault.victim == "notice":
+        from tests.training import paced
+
+        paced.prepare(str(fault.log.parent))
 
     def before(owner: type, name: str, moment: str, applies=lambda self: True) -> None:
         original = getattr(owner, name)
@@ -123,6 +149,25 @@ def train_worker(spec, log: str, what: str):
     return worker.train_worker(spec)
 
 
+def finish_worker(spec, log: str, what: str):
+    """Runs `evaluation_worker.finish_worker` with the fault in its first evaluation, which is slow."""
+    from rqa_ray.evaluation.evaluator import RetrievalEvaluator
+    from rqa_ray.retriever import distributed
+    from rqa_ray.training import evaluation_worker
+
+    fault, original = Fault(log, what), RetrievalEvaluator._on_batch
+    state, args = SimpleNamespace(global_step=fault.step), SimpleNamespace(process_index=distributed.rank())
+    fault.trainer = SimpleNamespace(state=state, args=args)
+
+    def slow(self, *args):
+        fault.at("finishing")
+        time.sleep(3)
+        return original(self, *args)
+
+    RetrievalEvaluator._on_batch = slow
+    return evaluation_worker.finish_worker(spec)
+
+
 def main() -> None:
     log, what, *words = sys.argv[1:]
     from rqa_ray.stops import user_errors
@@ -138,6 +183,15 @@ def main() -> None:
             return faults.train_worker(spec, log, what)
 
         run.train_worker = loop
+        if what.startswith("during the finish"):
+            from rqa_ray.training import finisher
+
+            def finish(spec):
+                from tests.training import faults
+
+                return faults.finish_worker(spec, log, what)
+
+            finisher.finish_worker = finish
         run.train(job)
 
 

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 STEP_SECONDS = float(os.environ.get("RQA_RAY_STEP_SECONDS", "0.25"))
 SLOW_SECONDS = 8.0
+TEXTS_SECONDS = float(os.environ.get("RQA_RAY_TEXTS_SECONDS", "0"))  # for some texts of an evaluation
 
 
 class Pace(TrainerCallback):
@@ -40,10 +41,11 @@ def append(log: Path, line: str) -> None:
 @functools.cache
 def prepare(folder: str) -> None:
     """Slows the workers of this process down. A process of Ray may run several trials."""
+    from rqa_ray.evaluation.evaluator import RetrievalEvaluator
     from rqa_ray.training import uploads, worker
 
     let_the_clock_jump(folder)
-    build, upload = worker.build_trainer, uploads.Uploads.upload
+    build, upload, on_batch = worker.build_trainer, uploads.Uploads.upload, RetrievalEvaluator._on_batch
 
     def paced(spec, *args, **kwargs):
         trainer = build(spec, *args, **kwargs)
@@ -56,7 +58,11 @@ def prepare(folder: str) -> None:
             append(Path(folder, "slowed"), name)
         return upload(self, checkpoint, name)
 
-    worker.build_trainer, uploads.Uploads.upload = paced, slowed
+    def slow_texts(self, *args):
+        time.sleep(TEXTS_SECONDS)
+        return on_batch(self, *args)
+
+    worker.build_trainer, uploads.Uploads.upload, RetrievalEvaluator._on_batch = paced, slowed, slow_texts
 
 
 def let_the_clock_jump(folder: str) -> None:
