@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -25,6 +25,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.errors import first_line
 from rqa_ray.places import shown, storage_for_ray
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.texts import command
@@ -83,6 +84,7 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             **storage_for_ray(storage_path),
+            # The ranks end by themselves before a node goes away (`report_callback.py`), if they get notice in time.
             # Ray's other options for a node that goes away do not fit DDP, which needs all ranks in every step.
             # `relax_collectives_on_preemption` lets the other ranks leave a collective before the rank of that node,
             # which then waits there for ever, and the others wait for it in DDP: the save at the notice would not be
@@ -114,6 +116,11 @@ class Outcome:
     result: WorkerResult
     stopped_by: signal.Signals | None  # the signal that stopped the run, if any
     starting: float  # how long the workers took to start the last time (seconds)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the workers have saved their state and ended, because a node is taken away."""
+        return self.result.stopped and self.stopped_by is None
 
 
 def fit(
@@ -213,6 +220,9 @@ def _raise(
             raise SystemExit(code)
         if isinstance(failure, OSError):
             raise StorageAway(f"{place}: cannot be written ({str(failure).strip()})") from None
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # such as the loss of the driver's node
+        print(f"error: Ray lost the run: {reason_of_loss(error)}\n{how_to_go_on(job)}", file=sys.stderr)
+        raise SystemExit(code)
     raise error
 
 
@@ -253,6 +263,12 @@ def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
         return f"{', '.join(late)} did not answer, the other ranks waited for --ddp_timeout"
     rank, failure = next(iter(failures.items()))
     return f"training failed on rank {rank}: {failure}"
+
+
+def reason_of_loss(error: RayError) -> str:
+    """Returns the line of Ray's report that says why one of its processes is gone."""
+    lines = str(error).splitlines()
+    return next((line for line in lines if "is dead because" in line), first_line(error))
 
 
 def is_hanging(failure: object) -> bool:

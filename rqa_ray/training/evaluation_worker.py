@@ -31,6 +31,7 @@ from rqa_ray.retriever import distributed
 from rqa_ray.retriever.embedder import Embedder
 from rqa_ray.retriever.folder import load_encoder, save_encoder
 from rqa_ray.retriever.sharding import shard, whole, whole_weights
+from rqa_ray.scratch import scratch_folder
 from rqa_ray.training.arguments import loggers_of
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import MODEL_FOLDER, StepNote, save_evaluations
@@ -96,7 +97,7 @@ def evaluate_worker(spec: WorkerSpec) -> WorkerResult:
     evaluator = _open(spec, spec.model.folder, spec.num_cpus, ray.train.torch.get_device())
     evaluator.on_progress = _telling(spec, Progress(spec.phase))
     found = evaluator.evaluate(spec.settings.temperature)
-    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+    with scratch_folder() as scratch:
         checkpoint = None
         encoder = evaluator.embedder.encoder
         with whole(encoder):
@@ -135,7 +136,7 @@ def finish_worker(spec: WorkerSpec) -> WorkerResult:
     def tell(candidate: Candidate) -> None:
         progress.phase = f"evaluating {candidate}, texts"
 
-    with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+    with scratch_folder() as scratch:
         weights = results.weights(base, encoder, Path(scratch), spec.settings.trust_remote_code)
         steps = spec.finish.checkpoints
         choice = finish_here(finish, steps, weights, without_test, temperature_of, results, tell)

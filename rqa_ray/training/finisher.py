@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from rqa_ray.places import inside, shown
 from rqa_ray.retriever.adapters import mix_adapters
 from rqa_ray.retriever.encoder_settings import ModelSpec
 from rqa_ray.retriever.folder import load_encoder, save_encoder, save_prompts
+from rqa_ray.scratch import scratch_folder
 from rqa_ray.training.candidate import BASE, Candidate
 from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER
 from rqa_ray.training.checkpoints import (
@@ -176,7 +176,7 @@ class Finisher:
     def _write_mixture(self, candidate: Candidate, folder: Path) -> None:
         trust = self.model.trust_remote_code
         encoder = load_encoder(self.model.folder, self.model.settings, trust_remote_code=trust)
-        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        with scratch_folder() as scratch:
             weights = self.results.weights(encoder.state_dict(), encoder, Path(scratch), trust)
             encoder.load_state_dict(weights.of(candidate))
         save_encoder(encoder, str(folder))
@@ -185,7 +185,7 @@ class Finisher:
         """Writes the adapter that makes a candidate's model from the pretrained one; returns a line about it."""
         if candidate == BASE:
             return "no adapter is saved, because the pretrained weights are kept"
-        with tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch:
+        with scratch_folder() as scratch:
             of_steps = [Path(scratch, str(step)) for step in candidate.steps]
             for step, of_step in zip(candidate.steps, of_steps, strict=True):
                 self.results.checkpoints[step].download(ADAPTER_FOLDER, of_step)

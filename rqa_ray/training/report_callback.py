@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.train.v2._internal.execution.context import get_train_context
 from transformers import TrainerCallback
 
 from rqa_ray.errors import first_line
@@ -25,15 +25,15 @@ from rqa_ray.training.trainer import ContrastiveTrainer
 SLOW_RATIO = 1.5
 LONG_STEP_SECONDS = 1.0  # after a stop, a longer step is given up, a shorter one is finished
 POLL_SECONDS = 0.5  # between two looks for a stop in a long step
-PREEMPTION_POLL_SECONDS = 5.0
-LAST_SAVE_SECONDS = 10.0  # the last save begins this long before a node is taken away
+LAST_SAVE_SECONDS = 10.0  # for the last save before a node is taken away, beside a step and an upload
 
 
 class ReportCallback(TrainerCallback):
     """A callback of the Trainer: reports every checkpoint to Ray with the metrics of its own step, and obeys a stop.
 
-    It sends progress to the mailbox. `report` takes metrics, checkpoint and validation like `ray.train.report`, and
-    deletes the local checkpoint.
+    Before a node is taken away with notice, the callback saves the state and, with `may_leave`, ends the training, so
+    that no step is made that would be lost. It sends progress to the mailbox. `report` takes metrics, checkpoint and
+    validation like `ray.train.report`, and deletes the local checkpoint.
     """
 
     def __init__(
@@ -44,20 +44,21 @@ class ReportCallback(TrainerCallback):
         questions_per_step: int,
         report: Callable[..., None],
         watches_preemption: bool = False,
+        may_leave: bool = False,
     ) -> None:
         self.trainer, self.mailbox, self.run, self.report = trainer, mailbox, run, report
         self.progress = Progress(questions_per_step=questions_per_step)
         self.metric = trainer.args.metric_for_best_model or ""
-        self.watches_preemption = watches_preemption
+        self.watches_preemption, self.may_leave = watches_preemption, may_leave
         self.stopped = False
         self._saves = 0
         self._slow_ranks: set[int] = set()
         self._stop_asked: Any = None
         self._looking = threading.Lock()  # several threads of an evaluation look for a stop
-        self._asked_at = self._step_began = self._preemption_polled = time.monotonic()
-        self._preemption: Any = None
-        self._last_save = math.inf  # the time of the last save before the node goes away
-        trainer.interrupts.is_asked = self.is_stop_asked
+        self._asked_at = self._step_began = time.monotonic()
+        self._step_seconds = 0.0  # of the last step
+        self._saved_at_notice = self._saved_at_last = False
+        trainer.interrupts.is_asked = self.has_to_give_up
         trainer.interrupts.watching = True  # true until a step has proved to be short
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -93,23 +94,36 @@ class ReportCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.send(phase="step", done=state.global_step, total=state.max_steps, step=state.global_step)
-        now = time.monotonic()
-        is_long = now - self._step_began > LONG_STEP_SECONDS
-        is_time = self.watches_preemption and now - self._preemption_polled > PREEMPTION_POLL_SECONDS
-        flags = [self.is_stop_asked(), is_long, is_time, time.time() > self._last_save]
-        is_stop, self.trainer.interrupts.watching, is_time, is_last = distributed.any_ranks(flags, args.device)
-        if is_stop:
+        self._step_seconds = time.monotonic() - self._step_began
+        is_long = self._step_seconds > LONG_STEP_SECONDS
+        is_new = self._notice() is not None and not self._saved_at_notice
+        flags = [self.is_stop_asked(), is_long, is_new, self._is_time_to_leave()]
+        is_stop, self.trainer.interrupts.watching, is_new, is_last = distributed.any_ranks(flags, args.device)
+        if is_stop or (is_last and self.may_leave):
             self.stopped = control.should_training_stop = control.should_save = True
             self.trainer.schedule.put_off(state.global_step, control)
-        elif is_last:
-            control.should_save, self._last_save = True, math.inf
-        elif is_time:
-            self._preemption_polled = now
-            preemption = ray.train.get_preemption_info()  # all ranks have to ask together
-            if preemption is not None and self._preemption is None:  # save at once, and again shortly before the end
-                control.should_save = True
-                self._last_save = (preemption.deadline_ms or math.inf) / 1000 - LAST_SAVE_SECONDS
-            self._preemption = preemption
+        elif is_new or is_last:  # at once, because a node may go sooner than it says
+            control.should_save = self._saved_at_notice = True
+            self._saved_at_last |= is_last
+
+    def _notice(self) -> Any:
+        """Returns what Ray has told this rank about nodes that will be taken away; None if nothing.
+
+        `ray.train.get_preemption_info` would wait for the other ranks.
+        """
+        return get_train_context().preemption_context.preemption_info if self.watches_preemption else None
+
+    def _is_time_to_leave(self) -> bool:
+        """Returns whether there is just enough time left for the last save before a node is taken away."""
+        notice = self._notice()
+        if notice is None or notice.deadline_ms is None or self._saved_at_last:
+            return False
+        needed = LAST_SAVE_SECONDS + self._step_seconds + getattr(self.report, "seconds", 0.0)
+        return time.time() + needed > notice.deadline_ms / 1000
+
+    def has_to_give_up(self) -> bool:
+        """Returns whether this rank gives up a long step or an evaluation, after a stop or before its node goes."""
+        return self.is_stop_asked() or (self.may_leave and self._is_time_to_leave())
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.stopped:

@@ -203,7 +203,7 @@ def checkpoint_to_resume(job: Job, checks_content: bool = False) -> stored.Store
         return None
     record.refuse_storage_of_others(job)
     whole = stored.list_checkpoints(record.storage_path, record.run_names)
-    newest = stored.newest_intact(whole) if checks_content else (whole or [None])[-1]
+    newest = stored.newest_intact(whole) if checks_content else whole[-1] if whole else None
     if newest or not record.resume_from:
         return newest
     if is_masked(record.resume_from):

@@ -65,6 +65,7 @@ class WorkerSpec:
     report: Callable[..., None] | None = None  # replaces `ray.train.report` if this is no worker of Ray Train
     phase: str = ""  # words of the progress line during an evaluation
     finish: FinishSpec | None = None  # what is finished, if this is no training
+    may_leave: bool = False  # whether the driver starts new workers if these end before their node is taken away
 
     @property
     def share(self) -> Share:
@@ -97,6 +98,6 @@ class WorkerResult:
     """The answer of rank 0."""
 
     step: int = 0  # finished optimizer steps
-    stopped: bool = False  # true after a stop whose state is saved
+    stopped: bool = False  # true if the state is saved, after a stop or before a node is taken away
     failure: str | None = None  # why the run ended, if a restart would end in the same way
     metrics: dict[str, float] = field(default_factory=dict)  # transformers' training metrics

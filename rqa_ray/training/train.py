@@ -78,12 +78,18 @@ def train(job: Job) -> TrainResult:
     print(f"checkpoints in {shown(record.storage_path)}")
     windows = serve_windows(setup.stream, job, workers) if setup.stream else None
     mining = setup.read_mining_texts() if job.settings.mine_negatives else None
-    spec = setup.worker_spec(micro_batch=micro_batch, windows=windows, mining=mining, spare=spare)
+    own = {"windows": windows, "mining": mining, "spare": spare}
+    spec = setup.worker_spec(micro_batch=micro_batch, may_leave=True, **own)
     while True:
         try:
             spec = replace(spec, resume_from=record.resume_from)
             outcome = fit(train_worker, job, workers, spec, record.storage_path, record.run_names[-1])
-            break
+            if not outcome.has_left:
+                break
+            print(
+                f"a node is taken away: state saved after step {outcome.result.step}; starting workers on other nodes"
+            )
+            record = open_run(replace(job, resume="true"))
         except StorageAway as error:
             print(f"warning: {error}; waiting until it answers")
             wait_for_storage(record.storage_path)

@@ -36,6 +36,7 @@ class Uploads:
     def __init__(self, tell: Callable[[str], None], is_stop_asked: Callable[[], bool]) -> None:
         self.storage = ray.train.get_context().get_storage()
         self.tell, self.is_stop_asked = tell, is_stop_asked
+        self.seconds = 0.0  # that the last upload took
         self._idle = threading.Event()
         self._idle.set()
 
@@ -66,7 +67,9 @@ class Uploads:
         try:
             while True:
                 try:
-                    return self.storage.persist_current_checkpoint(checkpoint, name)
+                    stored = self.storage.persist_current_checkpoint(checkpoint, name)
+                    self.seconds = time.monotonic() - started
+                    return stored
                 except Exception as error:  # each file system raises its own errors
                     reason = first_line(error)
                     if not os.path.isdir(checkpoint.path):

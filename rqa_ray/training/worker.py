@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from rqa_ray.retriever.agreement import check_against_sentence_transformers
 from rqa_ray.retriever.folder import load_encoder
 from rqa_ray.retriever.forward_plan import ForwardPlan
 from rqa_ray.retriever.interrupts import Interrupted
+from rqa_ray.scratch import scratch_folder
 from rqa_ray.training.arguments import RetrieverTrainingArguments, loggers_of
 from rqa_ray.training.assembly import TrainingData, assemble
 from rqa_ray.training.checkpoint_files import StepNote
@@ -56,7 +56,7 @@ def train_worker(spec: WorkerSpec) -> WorkerResult:
             spec.mailbox.put.remote(spec.run, None, text)
 
     with (
-        tempfile.TemporaryDirectory(prefix="rqa_ray-") as scratch,
+        scratch_folder() as scratch,
         local_checkpoint(spec.resume_from, spec.report is None, tell_of_damage) as checkpoint,
     ):
         note = StepNote.load(Path(checkpoint)) if checkpoint else StepNote(0)
@@ -155,7 +155,8 @@ def _reporting(spec: WorkerSpec, trainer: ContrastiveTrainer, reports, note: Ste
     args, mailbox = trainer.args, spec.mailbox
     watches_preemption = not spec.report and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
     questions_per_step = spec.micro_batch * args.gradient_accumulation_steps
-    report = ReportCallback(trainer, mailbox, spec.run, questions_per_step, reports, watches_preemption)
+    to = trainer, mailbox, spec.run, questions_per_step, reports
+    report = ReportCallback(*to, watches_preemption, spec.may_leave)
     where = f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
     attempt = ray.get(mailbox.begin.remote(spec.run, args.process_index, where))
 

@@ -39,6 +39,15 @@ KINDS = {
 }
 RESUME = {"train": ["--resume_from_checkpoint", "true"], "search": ["--resume"]}
 WORKERS = {"train": "RayTrainWorker", "search": "ImplicitFunc"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
+    # A silent node is noticed after 20 s: this machine may be busy for longer than the tests of `nodes.py` allow.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
+}
 NODES = 3  # with one CPU each: two for the workers, one for the evaluation beside them
 
 
@@ -69,18 +78,14 @@ class Soak:
         self.rounds: list[Round] = []
         self.expected: dict[str, object] = {}
         self.queue: list[str] = []
-        self.clusters = 0
+        self.clusters, self.kind = 0, ""
         self.nodes: Nodes
         self.job: subprocess.Popen
-        self.kind = ""
-
-    # What the faults use
 
     def new_cluster(self) -> None:
         if self.clusters:
             self.nodes.stop()
-        as_in_cluster_yaml = {"RAY_num_workers_soft_limit": "0", "RAY_idle_worker_killing_time_threshold_ms": "10000"}
-        self.nodes = Nodes(TMPDIR=str(self.scratch), OMP_NUM_THREADS="1", **as_in_cluster_yaml)
+        self.nodes = Nodes(TMPDIR=str(self.scratch), **ENVIRONMENT)
         self.clusters += 1
         self.nodes.fill(NODES)
 
@@ -114,8 +119,6 @@ class Soak:
 
         whole = [read_checkpoint(str(path.parent)) for path in self.storage.rglob("manifest.json")]
         return sorted((one.step, Path(one.path)) for one in whole if one and one.step)
-
-    # A round
 
     def run(self, kind: str, with_faults: bool = True) -> None:
         self.kind, done = kind, Round(kind)
@@ -161,10 +164,8 @@ class Soak:
         """Looks for the end of the job; starts a job again that a fault has ended."""
         time.sleep(0.2)
         code = self.job.poll()
-        if code is None:
-            return False
-        if code == 0:
-            return True
+        if not code:
+            return code == 0
         if not (done.faults and done.faults[-1] in ENDS_THE_JOB) or done.starts > 20:
             self.unexpected.append(f"{done.kind} ended with {code} after {done.faults}: {self.said()[-1500:]}")
             self.note(unexpected=self.unexpected[-1])

@@ -65,7 +65,7 @@ def freeze_raylet(soak: Soak) -> Proof:
     node = soak.a_node()
     raylet = raylet_of(node)
     raylet.suspend()
-    time.sleep(8)
+    time.sleep(30)
     state = raylet.status()
     raylet.resume()
     assert state == psutil.STATUS_STOPPED
