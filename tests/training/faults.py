@@ -1,8 +1,8 @@
 """A training worker that kills its node's Ray process, or itself, at one moment of the run, and writes that to a log.
 
 `python tests/training/faults.py EVENT_LOG FAULT WORDS...` is `jobs/train.py WORDS...` with such workers. FAULT is
-`phase@step@rank@victim`; the victim is `raylet` or `worker`. With `notice` as the victim, the node gets notice that it
-will be taken away, steps and evaluations are slow (`paced.py`), and somebody else has to take the node away.
+`phase@step@rank@victim`; the victim is `raylet` or `worker`. With `notice`, `ray start` gets SIGTERM, as from a cloud
+that takes a spot node back, and ends 30 s later; steps and evaluations are slow (`paced.py`).
 """
 
 import json
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 from transformers import TrainerCallback
 
 PHASES = {
@@ -30,7 +31,6 @@ PHASES = {
     "after the last step": "train_end",
     "during the finish": "finishing",
 }
-NOTICE_SECONDS = 25.0
 
 
 class Fault:
@@ -50,32 +50,18 @@ class Fault:
         here = trainer.state.global_step if step is None else step
         if trainer.args.process_index != self.rank or here != self.step:
             return
-        victim = os.getppid() if self.victim == "raylet" else os.getpid()
+        raylet = psutil.Process(os.getppid())
+        victim = {"raylet": raylet.pid, "worker": os.getpid(), "notice": raylet.ppid()}[self.victim]
         name = Path(f"/proc/{victim}/comm").read_text().strip()
         event = {"phase": self.phase, "step": self.step, "rank": self.rank, "pid": os.getpid(), "killed": victim}
-        if self.victim == "notice":
-            event |= {"deadline": give_notice()}
         with self.log.open("x") as file:
             file.write(json.dumps(event | {"name": name}))
             os.fsync(file.fileno())
         if self.victim == "notice":
+            os.kill(victim, signal.SIGTERM)
             return
         os.kill(victim, signal.SIGKILL)
         time.sleep(60)  # the phase goes on until Ray ends this process
-
-
-def give_notice() -> float:
-    """Tells Ray that this node will be taken away, as `ray drain-node` does; returns when (Unix time)."""
-    import ray
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-
-    context, deadline = ray.get_runtime_context(), time.time() + NOTICE_SECONDS
-    client = GcsClient(address=context.gcs_address)
-    reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    accepted, why_not = client.drain_node(context.get_node_id(), reason, "spot", int(deadline * 1000))
-    assert accepted, why_not
-    return deadline
 
 
 class AtSteps(TrainerCallback):
