@@ -79,7 +79,7 @@ class Nodes:
                 start_new_session=True,
             )
         self.processes.append(process)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300  # a busy machine takes its time
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)

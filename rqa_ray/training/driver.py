@@ -40,6 +40,8 @@ from rqa_ray.training.uploads import StorageAway, is_full
 
 POLL_SECONDS = 0.5
 SHORTEST_HANG_SECONDS = 30  # a busy worker may answer late
+HANG_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+HANG_OF_USER = os.environ.get(HANG_VARIABLE)  # before this file sets the variable for its first run
 RESIZE_SECONDS = 20.0  # between two looks for new nodes that could hold more workers
 # Ray Train starts an actor for each. The first serves data sets to workers, which here read none. The second frees the
 # workers of a controller that was killed, if a dashboard is there; `mailbox.free_workers` needs none.
@@ -71,7 +73,7 @@ def torch_trainer(
     callbacks = options.pop("callbacks", None)
     timeout = spec.training.get("ddp_timeout", 1800)
     # Ray's controller asks each worker for its state, and by default waits 10 minutes for a worker that hangs.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(max(SHORTEST_HANG_SECONDS, min(timeout, 600)))
+    os.environ[HANG_VARIABLE] = HANG_OF_USER or str(max(SHORTEST_HANG_SECONDS, min(timeout, 600)))
     return LeanTrainer(
         _run_loop,
         train_loop_config={"loop": loop, "spec": spec},

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -455,6 +456,31 @@ def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
     assert waited.startswith("rank 0 (node a, process 1) did not answer")
     silent = of("A worker health check has been hanging for 31 seconds.\nWorker(...)", ["rank 1 (node a, process 2)"])
     assert silent.startswith("rank 1 (node a, process 2) did not answer") and "\n" not in silent
+
+
+def test_the_loss_of_rays_controller_is_the_line_that_says_why() -> None:
+    from ray.exceptions import RayError
+
+    from rqa_ray.training.driver import reason_of_loss
+
+    page = "The actor died unexpectedly.\n\tpid: 7\nThe actor is dead because its owner has died. Node lost.\nmore"
+    assert reason_of_loss(RayError(page)) == "The actor is dead because its owner has died. Node lost."
+    assert reason_of_loss(RayError("GCS is away\nmore")) == "GCS is away"
+
+
+@pytest.mark.parametrize(("of_user", "ddp_timeout", "found"), [(None, 45, "45"), (None, 5, "30"), ("700", 45, "700")])
+def test_a_hanging_worker_is_noticed_after_ddp_timeout_unless_the_user_sets_rays_own_limit(
+    of_user, ddp_timeout, found, monkeypatch
+) -> None:
+    from rqa_ray.cluster.workers import Workers
+    from rqa_ray.training import driver
+
+    monkeypatch.setenv(driver.HANG_VARIABLE, "of an earlier run in this process")
+    monkeypatch.setattr(driver, "HANG_OF_USER", of_user)
+    monkeypatch.setattr(driver, "TorchTrainer", lambda *args, **options: None)
+    spec = SimpleNamespace(training={"ddp_timeout": ddp_timeout}, settings=SimpleNamespace(finish="none"))
+    driver.torch_trainer(None, spec, Workers(1, 1, False), "/storage", "run")
+    assert os.environ[driver.HANG_VARIABLE] == found
 
 
 def test_the_ranks_that_hang_are_those_that_ray_names_else_those_that_did_not_wait_for_others() -> None:
