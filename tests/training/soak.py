@@ -41,6 +41,7 @@ RESUME = {"train": ["--resume_from_checkpoint", "true"], "search": ["--resume"]}
 WORKERS = {"train": "RayTrainWorker", "search": "ImplicitFunc"}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
+    "RAY_raylet_start_wait_time_s": "300",
     "RAY_num_workers_soft_limit": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "10000",
     # A silent node is noticed after 20 s: this machine may be busy for longer than the tests of `nodes.py` allow.
