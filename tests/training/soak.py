@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -86,12 +87,16 @@ class Soak:
     def new_cluster(self) -> None:
         if self.clusters:
             self.nodes.stop()
-        self.nodes = Nodes(TMPDIR=str(self.scratch), **ENVIRONMENT)
         self.clusters += 1
-        self.nodes.fill(NODES)
+
+        def start() -> None:
+            self.nodes = Nodes(TMPDIR=str(self.scratch), **ENVIRONMENT)
+
+        again(start)
+        self.refill()
 
     def refill(self) -> None:
-        self.nodes.fill(NODES)
+        again(lambda: self.nodes.fill(NODES))
 
     def workers(self) -> list[psutil.Process]:
         """Returns the processes that train."""
@@ -268,6 +273,16 @@ of_ray_data = {"_AutoscalingCoordinatorActor", "_StatsActor"}  # one of each sta
 actors = [actor.class_name for actor in list_actors() if actor.state != "DEAD"]
 print(len(groups), len([name for name in actors if name not in of_ray_data]))
 """
+
+
+def again(start: Callable[[], None]) -> None:
+    """Starts nodes, in several attempts: on a busy machine, a part of Ray's node may wait in vain for another part."""
+    for left in reversed(range(8)):
+        try:
+            return start()
+        except AssertionError:
+            if not left:
+                raise
 
 
 def used(folder: str) -> int:

@@ -101,7 +101,7 @@ def cluster() -> Iterator[Nodes]:
 
 @pytest.mark.slow
 def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) -> None:
-    """The node is taken away with notice, like a spot node.
+    """The node is drained, as an autoscaler does it; `test_preemption.py` sends SIGTERM.
 
     The state is saved before, and the lost node does not count as a failure.
     """
@@ -117,8 +117,8 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
     subprocess.run(drain, env=cluster.environment, check=True, capture_output=True)
     said = end(process, log)
     assert process.returncode == 0, said[-3000:]
-    [restart] = re.findall(r"restarted on 1 worker, from step (\d+)", said)
-    assert int(restart) > 0, "a step at which no evaluation was due"
+    [left] = re.findall(r"a node is taken away: state saved after step (\d+), going on with other nodes", said)
+    assert f"resuming from step {left} " in said and int(left) > 0, "a step at which no evaluation was due"
 
 
 # Prints the node of the training worker.
