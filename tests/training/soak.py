@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-import torch
 from safetensors.torch import load_file
 
 from tests.nodes import ROOT, Nodes
-from tests.training.soak_faults import ENDS_THE_JOB, FAULTS, Missed, of_json, until
+from tests.training.soak_faults import ENDS_THE_JOB, FAULTS, Missed, until
+from tests.training.soak_watch import count, equal, used
 
 ALONE = [
     *"unshare --mount --pid --fork --mount-proc --kill-child sh -c".split(),
@@ -50,6 +50,7 @@ ENVIRONMENT = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
 }
+MISSED = " (missed)"
 NODES = 3  # with one CPU each: two for the workers, one for the evaluation beside them
 
 
@@ -172,7 +173,7 @@ class Soak:
         code = self.job.poll()
         if not code:
             return code == 0
-        if not (done.faults and done.faults[-1] in ENDS_THE_JOB) or done.starts > 20:
+        if not (done.faults and done.faults[-1].removesuffix(MISSED) in ENDS_THE_JOB) or done.starts > 20:
             self.unexpected.append(f"{done.kind} ended with {code} after {done.faults}: {self.said()[-1500:]}")
             self.note(unexpected=self.unexpected[-1])
             assert done.starts < 20 and self.rounds, self.unexpected
@@ -198,7 +199,7 @@ class Soak:
             step = (self.steps() or ["0"])[-1]
             self.note(fault=name, job=self.kind, step=step, seconds=round(time.monotonic() - began), **proof)
         except (Missed, psutil.NoSuchProcess, StopIteration) as error:
-            done.faults[-1] = f"{name} (missed)"
+            done.faults[-1] = name + MISSED
             self.queue.append(name)
             self.note(missed=name, why=repr(error))
         self.marked = len(self.steps())
@@ -210,7 +211,7 @@ class Soak:
         if self.kind == "train":
             step, folder = self.checkpoints()[-1]
             found |= {"last": load_file(folder / "model/model.safetensors"), "step": step}
-            results = of_json(out / "eval_results.json")
+            results = json.loads((out / "eval_results.json").read_text())
             found["results"] = {name: value for name, value in results.items() if "latency" not in name}
         else:
             with (out / "trials.csv").open() as file:
@@ -219,28 +220,16 @@ class Soak:
             found["rows"] = [[row[name] for name in kept if "latency" not in name] for row in rows]
         return found
 
-    def watch(self) -> dict[str, float]:
-        """Returns what is there after a round, when its workers have had time to end."""
-        if not until(lambda: not self.workers(), 30):
+    def watch(self) -> dict[str, int]:
+        """Counts what is there after a round, when its workers have had time to end; notes what should not be."""
+        if not until(lambda: not self.workers(), 60):
             self.leaks += [f"{self.kind}: {' '.join(process.cmdline())[:60]}" for process in self.workers()]
-        counted: Counter = Counter()
-        for process in psutil.process_iter(["name", "cmdline", "memory_info", "status"]):
-            name = " ".join(process.info["cmdline"] or [])
-            if name and process.pid not in (1, os.getpid()):
-                kind = "ray worker processes" if name.startswith("ray::") else "other processes"
-                counted[kind] += 1
-                if not name.startswith("ray::"):
-                    counted["MB of Ray's own processes"] += process.info["memory_info"].rss / 1e6
-                if process.info["name"] in ("raylet", "gcs_server"):
-                    counted["open files of raylets and GCS"] += process.num_fds()
-        asked = self.nodes.run(["-c", COUNTS])
-        groups, actors = map(int, asked.stdout.split()[-2:])
-        if groups or actors:
-            self.leaks.append(f"{self.kind}: {groups} placement groups, {actors} actors")
-        counted |= {"placement groups": groups, "actors": actors, "cluster": self.clusters}
-        counted["/dev/shm MB"] = round(used("/dev/shm") / 1e6, 1)
+        counted = count(self.nodes) | {"cluster": self.clusters}
         counted["folders left in TMPDIR"] = len(list(self.scratch.glob("rqa_ray-*")))
-        return {name: round(value) for name, value in counted.items()}
+        self.leaks += [
+            f"{self.kind}: {counted[name]} {name}" for name in ("placement groups", "actors") if counted[name]
+        ]
+        return counted
 
     def note(self, **what: object) -> None:
         line = json.dumps({"at": time.strftime("%H:%M:%S"), **what}, default=str)
@@ -263,18 +252,6 @@ class Soak:
         (self.folder / "report.json").write_text(json.dumps(report, indent=2))
 
 
-# Prints how many placement groups and actors a cluster has.
-COUNTS = """
-import ray
-from ray.util.state import list_actors, list_placement_groups
-ray.init(logging_level="error", log_to_driver=False)
-groups = [group for group in list_placement_groups() if group.state != "REMOVED"]
-of_ray_data = {"_AutoscalingCoordinatorActor", "_StatsActor"}  # one of each stays, for all jobs of the cluster
-actors = [actor.class_name for actor in list_actors() if actor.state != "DEAD"]
-print(len(groups), len([name for name in actors if name not in of_ray_data]))
-"""
-
-
 def again(start: Callable[[], None]) -> None:
     """Starts nodes, in several attempts: on a busy machine, a part of Ray's node may wait in vain for another part."""
     for left in reversed(range(8)):
@@ -283,21 +260,6 @@ def again(start: Callable[[], None]) -> None:
         except AssertionError:
             if not left:
                 raise
-
-
-def used(folder: str) -> int:
-    """Returns the bytes that are used in a file system."""
-    found = os.statvfs(folder)
-    return (found.f_blocks - found.f_bfree) * found.f_frsize
-
-
-def equal(one: object, other: object) -> bool:
-    """Returns whether two results are equal, weights to the bit."""
-    if isinstance(one, dict):
-        return (
-            isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-        )
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def main() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -197,7 +195,3 @@ def damage_checkpoint(soak: Soak) -> Proof:
     if victim == "worker":
         kill(soak.a_worker())
     return {"step": step, "file": file, "how": how, "hash": [before[:8], after[:8]], "killed": victim}
-
-
-def of_json(path: Path) -> Any:
-    return json.loads(path.read_text())
