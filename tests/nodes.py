@@ -50,10 +50,10 @@ class Nodes:
         words = [f"--address={self.address}", f"--num-cpus={num_cpus}"]
         return self._start(words, environment, behind_a_mount(hidden) if hidden else [])
 
-    def fill(self, number: int) -> None:
-        """Adds nodes with one CPU until `number` nodes are there beside the head."""
+    def fill(self, number: int, num_cpus: int = 1) -> None:
+        """Adds nodes until `number` nodes are there beside the head."""
         for _ in range(number - sum(node.poll() is None for node in self.processes[1:])):
-            self.add()
+            self.add(num_cpus)
 
     def lose(self, node: subprocess.Popen) -> None:
         """Kills the raylet of a node, which ends everything that runs on the node."""

@@ -42,16 +42,16 @@ RESUME = {"train": ["--resume_from_checkpoint", "true"], "search": ["--resume"]}
 WORKERS = {"train": "RayTrainWorker", "search": "ImplicitFunc"}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
     "RAY_num_workers_soft_limit": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "10000",
-    # A silent node is noticed after 20 s: this machine may be busy for longer than the tests of `nodes.py` allow.
+    # A silent node is noticed after 20 s, and a slow start is waited for, because the machine may be busy.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
 }
 MISSED = " (missed)"
-NODES = 3  # with one CPU each: two for the workers, one for the evaluation beside them
+NODES = (2, 2)  # two with two CPUs each; one is enough for the workers, the evaluation beside them needs both
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Soak:
         self.refill()
 
     def refill(self) -> None:
-        again(lambda: self.nodes.fill(NODES))
+        again(lambda: self.nodes.fill(*NODES))
 
     def workers(self) -> list[psutil.Process]:
         """Returns the processes that train."""
