@@ -17,8 +17,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from safetensors.torch import load_file
@@ -32,6 +34,7 @@ ALONE = [
     'mount -t tmpfs none /dev/shm && "$@"; exit $?',
     "sh",
 ]
+T = TypeVar("T")
 STEPS = 160
 KINDS = {
     "train": [*"--num_workers 2 --per_device_train_batch_size 4 --async_eval --max_failures 100".split()],
@@ -90,10 +93,7 @@ class Soak:
             self.nodes.stop()
         self.clusters += 1
 
-        def start() -> None:
-            self.nodes = Nodes(TMPDIR=str(self.scratch), **ENVIRONMENT)
-
-        again(start)
+        self.nodes = again(lambda: Nodes(TMPDIR=str(self.scratch), **ENVIRONMENT))
         self.refill()
 
     def refill(self) -> None:
@@ -252,14 +252,12 @@ class Soak:
         (self.folder / "report.json").write_text(json.dumps(report, indent=2))
 
 
-def again(start: Callable[[], None]) -> None:
+def again(start: Callable[[], T]) -> T:
     """Starts nodes, in several attempts: on a busy machine, a part of Ray's node may wait in vain for another part."""
-    for left in reversed(range(8)):
-        try:
+    for _ in range(8):
+        with suppress(AssertionError):
             return start()
-        except AssertionError:
-            if not left:
-                raise
+    return start()
 
 
 def main() -> None:

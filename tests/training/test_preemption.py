@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.nodes import Nodes
-from tests.training.soak import ENVIRONMENT
+from tests.training.soak import ENVIRONMENT, again
 from tests.training.test_faults import SCRIPT, newest
 
 STEPS = 200
@@ -23,8 +23,8 @@ MOMENTS = [
 
 @pytest.fixture(scope="module")
 def cluster():
-    nodes = Nodes(**ENVIRONMENT)
-    nodes.fill(2)
+    nodes = again(lambda: Nodes(**ENVIRONMENT))
+    again(lambda: nodes.fill(2))
     yield nodes
     nodes.stop()
     assert not nodes.left()
@@ -51,7 +51,7 @@ def test_no_finished_step_is_lost(
 ) -> None:
     slow = {"RQA_RAY_STEP_SECONDS": step_seconds, "RQA_RAY_TEXTS_SECONDS": texts_seconds}
     monkeypatch.setattr(cluster, "environment", cluster.environment | slow)
-    cluster.fill(3)  # one takes the place of the lost one
+    again(lambda: cluster.fill(3))  # one takes the place of the lost one
     event, folder = tmp_path / "event.json", tmp_path / "out"
     fault = "@".join(map(str, [*moment, "notice"]))
     ended = cluster.run([SCRIPT, str(event), fault, *words, "--output_dir", str(folder)], timeout=600)
