@@ -76,6 +76,16 @@ def _parts(uri: str) -> tuple[str, str, str]:
     return base[:end], base[end:], mark + query
 
 
+def mask_error(error: BaseException | None) -> None:
+    """Masks credentials in the texts of an exception and of those behind it: Ray logs what a worker raises."""
+    while error is not None:
+        error.args = tuple(masked_values(list(error.args)))
+        for name in ("filename", "filename2"):
+            if isinstance(getattr(error, name, None), str):
+                setattr(error, name, masked(getattr(error, name)))
+        error = error.__cause__ or error.__context__
+
+
 class MaskedStream:
     """A stream of text, such as stderr, that masks what is written to it: also what a library prints or logs."""
 

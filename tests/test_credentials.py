@@ -1,6 +1,7 @@
 """The credentials in a URI are in nothing that is printed or written, and a resumed run still finds its storage."""
 
 import pickle
+import traceback
 from io import StringIO
 
 import pytest
@@ -124,3 +125,19 @@ def test_a_command_that_works_prints_and_writes_no_credentials(files, tiny_model
     assert "".join(capsys.readouterr()).count("written: ") == 1
     written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(written) > 5 and not [secret for secret in PLANTED for content in written if secret.encode() in content]
+
+
+def test_what_a_worker_raises_has_no_credentials_when_ray_logs_it():
+    from rqa_ray.training.driver import _run_loop
+
+    def loop(storage: str) -> None:
+        try:
+            raise FileNotFoundError(2, "is away", storage)
+        except OSError as error:
+            raise RuntimeError(f"{storage}/run: cannot be written") from error
+
+    spec = "s3://KEY:SECRET@bucket"
+    with pytest.raises(RuntimeError) as raised:
+        _run_loop({"loop": loop, "spec": spec})
+    logged = "".join(traceback.format_exception(raised.value))
+    assert "SECRET" not in logged and logged.count("s3://***@bucket") == 2

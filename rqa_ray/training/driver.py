@@ -25,6 +25,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.validation_config import ValidationConfig
 
 from rqa_ray.cluster.workers import Workers
+from rqa_ray.credentials import mask_error
 from rqa_ray.errors import first_line
 from rqa_ray.places import shown, storage_for_ray
 from rqa_ray.progress import Progress, ProgressLine
@@ -108,7 +109,11 @@ def torch_trainer(
 
 def _run_loop(config: dict[str, Any]) -> WorkerResult:
     """Calls the loop in a worker, with the dict that Ray Train hands to it."""
-    return config["loop"](config["spec"])
+    try:
+        return config["loop"](config["spec"])
+    except Exception as error:
+        mask_error(error)
+        raise
 
 
 @dataclass(frozen=True)
