@@ -13,10 +13,10 @@ from tests.training.test_faults import SCRIPT, newest
 STEPS = 200
 # (phase, step, rank), seconds of a step, seconds of some texts of an evaluation
 MOMENTS = [
-    (("before the first checkpoint", 0, 1), "0.25", "0"),
     (("between forward and backward", 6, 0), "0.25", "0"),
-    (("while saving", 40, 0), "0.25", "0"),
     (("during evaluation", 40, 1), "0.25", "10"),
+    (("before the first checkpoint", 0, 1), "0.25", "0"),
+    (("while saving", 40, 0), "0.25", "0"),
     (("during the finish", STEPS, 1), "0", "0"),
 ]
 
