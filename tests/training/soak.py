@@ -2,13 +2,14 @@
 
 `python -m tests.training.soak FOLDER MINUTES SEED WORDS...` needs its own namespaces for processes and mounts
 (`ALONE` is what to put before the command): so it sees all of its processes and no others, and its /dev/shm is empty.
-WORDS are the flags of a training run. The first two jobs are undisturbed, and the others have to end as they do.
+WORDS are the flags of a training run. The first job of each kind is undisturbed, and the others have to end like it.
 FOLDER/report.json is the result, FOLDER/events.jsonl says what happened when.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -197,7 +198,7 @@ class Soak:
             proof = FAULTS[name](self)
             self.struck.append({"fault": name, "kind": self.kind, "proof": proof})
             step = (self.steps() or ["0"])[-1]
-            self.note(fault=name, job=self.kind, step=step, seconds=round(time.monotonic() - began), **proof)
+            self.note(fault=name, job=self.kind, step=step, took=round(time.monotonic() - began), proof=proof)
         except (Missed, psutil.NoSuchProcess, StopIteration) as error:
             done.faults[-1] = name + MISSED
             self.queue.append(name)
@@ -242,6 +243,9 @@ class Soak:
         self.leaks += [f"at the end: {' '.join(process.cmdline())[:80]}" for process in self.nodes.left()]
         if used("/dev/shm"):
             self.leaks.append(f"/dev/shm: {os.listdir('/dev/shm')}")
+        self.report()
+
+    def report(self) -> None:
         report = {
             "struck": dict(Counter(one["fault"] for one in self.struck)),
             "rounds": [asdict(one) for one in self.rounds],
@@ -264,12 +268,17 @@ def main() -> None:
     folder, minutes, seed, *words = sys.argv[1:]
     soak = Soak(Path(folder), int(seed), words)
     soak.new_cluster()
-    for kind in KINDS:
-        soak.run(kind, with_faults=False)
-    end = time.monotonic() + 60 * float(minutes)
-    while time.monotonic() < end:
-        soak.run("search" if len(soak.rounds) % 3 == 1 else "train")
-    soak.end()
+    left = 60 * float(minutes)
+    for number in itertools.count():
+        kind = "search" if number % 4 == 3 else "train"
+        if kind not in soak.expected:
+            soak.run(kind, with_faults=False)
+        began = time.monotonic()
+        soak.run(kind)
+        left -= time.monotonic() - began
+        soak.report()
+        if left <= 0:
+            return soak.end()
 
 
 if __name__ == "__main__":
