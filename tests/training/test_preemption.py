@@ -45,7 +45,7 @@ def undisturbed(cluster, words, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "step_seconds", "texts_seconds"), MOMENTS)
+@pytest.mark.parametrize(("moment", "step_seconds", "texts_seconds"), MOMENTS, ids=[of[0][0] for of in MOMENTS])
 def test_no_finished_step_is_lost(
     cluster, words, undisturbed, tmp_path, monkeypatch, moment, step_seconds, texts_seconds
 ) -> None:
