@@ -26,7 +26,6 @@ from ray.train.v2.api.validation_config import ValidationConfig
 
 from rqa_ray.cluster.workers import Workers
 from rqa_ray.credentials import mask_error
-from rqa_ray.errors import first_line
 from rqa_ray.places import shown, storage_for_ray
 from rqa_ray.progress import Progress, ProgressLine
 from rqa_ray.texts import command
@@ -36,6 +35,7 @@ from rqa_ray.training.finish import checkpoints_kept
 from rqa_ray.training.job import Job
 from rqa_ray.training.mailbox import free_workers, new_mailbox
 from rqa_ray.training.process_group import ProcessGroup
+from rqa_ray.training.reasons import is_hanging, memory_problem, reason_of, reason_of_loss, wrong_input
 from rqa_ray.training.spec import WorkerResult, WorkerSpec
 from rqa_ray.training.uploads import StorageAway, is_full
 
@@ -228,7 +228,8 @@ def _raise(
         if isinstance(failure, OSError):
             raise StorageAway(f"{place}: cannot be written ({str(failure).strip()})") from None
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # such as the loss of the driver's node
-        print(f"error: Ray lost the run: {reason_of_loss(error)}\n{how_to_go_on(job)}", file=sys.stderr)
+        why = memory_problem(str(error)) or f"Ray lost the run: {reason_of_loss(error)}"
+        print(f"error: {why}\n{how_to_go_on(job)}", file=sys.stderr)
         raise SystemExit(code)
     raise error
 
@@ -245,48 +246,6 @@ def draw(show: ProgressLine, mailbox: Any, job: Job) -> bool:
     if not job.training.get("disable_tqdm"):
         show.draw(next((Progress(**record) for record in records.values()), Progress()))
     return bool(records)
-
-
-def wrong_input(error: WorkerGroupError) -> str | None:
-    """Returns what a worker found wrong with the model, as only a worker can; None if the workers failed otherwise."""
-    lines = [line for _, failure in sorted(error.worker_failures.items()) for line in str(failure).splitlines()]
-    return next((line.rpartition("InputError: ")[2] for line in lines if "InputError: " in line), None)
-
-
-def reason_of(error: WorkerGroupError, late: list[str] | None = None) -> str:
-    """Returns why the workers failed: one line where the reason is known, else Ray's report.
-
-    `late` are the ranks for which others waited in a collective.
-    """
-    failures = {rank: str(failure) for rank, failure in sorted(error.worker_failures.items())}
-    for failure in failures.values():
-        killed = memory_problem(failure)
-        if killed:
-            return killed
-        for line in failure.splitlines():
-            if any(words in line for words in ("StorageError: ", ": no space left", ": could not be written for")):
-                return line.rpartition("StorageError: ")[2]
-    if late and any("imed out" in failure or is_hanging(failure) for failure in failures.values()):
-        return f"{', '.join(late)} did not answer, the other ranks waited for --ddp_timeout"
-    rank, failure = next(iter(failures.items()))
-    return f"training failed on rank {rank}: {failure}"
-
-
-def reason_of_loss(error: RayError) -> str:
-    """Returns the line of Ray's report that says why one of its processes is gone."""
-    lines = str(error).splitlines()
-    return next((line for line in lines if "is dead because" in line), first_line(error))
-
-
-def is_hanging(failure: object) -> bool:
-    """Returns whether a worker failed because it did not tell Ray's controller its state."""
-    return "health check has been hanging" in str(failure)
-
-
-def memory_problem(failure: str) -> str | None:
-    """Returns a line about a process that Ray killed because a node had too little memory; None for other failures."""
-    killed = next((line for line in failure.splitlines() if "running low on memory" in line), None)
-    return killed and f"{killed}; free memory, or lower --max_tokens_per_chunk with --gradient_cache true"
 
 
 def stop_message(job: Job, step: int, stopped_by: signal.Signals) -> NoReturn:

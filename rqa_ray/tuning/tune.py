@@ -30,10 +30,11 @@ from rqa_ray.reports.learning_curve import LearningCurve
 from rqa_ray.reports.search_page import PAGE_FILE, PICTURE_FILE, write_report
 from rqa_ray.reports.trials import TRIALS_FILE, Choices, Range, Trial, ranked, table_lines, write_trials
 from rqa_ray.training.checkpoints import SCORE
-from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on, memory_problem
+from rqa_ray.training.driver import STOP_EXIT_CODES, Stopped, how_to_go_on
 from rqa_ray.training.job import Job
 from rqa_ray.training.mailbox import new_mailbox
 from rqa_ray.training.output_folder import push, storage_of, with_local_output
+from rqa_ray.training.reasons import memory_problem
 from rqa_ray.training.run_record import RunRecord, changed_settings, delete_run, new_run_name
 from rqa_ray.training.setup import set_up
 from rqa_ray.tuning.models import evaluate_pretrained, leave_winner

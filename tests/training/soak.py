@@ -38,9 +38,9 @@ ALONE = [
 T = TypeVar("T")
 STEPS = 160
 KINDS = {
-    "train": [*"--num_workers 2 --per_device_train_batch_size 4 --async_eval --max_failures 100".split()],
-    "search": "--scheduler none --num_samples 3 --max_concurrent_trials 2 --max_failures 100".split()
-    + "--tune_learning_rate 1e-3 2e-3 4e-3 --search_alg grid".split(),
+    "train": "--num_workers 2 --cpus_per_worker 1 --per_device_train_batch_size 4 --async_eval".split(),
+    "search": "--scheduler none --num_samples 3 --max_concurrent_trials 2 --search_alg grid".split()
+    + "--tune_learning_rate 1e-3 2e-3 4e-3".split(),
 }
 RESUME = {"train": ["--resume_from_checkpoint", "true"], "search": ["--resume"]}
 WORKERS = {"train": "RayTrainWorker", "search": "ImplicitFunc"}
@@ -155,7 +155,17 @@ class Soak:
         self.storage.mkdir()
 
     def start(self, more: list[str]) -> None:
-        words = [*self.words, "--max_steps", str(STEPS), "--eval_steps", "20", "--logging_steps", "20"]
+        words = [
+            *self.words,
+            "--max_steps",
+            str(STEPS),
+            "--eval_steps",
+            "20",
+            "--logging_steps",
+            "20",
+            "--max_failures",
+            "100",
+        ]
         words += ["--output_dir", str(self.folder / "out"), "--storage_path", str(self.storage), *KINDS[self.kind]]
         command = [sys.executable, "-u", "-m", "tests.training.paced", str(self.folder)]
         with self.log.open("a") as log:

@@ -443,7 +443,7 @@ def test_an_evaluation_that_a_stop_put_off_is_made_when_the_run_goes_on(
 def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
     from ray.train import WorkerGroupError
 
-    from rqa_ray.training.driver import reason_of
+    from rqa_ray.training.reasons import reason_of
 
     def of(failure: str, late: list[str] | None = None) -> str:
         return reason_of(WorkerGroupError("failed", {1: Exception(failure)}), late)
@@ -461,7 +461,7 @@ def test_a_lack_of_memory_is_one_line_of_rays_page_about_it() -> None:
 def test_the_loss_of_rays_controller_is_the_line_that_says_why() -> None:
     from ray.exceptions import RayError
 
-    from rqa_ray.training.driver import reason_of_loss
+    from rqa_ray.training.reasons import reason_of_loss
 
     page = "The actor died unexpectedly.\n\tpid: 7\nThe actor is dead because its owner has died. Node lost.\nmore"
     assert reason_of_loss(RayError(page)) == "The actor is dead because its owner has died. Node lost."
@@ -477,7 +477,7 @@ def test_a_hanging_worker_is_noticed_after_ddp_timeout_unless_the_user_sets_rays
 
     monkeypatch.setenv(driver.HANG_VARIABLE, "of an earlier run in this process")
     monkeypatch.setattr(driver, "HANG_OF_USER", of_user)
-    monkeypatch.setattr(driver, "TorchTrainer", lambda *args, **options: None)
+    monkeypatch.setattr(driver, "LeanTrainer", lambda *args, **options: None)
     spec = SimpleNamespace(training={"ddp_timeout": ddp_timeout}, settings=SimpleNamespace(finish="none"))
     driver.torch_trainer(None, spec, Workers(1, 1, False), "/storage", "run")
     assert os.environ[driver.HANG_VARIABLE] == found
