@@ -117,7 +117,7 @@ def test_a_node_that_will_be_taken_away_costs_no_step(cluster, flags, tmp_path) 
     subprocess.run(drain, env=cluster.environment, check=True, capture_output=True)
     said = end(process, log)
     assert process.returncode == 0, said[-3000:]
-    [left] = re.findall(r"a node is taken away: state saved after step (\d+), going on with other nodes", said)
+    [left] = re.findall(r"a node is taken away: state saved after step (\d+); starting workers on other nodes", said)
     assert f"resuming from step {left} " in said and int(left) > 0, "a step at which no evaluation was due"
 
 
