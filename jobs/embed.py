@@ -18,9 +18,8 @@ def main() -> None:
         with quick_imports():
             from rqa_ray.command_line import parse
 
-        settings = parse(EmbedSettings, sys.argv[1:], __doc__)
-        with quick_imports():  # Ray is imported after the arguments are known to be right
-            from rqa_ray.corpus.embed import embed
+            settings = parse(EmbedSettings, sys.argv[1:], __doc__)
+            from rqa_ray.corpus.embed import embed  # Ray is imported after the arguments are known to be right
 
         with result_output(settings.json) as show:
             show(embed(settings))

@@ -16,9 +16,10 @@ def main() -> None:
         with quick_imports():
             from rqa_ray.training.job import parse_job
 
-        job = parse_job(sys.argv[1:], __doc__)
-        with quick_imports():  # Ray is imported after the arguments are known to be right
-            from rqa_ray.training.preflight import preflight
+            job = parse_job(sys.argv[1:], __doc__)
+            from rqa_ray.training.preflight import (
+                preflight,  # Ray is imported after the arguments are known to be right
+            )
 
         with result_output(job.settings.json) as show:
             show(preflight(job))

@@ -20,8 +20,7 @@ def main() -> None:
         with quick_imports():
             from rqa_ray.command_line import parse
 
-        settings = parse(SearchSettings, sys.argv[1:], __doc__, free_word="question")
-        with quick_imports():
+            settings = parse(SearchSettings, sys.argv[1:], __doc__, free_word="question")
             from rqa_ray.corpus.search import prompt, search
 
         if settings.question is None and not settings.json:

@@ -16,9 +16,8 @@ def main() -> None:
         with quick_imports():
             from rqa_ray.tuning.options import parse_search
 
-        search = parse_search(sys.argv[1:], __doc__)
-        with quick_imports():  # Ray is imported after the arguments are known to be right
-            from rqa_ray.tuning.tune import tune
+            search = parse_search(sys.argv[1:], __doc__)
+            from rqa_ray.tuning.tune import tune  # Ray is imported after the arguments are known to be right
 
         with result_output(search.job.settings.json) as show:
             show(tune(search))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,15 +16,15 @@ from rqa_ray.credentials import masked
 
 
 @dataclass(kw_only=True)
-class JobResult:
+class JobResult(ABC):
     """The typed result of a job, whose fields are what a program gets."""
 
     files: list[str] = field(default_factory=list)  # paths and URIs of all that the job has written
     report: str | None = None  # path or URI of the page for a person, if the job makes one
 
+    @abstractmethod
     def describe(self) -> str:
         """Returns lines for a person."""
-        raise NotImplementedError
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def refuse_files_of_others(output: Path, names: Iterable[str]) -> None:
 
     Files beside `STAGING` are those of a run of the job that was killed while it moved them there.
     """
-    for name in names if not (output / STAGING).exists() else ():
+    if (output / STAGING).exists():
+        return
+    for name in names:
         if (output / name).exists():
             raise InputError(
                 f"--output_dir {output}: has {name}, which no finished run of this job wrote; choose another folder, "

@@ -10,6 +10,7 @@ checkpoint.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from rqa_ray.retriever.adapters import CONFIG_FILE
 from rqa_ray.retriever.encoder_settings import heads, model_config
 from rqa_ray.settings import LoraSettings
 from rqa_ray.training.checkpoint_files import ADAPTER_FOLDER, MODEL_FOLDER, STEP_FILE, StepNote
-from rqa_ray.training.damage import checksum, first_damaged
+from rqa_ray.training.damage import checksum, damaged_in_copy, first_damaged
 from rqa_ray.training.finish import score
 
 MANIFEST_FILE = "manifest.json"
@@ -46,14 +47,14 @@ def write_manifest(folder: Path, step: int) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps({"step": step, "files": files, "crc32": sums}, indent=2))
 
 
-def damaged_file(filesystem: fs.FileSystem, path: str, within: str = "") -> str | None:
-    """Returns the first file of a checkpoint whose content is not what was written; None if all files are right.
+def checksums(filesystem: fs.FileSystem, path: str) -> dict[str, int]:
+    """Returns the checksums in the manifest of a checkpoint, by file; none if an earlier version has written it."""
+    return (_read_json(filesystem, f"{path}/{MANIFEST_FILE}") or {}).get("crc32", {})
 
-    `within` begins the names of the files that are read. A checkpoint of an earlier version has no checksums, and
-    counts as right.
-    """
-    sums = (_read_json(filesystem, f"{path}/{MANIFEST_FILE}") or {}).get("crc32", {})
-    return first_damaged(filesystem, path, {name: of for name, of in sums.items() if name.startswith(within)})
+
+def damaged_file(filesystem: fs.FileSystem, path: str) -> str | None:
+    """Returns the first file of a checkpoint whose content is not what was written; None if all files are right."""
+    return first_damaged(filesystem, f"{path}/", checksums(filesystem, path))
 
 
 @contextmanager
@@ -147,15 +148,14 @@ class StoredCheckpoint:
         Raises:
             InputError: a file was damaged.
         """
-        if damaged := damaged_file(self.filesystem, self.path, name):
-            where = f"{shown(self.location or self.path)}: its file {damaged} was damaged"
-            raise InputError(f"{where}; delete this checkpoint, and give the same command again to resume")
         source = f"{self.path}/{name}"
         if self.filesystem.get_file_info(source).type == fs.FileType.Directory:
             target.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(
-            source, str(target), source_filesystem=self.filesystem, destination_filesystem=fs.LocalFileSystem()
-        )
+        fs.copy_files(source, str(target), self.filesystem, fs.LocalFileSystem())
+        if damaged := damaged_in_copy(name, target, checksums(self.filesystem, self.path)):
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+            where = f"{shown(self.location or self.path)}: its file {damaged} was damaged"
+            raise InputError(f"{where}; delete this checkpoint, and give the same command again to resume")
 
 
 def evaluation_folder(checkpoint_path: str, step: int) -> str:

@@ -40,7 +40,7 @@ def write_run_suspects(
 ) -> list[str]:
     """Writes the suspects of a checkpoint's round into a folder, whose files go to a location.
 
-    Returns a line for the user: where to decide about them, or why they could not be written. None if there are none.
+    Returns a line for the user: where to decide about them, or why they could not be written; none if there are none.
     """
     try:
         found = read_suspects(checkpoint)

@@ -184,7 +184,7 @@ def finish(
         finisher.write_model(choice.candidate, staging)
         lines, about_report = _write_results(staging, setup, job, model, ran, found, began)
         if job.settings.lora_r and job.settings.save_adapter:
-            lines.insert(-1, finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
+            lines.append(finisher.write_adapter(choice.candidate, staging / ADAPTER_FOLDER))
         written = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
         stale = {name for name in record.files if name.startswith(NOT_ALWAYS)} - written
         record.files = sorted(written | set(record.files))
