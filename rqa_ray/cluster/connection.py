@@ -19,6 +19,7 @@ from rqa_ray.errors import InputError, first_line
 
 ANSWER_SECONDS = 5.0  # how long a machine may take to answer
 OF_CLIENT = "ray://"  # addresses of Ray Client begin so
+STARVED = "timed out during startup"  # in Ray's message, if its node has not started in 30 s
 
 
 def connect() -> str:
@@ -47,10 +48,10 @@ def connect() -> str:
             if "AF_UNIX path length" in str(error):
                 folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
                 raise InputError(f"{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one") from None
-            if "timed out during startup" not in str(error):
+            if STARVED not in str(error):
                 raise
             ray.shutdown()  # Ray waits 30 s for its node; a busy machine may need longer to load Ray the first time
-            ray.init(**options)
+            start_again(options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
     nodes, more = nodes_now(), nodes_to_come()
@@ -59,6 +60,21 @@ def connect() -> str:
     here = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     growth = f", up to {len(more)} more node{'s' * (len(more) > 1)} from the autoscaler" if more else ""
     return f"{kind}, {here}{growth}"
+
+
+def start_again(options: dict[str, Any]) -> None:
+    """Starts Ray a second time.
+
+    Raises:
+        InputError: Ray has again not started in the time that Ray allows.
+    """
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if STARVED not in str(error):
+            raise
+        ray.shutdown()
+        raise InputError("Ray has twice not started in 30 s, the machine is too busy; end other programs") from None
 
 
 def check_that_one_listens(address: str) -> None:

@@ -73,6 +73,19 @@ def test_a_folder_too_long_for_sockets_is_one_line(monkeypatch, tmp_path):
     assert raised.match(f"^{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one$")
 
 
+def test_a_machine_too_busy_for_ray_is_one_line_after_a_second_start(monkeypatch):
+    started = []
+
+    def start(**options: object) -> None:
+        started.append(options)
+        raise Exception("The current node timed out during startup. This could happen because ...")  # Ray's own words
+
+    monkeypatch.setattr(ray, "init", start)
+    raised = refusal({"RAY_ADDRESS": ""}, monkeypatch)
+    assert raised.match("^Ray has twice not started in 30 s, the machine is too busy; end other programs$")
+    assert len(started) == 2
+
+
 def refusal(environment: dict[str, str], monkeypatch) -> pytest.ExceptionInfo:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for name, value in environment.items():
