@@ -76,8 +76,10 @@ class SuspectsPage(JobResult):
         return f"audit: {self.shown:,}{of_all} suspects in {self.report}; open it in a browser"
 
 
-def write_suspects_page(folder: Path) -> SuspectsPage:
+def write_suspects_page(folder: Path, name: str = "") -> SuspectsPage:
     """Writes suspects.html from the suspects.jsonl of a folder; returns a line for the user.
+
+    The page has the name of the folder if it gets no name.
 
     Raises:
         InputError: there is no suspects.jsonl, or one of its lines is wrong.
@@ -89,7 +91,7 @@ def write_suspects_page(folder: Path) -> SuspectsPage:
     suspects = [_suspect(path, number, line) for number, line in _first(lines)]
     more = sum(1 for _ in read_lines(str(path))) - len(suspects)
     note = f"The first {MOST_SUSPECTS:,} of {MOST_SUSPECTS + more:,} suspects." if more else ""
-    write_whole(folder / PAGE_FILE, page(folder.absolute().name, suspects, note).encode())
+    write_whole(folder / PAGE_FILE, page(name or folder.absolute().name, suspects, note).encode())
     written = str(folder / PAGE_FILE)
     return SuspectsPage(len(suspects) + more, len(suspects), files=[written], report=written)
 

@@ -48,7 +48,7 @@ def write_run_suspects(
             return []
         asked = read_asked(train_files, labels, set(found["question"].tolist()))
         number = write_suspects(folder / SUSPECTS_FILE, suspects_in(found, asked, corpus))
-        write_suspects_page(folder)
+        write_suspects_page(folder, Path(location).name)
     except Exception as error:  # whatever is wrong with a page, the work of hours must not be lost for it
         for name in (SUSPECTS_FILE, PAGE_FILE):
             (folder / name).unlink(missing_ok=True)

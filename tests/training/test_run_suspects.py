@@ -45,6 +45,7 @@ def test_a_person_finds_the_suspects_of_the_last_round_with_all_golds_and_the_pa
     assert (line["score"], line["gold_score"], line["dense_rank"], line["bm25_rank"]) == (0.75, 0.5, 1, None)
     assert line["rival"]["page_content"] == documents().document(2)["page_content"] and line["accept"] is None
     assert SuspectsPart.of(tmp_path / "out", "suspects.html").link == "suspects.html"
+    assert "<title>Suspects of run</title>" in (tmp_path / "out" / "suspects.html").read_text()
 
 
 def test_without_suspects_nothing_is_written_and_what_goes_wrong_costs_no_run(tmp_path, checkpoint):
