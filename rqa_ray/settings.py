@@ -44,7 +44,7 @@ def model_path(default: Any, what: str, unset: str = "") -> Any:
 
 def corpus_path(default: Any, unset: str = "") -> Any:
     """Declares the setting that names the files of a corpus."""
-    text = "All passages: documents.pkl, JSONL, Parquet, CSV."
+    text = "All passages: documents.pkl, JSONL, Parquet, CSV, a BEIR folder."
     return DATA.path(default, text, unset=unset, more_names=("full_dataset_file_path", "document_path"))
 
 
