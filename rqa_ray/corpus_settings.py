@@ -79,7 +79,7 @@ class EvaluateSettings(ResultSettings, PredictionSettings, EncodingSettings):
     embeddings_path: str | None = _embeddings()
     retriever_type: Retriever = EVALUATION.setting("dense", "Retriever to score (hybrid: both others, fused).")
     weight_data_path: list[str] | None = EVALUATION.path(
-        None, "Other questions, which choose the weight of the hybrid."
+        None, "Questions, not those of --eval_data_path, that choose the hybrid's weight."
     )
     hybrid_weight: float | None = _weight("--weight_data_path chooses, else the model's own, else 0.5")
     matryoshka_dims: list[int] | None = EVALUATION.setting(

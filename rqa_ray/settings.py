@@ -171,14 +171,14 @@ class BatchSettings:
         None,
         "Tokens in a forward pass, at most.",
         at_least(1),
-        unset="2,000 on a CPU, 32,768 on a GPU, fewer in little memory",
+        unset="2,000 on a CPU, 32,768 on a GPU, fewer if memory is short",
     )
     homogeneous_batches: bool = BATCHES.setting(
         False, "Each batch has questions of one source: one name in --train_file.", is_rare=True
     )
     gradient_cache: str = BATCHES.setting(
         "auto",
-        "Forward twice to save memory: auto, true, false, 0 to 1.",
+        "Compute twice to save memory: auto, true, false, a share.",
         word_or_share("auto", "true", "false"),
         may_be_true=True,
     )
@@ -280,7 +280,7 @@ class TrainSettings(
     )
     num_workers: str | None = WORKERS.setting(
         None,
-        "Processes that train: 4, or a range where nodes come and go: 2:8.",
+        "Training processes; 2:8 is a range, if nodes come and go.",
         Check(_is_number_of_workers, "at least 1, or a range such as 2:8"),
         unset=DEFAULT_WORKERS,
         metavar="N|N:M",
