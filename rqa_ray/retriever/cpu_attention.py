@@ -23,12 +23,14 @@ from typing import Any
 
 import torch
 
-from rqa_ray.retriever.dropout import bit_generator, factor_of_kept, keep_mask, pack_mask, unpack_mask
+from rqa_ray.retriever.cpu_threads import in_threads
+from rqa_ray.retriever.dropout import factor_of_kept, keep_mask, new_seed, pack_mask, unpack_mask
 
 # Sums of powers of two in bf16 that are still exact enough. The inverse of a sum times a gradient is in range too.
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**60
 LOG2_E = math.log2(math.e)
-# Probabilities that a thread computes at a time: several tensors of them fit in the cache of a core.
+# Probabilities that a thread computes at a time, at least those of a text: several tensors of them fit in the cache of
+# a core.
 PROBABILITIES_OF_A_THREAD = 2**17
 
 
@@ -97,9 +99,9 @@ class _Run:
 
     def parts(self, heads: int) -> Iterator["_Run"]:
         """Yields parts of the run that the cache has room for, at least a text each."""
-        most = PROBABILITIES_OF_A_THREAD * torch.get_num_threads() // (heads * self.length**2)
-        for done in range(0, self.texts, max(most, 1)):
-            texts = min(max(most, 1), self.texts - done)
+        most = max(PROBABILITIES_OF_A_THREAD // (heads * self.length**2), 1)
+        for done in range(0, self.texts, most):
+            texts = min(most, self.texts - done)
             yield _Run(self.first + done * self.length, texts, self.length)
 
 
@@ -159,27 +161,32 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, reach, dropout, scale):
-        attended, kept = torch.empty_like(query, memory_format=torch.contiguous_format), []
+        attended = torch.empty_like(query, memory_format=torch.contiguous_format)
+        parts = [part for run in _runs(lengths) for part in run.parts(query.shape[1])]
+        seed = new_seed() if dropout else None
+
+        def attend_in(number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+            part = parts[number]
+            q, k, v = (part.of(whole) for whole in (query, key, value))
+            weights, factors = _softmax(q, k, reach, scale)
+            mask = None if seed is None else keep_mask(weights.shape, dropout, (seed, number))
+            product = torch.matmul(_kept(weights, mask), v.contiguous())
+            torch.mul(product, factors * factor_of_kept(dropout), out=part.of(attended))
+            return factors, None if mask is None else pack_mask(mask)
+
         with torch.autocast("cpu", enabled=False):
-            for run in _runs(lengths):
-                bits = bit_generator() if dropout else None
-                for part in run.parts(query.shape[1]):
-                    q, k, v = (part.of(whole) for whole in (query, key, value))
-                    weights, factors = _softmax(q, k, reach, scale)
-                    mask = keep_mask(weights.shape, dropout, bits) if dropout else None
-                    product = torch.matmul(_kept(weights, mask), v.contiguous())
-                    torch.mul(product, factors * factor_of_kept(dropout), out=part.of(attended))
-                    kept += [factors, None if mask is None else pack_mask(mask)]
+            kept = [tensor for of_part in in_threads(attend_in, range(len(parts))) for tensor in of_part]
         ctx.save_for_backward(query, key, value, attended, *kept)
-        ctx.lengths, ctx.reach, ctx.dropout, ctx.scale = lengths, reach, dropout, scale
+        ctx.parts, ctx.reach, ctx.dropout, ctx.scale = parts, reach, dropout, scale
         return attended
 
     @staticmethod
     def backward(ctx, gradient):
         query, key, value, attended, *kept = ctx.saved_tensors
         gradients = of_query, of_key, of_value = [torch.empty_like(attended) for _ in range(3)]
-        parts = (part for run in _runs(ctx.lengths) for part in run.parts(query.shape[1]))
-        for part, factors, bits in zip(parts, kept[::2], kept[1::2], strict=True):
+
+        def differentiate(of_part: tuple[_Run, torch.Tensor, torch.Tensor | None]) -> None:
+            part, factors, bits = of_part
             q, k, v = (part.of(whole).contiguous() for whole in (query, key, value))
             weights, _ = _softmax(q, k, ctx.reach, ctx.scale, factors)
             towards = _times(part.of(gradient), factors * factor_of_kept(ctx.dropout))
@@ -194,6 +201,8 @@ class _Attention(torch.autograd.Function):
             of_scores.sub_(mean).mul_(weights)
             torch.mul(torch.matmul(of_scores, k), ctx.scale, out=part.of(of_query))
             torch.mul(torch.matmul(of_scores.transpose(2, 3), q), ctx.scale, out=part.of(of_key))
+
+        in_threads(differentiate, [*zip(ctx.parts, kept[::2], kept[1::2], strict=True)])
         return *gradients, None, None, None, None
 
 

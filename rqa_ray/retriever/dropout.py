@@ -5,6 +5,7 @@ The kept values are divided by the share that is really kept.
 
 The random bits come from numpy's SFC64 generator, which is seeded from torch's generator at every call. Code that
 restores torch's random state (the seed of a token batch, gradient checkpointing) therefore gets the same mask again.
+A mask that several threads make has a seed for each part, so it does not depend on the threads.
 """
 
 from typing import Any
@@ -13,15 +14,22 @@ import numpy as np
 import torch
 from torch import nn
 
-
-def bit_generator() -> np.random.SFC64:
-    """Returns a generator of random bits that is seeded from torch's generator."""
-    return np.random.SFC64(int(torch.randint(2**62, ())))
+ALL_BITS = 2**64 - 1
 
 
-def keep_mask(shape: torch.Size, probability: float, generator: np.random.SFC64 | None = None) -> torch.Tensor:
-    """Returns a random uint8 mask of a shape: 0 with the probability of dropout, else 1."""
-    bits = (generator or bit_generator()).random_raw(-(-shape.numel() // 4)).view(np.uint16)
+def new_seed() -> int:
+    """Returns a random seed of a mask, from torch's generator."""
+    return int(torch.randint(2**62, ()))
+
+
+def keep_mask(shape: torch.Size, probability: float, seed: int | tuple[int, int] | None = None) -> torch.Tensor:
+    """Returns a random uint8 mask of a shape: 0 with the probability of dropout, else 1.
+
+    `seed` is a seed, or the seed of a larger mask and the number of a part of this mask; a new seed by default.
+    """
+    generator = np.random.Generator(np.random.SFC64(new_seed() if seed is None else seed))
+    # `random_raw` gives the same bits, but holds Python's lock.
+    bits = generator.integers(0, ALL_BITS, -(-shape.numel() // 4), np.uint64, endpoint=True).view(np.uint16)
     return torch.from_numpy((bits[: shape.numel()] >= _threshold(probability)).view(np.uint8)).view(shape)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from rqa_ray.retriever import cpu_attention
 from rqa_ray.retriever.cpu_attention import Reach, attend
-from rqa_ray.retriever.dropout import apply_mask, keep_mask
+from rqa_ray.retriever.dropout import apply_mask, keep_mask, new_seed
 from tests.retriever.test_attention import DIMENSIONS, REACHES, mask
 
 TEXTS, LENGTH = 5, 22
@@ -29,7 +29,7 @@ def test_in_bf16_scores_may_be_of_any_size(score):
 def test_the_result_and_its_gradient_are_those_of_the_formula_with_the_probabilities_masked(
     reach, dropout, monkeypatch
 ):
-    monkeypatch.setattr(cpu_attention, "PROBABILITIES_OF_A_THREAD", 2 * 4 * LENGTH**2 // torch.get_num_threads())
+    monkeypatch.setattr(cpu_attention, "PROBABILITIES_OF_A_THREAD", 2 * 4 * LENGTH**2)
     query, key, value = (torch.randn(TEXTS * LENGTH, 4, DIMENSIONS, requires_grad=True) for _ in range(3))
     torch.manual_seed(3)
     found = attend(query, key, value, [LENGTH] * TEXTS, reach, dropout, 0.3)  # two texts at a time
@@ -37,7 +37,9 @@ def test_the_result_and_its_gradient_are_those_of_the_formula_with_the_probabili
     q, k, v = (part.unflatten(0, (TEXTS, LENGTH)).transpose(1, 2) for part in (query, key, value))
     shares = (q @ k.transpose(2, 3) * 0.3).masked_fill(~mask(LENGTH, reach), -torch.inf).softmax(3)
     if dropout:
-        shares = shares * apply_mask(torch.ones_like(shares), keep_mask(shares.shape, dropout), dropout)
+        seed = new_seed()
+        parts = [keep_mask(part.shape, dropout, (seed, number)) for number, part in enumerate(shares.split(2))]
+        shares = shares * apply_mask(torch.ones_like(shares), torch.cat(parts), dropout)
     expected = (shares @ v).transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     towards = torch.randn_like(expected)
