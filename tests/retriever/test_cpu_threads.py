@@ -57,10 +57,13 @@ def test_each_calling_thread_has_threads_of_its_own_that_end_with_it(threads):
     threads(2)
     before = threading.active_count()
     found: list[list[int]] = []
-    callers = [
-        threading.Thread(target=lambda: found.append(in_threads(lambda _: threading.get_ident(), range(8))))
-        for _ in range(2)
-    ]
+    both = threading.Barrier(2)  # the number of a thread that has ended may be given again
+
+    def call() -> None:
+        found.append(in_threads(lambda _: threading.get_ident(), range(8)))
+        both.wait(60)
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
     for caller in callers:
         caller.start()
     for caller in callers:
