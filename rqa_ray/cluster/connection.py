@@ -33,25 +33,31 @@ def connect() -> str:
         # Ray waits for its dashboard, which takes 10 processes, and nothing here asks the dashboard.
         local: dict[str, Any] = {} if address else {"include_dashboard": False}
         options = {"address": address or "local", "logging_level": "error", "log_to_driver": False, **local}
-        try:
-            if address:
-                check_that_one_listens(address)
-            ray.init(**options)
-        except (ConnectionError, ValueError) as error:
-            if not address:
+        for is_second in (False, True):
+            try:
+                if address:
+                    check_that_one_listens(address)
+                ray.init(**options)
+                break
+            except (ConnectionError, ValueError) as error:
+                if not address:
+                    raise
+                raise InputError(why_refused(address, error)) from None
+            except SystemExit:  # from Ray's own handler of SIGTERM, which would end this process with 15
+                on_sigterm(signal.SIGTERM, None)
                 raise
-            raise InputError(why_refused(address, error)) from None
-        except SystemExit:  # from Ray's own handler of SIGTERM, which would end this process with 15
-            on_sigterm(signal.SIGTERM, None)
-            raise
-        except Exception as error:
-            if "AF_UNIX path length" in str(error):
-                folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-                raise InputError(f"{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one") from None
-            if STARVED not in str(error):
-                raise
-            ray.shutdown()  # Ray waits 30 s for its node; a busy machine may need longer to load Ray the first time
-            start_again(options)
+            except Exception as error:
+                if "AF_UNIX path length" in str(error):
+                    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+                    raise InputError(
+                        f"{folder}: too long a path for Ray's sockets; set TMPDIR to a shorter one"
+                    ) from None
+                if STARVED not in str(error):
+                    raise
+                ray.shutdown()  # Ray waits 30 s for its node; a busy machine may need longer at first
+                if is_second:
+                    wrong = "Ray has twice not started in 30 s, the machine is too busy; end other programs"
+                    raise InputError(wrong) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
     nodes, more = nodes_now(), nodes_to_come()
@@ -60,21 +66,6 @@ def connect() -> str:
     here = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     growth = f", up to {len(more)} more node{'s' * (len(more) > 1)} from the autoscaler" if more else ""
     return f"{kind}, {here}{growth}"
-
-
-def start_again(options: dict[str, Any]) -> None:
-    """Starts Ray a second time.
-
-    Raises:
-        InputError: Ray has again not started in the time that Ray allows.
-    """
-    try:
-        ray.init(**options)
-    except Exception as error:
-        if STARVED not in str(error):
-            raise
-        ray.shutdown()
-        raise InputError("Ray has twice not started in 30 s, the machine is too busy; end other programs") from None
 
 
 def check_that_one_listens(address: str) -> None:

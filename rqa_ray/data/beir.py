@@ -47,7 +47,7 @@ def in_beir_folder(name: str, flag: str, location: str) -> str:
         names = sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(root)))
         has = f"it has {', '.join(names)}, which --{flag} may name" if names else "its folder qrels is empty"
         if flag == "eval_file":
-            has += "; or give --eval_share 0.1 in its place"
+            has += "; training may hold out eval questions with --eval_share 0.1"
         raise InputError(f"--{flag} {shown(location)}: a BEIR folder without qrels/{JUDGMENTS[name]}.tsv; {has}")
     return found
 

@@ -202,7 +202,8 @@ class _Attention(torch.autograd.Function):
             torch.mul(torch.matmul(of_scores, k), ctx.scale, out=part.of(of_query))
             torch.mul(torch.matmul(of_scores.transpose(2, 3), q), ctx.scale, out=part.of(of_key))
 
-        in_threads(differentiate, [*zip(ctx.parts, kept[::2], kept[1::2], strict=True)])
+        with torch.autocast("cpu", enabled=False):
+            in_threads(differentiate, [*zip(ctx.parts, kept[::2], kept[1::2], strict=True)])
         return *gradients, None, None, None, None
 
 

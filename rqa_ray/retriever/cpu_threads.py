@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,37 +14,45 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _own = threading.local()  # the pool of the calling thread, because evaluation calls from several threads
+_starting = threading.Lock()
+os.register_at_fork(after_in_child=lambda: _own.__dict__.clear())  # a forked process has no threads but its own
 
 
 def in_threads(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
     """Returns the results of pieces of work that do not depend on each other, in their order; keeps no graph.
 
-    Each of torch's threads takes the next piece. If there are fewer pieces than threads, the threads share each
-    operation instead.
+    As many threads as torch has take the next piece each. If there are fewer pieces than threads, torch's threads are
+    shared out among the pieces.
     """
     threads, is_inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-    if threads == 1 or len(pieces) < threads:
-        return [work(piece) for piece in pieces]
 
     def alone(piece: Piece) -> Result:
         with torch.inference_mode(is_inference), torch.no_grad():  # both are settings of a thread
             return work(piece)
 
-    return list(_pool(threads).map(alone, pieces))
+    at_a_time = min(threads, len(pieces))
+    return list(map(alone, pieces) if at_a_time < 2 else _pool(at_a_time, threads // at_a_time).map(alone, pieces))
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Returns threads in which torch computes with one thread; they end with the thread that calls."""
-    if getattr(_own, "threads", 0) != threads:
-        all_started = threading.Barrier(threads + 1)
-        _own.pool, _own.threads = ThreadPoolExecutor(threads, "piece", _compute_alone), threads
-        for _ in range(threads):
-            _own.pool.submit(all_started.wait)
-        all_started.wait()
-        torch.set_num_threads(threads)  # a thread's setting becomes the default of later threads
+def _pool(number: int, threads_of_each: int) -> ThreadPoolExecutor:
+    """Returns threads in which torch computes with so many threads each; they end with the thread that calls."""
+    if getattr(_own, "kind", None) != (number, threads_of_each):
+        with _starting:
+            before, all_started = torch.get_num_threads(), threading.Barrier(number + 1)
+            pool = ThreadPoolExecutor(number, "piece", _compute_with, (threads_of_each,))
+            try:
+                for _ in range(number):
+                    pool.submit(all_started.wait)
+                all_started.wait()
+            except BaseException:
+                all_started.abort()
+                raise
+            finally:
+                torch.set_num_threads(before)  # a thread's setting is the default of threads that start later
+        _own.pool, _own.kind = pool, (number, threads_of_each)
     return _own.pool
 
 
-def _compute_alone() -> None:
+def _compute_with(threads: int) -> None:
     torch.get_num_threads()  # a thread's first call of torch sets the default, which would replace a setting
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)

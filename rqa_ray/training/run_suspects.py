@@ -21,7 +21,7 @@ from rqa_ray.data.labels import Labels
 from rqa_ray.data.records import read_records
 from rqa_ray.data.schema import Document, QARecord, question_key
 from rqa_ray.evaluation.predictions import Documents
-from rqa_ray.places import inside, shown
+from rqa_ray.places import absolute, inside, shown
 from rqa_ray.reports.suspects_page import PAGE_FILE, write_suspects_page
 from rqa_ray.training.checkpoints import StoredCheckpoint
 from rqa_ray.training.rounds import NEGATIVES_FILE, SUSPECT
@@ -48,7 +48,7 @@ def write_run_suspects(
             return []
         asked = read_asked(train_files, labels, set(found["question"].tolist()))
         number = write_suspects(folder / SUSPECTS_FILE, suspects_in(found, asked, corpus))
-        write_suspects_page(folder, Path(location).name)
+        write_suspects_page(folder, Path(shown(absolute(location))).name)
     except Exception as error:  # whatever is wrong with a page, the work of hours must not be lost for it
         for name in (SUSPECTS_FILE, PAGE_FILE):
             (folder / name).unlink(missing_ok=True)

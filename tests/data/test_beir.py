@@ -66,7 +66,8 @@ def test_judgments_that_a_folder_lacks_are_named_with_those_that_it_has(tmp_path
     folder = beir_folder(tmp_path, train=TRAIN, test=TRAIN)
     with pytest.raises(InputError) as caught:
         find_inputs({"eval": ("eval_file", [str(folder)])}, skip_bad=False)
-    has = "it has test.tsv, train.tsv, which --eval_file may name; or give --eval_share 0.1 in its place"
+    has = "it has test.tsv, train.tsv, which --eval_file may name"
+    has += "; training may hold out eval questions with --eval_share 0.1"
     assert str(caught.value) == f"--eval_file {folder}: a BEIR folder without qrels/dev.tsv; {has}"
 
 

@@ -1,5 +1,6 @@
 """Pieces of work in threads: in order, without a graph, one torch thread each, and with the result of one thread."""
 
+import os
 import threading
 
 import pytest
@@ -33,9 +34,25 @@ def test_results_come_in_order_from_threads_that_compute_with_one_thread_and_kee
     assert started == [2]  # later threads are not slowed
 
 
-def test_few_pieces_are_computed_by_the_calling_thread(threads):
-    threads(4)
-    assert in_threads(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
+def test_few_pieces_share_the_threads_and_one_piece_has_them_all_in_the_calling_thread(threads):
+    threads(5)
+    weight = torch.ones(1, requires_grad=True)
+
+    def work(_: int) -> tuple[int, int, bool]:
+        return threading.get_ident(), torch.get_num_threads(), (weight * 2).requires_grad
+
+    assert [found[1:] for found in in_threads(work, range(2))] == [(2, False)] * 2
+    assert in_threads(work, range(1)) == [(threading.get_ident(), 5, False)]
+    assert in_threads(work, range(0)) == []
+
+
+def test_a_forked_process_has_threads_of_its_own(threads):
+    threads(2)
+    in_threads(lambda number: number, range(4))
+    child = os.fork()
+    if not child:
+        os._exit(in_threads(lambda number: number, range(4)) != [0, 1, 2, 3])
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_an_error_of_a_piece_reaches_the_caller_and_the_threads_work_on(threads):
@@ -82,7 +99,7 @@ def test_attention_with_dropout_has_the_same_bits_with_any_number_of_threads(thr
     lengths = [40, 40, 40, 33, 21, 21, 5]
     query, key, value = (torch.randn(sum(lengths), 4, 16).to(dtype).requires_grad_() for _ in range(3))
     found = []
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 8, 20):
         threads(number)
         torch.manual_seed(7)
         attended = attend(query, key, value, lengths, Reach(), 0.2, 0.3)

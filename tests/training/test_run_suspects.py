@@ -1,6 +1,7 @@
 """The suspects of a run are written for a person, with the texts of their questions, golds and rivals."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,9 +24,9 @@ def checkpoint(tmp_path) -> SimpleNamespace:
     return SimpleNamespace(path=str(tmp_path / "checkpoint"), filesystem=fs.LocalFileSystem())
 
 
-def write(tmp_path, checkpoint, train: str) -> list[str]:
-    (tmp_path / "out").mkdir()
-    return run_suspects.write_run_suspects(tmp_path / "out", "run", checkpoint, [train], NO_LABELS, documents())
+def write(tmp_path, checkpoint, train: str, location: str = "run") -> list[str]:
+    (tmp_path / "out").mkdir(exist_ok=True)
+    return run_suspects.write_run_suspects(tmp_path / "out", location, checkpoint, [train], NO_LABELS, documents())
 
 
 def test_a_person_finds_the_suspects_of_the_last_round_with_all_golds_and_the_page(tmp_path, checkpoint, monkeypatch):
@@ -45,7 +46,9 @@ def test_a_person_finds_the_suspects_of_the_last_round_with_all_golds_and_the_pa
     assert (line["score"], line["gold_score"], line["dense_rank"], line["bm25_rank"]) == (0.75, 0.5, 1, None)
     assert line["rival"]["page_content"] == documents().document(2)["page_content"] and line["accept"] is None
     assert SuspectsPart.of(tmp_path / "out", "suspects.html").link == "suspects.html"
-    assert "<title>Suspects of run</title>" in (tmp_path / "out" / "suspects.html").read_text()
+    for location, name in (("run", "run"), ("s3://KEY:SECRET@b/run?secret_key=X", "run"), (".", Path.cwd().name)):
+        write(tmp_path, checkpoint, train, location)
+        assert f"<title>Suspects of {name}</title>" in (tmp_path / "out" / "suspects.html").read_text()
 
 
 def test_without_suspects_nothing_is_written_and_what_goes_wrong_costs_no_run(tmp_path, checkpoint):
