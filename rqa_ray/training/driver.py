@@ -227,6 +227,8 @@ def _raise(
             raise SystemExit(code)
         if isinstance(failure, OSError):
             raise StorageAway(f"{place}: cannot be written ({str(failure).strip()})") from None
+        if isinstance(failure, RayError):  # such as the loss of a node while the workers start
+            error = failure
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # such as the loss of the driver's node
         why = memory_problem(str(error)) or f"Ray lost the run: {reason_of_loss(error)}"
         print(f"error: {why}\n{how_to_go_on(job)}", file=sys.stderr)
