@@ -19,9 +19,8 @@ def main() -> None:
             from rqa_ray.command_line import parse
 
             settings = parse(EvaluateSettings, sys.argv[1:], __doc__)
-            from rqa_ray.evaluation.evaluate import (
-                evaluate,  # Ray is imported after the arguments are known to be right
-            )
+            # Ray is imported after the arguments are known to be right
+            from rqa_ray.evaluation.evaluate import evaluate
             from rqa_ray.reports.evaluation_page import write_evaluation_report
 
         with result_output(settings.json) as show:

@@ -17,9 +17,8 @@ def main() -> None:
             from rqa_ray.training.job import parse_job
 
             job = parse_job(sys.argv[1:], __doc__)
-            from rqa_ray.training.preflight import (
-                preflight,  # Ray is imported after the arguments are known to be right
-            )
+            # Ray is imported after the arguments are known to be right
+            from rqa_ray.training.preflight import preflight
 
         with result_output(job.settings.json) as show:
             show(preflight(job))

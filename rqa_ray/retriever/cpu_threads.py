@@ -30,8 +30,11 @@ def in_threads(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list
         with torch.inference_mode(is_inference), torch.no_grad():  # both are settings of a thread
             return work(piece)
 
-    at_a_time = min(threads, len(pieces))
-    return list(map(alone, pieces) if at_a_time < 2 else _pool(at_a_time, threads // at_a_time).map(alone, pieces))
+    threads_of_each = threads // max(min(threads, len(pieces)), 1)
+    if threads_of_each == threads:
+        return list(map(alone, pieces))
+    # The size does not depend on the number of pieces: a new pool for each token batch would cost time.
+    return list(_pool(threads // threads_of_each, threads_of_each).map(alone, pieces))
 
 
 def _pool(number: int, threads_of_each: int) -> ThreadPoolExecutor:
